@@ -1,0 +1,53 @@
+# Two commands do everything on a machine that has Python >= 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DEMO_OUT ?= demo-out
+
+.PHONY: help setup demo test lint format bench soak-kill clean
+
+help:
+	@echo "make demo       set up, then boxes -> GrabCut -> masks -> DeepLab -> scores on the embedded demo data"
+	@echo "make test       set up, then the test suite"
+	@echo "make lint       ruff, mypy --strict, import-linter"
+	@echo "make bench      benchmarks, as ratios against a peer in the same run"
+	@echo "make soak-kill  kill the demo at every named point and 20 times at random; compare byte for byte"
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Maskmill needs Python >= 3.11; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv is missing. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@command -v g++ >/dev/null || { echo "A C++ compiler is missing (pydensecrf2 is compiled). On Debian or Ubuntu: apt-get install g++"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "Python.h is missing (pydensecrf2 is compiled). On Debian or Ubuntu: apt-get install python3-dev"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/maskmill cfs --config demo --out $(DEMO_OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+soak-kill: $(READY)
+	$(BIN)/python -m benchmarks.soak_kill
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT) *.egg-info build

@@ -1,0 +1,159 @@
+"""The one way in which Maskmill writes a file: aside, flushed, synced, renamed.
+
+A reader therefore sees the old file, the new file or none, never half of one. What a kill leaves
+behind is a temporary file, whose name tells that nobody needs it (:func:`sweep_temporaries`).
+
+:func:`kill_point` marks the instants at which a kill is most likely to do harm. Tests set
+``MASKMILL_KILL_AT`` to reach each of them; without it the call costs a dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+TEMPORARY_PREFIX = ".tmp-"
+"""Every unfinished file or folder starts with this, followed by its writer's pid."""
+
+KILL_POINTS = (
+    "store.after_write",
+    "store.before_fsync",
+    "store.before_rename",
+    "store.after_rename",
+    "fit.mid_checkpoint",
+    "fit.mid_publish",
+    "export.mid_export",
+)
+"""The named instants. ``store.after_rename`` lies between a segment's rename and its index."""
+
+
+def kill_point(name: str) -> None:
+    """Die here, with the whole run, if the environment asks for it.
+
+    ``MASKMILL_KILL_AT=store.before_rename`` kills at the first arrival, ``store.before_rename:3`` at
+    the third in one process. The run's own process group (``MASKMILL_RUN_PGID``, set by the test) is
+    killed with it, since a worker's death alone is something that a run survives.
+    """
+    wanted = os.environ.get("MASKMILL_KILL_AT")
+    if not wanted:
+        return
+    point, _, nth = wanted.partition(":")
+    if point != name:
+        return
+    _arrivals[name] = _arrivals.get(name, 0) + 1
+    if _arrivals[name] < int(nth or 1):
+        return
+    group = os.environ.get("MASKMILL_RUN_PGID")
+    if group:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(int(group), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+_arrivals: dict[str, int] = {}
+
+
+def temporary_beside(path: Path) -> Path:
+    """A fresh name in ``path``'s folder (same file system, so that the rename is atomic)."""
+    return path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Flush ``path``'s content to the disk, whoever wrote it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+    """Write ``path`` through ``write(file)`` so that it is there whole or not at all.
+
+    ``durable=False`` leaves out the syncs: right for what can be rebuilt (an index, a picture).
+    A failing ``write`` removes the temporary file and raises what it raised.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_beside(path)
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        fsync_folder(path.parent)
+
+
+def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """:func:`write_atomic` of bytes at hand."""
+    write_atomic(path, lambda file: file.write(data), durable=durable)
+
+
+def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
+    """:func:`write_atomic` of UTF-8 text at hand."""
+    write_bytes_atomic(path, text.encode(), durable=durable)
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Rename a finished folder into place, its files synced first.
+
+    Raises ``FileExistsError`` if ``final`` exists: published folders are never overwritten.
+    """
+    for file in sorted(temporary.rglob("*")):
+        if file.is_file():
+            fsync_file(file)
+        elif file.is_dir():
+            fsync_folder(file)
+    fsync_folder(temporary)
+    if final.exists():
+        raise FileExistsError(f"{final} is already published")
+    os.rename(temporary, final)
+    fsync_folder(final.parent)
+
+
+def sweep_temporaries(folder: Path, *, older_than_s: float = 3600.0) -> int:
+    """Remove what killed writers left in ``folder``; returns how many entries went.
+
+    A temporary of a living process of this machine is left alone, and so is one younger than
+    ``older_than_s`` whose writer cannot be judged (the cache may be shared over a network).
+    """
+    removed = 0
+    for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if not _abandoned(entry, older_than_s):
+            continue
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+        removed += 1
+    return removed
+
+
+def _abandoned(entry: Path, older_than_s: float) -> bool:
+    pid_text = entry.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+    if pid_text.isdigit() and Path(f"/proc/{pid_text}").exists():
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return time.time() - entry.stat().st_mtime >= older_than_s
+    return False

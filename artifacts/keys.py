@@ -1,0 +1,133 @@
+"""Content addresses: what a result is called is decided by what it was made from.
+
+*Address* of a stage: how the result is made (name, version, semantic params, class table, upstream
+addresses); no data, no paths. *Stamp* of one image in it, or of one fit: what it was made from
+(digests of the image, of the declared labels, of the upstream outputs, of weights). Equal stamp,
+nothing to do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIGEST_CHARS = 32
+"""128 bits in hexadecimal: short enough for a file name, far from any chance collision."""
+
+OPERATIONAL = {"operational": True}
+"""``field(metadata=OPERATIONAL)``: this param changes how the work is done, not what comes out."""
+
+
+def digest_bytes(data: bytes | memoryview) -> str:
+    """Digest of raw bytes."""
+    return hashlib.sha256(data).hexdigest()[:DIGEST_CHARS]
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's content, read in blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARS]
+
+
+def digest_array(array: NDArray[Any]) -> str:
+    """Digest of an array: dtype, shape and bytes (C order, little endian)."""
+    contiguous = np.ascontiguousarray(array)
+    little = contiguous.astype(contiguous.dtype.newbyteorder("<"), copy=False)
+    state = hashlib.sha256(f"{little.dtype.str}{little.shape}".encode())
+    state.update(little.tobytes())
+    return state.hexdigest()[:DIGEST_CHARS]
+
+
+def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Digest of named arrays, whatever their order."""
+    return digest({name: digest_array(array) for name, array in arrays.items()})
+
+
+def digest(value: object) -> str:
+    """Digest of plain data: dataclasses (operational fields left out), mappings, sequences, scalars.
+
+    Raises ``TypeError`` for anything whose text would not be the same on every run.
+    """
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return digest_bytes(text.encode())
+
+
+def canonical(value: object) -> Any:
+    """``value`` as JSON-ready data in which equal content has equal text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not f.metadata.get("operational")
+        }
+        return {"__params__": type(value).__name__, **{k: canonical(v) for k, v in fields.items()}}
+    if isinstance(value, Mapping):
+        return {str(k): canonical(v) for k, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(canonical(v) for v in value)
+    if isinstance(value, (list, tuple)):
+        return [canonical(v) for v in value]
+    if isinstance(value, float):
+        # repr is exact; JSON has no inf or nan, and 1.0 must not equal 1.
+        return f"float:{value!r}" if math.isfinite(value) else f"float:{value}"
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    raise TypeError(f"{type(value).__name__} has no stable digest: {value!r}")
+
+
+def address(
+    name: str,
+    version: int,
+    params: object,
+    *,
+    classes: Iterable[str] | None = None,
+    upstream: Mapping[str, str] | None = None,
+) -> str:
+    """Address of a stage: ``<name>-<digest>``.
+
+    ``classes`` is the class table if the output holds class numbers, else ``None``; ``upstream``
+    maps each role to the upstream stage's address (a file input's role maps to ``"file"``).
+    """
+    parts = {
+        "name": name,
+        "version": version,
+        "params": params,
+        "classes": None if classes is None else list(classes),
+        "upstream": dict(sorted((upstream or {}).items())),
+    }
+    return f"{name}-{digest(parts)}"
+
+
+def image_stamp(
+    *,
+    image: str | None,
+    labels: Mapping[str, str],
+    upstream: Mapping[str, str | None],
+    weights: Mapping[str, str],
+) -> str:
+    """Stamp of one image in a map stage.
+
+    Args:
+        image: digest of the image's bytes, or ``None`` if the stage does not read it.
+        labels: declared label kind -> digest.
+        upstream: role -> output digest, ``None`` for an absence (the upstream stage skipped it).
+        weights: role -> weights digest of a checkpoint, or content digest of an input file.
+    """
+    return digest({"image": image, "labels": labels, "upstream": upstream, "weights": weights})
+
+
+def fit_stamp(
+    *,
+    members: Iterable[tuple[str, str]],
+    inputs: Mapping[str, str],
+    init: str | None,
+    seed: int,
+) -> str:
+    """Stamp of a fit: its sorted ``(key, member digest)``, inputs, initial weights and seed."""
+    return digest({"members": sorted(members), "inputs": inputs, "init": init, "seed": seed})

@@ -1,0 +1,175 @@
+"""One image and what is known about it.
+
+Frames and numbers, the same everywhere: boxes are ``x0, y0, x1, y1`` in pixel edges, half-open, float
+allowed, in the frame of the image as a person sees it (EXIF rotation applied); class numbers are
+1..K by the set's class table, 0 is background, 255 is undecided.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts import keys
+
+Kind = Literal["image", "tags", "boxes", "scribbles", "truth", "truth_objects"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+LABEL_KINDS: tuple[Kind, ...] = KINDS[1:]
+
+MaskHW = NDArray[np.uint8]
+ImageRGB = NDArray[np.uint8]
+
+UNDECIDED = 255
+MAX_CLASSES = 254
+
+
+class DataError(ValueError):
+    """Data that cannot be used at all; the message names file, place and fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One object's box in pixel edges, half-open. ``id`` is its index in the annotation, and stable."""
+
+    id: int
+    class_id: int
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    difficult: bool = False
+    crowd: bool = False
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        """``(x0, y0, x1, y1)``."""
+        return self.x0, self.y0, self.x1, self.y1
+
+    @property
+    def area(self) -> float:
+        """Area in square pixels."""
+        return (self.x1 - self.x0) * (self.y1 - self.y0)
+
+
+@dataclass(frozen=True, slots=True)
+class Scribble:
+    """One stroke: a polyline of pixel positions ``x, y`` (0-based pixel centres at integers)."""
+
+    class_id: int
+    points_xy: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRef:
+    """Where a truth mask is: ``loader`` is ``"module:function"``, called with this reference.
+
+    The function returns a ``(H, W) uint8`` class mask (kind ``truth``), or
+    ``(object_masks_nhw bool, object_ids_n int64)`` (kind ``truth_objects``, ids as in ``Box.id``).
+    Nothing is decoded before :meth:`load`.
+    """
+
+    loader: str
+    path: str
+    detail: str = ""
+
+    def load(self) -> Any:
+        """Decode now. Raises :class:`DataError` or ``OSError`` with the path in the message."""
+        return _loader(self.loader)(self)
+
+
+@functools.cache
+def _loader(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image and its labels; a kind that is unknown, or not declared by the reader of it, is ``None``.
+
+    ``boxes == ()`` says "looked at, holds no object"; ``None`` says "nobody said".
+    """
+
+    image_id: str
+    image: str
+    """Path of the image file. Kept also where the image itself is not declared."""
+    size_hw: tuple[int, int] | None = None
+    """Height and width as the annotation states them, if it does."""
+    tags: tuple[int, ...] | None = None
+    boxes: tuple[Box, ...] | None = None
+    scribbles: tuple[Scribble, ...] | None = None
+    truth: MaskRef | None = None
+    truth_objects: MaskRef | None = None
+
+    def view(self, kinds: Iterable[str]) -> Record:
+        """The same image with only the declared label kinds: what a stage is handed."""
+        hidden: dict[str, Any] = {kind: None for kind in LABEL_KINDS if kind not in set(kinds)}
+        return dataclasses.replace(self, size_hw=None, **hidden)
+
+    def label_digest(self, kind: Kind) -> str:
+        """Digest of one label kind. Truth is known by its decoded pixels, not by its file."""
+        value = getattr(self, kind)
+        if isinstance(value, MaskRef):
+            loaded = value.load()
+            arrays = loaded if isinstance(loaded, tuple) else (loaded,)
+            return keys.digest([keys.digest_array(np.asarray(array)) for array in arrays])
+        return keys.digest(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """One image that was left out, and why. ``permanent``: its content cannot be used; do not try again."""
+
+    key: str
+    path: str
+    reason: str
+    permanent: bool = True
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class RecordSet:
+    """An immutable set of records of one data set and split.
+
+    ``classes[i]`` is the name of class number ``i + 1``. ``records`` may be lazy (COCO builds each record
+    when it is asked for); it is a sequence all the same.
+    """
+
+    dataset: str
+    split: str
+    classes: tuple[str, ...]
+    records: Sequence[Record]
+    skips: tuple[Skip, ...] = ()
+    format: str = ""
+    root: str = ""
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.dataset or any(c in self.dataset for c in "/\\\0"):
+            raise DataError(f"data set name {self.dataset!r} must be non-empty, without slashes; set data.name=")
+        if len(self.classes) > MAX_CLASSES:
+            raise DataError(
+                f"{self.dataset}: {len(self.classes)} classes, but a uint8 mask holds at most {MAX_CLASSES}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def key(self, record: Record) -> str:
+        """``<dataset>/<image id>``: the record's name in the cache. Splits are not part of it."""
+        return f"{self.dataset}/{record.image_id}"
+
+    def only(self, image_ids: Iterable[str]) -> RecordSet:
+        """The subset with these ids, in this set's order."""
+        wanted = set(image_ids)
+        return dataclasses.replace(self, records=tuple(r for r in self.records if r.image_id in wanted))

@@ -1,0 +1,1 @@
+"""Networks, losses and filters: tensors or arrays in and out, no files."""

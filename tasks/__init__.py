@@ -1,0 +1,1 @@
+"""The stages, and what runs them. Plain Python: no Prefect, no disk layout."""

@@ -1,0 +1,182 @@
+"""The two verbs: a MapStage makes arrays for one image, a FitStage learns from many.
+
+A stage is a description, not work: name, version, params, what it reads, what it gives, and the
+function that does it as ``"module:name"`` (so that a work unit is a plain picklable call, and nothing
+heavy is imported before it is needed). ``tasks.run.Runner`` runs stages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts import keys
+from artifacts.records import KINDS, ImageRGB, Kind, Record, RecordSet, Skip
+
+Arrays = dict[str, NDArray[Any]]
+PARAMS_CONFIG: dict[str, str] = {"extra": "forbid"}
+"""``__pydantic_config__`` of every params class: without it pydantic swallows a misspelt key of a dataclass."""
+
+
+class SkipImage(Exception):
+    """Raised by a stage function: this image cannot be done, the rest can. The message is the recorded reason."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """What a map function (or a fit, image by image) is handed: nothing that its stage did not declare."""
+
+    key: str
+    record: Record
+    """View with only the declared label kinds."""
+    classes: tuple[str, ...]
+    """Class table of the record set; ``classes[i]`` is class number ``i + 1``."""
+    image_rgb: ImageRGB | None = None
+    """``(H, W, 3) uint8``, EXIF-rotated, if ``"image"`` is declared."""
+    up: Mapping[str, Mapping[str, NDArray[Any]]] = field(default_factory=dict)
+    """role -> array name -> array, from upstream map stages."""
+    nets: Mapping[str, str] = field(default_factory=dict)
+    """role -> path of a checkpoint's safetensors file (fits), or of an input file."""
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class MapStage:
+    """One image -> arrays, cached per image.
+
+    ``function`` names ``def f(item: Item, params) -> dict[str, ndarray]``; it returns exactly the arrays in
+    ``outputs``, or raises :class:`SkipImage`.
+    """
+
+    name: str
+    version: int
+    params: Any
+    reads: tuple[Kind, ...]
+    outputs: tuple[str, ...]
+    function: str
+    inputs: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    """role -> file that the function reads (weights, say); known by the digest of its content."""
+    holds_classes: bool = False
+    """Whether the output holds class numbers: the class table is then part of the address."""
+    uses_torch: bool = False
+    """Runs where torch is imported, and under the GPU lock when the device is a GPU."""
+
+    def __post_init__(self) -> None:
+        _check_stage(self.name, self.reads)
+
+
+@dataclass(frozen=True)
+class FitStage:
+    """Many records -> one checkpoint.
+
+    ``function`` names ``def f(context: tasks.fit.FitContext) -> dict[str, torch.Tensor]``.
+    """
+
+    name: str
+    version: int
+    params: Any
+    reads: tuple[Kind, ...]
+    function: str
+    seed: int = 0
+    inputs: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    holds_classes: bool = True
+
+    def __post_init__(self) -> None:
+        _check_stage(self.name, self.reads)
+
+
+Stage = MapStage | FitStage
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What a map stage left for one image: its stamp, and the digest of its arrays or a skip's reason."""
+
+    stamp: str
+    output: str | None
+    """Digest of the arrays; ``None`` if the image was skipped."""
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class MapHandle:
+    """The result of ``run.map``: where the arrays are, never the arrays."""
+
+    label: str
+    stage: MapStage
+    address: str
+    records: RecordSet
+    produced: Mapping[str, Produced] = field(repr=False)
+    """key -> what is stored. A planning run leaves out what is not known yet."""
+    skips: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True)
+class FitHandle:
+    """The result of ``run.fit``: a published checkpoint (``digest`` is ``None`` while only planned)."""
+
+    label: str
+    stage: FitStage
+    address: str
+    stamp: str | None
+    digest: str | None
+    path: str
+    """Path of ``weights.safetensors``."""
+    prefix: str = ""
+    pinned: bool = False
+
+    def part(self, name: str) -> FitHandle:
+        """One of several networks in the checkpoint, by name prefix."""
+        return dataclasses.replace(self, prefix=f"{name}.")
+
+
+Handle = MapHandle | FitHandle
+
+
+def resolve(function: str) -> Callable[..., Any]:
+    """The function that ``"module:name"`` names, imported on first use."""
+    return _resolve(function)
+
+
+@functools.cache
+def _resolve(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def stage_address(stage: Stage, classes: tuple[str, ...], upstream: Mapping[str, Handle]) -> str:
+    """Address of ``stage`` on top of ``upstream`` (role -> handle)."""
+    above = {role: handle.address for role, handle in upstream.items()}
+    above |= dict.fromkeys(stage.inputs, "file")
+    return keys.address(
+        stage.name,
+        stage.version,
+        stage.params,
+        classes=classes if stage.holds_classes else None,
+        upstream=above,
+    )
+
+
+def check_outputs(stage: MapStage, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    """The arrays that ``stage`` declared, or a ``ValueError`` that shows declared and returned names."""
+    if set(arrays) != set(stage.outputs):
+        raise ValueError(
+            f"stage {stage.name} declares outputs {sorted(stage.outputs)}, {stage.function} returned {sorted(arrays)}"
+        )
+    return {name: np.asarray(arrays[name]) for name in stage.outputs}
+
+
+def _check_stage(name: str, reads: tuple[Kind, ...]) -> None:
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"stage name {name!r} must be letters, digits, '-' and '_'")
+    if unknown := set(reads) - set(KINDS):
+        raise ValueError(f"stage {name} reads {sorted(unknown)}; known kinds are {KINDS}")
