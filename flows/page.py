@@ -1,0 +1,96 @@
+"""Runs a flow page twice: once to plan (labels, addresses, counts), once for real.
+
+A page is a plain function ``page(run, train, val, params) -> Result``. Everything that a flow, the
+command line and a script share lies here; Prefect's side is ``flows/engine.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from artifacts.datasets import DataParams, read_split, remember_dataset
+from artifacts.records import DataError, RecordSet
+from artifacts.runs import last_seconds
+from tasks.finish import Result
+from tasks.progress import Reporter
+from tasks.run import Runner, RunParams, Skin, StageReport
+
+P = TypeVar("P")
+Page = Callable[[Runner, RecordSet, RecordSet, P], Result]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, stage by stage, and what it is likely to take."""
+
+    flow: str
+    stages: tuple[StageReport, ...]
+    estimates_s: dict[str, float]
+    """label -> seconds, by the newest run in which the stage had work to do; labels without one are missing."""
+    warnings: tuple[str, ...] = ()
+
+
+def settle(options: RunParams) -> RunParams:
+    """``cache`` follows ``out`` unless it is named: ``--out DIR`` keeps everything in one place."""
+    if options.out and options.cache == RunParams().cache:
+        return replace(options, cache=str(Path(options.out) / "cache"))
+    return options
+
+
+def read_sets(data: DataParams, options: RunParams) -> tuple[RecordSet, RecordSet]:
+    """The train and the val split. Raises :class:`DataError` if there is nothing to learn from."""
+    cache = Path(options.cache)
+    train = read_split(data, data.train, cache=cache)
+    val = read_split(data, data.val, cache=cache)
+    if not len(train):
+        broken = (
+            f" ({len(train.skips)} are broken; the first: {train.skips[0].path}: {train.skips[0].reason})"
+            if train.skips
+            else ""
+        )
+        raise DataError(f"no training images: split {data.train!r} of {data.source} holds none{broken}")
+    if train.classes != val.classes:
+        raise DataError(
+            f"{data.source}: split {data.train!r} has classes {train.classes}, {data.val!r} has {val.classes}"
+        )
+    return train, val
+
+
+def plan_page(name: str, page: Page[P], sets: tuple[RecordSet, RecordSet], params: P, options: RunParams) -> Plan:
+    """Run the page with a planning Runner: no work, no folder. Checks ``rerun``."""
+    train, val = sets
+    with Runner(options, flow=name, planning=True) as run:
+        page(run, train, val, params)
+        run.check_rerun()
+    past = last_seconds(Path(options.cache), name)
+    estimates: dict[str, float] = {}
+    for report in run.reports:
+        if report.label in past and past[report.label][1]:
+            seconds, count = past[report.label]
+            estimates[report.label] = seconds / count * (report.to_compute + report.unknown)
+    return Plan(name, tuple(run.reports), estimates, train.warnings + val.warnings)
+
+
+def run_page(
+    name: str,
+    page: Page[P],
+    data: DataParams,
+    params: P,
+    options: RunParams,
+    *,
+    skin: Skin | None = None,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Read, plan (so that a wrong ``rerun`` fails before any work), run. Returns the page's result."""
+    options = settle(options)
+    sets = read_sets(data, options)
+    plan_page(name, page, sets, params, options)
+    for records in sets:
+        remember_dataset(Path(options.cache), records)
+    recipe: dict[str, Any] = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
+    with Runner(options, flow=name, skin=skin, reporter=reporter, recipe=recipe) as run:
+        run.skips.extend(skip for records in sets for skip in records.skips)
+        return page(run, *sets, params)
