@@ -1,0 +1,142 @@
+"""Backbones of DeepLab: images to features at output stride 8, under torchvision's weight names.
+
+``load_state_dict`` of a torchvision ImageNet checkpoint works on each of them without renaming (the classifier's
+own keys left out, :data:`EXTRA_KEYS`). Chen et al., "DeepLab", arXiv 1606.00915, and its v1, arXiv 1412.7062.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, cast
+
+import torchvision
+from torch import Tensor, nn
+
+Atrous = Literal["paper", "exact"]
+
+EXTRA_KEYS = ("fc.", "classifier.")
+"""Prefixes in torchvision's files that belong to the ImageNet classifier, not to the backbone."""
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that is a fixed affine map: running statistics, no gradient, ``train()`` changes nothing."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> FrozenBatchNorm2d:
+        """Stays in eval mode, whatever is asked."""
+        return super().train(False)
+
+
+def make_atrous(layer: nn.Module, dilation: int, previous: int) -> None:
+    """Take a ResNet stage's stride away and dilate its 3x3 convolutions instead, in place.
+
+    Every 3x3 gets ``dilation``, but the one that loses its stride gets ``previous``. DeepLab v2 (as released)
+    has ``previous == dilation``: its ResNet strides in a 1x1, so that every 3x3 of the stage lies behind the
+    stride. torchvision's strides in the first 3x3, which therefore sees the finer grid: with ``previous`` the
+    dilation of the stage before, features at every second position are exactly the strided network's.
+    """
+    for convolution in (module for module in layer.modules() if isinstance(module, nn.Conv2d)):
+        strided = convolution.stride != (1, 1)
+        convolution.stride = (1, 1)
+        if convolution.kernel_size == (3, 3):
+            rate = previous if strided else dilation
+            convolution.dilation = convolution.padding = (rate, rate)
+
+
+class ResNetBackbone(nn.Module):
+    """ResNet-18, -50 or -101, layer3 dilated 2 and layer4 4, output stride 8, batch norm frozen.
+
+    ``atrous="paper"``: every 3x3 of layer3/4 has dilation 2/4 (DeepLab v2). ``"exact"``: the first 3x3 keeps the
+    dilation of the stage before (torchvision's ``replace_stride_with_dilation``); see :func:`make_atrous`.
+    """
+
+    def __init__(self, depth: Literal[18, 50, 101], atrous: Atrous = "paper") -> None:
+        super().__init__()
+        build = getattr(torchvision.models, f"resnet{depth}")
+        net = build(weights=None, norm_layer=FrozenBatchNorm2d)
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+        make_atrous(self.layer3, 2, 2 if atrous == "paper" else 1)
+        make_atrous(self.layer4, 4, 4 if atrous == "paper" else 2)
+        self.channels = 512 if depth == 18 else 2048
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` normalised -> ``(N, channels, ceil(H/8), ceil(W/8))``."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images_nchw))))
+        return cast(Tensor, self.layer4(self.layer3(self.layer2(self.layer1(x)))))
+
+
+class VggBackbone(nn.Module):
+    """VGG-16 as DeepLab-LargeFOV has it: 3x3 pools, the last two of stride 1, conv5 dilated 2, an average pool last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        features = torchvision.models.vgg16(weights=None).features
+        pools = [i for i, module in enumerate(features) if isinstance(module, nn.MaxPool2d)]
+        for number, index in enumerate(pools, start=1):
+            features[index] = nn.MaxPool2d(3, stride=2 if number <= 3 else 1, padding=1)
+        for module in features[pools[3] :]:
+            if isinstance(module, nn.Conv2d):
+                module.dilation = module.padding = (2, 2)
+        self.features = features
+        self.pool5a = nn.AvgPool2d(3, stride=1, padding=1)
+        self.channels = 512
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` normalised -> ``(N, 512, ceil(H/8), ceil(W/8))``."""
+        return cast(Tensor, self.pool5a(self.features(images_nchw)))
+
+
+class TinyBlock(nn.Module):
+    """Two 3x3 with batch norm and a shortcut; ``stride`` 2 halves by a 2x2 average, which keeps cells centred."""
+
+    def __init__(self, inputs: int, channels: int, stride: int = 1, dilation: int = 1) -> None:
+        super().__init__()
+        self.pool = nn.AvgPool2d(2, ceil_mode=True) if stride == 2 else nn.Identity()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.match: nn.Module = (
+            nn.Identity() if inputs == channels else nn.Sequential(nn.Conv2d(inputs, channels, 1, bias=False))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, h, w)`` -> ``(N, channels, ceil(h/stride), ceil(w/stride))``."""
+        x = self.pool(x)
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return cast(Tensor, self.relu(y + self.match(x)))
+
+
+class TinyBackbone(nn.Module):
+    """A backbone that trains from scratch in a minute on a CPU: ``width``, then 2 and 4 times it, output stride 8."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        self.stages = nn.Sequential(
+            TinyBlock(width, 2 * width, stride=2),
+            TinyBlock(2 * width, 4 * width, stride=2),
+            TinyBlock(4 * width, 4 * width, dilation=2),
+            TinyBlock(4 * width, 4 * width, dilation=4),
+        )
+        self.channels = 4 * width
+        for convolution in convolutions(self):
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` normalised -> ``(N, 4 width, ~H/8, ~W/8)``."""
+        return cast(Tensor, self.stages(self.stem(images_nchw)))
+
+
+def convolutions(module: nn.Module) -> Iterable[nn.Conv2d]:
+    """Every convolution inside ``module``."""
+    return (m for m in module.modules() if isinstance(m, nn.Conv2d))

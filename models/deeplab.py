@@ -1,0 +1,229 @@
+"""DeepLab: LargeFOV on VGG-16, v2 on ResNet-18/50/101, and a tiny one, in one class.
+
+``network(images)`` is ``head(features(images))``, so that a module (LGSA, say) can be put between the two. Logits
+are given at the output grid (stride 8); :mod:`models.losses` brings them to the labels' size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.backbones import EXTRA_KEYS, Atrous, ResNetBackbone, TinyBackbone, VggBackbone, convolutions
+from models.groups import GroupRule
+from models.normalise import IMAGENET, Normalisation, Normalise
+from models.resample import resize
+
+NetworkName = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
+
+ASPP_RATES = (6, 12, 18, 24)
+TINY_RATES = (1, 2, 3, 4)
+INPUT_SCALES = (1.0, 0.75, 0.5)
+"""DeepLab v2's multi-scale inputs, the full one first."""
+
+
+class Aspp(nn.Module):
+    """Atrous spatial pyramid of DeepLab v2 (its Fig. 7): parallel 3x3 with bias, one per rate, logits summed."""
+
+    def __init__(self, channels: int, outputs: int, rates: Sequence[int]) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(channels, outputs, 3, padding=r, dilation=r) for r in rates)
+        for convolution in convolutions(self):
+            init_classifier(convolution)
+
+    def forward(self, features_nchw: Tensor) -> Tensor:
+        """``(N, channels, h, w)`` -> ``(N, outputs, h, w)``."""
+        return torch.stack([branch(features_nchw) for branch in self.branches]).sum(0)
+
+
+class LargeFovHead(nn.Module):
+    """fc6 (3x3, dilation 12), fc7, fc8 of DeepLab-LargeFOV, each hidden layer 1,024 wide with dropout."""
+
+    def __init__(self, channels: int, outputs: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.fc6 = nn.Conv2d(channels, 1024, 3, padding=12, dilation=12)
+        self.fc7 = nn.Conv2d(1024, 1024, 1)
+        self.fc8 = nn.Conv2d(1024, outputs, 1)
+        self.drop = nn.Dropout(dropout)
+        for convolution in (self.fc6, self.fc7):
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(cast(Tensor, convolution.bias))
+        init_classifier(self.fc8)
+
+    def forward(self, features_nchw: Tensor) -> Tensor:
+        """``(N, channels, h, w)`` -> ``(N, outputs, h, w)``."""
+        x = self.drop(F.relu(self.fc6(features_nchw)))
+        x = self.drop(F.relu(self.fc7(x)))
+        return cast(Tensor, self.fc8(x))
+
+
+def init_classifier(convolution: nn.Conv2d) -> None:
+    """Gaussian of deviation 0.01 and zero bias, as the released DeepLab networks start their classifiers."""
+    nn.init.normal_(convolution.weight, std=0.01)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+
+
+class DeepLab(nn.Module):
+    """Normalisation, backbone, head. ``rules`` declare the learning-rate groups (:mod:`models.groups`)."""
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, rules: Sequence[GroupRule], normalisation: Normalisation
+    ) -> None:
+        super().__init__()
+        self.normalise = Normalise(normalisation)
+        self.backbone = backbone
+        self.head = head
+        self.rules = tuple(rules)
+
+    def features(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at output stride 8."""
+        return cast(Tensor, self.backbone(self.normalise(images_nchw)))
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` RGB 0..255 -> logits ``(N, K+1, h, w)`` at output stride 8, background first."""
+        return cast(Tensor, self.head(self.features(images_nchw)))
+
+
+def build(
+    name: NetworkName,
+    outputs: int,
+    *,
+    normalisation: Normalisation = IMAGENET,
+    atrous: Atrous = "paper",
+    dropout: float = 0.5,
+    width: int = 16,
+) -> DeepLab:
+    """A DeepLab with ``outputs`` = K + 1 score maps, randomly initialised from torch's global generator.
+
+    Sizes with 21 outputs: LargeFOV 20,505,429 parameters; ResNet-101 44,048,532, of which 105,344 are the frozen
+    batch norms' affine ones. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` to the tiny one.
+    Raises ``ValueError`` for an unknown name or fewer than 2 outputs.
+    """
+    if outputs < 2:
+        raise ValueError(f"a segmenter needs background and at least one class: outputs {outputs} must be >= 2")
+    if name == "largefov":
+        vgg = VggBackbone()
+        return DeepLab(vgg, LargeFovHead(vgg.channels, outputs, dropout), LARGEFOV_RULES, normalisation)
+    if name == "tiny":
+        tiny = TinyBackbone(width)
+        return DeepLab(tiny, Aspp(tiny.channels, outputs, TINY_RATES), TINY_RULES, normalisation)
+    if name in ("resnet18", "resnet50", "resnet101"):
+        resnet = ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
+        return DeepLab(resnet, Aspp(resnet.channels, outputs, ASPP_RATES), RESNET_RULES, normalisation)
+    raise ValueError(f"unknown network {name!r}; known: tiny, largefov, resnet18, resnet50, resnet101")
+
+
+def _in(prefix: str, suffix: str = "") -> Callable[[str], bool]:
+    return lambda name: name.startswith(prefix) and name.endswith(suffix)
+
+
+def _largefov_body(suffix: str) -> Callable[[str], bool]:
+    return lambda name: not name.startswith("head.fc8.") and name.endswith(suffix)
+
+
+RESNET_RULES = (
+    GroupRule("backbone", _in("backbone."), 1.0),
+    GroupRule("head-weights", _in("head.", ".weight"), 10.0),
+    GroupRule("head-biases", _in("head.", ".bias"), 20.0, decay=False),
+)
+"""1/10/20: the backbone has no biases (its batch norms are frozen)."""
+
+LARGEFOV_RULES = (
+    GroupRule("weights", _largefov_body(".weight"), 1.0),
+    GroupRule("biases", _largefov_body(".bias"), 2.0, decay=False),
+    GroupRule("classifier-weights", _in("head.fc8.", ".weight"), 10.0),
+    GroupRule("classifier-biases", _in("head.fc8.", ".bias"), 20.0, decay=False),
+)
+"""1/2/10/20, biases without decay, fc6 and fc7 among the body: the released LargeFOV solver's ``lr_mult``."""
+
+TINY_RULES = (
+    GroupRule("backbone", _in("backbone."), 1.0),
+    GroupRule("head-weights", _in("head.", ".weight"), 1.0),
+    GroupRule("head-biases", _in("head.", ".bias"), 1.0, decay=False),
+)
+"""1/1/1: everything starts from scratch, so nothing has to catch up with a pretrained backbone."""
+
+
+class MultiScaleInputs(nn.Module):
+    """DeepLab v2's multi-scale inputs: the same network at scales 1, .75, .5, fused by the maximum.
+
+    A module of its own (no loop around calls), so that DDP and ``torch.compile`` see one forward. The network's
+    own weights are ``self.network``'s.
+    """
+
+    def __init__(self, network: nn.Module, scales: Sequence[float] = INPUT_SCALES) -> None:
+        super().__init__()
+        self.network = network
+        self.scales = tuple(scales)
+
+    def forward(self, images_nchw: Tensor) -> list[Tensor]:
+        """``(N, 3, H, W)`` -> ``[fused, *one per scale]``; each gets a loss. The fused one is at the largest grid."""
+        height, width = images_nchw.shape[2:]
+        logits = []
+        for scale in self.scales:
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
+            scaled = images_nchw if scale == 1.0 else resize(images_nchw.float(), size)
+            logits.append(self.network(scaled))
+        return [fuse_max(logits), *logits]
+
+
+def fuse_max(logits: Sequence[Tensor]) -> Tensor:
+    """Element-wise maximum of ``(N, K+1, h_i, w_i)`` logits, brought to the first one's grid bilinearly."""
+    size = (logits[0].shape[2], logits[0].shape[3])
+    # max over a new dimension, not amax: under ties the gradient goes to one scale, whole.
+    return torch.stack([resize(item, size) for item in logits]).max(dim=0).values
+
+
+def load_backbone(network: DeepLab, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load a torchvision ImageNet state dict into ``network.backbone`` (and VGG's fc6/fc7 into LargeFOV's head).
+
+    The classifier's keys are left out, everything else must match. Raises ``ValueError`` naming ``source`` and
+    the first missing, surplus or differently shaped keys.
+    """
+    backbone = {name: value for name, value in state.items() if not name.startswith(EXTRA_KEYS)}
+    own = network.backbone.state_dict()
+    # Old torchvision files lack this counter, which a frozen batch norm never uses.
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    check_same_keys({k: v for k, v in own.items() if k not in counters}, backbone, counters, source)
+    network.backbone.load_state_dict({**own, **backbone})
+    if isinstance(network.head, LargeFovHead) and "classifier.0.weight" in state:
+        decimate_fc(network.head, state)
+
+
+def decimate_fc(head: LargeFovHead, state: Mapping[str, Tensor]) -> None:
+    """fc6 and fc7 from VGG-16's 4,096-wide ones: every 4th filter, and of fc6's 7x7 positions 0, 3, 6.
+
+    DeepLab v1 (sec. 3.1) starts from such a subsampled VGG; the filter responses keep their meaning.
+    """
+    fc6 = state["classifier.0.weight"].view(-1, head.fc6.in_channels, 7, 7)[::4, :, ::3, ::3]
+    fc7 = state["classifier.3.weight"][::4, ::4, None, None]
+    with torch.no_grad():
+        head.fc6.weight.copy_(fc6)
+        head.fc7.weight.copy_(fc7)
+        cast(Tensor, head.fc6.bias).copy_(state["classifier.0.bias"][::4])
+        cast(Tensor, head.fc7.bias).copy_(state["classifier.3.bias"][::4])
+
+
+def check_same_keys(
+    expected: Mapping[str, Tensor], actual: Mapping[str, Tensor], optional: set[str], source: str
+) -> None:
+    """Raise ``ValueError`` naming ``source`` and the first keys that are missing, surplus or of another shape."""
+    problems = []
+    if missing := sorted(set(expected) - set(actual)):
+        problems.append(f"{len(missing)} keys missing, first {missing[:3]}")
+    if surplus := sorted(set(actual) - set(expected) - optional):
+        problems.append(f"{len(surplus)} keys unknown to this network, first {surplus[:3]}")
+    shapes = [
+        f"{name}: file {tuple(actual[name].shape)}, network {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in actual and actual[name].shape != value.shape
+    ]
+    if shapes:
+        problems.append(f"{len(shapes)} shapes differ, first {shapes[:3]}")
+    if problems:
+        raise ValueError(f"{source} does not fit this network: " + "; ".join(problems))

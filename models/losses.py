@@ -1,0 +1,38 @@
+"""Losses of a segmenter on ``(N, K+1, h, w)`` logits and ``(N, H, W)`` integer labels, 255 = undecided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.resample import resize, sample_labels
+
+UNDECIDED = 255
+LossAt = Literal["crop", "output"]
+
+
+def cross_entropy(logits_nkhw: Tensor, labels_nhw: Tensor, ignore: int = UNDECIDED) -> Tensor:
+    """Mean cross entropy over the pixels that are not ``ignore``; 0 (with zero gradient) where there is none.
+
+    Computed in float32 whatever the logits' dtype. Both sizes must be equal.
+    """
+    labels = labels_nhw.long()
+    total = F.cross_entropy(logits_nkhw.float(), labels, ignore_index=ignore, reduction="sum")
+    return total / (labels != ignore).sum().clamp(min=1)
+
+
+def segmentation_loss(logits_nkhw: Tensor, labels_nhw: Tensor, at: LossAt = "crop") -> Tensor:
+    """Cross entropy at the crop's size (logits upsampled bilinearly) or at the output grid (labels sampled)."""
+    if at == "crop":
+        return cross_entropy(resize(logits_nkhw.float(), (labels_nhw.shape[1], labels_nhw.shape[2])), labels_nhw)
+    return cross_entropy(logits_nkhw, sample_labels(labels_nhw, (logits_nkhw.shape[2], logits_nkhw.shape[3])))
+
+
+def summed_loss(logits: Tensor | Sequence[Tensor], labels_nhw: Tensor, at: LossAt = "crop") -> Tensor:
+    """:func:`segmentation_loss`, summed over the outputs where there are several (multi-scale inputs)."""
+    outputs = [logits] if isinstance(logits, Tensor) else list(logits)
+    return torch.stack([segmentation_loss(output, labels_nhw, at) for output in outputs]).sum()

@@ -1,0 +1,22 @@
+"""Bringing score maps and labels to another grid, so that both still lie on the same picture."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resize(maps_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Bilinear resize, ``align_corners=False``; the maps themselves where the size is right already."""
+    if tuple(maps_nchw.shape[2:]) == tuple(size_hw):
+        return maps_nchw
+    return F.interpolate(maps_nchw, size=size_hw, mode="bilinear", align_corners=False)
+
+
+def sample_labels(labels_nhw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Labels at another grid by nearest sampling at the cells' centres: never a label that was not there."""
+    if tuple(labels_nhw.shape[1:]) == tuple(size_hw):
+        return labels_nhw
+    # nearest-exact takes the pixel under the cell's centre, where bilinear logits lie; "nearest" is half a cell off.
+    sampled = F.interpolate(labels_nhw[:, None].float(), size=size_hw, mode="nearest-exact")
+    return sampled[:, 0].to(labels_nhw.dtype)
