@@ -1,0 +1,139 @@
+"""The ``maskmill`` command. Every command imports what it needs when it runs: ``--help`` answers at once.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was done), 3 done with skipped images,
+130 and 143 stopped by SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.logging import RichHandler
+
+from artifacts.records import DataError
+
+OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
+
+app = App(
+    name="maskmill",
+    help="Weak labels (tags, boxes, scribbles) into pixel masks, a trained DeepLab, and a dataset.",
+    help_epilogue="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with skipped images.",
+    version_flags=["--version"],
+)
+log = logging.getLogger("maskmill")
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that every ``with`` ends its children."""
+
+
+Source = Annotated[
+    str | None,
+    Parameter(name="--data", help="voc:PATH, coco:IMAGES,JSON, folder:PATH, yolo:PATH, demo or demo-tiny"),
+]
+Config = Annotated[
+    str | None, Parameter(name="--config", help="a YAML file, or the name of a shipped one (demo, demo-tiny, ...)")
+]
+Sets = Annotated[tuple[str, ...], Parameter(name="--set", help="one value: params.deeplab.iterations=100; repeatable")]
+Cache = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
+
+
+@app.command
+def cfs(
+    *,
+    data: Source = None,
+    config: Config = None,
+    set_: Sets = (),
+    out: Annotated[
+        Path | None, Parameter(help="folder for report, pictures and exports (and the cache, unless named)")
+    ] = None,
+    cache: Annotated[
+        Path | None, Parameter(help="folder of the mask cache; default OUT/cache or maskmill-cache")
+    ] = None,
+    rerun: Annotated[
+        tuple[str, ...], Parameter(help="do this stage again though it is cached; repeatable", negative=())
+    ] = (),
+    workers: Annotated[int | None, Parameter(help="worker processes; -1: one per core, 0: none")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(help="where networks run; default auto")] = None,
+    export: Annotated[tuple[str, ...], Parameter(help="voc, voc-server, coco or hdf5; repeatable", negative=())] = (),
+    dry_run: Annotated[bool, Parameter(help="say what would be done and how long it may take", negative=())] = False,
+    show_config: Annotated[bool, Parameter(help="print the whole configuration as YAML and stop", negative=())] = False,
+    prefect: Annotated[
+        bool, Parameter(help="run as a Prefect flow run even if no API is configured", negative=())
+    ] = False,
+    quiet: Annotated[bool, Parameter(help="no progress bars", negative=())] = False,
+) -> int:
+    """Boxes -> GrabCut -> masks -> DeepLab -> scores."""
+    from flows import command
+
+    options = {
+        "out": None if out is None else str(out),
+        "cache": None if cache is None else str(cache),
+        "rerun": list(rerun) or None,
+        "workers": workers,
+        "device": device,
+        "export": list(export) or None,
+        "progress": False if quiet else None,
+    }
+    return command.run_flow_command(
+        "cfs",
+        data=data,
+        config=config,
+        sets=set_,
+        options=options,
+        dry_run=dry_run,
+        show_config=show_config,
+        prefect=prefect,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: errors become one message and an exit code, signals end every child."""
+    logging.basicConfig(
+        level=os.environ.get("MASKMILL_LOG", "WARNING").upper(),
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False)],
+    )
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return app(argv, exit_on_error=False, result_action="return_value") or OK
+    except CycloptsError:
+        return USAGE  # cyclopts has printed what is wrong
+    except DataError as error:
+        return _say(error, USAGE)
+    except KeyboardInterrupt:
+        return _say("stopped (SIGINT); the cache holds what was done, the same command goes on", 130)
+    except Terminated:
+        return _say("stopped (SIGTERM); the cache holds what was done, the same command goes on", 143)
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:
+        log.debug("failed", exc_info=True)
+        return _say(f"{error or type(error).__name__}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _say(message: object, code: int) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]maskmill:[/] {escape(str(message))}")
+    return code
+
+
+def escape(text: str) -> str:
+    """Text in which rich sees no markup."""
+    return text.replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

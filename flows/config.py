@@ -1,0 +1,229 @@
+"""One configuration for a flow: YAML file, ``--set`` and options, checked whole before any work.
+
+```yaml
+flow: cfs
+data: {source: "voc:/data/VOC2012"}
+params: {grabcut: {working_size: 256}, deeplab: {network: resnet101}}
+options: {cache: /data/cache, workers: 8}
+```
+
+A misspelt name, a wrong type or an impossible value is one :class:`ConfigError` that names file, line, what was
+expected and what it may have meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from artifacts.records import DataError
+
+T = TypeVar("T")
+SECTIONS = ("flow", "data", "params", "options")
+Lines = dict[tuple[str, ...], int]
+
+
+class ConfigError(DataError):
+    """A configuration that cannot be used; nothing has been done yet."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Plain values from one place (a file, ``--set``, an option) and where each stands."""
+
+    values: dict[str, Any]
+    origin: str
+    lines: Lines
+
+
+def packaged() -> list[str]:
+    """Names of the configurations that ship with Maskmill."""
+    return sorted(
+        Path(entry.name).stem for entry in resources.files("flows.configs").iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def read_config(name_or_path: str) -> Layer:
+    """A packaged configuration by name, or a YAML file by path."""
+    if name_or_path in packaged():
+        text = (resources.files("flows.configs") / f"{name_or_path}.yaml").read_text()
+        return parse_yaml(text, f"config {name_or_path}")
+    path = Path(name_or_path)
+    try:
+        return parse_yaml(path.read_text(), str(path))
+    except OSError as error:
+        raise ConfigError(
+            f"--config {name_or_path}: {error.strerror or error}; give a YAML file or one of {', '.join(packaged())}"
+        ) from error
+
+
+def parse_yaml(text: str, origin: str) -> Layer:
+    """YAML text as a layer. Raises :class:`ConfigError` with the line of a syntax error or of a repeated key."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{origin}{line}: not YAML: {error.problem or error}") from error
+    if values is None:
+        return Layer({}, origin, {})
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: expected sections {', '.join(SECTIONS)}, found {type(values).__name__}")
+    lines: Lines = {}
+    _collect_lines(root, (), lines, origin)
+    if unknown := [key for key in values if key not in SECTIONS]:
+        line = lines.get((str(unknown[0]),), 1)
+        raise ConfigError(f"{origin}, line {line}: unknown section {unknown[0]!r}{_meant(str(unknown[0]), SECTIONS)}")
+    return Layer(values, origin, lines)
+
+
+def parse_set(assignments: Iterable[str]) -> Layer:
+    """``--set params.deeplab.iterations=100`` as a layer; the value is read as YAML."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set {assignment}: expected NAME=VALUE, e.g. --set params.deeplab.iterations=100")
+        path = name.strip().split(".")
+        if path[0] not in SECTIONS:
+            raise ConfigError(
+                f"--set {assignment}: a name starts with {', '.join(SECTIONS[1:])}{_meant(path[0], SECTIONS)}"
+            )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: the value is not YAML: {error}") from error
+        place = values
+        for step in path[:-1]:
+            place = place.setdefault(step, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {assignment}: {step!r} was set to a value before")
+        place[path[-1]] = value
+    return Layer(values, "--set", {})
+
+
+def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], list[Layer]]:
+    """Later layers win, key by key (nested mappings are merged, lists replaced)."""
+    kept = list(layers)
+    merged: dict[str, Any] = {}
+    for layer in kept:
+        merged = _merged(merged, layer.values)
+    return merged, kept
+
+
+def build(kind: type[T], section: str, merged: Mapping[str, Any], layers: Iterable[Layer]) -> T:
+    """The params object of one section, checked by pydantic. Raises :class:`ConfigError`, one line per fault."""
+    given = merged.get(section)
+    given = {} if given is None else given
+    try:
+        return TypeAdapter(kind).validate_python(given)
+    except ValidationError as error:
+        faults = [_fault(kind, section, fault, list(layers)) for fault in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(faults))) from None
+
+
+def as_yaml(flow: str, sections: Mapping[str, object]) -> str:
+    """The whole configuration as YAML, each value with its help text: what ``--show-config`` prints."""
+    parts = [f"flow: {flow}"]
+    for section, value in sections.items():
+        parts.append(f"{section}:")
+        parts.extend(_yaml_lines(value, 1))
+    return "\n".join(parts) + "\n"
+
+
+def _yaml_lines(value: object, depth: int) -> list[str]:
+    lines = []
+    for item in dataclasses.fields(cast("Any", value)):
+        inner = getattr(value, item.name)
+        pad = "  " * depth
+        if dataclasses.is_dataclass(inner):
+            lines.append(f"{pad}{item.name}:")
+            lines.extend(_yaml_lines(inner, depth + 1))
+            continue
+        plain = list(inner) if isinstance(inner, tuple) else inner
+        text = (
+            yaml.safe_dump(plain, default_flow_style=True, width=10**6, allow_unicode=True).replace("\n...", "").strip()
+        )
+        line = f"{pad}{item.name}: {text}"
+        if help_text := item.metadata.get("help"):
+            line = f"{line:<48}  # {help_text}"
+        lines.append(line)
+    return lines
+
+
+def _collect_lines(node: yaml.Node | None, path: tuple[str, ...], lines: Lines, origin: str) -> None:
+    """Line numbers of all keys; a key given twice is an error (YAML would take the last in silence)."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key_node, value_node in node.value:
+        place = (*path, str(key_node.value))
+        if place in lines:
+            raise ConfigError(
+                f"{origin}, line {key_node.start_mark.line + 1}: {'.'.join(place)} is given twice (first in line {lines[place]})"
+            )
+        lines[place] = key_node.start_mark.line + 1
+        _collect_lines(value_node, place, lines, origin)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        old = out.get(key)
+        out[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
+
+
+def _fault(kind: type[Any], section: str, fault: Any, layers: list[Layer]) -> str:
+    """One of pydantic's faults in our words, with its place."""
+    steps = [str(step) for step in fault["loc"] if not str(step).startswith(("function-", "dataclass"))]
+    path = (section, *steps)
+    origin, line = _origin(path, layers)
+    place = f"{origin}{f', line {line}' if line else ''}: {'.'.join(path)}"
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        names = field_names(kind, steps[:-1])
+        return f"{place}: no such parameter{_meant(steps[-1], names)}; there are {', '.join(names)}"
+    if fault["type"] in ("missing", "missing_argument"):
+        return f"{place}: is required and not given"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message} (got {fault.get('input')!r})" if steps else f"{place}: {message}"
+
+
+def _origin(path: tuple[str, ...], layers: list[Layer]) -> tuple[str, int | None]:
+    """The last layer that says something about ``path`` (or about the nearest thing above it)."""
+    for depth in range(len(path), 0, -1):
+        for layer in reversed(layers):
+            if _holds(layer.values, path[:depth]):
+                return layer.origin, layer.lines.get(path[:depth])
+    return "defaults", None
+
+
+def _holds(values: Any, path: tuple[str, ...]) -> bool:
+    for step in path:
+        if not isinstance(values, dict) or step not in values:
+            return False
+        values = values[step]
+    return True
+
+
+def field_names(kind: Any, steps: Iterable[str] = ()) -> list[str]:
+    """Names of a params class's fields, ``steps`` below it."""
+    for step in steps:
+        if not dataclasses.is_dataclass(kind):
+            return []
+        kind = typing.get_type_hints(kind).get(step)
+    return [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

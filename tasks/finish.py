@@ -1,0 +1,190 @@
+"""The end of every flow: predict on the evaluation split, score, draw, export, write the manifest.
+
+Scoring is no stage: it enters no stamp, and is the only place where truth is read without being declared.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts import report
+from artifacts.export import export_run
+from artifacts.images import read_image_rgb
+from artifacts.objects import unpack_windows
+from artifacts.records import DataError, MaskHW, Record, RecordSet
+from tasks.run import Runner, unique_skips
+from tasks.score import SetScores, image_miou, score_set
+from tasks.stage import FitHandle, Handle, MapHandle, MapStage
+
+log = logging.getLogger("maskmill")
+SHEET_ROWS = 8
+"""Pictures on the contact sheet: the first train images with objects, the same ones in every run."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives back: numbers and places, no arrays."""
+
+    run_id: str
+    scores: Mapping[str, Mapping[str, Any]]
+    """``"masks (train)"``, ``"student (val)"`` -> numbers as in ``Scores.as_dict``."""
+    files: Mapping[str, str]
+    manifest: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data for the command's last page and for a flow run's result."""
+        return {
+            "run": self.run_id,
+            "scores": dict(self.scores),
+            "files": dict(self.files),
+            "stages": self.manifest["stages"],
+            "skips": self.manifest["skips"],
+            "warnings": self.manifest.get("warnings", []),
+            "seconds": self.manifest["seconds"],
+        }
+
+
+def finish(run: Runner, masks: MapHandle, student: FitHandle, val: RecordSet, predict: MapStage) -> Result:
+    """Predict on ``val``, score masks and predictions, draw the contact sheet, export, write the manifest."""
+    train = masks.records
+    shown = _shown(train)
+    predictions = run.map(predict, val, label="student", net=student)
+    samples = run.map(predict, shown, label="student-shown", net=student)
+    if run.planning:
+        return Result("", {}, {}, {"stages": [], "skips": [], "seconds": 0.0})
+    out = Path(run.options.out) if run.options.out else run.folder.path
+    out.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    scored = {
+        f"masks ({train.split})": score_handle(run, masks),
+        f"student ({val.split})": score_handle(run, predictions),
+    }
+    scores = {name: one.scores.as_dict(train.classes) for name, one in scored.items() if one.scores.images}
+    for one in scored.values():
+        run.skips.extend(one.skips)
+    files = _draw(run, out, shown, masks, samples, scores)
+    warnings = [*train.warnings, *val.warnings, *_unscored(scored)]
+    manifest = run.write_manifest(
+        "finished", scores=scores, warnings=warnings, masks=masks.label, classes=list(train.classes)
+    )
+    for kind in run.options.export:
+        files[f"dataset ({kind})"] = str(export_run(run.cache, manifest, masks.label, kind, out / f"dataset-{kind}"))
+    files["manifest"] = str(run.folder.path / "manifest.json")
+    log.debug("scores, pictures and export took %.1f s", time.monotonic() - started)
+    files["report"] = str(_html(run, out, manifest, scores, files))
+    return Result(run.folder.run_id, scores, files, manifest)
+
+
+def score_handle(run: Runner, handle: MapHandle) -> SetScores:
+    """Scores of a map stage's ``mask_hw`` over its own records; objects too, where the stage keeps them."""
+    with_objects = "objects_flat" in handle.stage.outputs
+
+    def arrays(record: Record, names: tuple[str, ...] | None) -> dict[str, Any] | None:
+        key = handle.records.key(record)
+        produced = handle.produced.get(key)
+        if produced is None or produced.output is None:
+            return None
+        return run.store.read(handle.address, key, produced.stamp, names)
+
+    def mask_of(record: Record) -> MaskHW | None:
+        found = arrays(record, ("mask_hw",))
+        return None if found is None else found["mask_hw"]
+
+    def windows_of(record: Record) -> dict[int, Any]:
+        return unpack_windows(arrays(record, None) or {})
+
+    return score_set(handle.records, len(handle.records.classes), mask_of, windows_of if with_objects else None)
+
+
+def _shown(train: RecordSet) -> RecordSet:
+    """The first records that hold objects: the contact sheet's rows."""
+    with_objects = [record for record in train if record.boxes or record.tags or record.scribbles]
+    return train.only(record.image_id for record in (with_objects or list(train))[:SHEET_ROWS])
+
+
+def _draw(
+    run: Runner, out: Path, shown: RecordSet, masks: MapHandle, samples: MapHandle, scores: Mapping[str, Any]
+) -> dict[str, str]:
+    """Contact sheet, scores.json and the fits' curves; a picture that fails costs a warning, not the run."""
+    stages = [
+        h
+        for h in run.handles
+        if isinstance(h, MapHandle) and h.records is masks.records and "mask_hw" in h.stage.outputs
+    ]
+    rows = []
+    for record in shown:
+        try:
+            rows.append(_row(run, record, stages, samples))
+        except (DataError, OSError) as error:
+            log.warning("contact sheet: %s left out: %s", record.image_id, error)
+    files = {}
+    if rows:
+        sheet = out / "contact_sheet.png"
+        report.contact_sheet(rows, shown.classes, sheet)
+        files["contact sheet"] = str(sheet)
+    report.write_scores_json(out / "scores.json", scores)
+    files["scores"] = str(out / "scores.json")
+    return files
+
+
+def _row(run: Runner, record: Record, stages: list[MapHandle], samples: MapHandle) -> report.SheetRow:
+    truth_hw = record.truth.load() if record.truth is not None else None
+    panels = []
+    for handle in [*stages, samples]:
+        key = handle.records.key(record)
+        produced = handle.produced.get(key)
+        if produced is None or produced.output is None:
+            continue
+        mask_hw = run.store.read(handle.address, key, produced.stamp, ("mask_hw",))["mask_hw"]
+        own = None if truth_hw is None else image_miou(mask_hw, truth_hw, len(handle.records.classes))
+        panels.append(("student" if handle is samples else handle.label, mask_hw, own))
+    return report.SheetRow(
+        title=record.image_id,
+        image_rgb=read_image_rgb(Path(record.image)),
+        panels=panels,
+        truth=truth_hw,
+        boxes=record.boxes or (),
+        scribbles=record.scribbles or (),
+        tags=record.tags or (),
+    )
+
+
+def _unscored(scored: Mapping[str, SetScores]) -> list[str]:
+    """What the numbers leave out, in words."""
+    found = []
+    for name, one in scored.items():
+        if one.without_truth:
+            found.append(f"{name}: {len(one.without_truth)} images have no truth mask and are not scored")
+        if one.without_mask:
+            found.append(f"{name}: {len(one.without_mask)} images with truth got no mask and are not scored")
+    return found
+
+
+def _html(
+    run: Runner, out: Path, manifest: Mapping[str, Any], scores: Mapping[str, Any], files: Mapping[str, str]
+) -> Path:
+    """The report page beside the pictures."""
+    curves = {handle.label: Path(handle.path).parent / "curve.png" for handle in _fits(run.handles)}
+    return report.html_report(
+        out,
+        title=f"maskmill {run.flow}",
+        manifest=manifest,
+        scores=scores,
+        files=files,
+        curves={label: path for label, path in curves.items() if path.exists()},
+        skips=[vars_of(skip) for skip in unique_skips(run.skips)],
+    )
+
+
+def _fits(handles: list[Handle]) -> list[FitHandle]:
+    return [handle for handle in handles if isinstance(handle, FitHandle)]
+
+
+def vars_of(skip: Any) -> dict[str, Any]:
+    """A skip as plain data."""
+    return {"key": skip.key, "path": skip.path, "reason": skip.reason, "stage": skip.stage}
