@@ -1,8 +1,8 @@
-"""A child process that dies with the process that started it, however that one ends.
+"""A child that does not outlive its parent, not even one killed by ``kill -9``.
 
-The kernel's parent-death signal has two traps. It is sent when the *thread* that forked the child ends, so
-children are started by one long-lived thread only. And it must be asked for by the child itself, so a parent that
-dies before the child has come that far is missed: hence the look at ``getppid`` afterwards.
+Every process of a run calls :func:`die_with_parent` as its first act. Run as a script, the module does the
+same for any command: ``python tasks/deathwatch.py PARENT_PID COMMAND ...`` (the wish survives ``exec``).
+Only the standard library is imported, and little of it: this is on the path of every child's start.
 """
 
 from __future__ import annotations
@@ -11,22 +11,52 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def die_with_parent(expected_ppid: int) -> None:
-    """First act of every child: SIGKILL for this process as soon as the thread that started it ends.
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Have this process killed (SIGKILL) when the thread that started it ends.
 
-    Args:
-        expected_ppid: pid of the process that started this one, handed down by it (an argument, an environment
-            variable). If it is not our parent any more, it is dead already, and this process kills itself.
-
-    Call it once, in the child, before anything slow. Elsewhere than on Linux only the check is done.
+    ``parent_pid`` is who must still be the parent: if it died before the kernel was asked, this process
+    dies here. ``None`` accepts whoever is the parent now. The kernel watches the starting THREAD, not its
+    process, so children are started by a thread that lives as long as the run (``tasks.children.Supervisor``).
+    Where there is no ``prctl`` (not Linux) a thread looks twice a second instead.
     """
-    if _libc is not None and _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        errno = ctypes.get_errno()
-        raise OSError(errno, f"prctl(PR_SET_PDEATHSIG): {os.strerror(errno)}")
-    if os.getppid() != expected_ppid:
+    expected = os.getppid() if parent_pid is None else parent_pid
+    prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
+    if prctl is None:
+        threading.Thread(target=_watch, args=(expected,), daemon=True, name="deathwatch").start()
+    elif prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed: " + os.strerror(ctypes.get_errno()))
+    _die_unless(expected)
+
+
+def _die_unless(expected: int) -> None:
+    if os.getppid() != expected:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch(expected: int) -> None:
+    while True:
+        time.sleep(0.5)
+        _die_unless(expected)
+
+
+def main(arguments: list[str]) -> None:
+    """``PARENT_PID COMMAND ...``: become COMMAND, which dies with PARENT_PID. Exit code 127: cannot start it."""
+    die_with_parent(int(arguments[0]))
+    # Python ignores these two at its start, and what is ignored stays so through exec.
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_DFL)
+    try:
+        os.execvp(arguments[1], arguments[1:])
+    except OSError as error:
+        print(f"cannot start {arguments[1]}: {error.strerror}", file=sys.stderr)
+        sys.exit(127)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
