@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from tasks import deathwatch
+from tasks import guard
 
 log = logging.getLogger("maskmill")
 
@@ -265,12 +265,12 @@ class Supervisor:
         """Start ``argv``; each line of its stdout goes to ``on_line``, in order, from a thread of the child's own.
 
         ``env`` is added to this process's environment. The last lines of stderr are kept (``Child.error_tail``)
-        and all of it is appended to ``log_file``. The command dies with this process (:mod:`tasks.deathwatch`),
+        and all of it is appended to ``log_file``. The command dies with this process (:mod:`tasks.guard`),
         whatever it is. A command that cannot be started ends with 127.
         """
-        guard = [sys.executable, "-I", "-S", str(deathwatch.__file__), str(os.getpid())]
+        wrapper = [sys.executable, "-I", "-S", str(guard.__file__), str(os.getpid())]
         return self._start(
-            [*guard, *argv],
+            [*wrapper, *argv],
             env=env,
             cwd=cwd,
             stdout=subprocess.PIPE,
