@@ -1,0 +1,155 @@
+"""Pretrained weights: where they come from, how their file is opened, what normalisation belongs to them.
+
+A user names them by one string: ``none``, ``imagenet`` (torchvision's own loader), or a file, with the normalisation
+that the file was trained with before it if it is not torchvision's: ``caffe:/data/vgg16_bgr.safetensors``.
+
+Torch is imported inside the functions: stages are described in processes that never load it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.deeplab import DeepLab
+
+PRESETS = ("imagenet", "caffe")
+"""Names of :data:`models.normalise.NORMALISATIONS`."""
+
+TORCHVISION = {
+    "largefov": ("VGG16_Weights", "vgg16-397923af.pth"),
+    "resnet18": ("ResNet18_Weights", "resnet18-f37072fd.pth"),
+    "resnet50": ("ResNet50_Weights", "resnet50-0676ba61.pth"),
+    "resnet101": ("ResNet101_Weights", "resnet101-63fe2227.pth"),
+}
+"""network -> (torchvision's enumeration, its IMAGENET1K_V1 file; the name holds the content's SHA-256)."""
+
+URL = "https://download.pytorch.org/models/"
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be used; the message names the file and what to do."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a ``weights`` string says."""
+
+    kind: str
+    """``none``, ``imagenet`` or ``file``."""
+    normalisation: str = "imagenet"
+    path: Path | None = None
+
+    @property
+    def semantic(self) -> str:
+        """The string as it may enter an address: the path left out (a file is known by its content)."""
+        if self.kind != "file":
+            return self.kind
+        return "file" if self.normalisation == "imagenet" else f"{self.normalisation}:file"
+
+
+def parse(text: str) -> Weights:
+    """Read a ``weights`` string. Raises :class:`WeightsError` for an empty one."""
+    if not text.strip():
+        raise WeightsError("weights is empty; give none, imagenet, a file, or caffe:FILE")
+    if text in ("none", "imagenet"):
+        return Weights(text)
+    preset, colon, rest = text.partition(":")
+    if colon and preset in PRESETS:
+        if not rest:
+            raise WeightsError(f"weights {text!r} names no file after the colon")
+        return Weights("file", preset, Path(rest).expanduser())
+    return Weights("file", "imagenet", Path(text).expanduser())
+
+
+def require_file(path: Path, key: str) -> Path:
+    """``path``, if it is a file; else :class:`WeightsError` naming it and the config key to set."""
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise WeightsError(f"weights file {path} {what}; set {key}= to a .safetensors or .pth file, imagenet or none")
+    return path
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors in a ``.safetensors`` file, or in a torch file opened with ``weights_only=True``, on the CPU.
+
+    ``{"state_dict": ...}`` around them is taken off. Raises :class:`WeightsError` where the file is cut short, is
+    something else, or holds more than tensors (nothing in it is ever executed).
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    require_file(path, "weights")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise WeightsError(f"{path} is cut short or is no safetensors file ({error}); get it again") from error
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for every way in which a file can be broken
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"{path} cannot be read as a weights-only torch file ({first}); it is cut short, of another kind, or "
+            "holds code: get it again or convert it to safetensors"
+        ) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise WeightsError(f"{path} holds {type(loaded).__name__}, expected a mapping of names to tensors")
+    return dict(loaded)
+
+
+def hub_path(network: str) -> Path:
+    """Where torchvision's loader keeps the ImageNet file of ``network`` (``$TORCH_HOME/hub/checkpoints``)."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))
+    return Path(home).expanduser() / "hub" / "checkpoints" / TORCHVISION[network][1]
+
+
+def imagenet_state(network: str, key: str = "weights") -> dict[str, Tensor]:
+    """torchvision's IMAGENET1K_V1 tensors for ``network``, from its cache or downloaded by its own loader.
+
+    Raises :class:`WeightsError` saying which file to put where, or which config key (``key``) to set, if it cannot.
+    """
+    if network not in TORCHVISION:
+        raise WeightsError(f"there are no ImageNet weights for {network!r}; set {key}=none (known: {[*TORCHVISION]})")
+    import torchvision
+
+    enumeration, file = TORCHVISION[network]
+    cached = hub_path(network)
+    if cached.is_file():
+        return read_state(cached)
+    try:
+        member = getattr(torchvision.models, enumeration).IMAGENET1K_V1
+        state: dict[str, Tensor] = member.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # no network, refused, wrong hash
+        raise WeightsError(
+            f"cannot download {URL}{file} ({error}). On a machine without network: download that file elsewhere, then "
+            f"put it at {cached} or set {key}=/path/to/{file}; {key}=none starts from random weights"
+        ) from error
+    return state
+
+
+def load_into(network: DeepLab, state: Mapping[str, Tensor], source: str) -> None:
+    """Load an ImageNet backbone, or a whole DeepLab that Maskmill wrote, into ``network``.
+
+    Raises :class:`WeightsError` naming ``source`` and the first keys or shapes that differ.
+    """
+    from models.deeplab import check_same_keys, load_backbone
+
+    try:
+        if any(name.startswith("backbone.") for name in state):
+            check_same_keys(network.state_dict(), state, set(), source)
+            network.load_state_dict(dict(state))
+        else:
+            load_backbone(network, state, source=source)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
