@@ -11,6 +11,7 @@ from typing import Literal, cast
 
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.vgg import cfgs, make_layers
 
 Atrous = Literal["paper", "exact"]
 
@@ -76,13 +77,17 @@ class VggBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        features = torchvision.models.vgg16(weights=None).features
+        # Not vgg16(): it would also fill its classifier's 124 million weights.
+        features = make_layers(cfgs["D"])
         pools = [i for i, module in enumerate(features) if isinstance(module, nn.MaxPool2d)]
         for number, index in enumerate(pools, start=1):
             features[index] = nn.MaxPool2d(3, stride=2 if number <= 3 else 1, padding=1)
         for module in features[pools[3] :]:
             if isinstance(module, nn.Conv2d):
                 module.dilation = module.padding = (2, 2)
+        for convolution in convolutions(features):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(cast(Tensor, convolution.bias))
         self.features = features
         self.pool5a = nn.AvgPool2d(3, stride=1, padding=1)
         self.channels = 512

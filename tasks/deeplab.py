@@ -1,0 +1,216 @@
+"""DeepLab as two stages: learn from label maps (:func:`fit`), label images (:func:`predict`).
+
+Params and stage descriptions only: torch lives in :mod:`tasks.segment`, imported when a stage runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from artifacts.keys import OPERATIONAL
+from tasks import weights as weights_files
+from tasks.stage import PARAMS_CONFIG, Arrays, FitStage, Item, MapStage
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.fit import FitContext
+
+Network = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name} {value!r} is outside {low:g}..{high:g}")
+
+
+@dataclass(frozen=True)
+class TestTimeParams:
+    """How a trained network is asked: averaged over scales and mirror images, at the image's own size."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+    __test__: ClassVar[bool] = False
+
+    scales: tuple[float, ...] = field(
+        default=(1.0,), metadata={"help": "factors by which the image is resized before the network sees it"}
+    )
+    flip: bool = field(default=False, metadata={"help": "also ask for the mirror image of each scale"})
+    fusion: Literal["mean", "max"] = field(
+        default="mean",
+        metadata={"help": "mean: of probabilities; max: of logits, as multi_scale_inputs fuses in training"},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.scales:
+            raise ValueError("test.scales is empty; give at least one factor, (1.0,) say")
+        for scale in self.scales:
+            _check("test.scales", scale, 0.1, 4.0)
+
+
+@dataclass(frozen=True)
+class DeepLabParams:
+    """One DeepLab: network, schedule, augmentation, and how it is asked afterwards."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    network: Network = field(default="tiny", metadata={"help": "largefov is VGG-16; resnet* are DeepLab v2"})
+    width: int = field(default=16, metadata={"help": "channels of the tiny network's stem"})
+    atrous: Literal["paper", "exact"] = field(
+        default="paper",
+        metadata={
+            "help": "dilation of the first 3x3 of layer3/4: as all others (DeepLab v2), or the stage's before, "
+            "which leaves torchvision's features unchanged"
+        },
+    )
+    weights: str = field(
+        default="none",
+        metadata={"help": "none, imagenet (torchvision's IMAGENET1K_V1), a file, or caffe:FILE (BGR, mean subtracted)"},
+    )
+    crop: int = field(default=321, metadata={"help": "side of the training crop, pixels"})
+    scale_range: tuple[float, float] = field(default=(0.5, 1.5), metadata={"help": "random scale before the crop"})
+    flip: bool = field(default=True, metadata={"help": "mirror every second crop"})
+    batch: int = field(default=10, metadata={"help": "crops an iteration, over all devices"})
+    iterations: int = field(default=20_000, metadata={"help": "optimizer steps; the last checkpoint is the result"})
+    optimizer: Literal["sgd", "adamw"] = field(default="sgd", metadata={"help": "sgd with momentum, or adamw"})
+    lr: float = field(default=2.5e-4, metadata={"help": "learning rate of multiplier 1 (groups 1/10/20, 1/2/10/20)"})
+    momentum: float = field(default=0.9, metadata={"help": "of sgd"})
+    weight_decay: float = field(default=5e-4, metadata={"help": "on weights; biases of the heads have none"})
+    poly_power: float = field(default=0.9, metadata={"help": "lr times (1 - iteration/iterations)**poly_power"})
+    multi_scale_inputs: bool = field(
+        default=False, metadata={"help": "DeepLab v2's: scales 1, .75, .5, fused by maximum, a loss on each"}
+    )
+    loss_at: Literal["crop", "output"] = field(
+        default="crop", metadata={"help": "crop: logits upsampled to the labels; output: labels sampled at stride 8"}
+    )
+    precision: Literal["32", "bf16", "fp16"] = field(default="32", metadata={"help": "bf16 and fp16 are for GPUs"})
+    seed: int = field(default=0, metadata={"help": "of initial weights, order and augmentation"})
+    test: TestTimeParams = field(default_factory=TestTimeParams, metadata={"help": "how the network is asked"})
+    compile: bool = field(default=False, metadata={**OPERATIONAL, "help": "torch.compile the training step"})
+    channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "memory format that is faster"})
+
+    def __post_init__(self) -> None:
+        for name, low, high in _BOUNDS:
+            _check(name, getattr(self, name), low, high)
+        low, high = self.scale_range
+        if not 0.1 <= low <= high <= 4.0:
+            raise ValueError(f"scale_range {self.scale_range!r} must be low <= high within 0.1..4")
+        if weights_files.parse(self.weights).kind == "imagenet" and self.network == "tiny":
+            raise ValueError("weights 'imagenet' with network 'tiny': there are none for it; set weights='none'")
+
+
+_BOUNDS = (
+    ("width", 4, 256),
+    ("crop", 16, 4096),
+    ("batch", 1, 4096),
+    ("iterations", 1, 10_000_000),
+    ("lr", 1e-9, 10.0),
+    ("momentum", 0.0, 0.9999),
+    ("weight_decay", 0.0, 1.0),
+    ("poly_power", 0.0, 10.0),
+    ("seed", 0, 2**31 - 1),
+)
+
+
+@dataclass(frozen=True)
+class PredictParams:
+    """What of :class:`DeepLabParams` decides a prediction, given the checkpoint."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    network: Network
+    width: int
+    atrous: Literal["paper", "exact"]
+    test: TestTimeParams
+
+
+VOC_LARGEFOV = DeepLabParams(
+    network="largefov", weights="imagenet", batch=30, lr=1e-3, iterations=20_000, scale_range=(1.0, 1.0)
+)
+"""DeepLab-LargeFOV as released: crop 321, mirror images only, batch 30, 1e-3, groups 1/2/10/20."""
+
+VOC_RESNET101 = DeepLabParams(network="resnet101", weights="imagenet")
+"""DeepLab v2: crop 321, scale .5-1.5, batch 10, 2.5e-4, momentum .9, weight decay 5e-4, groups 1/10/20."""
+
+DEMO = DeepLabParams(
+    network="tiny",
+    crop=96,
+    scale_range=(0.75, 1.33),
+    batch=16,
+    iterations=800,
+    optimizer="adamw",
+    lr=2e-3,
+    weight_decay=1e-4,
+    test=TestTimeParams(flip=True),
+)
+"""From scratch on 96 px pictures, about a minute and a half on 2 busy cores."""
+
+DEMO_TINY = dataclasses.replace(DEMO, batch=4, iterations=20, crop=64)
+"""Twenty iterations: shows that everything runs, learns next to nothing."""
+
+PRESETS: Mapping[str, DeepLabParams] = {
+    "voc-largefov": VOC_LARGEFOV,
+    "voc-resnet101": VOC_RESNET101,
+    "demo": DEMO,
+    "demo-tiny": DEMO_TINY,
+}
+
+
+def fit(params: DeepLabParams, *, name: str = "deeplab") -> FitStage:
+    """The stage that learns from label maps: role ``target`` gives ``mask_hw``.
+
+    How the network is asked afterwards is no part of it. A weights file is an input, known by its content.
+    Raises :class:`tasks.weights.WeightsError` if a named file is not there.
+    """
+    weights = weights_files.parse(params.weights)
+    inputs: dict[str, Path] = {}
+    if weights.path is not None:
+        inputs["weights"] = weights_files.require_file(weights.path, f"params.{name}.weights")
+    semantic = dataclasses.replace(params, weights=weights.semantic, test=TestTimeParams())
+    return FitStage(
+        name=name,
+        version=1,
+        params=semantic,
+        reads=("image",),
+        function="tasks.deeplab:train",
+        seed=params.seed,
+        inputs=inputs,
+    )
+
+
+def predict(params: DeepLabParams, *, name: str = "deeplab-predict") -> MapStage:
+    """The stage that labels images: role ``net`` is the fit, the output ``mask_hw`` (0 background, 1..K)."""
+    return MapStage(
+        name=name,
+        version=1,
+        params=PredictParams(params.network, params.width, params.atrous, params.test),
+        reads=("image",),
+        outputs=("mask_hw",),
+        function="tasks.deeplab:predict_item",
+        holds_classes=True,
+        uses_torch=True,
+    )
+
+
+def train(context: FitContext) -> dict[str, Tensor]:
+    """Run the fit; see :func:`tasks.segment.train`."""
+    from tasks import segment
+
+    return segment.train(context)
+
+
+def predict_item(item: Item, params: PredictParams) -> Arrays:
+    """``mask_hw (H, W) uint8`` of one image at its own size: arg max of the fused probabilities, never 255."""
+    from tasks import segment
+
+    if item.image_rgb is None:
+        raise ValueError(f"{item.key}: deeplab-predict needs the image, but it was not handed over")
+    network = segment.load_network(item.nets["net"], params, len(item.classes) + 1, item.device)
+    test = params.test
+    scores: Any = segment.predict_scores(network, item.image_rgb, test.scales, test.flip, test.fusion)
+    return {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
