@@ -1,0 +1,525 @@
+"""The pool of worker processes that map stages run on.
+
+A worker that dies (segfault, abort, out of memory, ``kill -9``) or is silent on one image for too long costs that
+image at most: the worker alone is replaced, the image it was at is tried once more, alone in a fresh process (the
+*quarantine*), and the unit is run again; an image that ends a second worker is *poisoned*: the unit is run again
+with the order to record it as a skip. Work of other units is not touched. (``ProcessPoolExecutor`` can neither time
+out one call, nor say which image killed it, nor go on afterwards.)
+
+    with Supervisor(stop) as supervisor, Pool(2, supervisor=supervisor, stop=stop) as pool:
+        futures = [pool.submit(unit) for unit in units]
+
+One thread of the pool owns all workers; callers only wait for futures. Workers are started when there is work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+from tasks.children import Stopped, Supervisor, end_all
+from tasks.pool_link import THREADS, Link, run_setup
+from tasks.pool_worker import RemoteTraceback, WorkerError, frame
+
+__all__ = ["Pool", "RemoteTraceback", "Stopped", "Unit", "WorkerDied", "WorkerError"]
+
+log = logging.getLogger("maskmill")
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+TICK_S = 0.1
+"""How often stop, time limits and progress are looked at while there is work."""
+IDLE_TICK_S = 0.25
+START_S = 120.0
+"""Least time for what comes before a unit's first image: starting Python, importing torch, opening a network."""
+GROWN_BYTES = 1 << 30
+"""A worker that has grown by this since its first unit is replaced: memory stays flat over any number of images."""
+_ATTEMPTS = 2
+
+
+class WorkerDied(WorkerError):
+    """Workers died on a unit outside of any image, so that no image can be left out for it."""
+
+
+class Unit(Protocol[R_co]):
+    """Picklable work on some images, in order. (``tasks.unit.WorkUnit`` is the one there is.)
+
+    An optional method ``prepare()`` is called before the first image, and not under the image's time limit.
+    """
+
+    @property
+    def label(self) -> str:
+        """The stage that the unit belongs to: what progress is counted by."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of its images, in the order of work."""
+
+    def only(self, key: str) -> Unit[R_co]:
+        """The same work for one of its images."""
+
+    def run(self, report: Callable[[str], None], poisoned: Mapping[str, str]) -> R_co:
+        """Do it.
+
+        ``report(key)`` is called BEFORE each image (cheap: two stores into shared memory); ``report("")`` says that
+        the images are done and something else is worked on. ``poisoned`` (key -> reason) must not be tried; the
+        unit records them itself.
+        """
+
+
+class _Watch:
+    """Progress of one label: how many images are done, told at most every tick."""
+
+    def __init__(self, callback: Callable[[int], None]) -> None:
+        self._callback = callback
+        self._lock = threading.Lock()
+        self._done = 0
+        self._told = 0
+        self._told_at = 0.0
+
+    def add(self, images: int) -> None:
+        """``images`` more are done."""
+        with self._lock:
+            self._done += images
+
+    def tell(self, *, now: bool = False) -> None:
+        """Call the callback if there is news and the last call is a tick ago (or ``now``)."""
+        with self._lock:
+            clock = time.monotonic()
+            if self._done == self._told or (clock - self._told_at < TICK_S and not now):
+                return
+            self._told, self._told_at = self._done, clock
+            try:
+                self._callback(self._done)
+            except Exception:
+                log.exception("progress callback failed")
+
+
+class _Task(Generic[R]):
+    """A submitted unit and what has happened to it."""
+
+    def __init__(self, unit: Unit[R], watch: _Watch | None) -> None:
+        self.unit = unit
+        self.keys = unit.keys
+        self.future: Future[R] = Future()
+        self.poisoned: dict[str, str] = {}
+        self.probe: str | None = None
+        """The image to try alone before anything else."""
+        self.lost = 0
+        """Deaths outside of any image."""
+        self._deaths: dict[str, list[str]] = {}
+        self._watch = watch
+        self._done = 0
+
+    def progress(self, done: int) -> None:
+        """``done`` of its images are done; a second pass does not count them again."""
+        if done > self._done:
+            if self._watch is not None:
+                self._watch.add(done - self._done)
+            self._done = done
+
+    def death(self, key: str, how: str) -> None:
+        """A worker ended while at ``key``: the first time it becomes the probe, the second time it is poisoned."""
+        deaths = self._deaths.setdefault(key, [])
+        deaths.append(how)
+        if len(deaths) < _ATTEMPTS:
+            self.probe = key
+        else:
+            self.probe = None
+            self.poisoned[key] = _reason(deaths)
+
+    def answer(self, result: R | None = None, error: BaseException | None = None) -> None:
+        """Resolve the future, unless the waiter has cancelled it."""
+        with contextlib.suppress(InvalidStateError):
+            if error is not None:
+                self.future.set_exception(error)
+            else:
+                self.progress(len(self.keys))
+                self.future.set_result(result)  # type: ignore[arg-type]
+
+
+def _reason(deaths: list[str]) -> str:
+    """``worker died with signal SIGABRT twice``; a time limit is not said twice."""
+    first, second = deaths[-2:]
+    if first != second:
+        return f"{first}, then {second}"
+    hint = " (out of memory?)" if first.endswith("SIGKILL") else ""
+    return first if first.startswith("no result") else f"{first} twice{hint}"
+
+
+class Pool:
+    """``workers`` processes, started when needed; ``workers=0`` runs units in the submitting thread.
+
+    Args:
+        workers: processes at most, the quarantine included.
+        supervisor: starts the processes.
+        stop: when set, workers are killed within a second and unfinished futures raise :class:`Stopped`.
+        image_timeout_s: time for one image.
+        initializer: ``"module:function"`` that each worker calls first.
+        env: added to the workers' environment, over the one-thread settings.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        *,
+        supervisor: Supervisor | None,
+        stop: threading.Event,
+        image_timeout_s: float = 120.0,
+        initializer: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        if workers < 0 or image_timeout_s <= 0:
+            raise ValueError(f"workers={workers} must be >= 0 and image_timeout_s={image_timeout_s} > 0")
+        if workers and supervisor is None:
+            raise ValueError(f"workers={workers} need a supervisor; only workers=0 does without")
+        self.workers = workers
+        self.image_timeout_s = image_timeout_s
+        self._supervisor = supervisor
+        self._stop = stop
+        self._setup_of = initializer
+        self._env = {**dict.fromkeys(THREADS, "1"), **(env or {})}
+        self._lock = threading.Lock()
+        self._watches: dict[str, _Watch] = {}
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._pending: deque[_Task[Any]] = deque()
+        # From here on: the pool thread's alone.
+        self._probes: deque[_Task[Any]] = deque()
+        self._links: dict[Link, _Task[Any] | None] = {}
+        self._quarantine: Link | None = None
+        self._failed_starts = 0
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        for end in (self._wake_read, self._wake_write):
+            end.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._woken)
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- called from any thread --------------------------------------------------------------------------------------
+
+    def submit(self, unit: Unit[R]) -> Future[R]:
+        """Run ``unit``; its exceptions come through the future, the remote traceback as their cause."""
+        with self._lock:
+            task: _Task[R] = _Task(unit, self._watches.get(unit.label))
+            if self._closing or self._stop.is_set():
+                task.answer(error=Stopped("the run is stopping; no work is taken any more"))
+                return task.future
+            if self.workers:
+                self._pending.append(task)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, daemon=True, name="maskmill-pool")
+                    self._thread.start()
+        if self.workers:
+            self._wake()
+        else:
+            self._run_here(task)
+        return task.future
+
+    @contextlib.contextmanager
+    def reporting(self, label: str, callback: Callable[[int], None]) -> Iterator[None]:
+        """Within this context ``callback(images done)`` is told of units with this label, ten times a second at most.
+
+        Calls come from the pool's thread (``workers=0``: the submitting one), the last from the leaving one.
+        """
+        watch = _Watch(callback)
+        with self._lock:
+            self._watches[label] = watch
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._watches.get(label) is watch:
+                    del self._watches[label]
+            watch.tell(now=True)
+
+    def close(self) -> None:
+        """Kill the workers and wait until they are gone; unfinished futures raise :class:`Stopped`."""
+        with self._lock:
+            self._closing = True
+            thread = self._thread
+        self._wake()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(10.0)
+        elif thread is None:
+            self._release()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # full (awake anyway) or closed
+            self._wake_write.send(b"!")
+
+    def _run_here(self, task: _Task[R]) -> None:
+        """``workers=0``: no second process, so neither time limit nor protection from a crash."""
+        task.future.set_running_or_notify_cancel()
+        begun = 0
+
+        def report(key: str) -> None:
+            nonlocal begun
+            if self._stop.is_set():
+                raise Stopped("the run is stopping")
+            begun += 1
+            task.progress(min(begun - 1, len(task.keys)))
+            if task._watch is not None:
+                task._watch.tell()
+
+        try:
+            result = task.unit.run(report, {})
+        except Exception as error:
+            task.answer(error=error)
+        else:
+            task.answer(result)
+            if task._watch is not None:
+                task._watch.tell()
+
+    # -- the pool's thread -------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        reason: BaseException = Stopped("the run was stopped before this unit was done")
+        try:
+            while not (self._closing or self._stop.is_set()):
+                for key, _ in self._selector.select(self._patience()):
+                    key.data()
+                if self._stop.is_set():
+                    break  # before deaths are looked at: those that stop causes are not worth a word
+                self._look_after_links()
+                self._assign()
+                self._tell()
+        except BaseException as error:  # a fault here must not leave anybody waiting for ever
+            if not isinstance(error, Stopped):
+                log.exception("the pool failed")
+                reason = error
+        finally:
+            self._end(reason)
+
+    def _patience(self) -> float | None:
+        if self._pending or self._probes or any(task is not None for task in self._links.values()):
+            return TICK_S
+        return IDLE_TICK_S if self._links else None
+
+    def _woken(self) -> None:
+        with contextlib.suppress(OSError):
+            while self._wake_read.recv(4096):
+                pass
+
+    def _end(self, reason: BaseException) -> None:
+        """Kill all, answer all."""
+        children = [link.child for link in self._links]
+        tasks = [task for task in self._links.values() if task is not None]
+        for link in list(self._links):
+            self._drop(link)
+        with self._lock:
+            self._closing = True
+            tasks += [*self._probes, *self._pending]
+            self._pending.clear()
+        end_all(children)
+        for task in tasks:
+            task.answer(error=reason)
+        self._release()
+
+    def _release(self) -> None:
+        self._selector.close()
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def _tell(self) -> None:
+        for link, task in self._links.items():
+            if task is not None and link is not self._quarantine:
+                task.progress(link.reports - 1)
+        with self._lock:
+            watches = list(self._watches.values())
+        for watch in watches:
+            watch.tell()
+
+    # -- workers -----------------------------------------------------------------------------------------------------
+
+    def _look_after_links(self) -> None:
+        """Messages first: a result that came in time counts, whatever became of its worker."""
+        now = time.monotonic()
+        for link in list(self._links):
+            if link.unsent:
+                link.flush()
+            gone = link.child.exited.is_set()
+            for message in link.messages():
+                self._message(link, message)
+            if link not in self._links:
+                continue  # a message has ended it
+            if gone or link.closed:
+                if link.closed:
+                    link.child.exited.wait(1.0)
+                self._lost(link, link.fate)
+            elif (verdict := self._overdue(link, now)) is not None:
+                self._lost(link, verdict)
+
+    def _overdue(self, link: Link, now: float) -> str | None:
+        """Why this worker is given up, if it has been silent for too long."""
+        quiet, begun = link.quiet_for(now), link.reports > 0
+        if not link.ready and quiet > START_S:
+            return f"worker was not ready within {START_S:g} s"
+        if link.ready and self._links[link] is not None:
+            if begun and quiet > self.image_timeout_s:
+                return f"no result within {self.image_timeout_s:g} s (image_timeout_s)"
+            if quiet > max(self.image_timeout_s, START_S):
+                return f"no image begun within {max(self.image_timeout_s, START_S):g} s"
+        return None
+
+    def _message(self, link: Link, message: tuple[Any, ...] | Exception) -> None:
+        """One message of a worker."""
+        if isinstance(message, Exception):
+            message = ("failed", WorkerError(f"a worker's answer cannot be read: {message!r}"), "", 0)
+        match message:
+            case ("ready",):
+                link.ready = True
+                self._failed_starts = 0
+            case ("log", name, level, text):
+                logging.getLogger(name).log(level, "%s", text)
+            case ("done", result, size):
+                self._finished(link, size, result, None)
+            case ("failed", error, trace, size):
+                error.__cause__ = RemoteTraceback(trace)
+                self._finished(link, size, None, error)
+
+    def _finished(self, link: Link, size: int, result: Any, error: BaseException | None) -> None:
+        task, self._links[link] = self._links[link], None
+        if task is None:
+            return
+        if error is None and link is self._quarantine:
+            task.probe = None  # innocent when alone: the unit gets its second run
+            self._requeue(task)
+        else:
+            task.answer(result, error)
+        if link.base_bytes is None:
+            link.base_bytes = size
+        if link is self._quarantine or size - link.base_bytes > GROWN_BYTES:
+            self._drop(link)
+
+    def _lost(self, link: Link, how: str) -> None:
+        """A worker is dead or given up: blame the image it was at."""
+        task = self._links[link]
+        place, probing = link.place, link is self._quarantine
+        words = link.last_words
+        self._drop(link)
+        log.debug("%s; its last words: %s", how, words or "none")
+        if task is None:
+            if not link.ready:
+                self._start_failed(f"{how} while it started. {words}")
+            return
+        key = task.probe if probing else task.keys[place] if 0 <= place < len(task.keys) else None
+        if key is None or key in task.poisoned:
+            task.lost += 1
+            log.warning("%s: %s outside of any image", task.unit.label, how)
+            if task.lost >= _ATTEMPTS:
+                task.answer(error=WorkerDied(f"{task.unit.label}: {how} outside of any image, twice. {words}"))
+                return
+        else:
+            task.death(key, how)
+            outcome = "tried again alone" if task.probe else "left out"
+            log.warning("%s: %s at %s; %s", task.unit.label, how, key, outcome)
+        self._requeue(task)
+
+    def _requeue(self, task: _Task[Any]) -> None:
+        if task.probe is not None:
+            self._probes.append(task)
+        else:
+            self._pending.appendleft(task)
+
+    def _drop(self, link: Link) -> None:
+        """Kill the worker, without waiting, and forget it."""
+        self._links.pop(link)
+        if link is self._quarantine:
+            self._quarantine = None
+        for stream in (link.socket, link.output):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(stream)
+        link.close()
+
+    def _assign(self) -> None:
+        """Work to idle workers, workers for waiting work."""
+        if self._probes and self._quarantine is None:
+            self._begin_quarantine()
+        for link, task in list(self._links.items()):
+            if not link.ready or task is not None:
+                continue
+            if link is not self._quarantine and self._pending:
+                self._send(link, self._pending.popleft())
+            elif link is self._quarantine and self._probes:
+                self._send(link, self._probes.popleft())
+            elif link is self._quarantine:
+                self._drop(link)  # its suspect's unit was cancelled
+        coming = sum(not link.ready and link is not self._quarantine for link in self._links)
+        while len(self._links) < self.workers and coming < len(self._pending):
+            if self._start() is None:
+                break
+            coming += 1
+
+    def _begin_quarantine(self) -> None:
+        """A fresh process for the first suspect, in place of a worker if all places are taken."""
+        if len(self._links) >= self.workers:
+            idle = [link for link, task in self._links.items() if task is None]
+            if not idle:
+                return
+            self._drop(idle[0])
+        self._quarantine = self._start()
+
+    def _send(self, link: Link, task: _Task[Any]) -> None:
+        """Give ``task`` (or, in quarantine, its suspect) to an idle worker."""
+        if not task.future.running() and not task.future.set_running_or_notify_cancel():
+            return
+        try:
+            unit = task.unit.only(task.probe) if link is self._quarantine and task.probe else task.unit
+            data = frame((unit, task.poisoned))
+        except Exception as error:
+            task.answer(error=error)
+            return
+        self._links[link] = task
+        link.begin(data)
+
+    def _start(self) -> Link | None:
+        assert self._supervisor is not None
+        try:
+            link = Link(self._supervisor, run_setup(self._setup_of), self._env, self._wake)
+        except OSError as error:
+            self._start_failed(str(error))
+            return None
+        self._links[link] = None
+        self._selector.register(link.socket, selectors.EVENT_READ, _nothing)
+        self._selector.register(link.output, selectors.EVENT_READ, functools.partial(self._listen, link))
+        return link
+
+    def _listen(self, link: Link) -> None:
+        if not link.read_output():
+            self._selector.unregister(link.output)  # closed: it would be readable for ever
+
+    def _start_failed(self, how: str) -> None:
+        """After three in a row, waiting work is given up with the reason."""
+        self._failed_starts += 1
+        log.warning("a worker did not start: %s", how)
+        if self._failed_starts < 3:
+            return
+        self._failed_starts = 0
+        with self._lock:
+            waiting = [*self._probes, *self._pending]
+            self._probes.clear()
+            self._pending.clear()
+        for task in waiting:
+            task.answer(error=WorkerDied(f"no worker process can be started: {how}"))
+
+
+def _nothing() -> None:
+    """Messages are read in one place, :meth:`Pool._look_after_links`."""
