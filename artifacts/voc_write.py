@@ -41,7 +41,7 @@ def _palette() -> NDArray[np.uint8]:
 
 
 def voc_palette() -> NDArray[np.uint8]:
-    """VOC's colours, ``(256, 3) uint8`` RGB: the index's bits, spread over the channels (VOCdevkit's VOClabelcolormap)."""
+    """VOC's colours, ``(256, 3) uint8`` RGB: the index's bits spread over the channels (VOClabelcolormap)."""
     return _palette().copy()
 
 
