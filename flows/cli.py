@@ -96,6 +96,66 @@ def cfs(
     )
 
 
+@app.command
+def export(
+    *,
+    to: Annotated[Path, Parameter(help="folder to make; an unchanged earlier export there is replaced, nothing else")],
+    format_: Annotated[str, Parameter(name="--format", help="voc, voc-server, coco or hdf5")] = "voc",
+    cache: Cache = Path("maskmill-cache"),
+    run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
+    stage: Annotated[str, Parameter(help="label of the stage; default: the masks that the student learnt from")] = "",
+    images: Annotated[bool, Parameter(help="copy the images too, where the format has a place for them")] = True,
+) -> int:
+    """A finished run's masks as a dataset."""
+    from flows.export import export as write
+
+    folder = write(cache, run, stage, format_, to, images=images)
+    Console().print(f"exported: {escape(str(folder))}", soft_wrap=True)
+    return OK
+
+
+@app.command
+def score(
+    *,
+    cache: Cache = Path("maskmill-cache"),
+    run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
+    stage: Annotated[str, Parameter(help="label of the stage; default: the masks that the student learnt from")] = "",
+    masks: Annotated[
+        Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
+    ] = None,
+    data: Source = None,
+    split: Annotated[str, Parameter(help="with --masks: the split to score on")] = "val",
+    json: Annotated[Path | None, Parameter(help="write the numbers here, too")] = None,
+) -> int:
+    """Masks against truth: mIoU over the set, per class, both readings of 255."""
+    from artifacts.datasets import DataParams
+    from artifacts.report import score_table
+    from flows.config import ConfigError, Layer, build
+    from flows.export import save_scores, score_folder, score_run
+
+    if masks is not None:
+        if data is None:
+            raise ConfigError("--masks needs --data: the data set whose truth it is scored against")
+        given = {"data": {"source": data}}
+        scores, scored = score_folder(
+            build(DataParams, "data", given, [Layer(given, "--data", {})]), split, masks, cache
+        )
+        title = str(masks)
+    else:
+        scores, scored = score_run(cache, run, stage)
+        title = f"{stage or 'masks'} of run {run}"
+    console = Console()
+    console.print(score_table(scores, title=title))
+    for what, ids in (("without truth", scored.without_truth), ("without mask", scored.without_mask)):
+        if ids:
+            console.print(f"{len(ids)} images {what}, not scored (the first: {escape(ids[0])})", soft_wrap=True)
+    for skip in scored.skips:
+        console.print(f"skipped {escape(skip.path)}: {escape(skip.reason)}", soft_wrap=True)
+    if json is not None:
+        save_scores(json, scores)
+    return SKIPPED if scored.skips else OK
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: errors become one message and an exit code, signals end every child."""
     logging.basicConfig(

@@ -168,9 +168,8 @@ def _collect_lines(node: yaml.Node | None, path: tuple[str, ...], lines: Lines, 
     for key_node, value_node in node.value:
         place = (*path, str(key_node.value))
         if place in lines:
-            raise ConfigError(
-                f"{origin}, line {key_node.start_mark.line + 1}: {'.'.join(place)} is given twice (first in line {lines[place]})"
-            )
+            line = key_node.start_mark.line + 1
+            raise ConfigError(f"{origin}, line {line}: {'.'.join(place)} is given twice (first in line {lines[place]})")
         lines[place] = key_node.start_mark.line + 1
         _collect_lines(value_node, place, lines, origin)
 

@@ -65,6 +65,10 @@ class WorkUnit:
         """The same work for one image (the pool's quarantine)."""
         return replace(self, jobs=tuple(job for job in self.jobs if job.key == key))
 
+    def prepare(self) -> None:
+        """Import the stage's module, torch with it if need be: before any image's clock runs."""
+        resolve(self.stage.function)
+
     def run(self, report: Callable[[str], None], poisoned: Mapping[str, str]) -> UnitResult:
         """Do the work. ``report(key)`` is called before each image; ``poisoned`` images are only recorded."""
         started = time.monotonic()
@@ -82,6 +86,7 @@ class WorkUnit:
                 if not outcome.permanent:
                     continue  # not stored, so that the next run tries it again
             done.append((job.key, job.stamp, outcome))
+        report("")  # the images are done; what follows is not the last one's fault
         entries = store.write_segment(self.address, done, meta=self._meta()) if done else []
         return UnitResult(tuple(entries), tuple(skips), time.monotonic() - started)
 

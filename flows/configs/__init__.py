@@ -1,0 +1,1 @@
+"""Configurations that ship with Maskmill, by name: ``--config demo``."""

@@ -1,0 +1,205 @@
+"""Stored masks -> a dataset in a folder: VOC tree, VOC server tree, COCO JSON, HDF5.
+
+An export is made aside and renamed into place whole, with a ``maskmill-export.json`` that says what it was made
+from (params, seeds, versions, addresses, counts, skips) and lists every file with its digest. Repeated, it gives the
+same bytes. A folder that holds anything that no export wrote, or that was changed since, is never overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts import keys
+from artifacts.atomic import (
+    fsync_folder,
+    kill_point,
+    publish_folder,
+    sweep_temporaries,
+    temporary_beside,
+    write_text_atomic,
+)
+from artifacts.export_coco import write_coco_export
+from artifacts.export_hdf5 import write_hdf5_export
+from artifacts.export_voc import write_voc_export, write_voc_server_export
+from artifacts.exported import ExportImage, Source
+from artifacts.objects import unpack_objects
+from artifacts.records import DataError
+from artifacts.runs import read_stamps
+from artifacts.store import MaskStore
+
+MANIFEST = "maskmill-export.json"
+FORMAT_VERSION = 1
+WRITERS: Mapping[str, Callable[[Path, Source], Mapping[str, int]]] = {
+    "voc": write_voc_export,
+    "voc-server": write_voc_server_export,
+    "coco": write_coco_export,
+    "hdf5": write_hdf5_export,
+}
+"""format -> ``write(folder, source)``, which returns its counts."""
+
+
+@dataclass(frozen=True)
+class StageSource:
+    """One map stage of one run, image by image: memory does not grow with their number."""
+
+    cache: Path
+    address: str
+    split: str
+    classes: tuple[str, ...]
+    stamps: Mapping[str, tuple[str | None, str]]
+    with_images: bool = True
+
+    def __iter__(self) -> Iterator[ExportImage]:
+        store = MaskStore(self.cache, readonly=True)
+        for key in sorted(self.stamps):
+            stamp, image = self.stamps[key]
+            if stamp is None:
+                continue
+            arrays = store.read(self.address, key, stamp)
+            if "mask_hw" not in arrays:
+                raise DataError(
+                    f"{self.address} keeps {sorted(arrays)} and no mask_hw: export a stage that gives masks"
+                )
+            objects = None
+            if "objects_flat" in arrays and "object_classes_n" in arrays:
+                classes = arrays["object_classes_n"].tolist()
+                objects = [(item, class_id) for item, class_id in zip(unpack_objects(arrays), classes, strict=True)]
+            yield ExportImage(key.partition("/")[2], Path(image), np.asarray(arrays["mask_hw"]), objects)
+
+    @property
+    def absent(self) -> list[str]:
+        """Image ids that the stage has no mask for."""
+        return sorted(key.partition("/")[2] for key, (stamp, _) in self.stamps.items() if stamp is None)
+
+
+def export_run(
+    cache: Path, manifest: Mapping[str, Any], label: str, kind: str, out: Path, *, with_images: bool = True
+) -> Path:
+    """Export stage ``label`` of the run that ``manifest`` describes to the folder ``out``; returns ``out``.
+
+    Args:
+        cache: the cache folder.
+        manifest: a run's manifest (``runs/<id>/manifest.json``).
+        label: a map stage that gives ``mask_hw``.
+        kind: ``voc``, ``voc-server``, ``coco`` or ``hdf5``.
+        out: the folder to make; if it is there, it must be an unchanged export.
+        with_images: copy the images too, where the format has a place for them.
+
+    Raises:
+        DataError: unknown stage or format, or ``out`` holds what no export wrote.
+    """
+    if kind not in WRITERS:
+        raise DataError(f"export format {kind!r}: expected one of {', '.join(WRITERS)}")
+    stage = _stage(manifest, label)
+    previous = _previous(out)
+    source = StageSource(
+        cache,
+        stage["address"],
+        stage["split"],
+        tuple(manifest["classes"]),
+        read_stamps(cache, stage["stamps"]),
+        with_images,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(out.parent)
+    temporary = temporary_beside(out)
+    try:
+        temporary.mkdir()
+        counts = WRITERS[kind](temporary, source)
+        kill_point("export.mid_export")
+        _write_manifest(temporary, manifest, stage, kind, source, counts)
+        if previous is not None and (temporary / MANIFEST).read_text() == previous:
+            return out  # the same bytes are there already
+        _replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def _stage(manifest: Mapping[str, Any], label: str) -> Mapping[str, Any]:
+    stages: list[Mapping[str, Any]] = [stage for stage in manifest["stages"] if stage["kind"] == "map"]
+    for stage in stages:
+        if stage["label"] == label:
+            return stage
+    raise DataError(
+        f"run {manifest.get('run')}: no map stage {label!r}; it has {', '.join(s['label'] for s in stages)}"
+    )
+
+
+def _write_manifest(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    stage: Mapping[str, Any],
+    kind: str,
+    source: StageSource,
+    counts: Mapping[str, int],
+) -> None:
+    """What the export was made from. No time, no run id, no place: equal content, equal bytes."""
+    files = {
+        path.relative_to(folder).as_posix(): keys.digest_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    said = {
+        "maskmill_export": FORMAT_VERSION,
+        "format": kind,
+        "flow": manifest["flow"],
+        "stage": stage["label"],
+        "split": stage["split"],
+        "addresses": {one["label"]: one["address"] for one in manifest["stages"]},
+        "stamps": stage["stamps"],
+        "fits": {one["label"]: one["output"] for one in manifest["stages"] if one["kind"] == "fit"},
+        "recipe": manifest["recipe"],
+        "libraries": manifest["libraries"],
+        "classes": list(source.classes),
+        "counts": dict(counts),
+        "without_mask": source.absent,
+        "skips": [{"key": s["key"], "stage": s["stage"], "reason": s["reason"]} for s in manifest["skips"]],
+        "files": files,
+    }
+    write_text_atomic(folder / MANIFEST, json.dumps(said, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _previous(out: Path) -> str | None:
+    """The manifest of the export at ``out``, ``None`` if there is nothing; an error if anything else is there."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise DataError(f"{out} is a file; name a folder to export to")
+    if not any(out.iterdir()):
+        return ""
+    fix = "name another folder, or move this one away"
+    try:
+        text = (out / MANIFEST).read_text()
+        files: dict[str, str] = json.loads(text)["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{out} is not empty and no export of Maskmill (no {MANIFEST}); {fix}") from error
+    for path in sorted(out.rglob("*")):
+        name = path.relative_to(out).as_posix()
+        if path.is_dir() or name == MANIFEST:
+            continue
+        if name not in files:
+            raise DataError(f"{path} was not written by the export that is there; {fix}")
+        if keys.digest_file(path) != files[name]:
+            raise DataError(f"{path} was changed since it was exported; {fix}")
+    return text
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    """Put the new export in place of the old one; at no instant is a half-made one visible."""
+    if not out.exists():
+        publish_folder(temporary, out)
+        return
+    old = temporary_beside(out)
+    os.rename(out, old)
+    publish_folder(temporary, out)
+    shutil.rmtree(old)
+    fsync_folder(out.parent)

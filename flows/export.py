@@ -1,0 +1,89 @@
+"""``maskmill export`` and ``maskmill score``: what a finished run left, handed on or measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts.datasets import DataParams, read_split
+from artifacts.export import WRITERS, export_run
+from artifacts.records import DataError, MaskHW, Record, RecordSet
+from artifacts.report import write_scores_json
+from artifacts.runs import find_run, read_stamps
+from artifacts.store import MaskStore
+from artifacts.voc import read_index_png
+from flows.config import ConfigError, Layer, build
+from tasks.score import SetScores, score_set
+
+
+def export(cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bool = True) -> Path:
+    """Export one stage of one run. ``stage=""``: the masks that the run's student learnt from."""
+    if kind not in WRITERS:
+        raise ConfigError(f"--format {kind}: expected one of {', '.join(WRITERS)}")
+    manifest = finished(cache, run)
+    return export_run(cache, manifest, stage or manifest["masks"], kind, to, with_images=images)
+
+
+def finished(cache: Path, run: str) -> dict[str, Any]:
+    """The manifest of a run that came to its end."""
+    manifest = find_run(cache, run).manifest()
+    if manifest["status"] != "finished":
+        raise DataError(
+            f"run {manifest['run']} is {manifest['status']} ({manifest['error'] or 'no error noted'});"
+            " run the flow again, or name a finished run with --run"
+        )
+    return manifest
+
+
+def score_run(cache: Path, run: str, stage: str) -> tuple[dict[str, Any], SetScores]:
+    """Scores of one stage of a finished run, by the cache and the data set as they are now."""
+    manifest = finished(cache, run)
+    found = next(
+        (s for s in manifest["stages"] if s["label"] == (stage or manifest["masks"]) and s["kind"] == "map"), None
+    )
+    if found is None:
+        labels = ", ".join(s["label"] for s in manifest["stages"] if s["kind"] == "map")
+        raise DataError(f"run {manifest['run']}: no map stage {stage!r}; it has {labels}")
+    data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
+    records = read_split(data, found["split"], cache=cache)
+    stamps = read_stamps(cache, found["stamps"])
+    store = MaskStore(cache, readonly=True)
+
+    def mask_of(record: Record) -> MaskHW | None:
+        stamp, _ = stamps.get(records.key(record), (None, ""))
+        if stamp is None:
+            return None
+        return store.read(found["address"], records.key(record), stamp, ("mask_hw",))["mask_hw"]
+
+    return _scored(records, mask_of)
+
+
+def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tuple[dict[str, Any], SetScores]:
+    """Scores of a folder of index PNGs named ``<image id>.png`` against the data set's truth."""
+    if not masks.is_dir():
+        raise DataError(f"--masks {masks}: no such folder; expected index PNGs named <image id>.png")
+    records = read_split(data, split, cache=cache)
+
+    def mask_of(record: Record) -> MaskHW | None:
+        path = masks / f"{record.image_id}.png"
+        return np.asarray(read_index_png(path)) if path.exists() else None
+
+    return _scored(records, mask_of)
+
+
+def _scored(records: RecordSet, mask_of: Callable[[Record], MaskHW | None]) -> tuple[dict[str, Any], SetScores]:
+    scored = score_set(records, len(records.classes), mask_of)
+    if not scored.scores.images:
+        raise DataError(
+            f"{records.dataset}:{records.split}: nothing to score: of {len(records)} images"
+            f" {len(scored.without_truth)} have no truth and {len(scored.without_mask)} no mask"
+        )
+    return scored.scores.as_dict(records.classes), scored
+
+
+def save_scores(path: Path, scores: dict[str, Any]) -> None:
+    """Write scores as JSON."""
+    write_scores_json(path, {"scores": scores})

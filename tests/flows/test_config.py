@@ -1,0 +1,95 @@
+"""Is a wrong configuration refused before any work, with a message that says where and what to do?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+
+from flows.config import ConfigError, Layer, as_yaml, build, merge, packaged, parse_set, parse_yaml, read_config
+from tasks.stage import PARAMS_CONFIG
+
+
+@dataclass(frozen=True)
+class Inner:
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+    rate: float = field(default=0.5, metadata={"help": "how fast"})
+    mode: Literal["a", "b"] = "a"
+
+
+@dataclass(frozen=True)
+class Params:
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+    steps: int = 3
+    names: tuple[str, ...] = ()
+    inner: Inner = field(default_factory=Inner)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1")
+
+
+def built(text: str, *sets: str) -> Params:
+    merged, layers = merge([parse_yaml(text, "my.yaml"), parse_set(sets)])
+    return build(Params, "params", merged, layers)
+
+
+def test_file_and_set_are_merged_key_by_key() -> None:
+    params = built("params:\n  steps: 5\n  inner: {mode: b}\n", "params.inner.rate=2", "params.names=[x, 'y z']")
+    assert params == Params(5, ("x", "y z"), Inner(2.0, "b"))
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "message"),
+    [
+        (
+            "params:\n  inner:\n    rat: 1\n",
+            (),
+            r"my.yaml, line 3: params.inner.rat: no such parameter \(did you mean 'rate'\?\); there are rate, mode",
+        ),
+        ("params:\n  stepz: 1\n", (), r"my.yaml, line 2: params.stepz: no such parameter \(did you mean 'steps'"),
+        ("params: {steps: many}\n", (), r"my.yaml, line 1: params.steps: .*integer.*got 'many'"),
+        ("params: {inner: {mode: c}}\n", (), r"my.yaml, line 1: params.inner.mode: .*'a' or 'b'.*got 'c'"),
+        ("params: {steps: 0}\n", (), r"steps=0 must be at least 1"),
+        ("params: 7\n", (), r"my.yaml, line 1: params: "),
+        ("", ("params.inner.rat=1",), r"--set: params.inner.rat: no such parameter"),
+        ("", ("params.steps=x",), r"--set: params.steps"),
+        ("parms: {}\n", (), r"my.yaml, line 1: unknown section 'parms' \(did you mean 'params'\?\)"),
+        ("", ("parms.steps=1",), r"--set parms.steps=1: .*did you mean 'params'"),
+        ("", ("params.steps",), r"expected NAME=VALUE"),
+        ("params:\n  steps: 1\n  steps: 2\n", (), r"my.yaml, line 3: params.steps is given twice \(first in line 2\)"),
+        ("params: {steps: 1\n", (), r"my.yaml, line 2: not YAML"),
+        ("- 1\n", (), r"my.yaml: expected sections"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(text: str, sets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        built(text, *sets)
+
+
+def test_every_fault_is_listed_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        built("params:\n  stepz: 1\n  inner: {rate: x}\n")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_the_printed_configuration_reads_back_to_itself() -> None:
+    params = Params(7, ("ü", "b: c"), Inner(1e-4, "b"))
+    text = as_yaml("cfs", {"params": params})
+    assert "# how fast" in text
+    assert built(text) == params
+
+
+def test_an_unknown_config_name_lists_the_shipped_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give a YAML file or one of .*demo"):
+        read_config(str(tmp_path / "nothing.yaml"))
+    assert "demo" in packaged()
+
+
+def test_a_later_layer_wins_and_is_named_in_errors() -> None:
+    layers = [parse_yaml("params: {steps: 1}", "my.yaml"), Layer({"params": {"steps": "x"}}, "command line", {})]
+    merged, kept = merge(layers)
+    with pytest.raises(ConfigError, match="^command line: params.steps"):
+        build(Params, "params", merged, kept)
