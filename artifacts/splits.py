@@ -7,6 +7,7 @@ nothing but the name, so an image keeps its side when others are added, removed 
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -119,7 +120,8 @@ def _longest_tail(entry: str, rows_by_name: dict[str, int]) -> int | None:
 
 def read_lines(path: Path) -> list[str]:
     """The non-empty lines of a UTF-8 text file, stripped (byte order mark and CRLF allowed)."""
-    return [line for line in (raw.strip() for raw in read_text(path).splitlines()) if line]
+    # Not str.splitlines, which also breaks at U+2028 and the like: a name may hold them.
+    return [line for line in (raw.strip() for raw in io.StringIO(read_text(path), newline=None)) if line]
 
 
 def read_text(path: Path) -> str:
