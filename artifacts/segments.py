@@ -27,6 +27,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ class Stored:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,10 @@ def encode_segment(items: Sequence[Item], *, meta: Mapping[str, Any], codec: Cod
 
     Raises:
         ValueError: an array whose name or dtype has no place in a segment, or a ``(key, stamp)`` given twice.
+        StoreError: ``zstd`` is asked for and hdf5plugin is not installed.
     """
+    if codec == "zstd" and not zstd_at_hand():
+        raise StoreError("codec zstd needs the package hdf5plugin: install it, or write with codec gzip")
     plain = [_normalised(item) for item in items]
     if len({(key, stamp) for key, stamp, _ in plain}) != len(plain):
         raise ValueError("one segment was given the same (key, stamp) twice")
@@ -225,14 +229,16 @@ def _write_dataset(group: Any, name: str, array: NDArray[Any], codec: Codec) -> 
     kind = h5py.h5t.py_create(array.dtype, logical=True)
     dataset = h5py.h5d.create(group, name.encode(), kind, space, settings, dapl=_no_chunk_cache())
     dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, array)
-    return _stored_crc32(dataset) if chunked else zlib.crc32(array.tobytes())
+    return _stored_crc32(dataset, array.shape, array.itemsize) if chunked else zlib.crc32(array.tobytes())
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """The whole array up to :data:`CHUNK_BYTES`, else as many leading rows (then columns, ...) as fit."""
+    if itemsize * math.prod(shape) <= CHUNK_BYTES:
+        return shape
     chunk = list(shape)
     for axis in range(len(chunk)):
-        rest = itemsize * int(np.prod(chunk[axis + 1 :], dtype=np.int64))
+        rest = itemsize * math.prod(chunk[axis + 1 :])
         chunk[axis] = min(chunk[axis], max(1, CHUNK_BYTES // rest))
         if chunk[axis] > 1 or rest <= CHUNK_BYTES:
             break
@@ -247,11 +253,13 @@ def _no_chunk_cache() -> Any:
     return settings
 
 
-def _stored_crc32(dataset: Any) -> int:
+def _stored_crc32(dataset: Any, shape: tuple[int, ...], itemsize: int) -> int:
     """CRC-32 over the stored chunks of a chunked dataset, in C order."""
-    chunk = dataset.get_create_plist().get_chunk()
+    chunk = chunk_shape(shape, itemsize)
+    if chunk == shape:
+        return zlib.crc32(dataset.read_direct_chunk((0,) * len(shape))[1])
     value = 0
-    for index in np.ndindex(*(-(-size // step) for size, step in zip(dataset.shape, chunk, strict=True))):
+    for index in np.ndindex(*(-(-size // step) for size, step in zip(shape, chunk, strict=True))):
         offset = tuple(i * step for i, step in zip(index, chunk, strict=True))
         value = zlib.crc32(dataset.read_direct_chunk(offset)[1], value)
     return value
@@ -269,7 +277,7 @@ def _write_index(file: Any, header: Header) -> None:
         for content in header.contents
     ]
     document = {"format": SEGMENT_FORMAT, "codec": header.codec, "meta": header.meta, "entries": entries}
-    text = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(document, separators=(",", ":")).encode()
     file.create_dataset("index", data=np.frombuffer(text, np.uint8), chunks=(len(text),), compression=9)
     file.attrs["maskmill_segment"] = SEGMENT_FORMAT
     file.attrs["codec"] = header.codec
@@ -350,21 +358,19 @@ class Segment:
 
     def _read_own(self, position: int, name: str, stored: Stored) -> tuple[NDArray[Any], int]:
         if name not in self._groups:
+            self._check_codec()
             self._groups[name] = h5py.h5g.open(self._arrays, name.encode())
         dataset = h5py.h5d.open(self._groups[name], str(position).encode(), _no_chunk_cache())
-        if dataset.shape != stored.shape or dataset.dtype != np.dtype(stored.dtype):
-            raise CorruptSegment(
-                self.path,
-                f"array {name} is {dataset.dtype}{dataset.shape}, the index says {stored.dtype}{stored.shape}",
-            )
-        chunked = bool(stored.shape) and stored.size > 0
-        crc32 = _stored_crc32(dataset) if chunked else 0
-        if chunked and crc32 != stored.crc32:
-            return np.empty(0), crc32  # never hand damaged bytes to a decoder
-        self._check_codec()
-        array = np.empty(stored.shape, np.dtype(stored.dtype))
+        dtype = np.dtype(stored.dtype)
+        if dataset.shape != stored.shape or dataset.dtype != dtype:
+            found, said = f"{dataset.dtype}{dataset.shape}", f"{dtype}{stored.shape}"
+            raise CorruptSegment(self.path, f"array {name} is {found}, the index says {said}")
+        array = np.empty(stored.shape, dtype)
+        chunked = array.ndim > 0 and array.size > 0
+        if chunked and _stored_crc32(dataset, array.shape, array.itemsize) != stored.crc32:
+            return array, ~stored.crc32  # damaged bytes are never handed to a decoder
         dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
-        return array, crc32 if chunked else zlib.crc32(array.tobytes())
+        return array, stored.crc32 if chunked else zlib.crc32(array.tobytes())
 
     def _read_packed(self, name: str) -> NDArray[Any]:
         if name not in self._packed:

@@ -7,8 +7,7 @@ grows and no file has two writers. Two runs can at worst write the same thing tw
 ``<number>-<random>.h5``   a segment. ``<number>`` is one more than the highest in the folder, so the names' order is
                            the order of writing, and where two hold the same ``(key, stamp)`` the later name wins.
                            Two writers may take one number; the random part keeps them apart, and decides.
-``<number>-<random>.idx``  its index, a JSON line an entry: rebuilt from the segment's header whenever it is missing,
-                           damaged, or made for a file of another size.
+``<number>-<random>.idx``  its index (:mod:`artifacts.segment_index`), rebuilt whenever it is missing or damaged.
 ``<segment>.corrupt``      a damaged segment, put aside.
 
 A segment that cannot be opened counts as absent, with a warning: the rest of the run goes on and its images are
@@ -27,7 +26,6 @@ import threading
 import time
 import uuid
 import weakref
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,10 +36,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from artifacts import atomic
+from artifacts.segment_index import (
+    Entry,
+    entries_of,
+    index_path,
+    read_index,
+    segment_names,
+    segment_number,
+    write_index,
+)
 from artifacts.segments import (
     FIX,
     Codec,
-    Content,
     CorruptSegment,
     Header,
     Item,
@@ -56,7 +62,6 @@ __all__ = ["CorruptSegment", "Entry", "MaskStore", "MissingEntry", "StoreError",
 log = logging.getLogger("maskmill")
 
 CACHE_FORMAT = 1
-INDEX_FORMAT = 1
 OPEN_SEGMENTS = 64
 """Segments that one process keeps open: opening one costs five reads, holding one 0.1 MB and a descriptor."""
 RACY_NS = 2_000_000_000
@@ -65,20 +70,6 @@ RACY_NS = 2_000_000_000
 
 class MissingEntry(LookupError):
     """Nothing is stored under this address, key and stamp (any more)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One image in the index of an address."""
-
-    key: str
-    stamp: str
-    segment: str
-    """File name of the segment, in the address's folder."""
-    output: str | None
-    """Digest of the arrays; ``None`` if the image was skipped."""
-    reason: str | None = None
-    """Why the image was skipped."""
 
 
 @dataclass
@@ -107,7 +98,7 @@ class MaskStore:
         self.codec = codec
         self._lock = threading.RLock()
         self._folders: dict[str, _Folder] = {}
-        self._open: OrderedDict[Path, Segment] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str], Segment] = OrderedDict()
         check_cache_format(self.root)
         _stores.add(self)
 
@@ -206,14 +197,12 @@ class MaskStore:
         """
         for attempt in (1, 2):
             entry = self._entry(address, key, stamp, again=attempt == 2)
-            path = self.folder(address) / entry.segment
             try:
-                segment = self._segment(path)
-                return self._read_from(segment, entry, names)
+                return self._read_from(self._segment(address, entry.segment), entry, names)
             except FileNotFoundError:
-                self._forget(address, path)  # compacted by another process: look again, once
+                self._forget(address, entry.segment)  # compacted by another process: look again, once
             except OSError as error:
-                raise _explained(error, path, "read") from error
+                raise _explained(error, self.folder(address) / entry.segment, "read") from error
         raise MissingEntry(f"{self.folder(address)}: the segment of {key} (stamp {stamp}) was removed; run again")
 
     def _read_from(self, segment: Segment, entry: Entry, names: Iterable[str] | None) -> dict[str, NDArray[Any]]:
@@ -230,7 +219,7 @@ class MaskStore:
             folder = self._folders.setdefault(address, _Folder())
             entry = folder.merged.get((key, stamp))
             if entry is None or again:
-                if folder.modified_ns == -1 or again:
+                if again:
                     folder.modified_ns = -1
                 self._scan(address, folder)
                 entry = folder.merged.get((key, stamp))
@@ -240,20 +229,21 @@ class MaskStore:
             raise MissingEntry(f"{self.folder(address)}: {key} was skipped ({entry.reason}), so it has no arrays")
         return entry
 
-    def _segment(self, path: Path) -> Segment:
+    def _segment(self, address: str, name: str) -> Segment:
         """An open segment, from the few that are kept open."""
         with self._lock:
-            segment = self._open.pop(path, None) or Segment(path)
-            self._open[path] = segment
+            segment = self._open.pop((address, name), None) or Segment(self.folder(address) / name)
+            self._open[address, name] = segment
             while len(self._open) > OPEN_SEGMENTS:
                 self._open.popitem(last=False)  # closed when its last reader lets go of it
             return segment
 
-    def _forget(self, address: str, path: Path) -> None:
+    def _forget(self, address: str, name: str) -> None:
+        """Leave a segment out of the index; the folder is looked at again."""
         with self._lock:
-            self._open.pop(path, None)
+            self._open.pop((address, name), None)
             folder = self._folders.setdefault(address, _Folder())
-            folder.segments.pop(path.name, None)
+            folder.segments.pop(name, None)
             folder.modified_ns = -1
             folder.merged.clear()
             for known in folder.segments.values():
@@ -315,7 +305,7 @@ class MaskStore:
         else:
             aside_or_none = aside
             log.warning("%s was put aside as %s; its images will be computed again", path, aside.name)
-        self._forget(path.parent.name, path)
+        self._forget(path.parent.name, path.name)
         return aside_or_none
 
     def _after_fork(self) -> None:
@@ -347,19 +337,6 @@ def _merge(merged: dict[tuple[str, str], Entry], entries: Iterable[Entry]) -> No
 # -- files of a folder -----------------------------------------------------------------------------------------------
 
 
-def segment_names(folder: Path) -> list[str]:
-    """File names of the segments in ``folder``, oldest first."""
-    return sorted(name for name in os.listdir(folder) if _NAME.fullmatch(name))
-
-
-_NAME = re.compile(r"\d{8,}-[0-9a-f]+\.h5")
-
-
-def segment_number(name: str) -> int:
-    """The increasing part of a segment's name."""
-    return int(name.partition("-")[0])
-
-
 def _write_durably(folder: Path, data: bytes, number: int | None) -> Path:
     """Aside, flushed, synced, renamed, folder synced; whatever fails leaves nothing."""
     temporary = atomic.temporary_beside(folder / "segment")
@@ -381,46 +358,6 @@ def _write_durably(folder: Path, data: bytes, number: int | None) -> Path:
         raise
     atomic.fsync_folder(folder)
     return path
-
-
-def index_path(segment: Path) -> Path:
-    """The index beside ``segment``."""
-    return segment.with_suffix(".idx")
-
-
-def entries_of(name: str, contents: Iterable[Content]) -> tuple[Entry, ...]:
-    """Index entries of a segment named ``name``."""
-    return tuple(Entry(c.key, c.stamp, name, c.output, c.reason) for c in contents)
-
-
-def write_index(segment: Path, header: Header) -> None:
-    """Keep the header's index beside the segment. Only a convenience: a failure is not an error."""
-    lines = [json.dumps({"codec": header.codec, "meta": header.meta}, ensure_ascii=False)]
-    lines += [json.dumps([c.key, c.stamp, c.output, c.reason], ensure_ascii=False) for c in header.contents]
-    body = "\n".join(lines).encode()
-    with contextlib.suppress(OSError):
-        first = {"format": INDEX_FORMAT, "segment_bytes": segment.stat().st_size, "crc32": zlib.crc32(body)}
-        data = json.dumps(first).encode() + b"\n" + body
-        atomic.write_bytes_atomic(index_path(segment), data, durable=False)
-
-
-def read_index(segment: Path) -> tuple[dict[str, Any], tuple[Entry, ...]] | None:
-    """``({"codec", "meta"}, entries)`` from the index beside ``segment``.
-
-    ``None`` if it is missing, damaged, or made for a file of another size (so that a segment that was cut is
-    opened, and found out). Raises ``FileNotFoundError`` if the segment is gone.
-    """
-    size = segment.stat().st_size
-    try:
-        first, _, body = index_path(segment).read_bytes().partition(b"\n")
-        head = json.loads(first)
-        if (head["format"], head["segment_bytes"], head["crc32"]) != (INDEX_FORMAT, size, zlib.crc32(body)):
-            return None
-        about, *rows = json.loads(b"[" + body.replace(b"\n", b",") + b"]")
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    name = segment.name
-    return about, tuple(Entry(key, stamp, name, output, reason) for key, stamp, output, reason in rows)
 
 
 # -- the cache as a whole --------------------------------------------------------------------------------------------
