@@ -23,138 +23,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 from tasks.children import Stopped, Supervisor, end_all
 from tasks.pool_link import THREADS, Link, run_setup
+from tasks.pool_task import ATTEMPTS, TICK_S, R, Task, Unit, Watch, WorkerDied
 from tasks.pool_worker import RemoteTraceback, WorkerError, frame
 
 __all__ = ["Pool", "RemoteTraceback", "Stopped", "Unit", "WorkerDied", "WorkerError"]
 
 log = logging.getLogger("maskmill")
-R_co = TypeVar("R_co", covariant=True)
-R = TypeVar("R")
-
-TICK_S = 0.1
-"""How often stop, time limits and progress are looked at while there is work."""
 IDLE_TICK_S = 0.25
 START_S = 120.0
 """Least time for what comes before a unit's first image: starting Python, importing torch, opening a network."""
 GROWN_BYTES = 1 << 30
 """A worker that has grown by this since its first unit is replaced: memory stays flat over any number of images."""
-_ATTEMPTS = 2
-
-
-class WorkerDied(WorkerError):
-    """Workers died on a unit outside of any image, so that no image can be left out for it."""
-
-
-class Unit(Protocol[R_co]):
-    """Picklable work on some images, in order. (``tasks.unit.WorkUnit`` is the one there is.)
-
-    An optional method ``prepare()`` is called before the first image, and not under the image's time limit.
-    """
-
-    @property
-    def label(self) -> str:
-        """The stage that the unit belongs to: what progress is counted by."""
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Keys of its images, in the order of work."""
-
-    def only(self, key: str) -> Unit[R_co]:
-        """The same work for one of its images."""
-
-    def run(self, report: Callable[[str], None], poisoned: Mapping[str, str]) -> R_co:
-        """Do it.
-
-        ``report(key)`` is called BEFORE each image (cheap: two stores into shared memory); ``report("")`` says that
-        the images are done and something else is worked on. ``poisoned`` (key -> reason) must not be tried; the
-        unit records them itself.
-        """
-
-
-class _Watch:
-    """Progress of one label: how many images are done, told at most every tick."""
-
-    def __init__(self, callback: Callable[[int], None]) -> None:
-        self._callback = callback
-        self._lock = threading.Lock()
-        self._done = 0
-        self._told = 0
-        self._told_at = 0.0
-
-    def add(self, images: int) -> None:
-        """``images`` more are done."""
-        with self._lock:
-            self._done += images
-
-    def tell(self, *, now: bool = False) -> None:
-        """Call the callback if there is news and the last call is a tick ago (or ``now``)."""
-        with self._lock:
-            clock = time.monotonic()
-            if self._done == self._told or (clock - self._told_at < TICK_S and not now):
-                return
-            self._told, self._told_at = self._done, clock
-            try:
-                self._callback(self._done)
-            except Exception:
-                log.exception("progress callback failed")
-
-
-class _Task(Generic[R]):
-    """A submitted unit and what has happened to it."""
-
-    def __init__(self, unit: Unit[R], watch: _Watch | None) -> None:
-        self.unit = unit
-        self.keys = unit.keys
-        self.future: Future[R] = Future()
-        self.poisoned: dict[str, str] = {}
-        self.probe: str | None = None
-        """The image to try alone before anything else."""
-        self.lost = 0
-        """Deaths outside of any image."""
-        self._deaths: dict[str, list[str]] = {}
-        self._watch = watch
-        self._done = 0
-
-    def progress(self, done: int) -> None:
-        """``done`` of its images are done; a second pass does not count them again."""
-        if done > self._done:
-            if self._watch is not None:
-                self._watch.add(done - self._done)
-            self._done = done
-
-    def death(self, key: str, how: str) -> None:
-        """A worker ended while at ``key``: the first time it becomes the probe, the second time it is poisoned."""
-        deaths = self._deaths.setdefault(key, [])
-        deaths.append(how)
-        if len(deaths) < _ATTEMPTS:
-            self.probe = key
-        else:
-            self.probe = None
-            self.poisoned[key] = _reason(deaths)
-
-    def answer(self, result: R | None = None, error: BaseException | None = None) -> None:
-        """Resolve the future, unless the waiter has cancelled it."""
-        with contextlib.suppress(InvalidStateError):
-            if error is not None:
-                self.future.set_exception(error)
-            else:
-                self.progress(len(self.keys))
-                self.future.set_result(result)  # type: ignore[arg-type]
-
-
-def _reason(deaths: list[str]) -> str:
-    """``worker died with signal SIGABRT twice``; a time limit is not said twice."""
-    first, second = deaths[-2:]
-    if first != second:
-        return f"{first}, then {second}"
-    hint = " (out of memory?)" if first.endswith("SIGKILL") else ""
-    return first if first.startswith("no result") else f"{first} twice{hint}"
 
 
 class Pool:
@@ -189,14 +74,14 @@ class Pool:
         self._stop = stop
         self._setup_of = initializer
         self._env = {**dict.fromkeys(THREADS, "1"), **(env or {})}
-        self._lock = threading.Lock()
-        self._watches: dict[str, _Watch] = {}
+        self._lock = threading.RLock()  # a signal handler may come back in while the main thread is inside
+        self._watches: dict[str, Watch] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._pending: deque[_Task[Any]] = deque()
+        self._pending: deque[Task[Any]] = deque()
         # From here on: the pool thread's alone.
-        self._probes: deque[_Task[Any]] = deque()
-        self._links: dict[Link, _Task[Any] | None] = {}
+        self._probes: deque[Task[Any]] = deque()
+        self._links: dict[Link, Task[Any] | None] = {}
         self._quarantine: Link | None = None
         self._failed_starts = 0
         self._selector = selectors.DefaultSelector()
@@ -218,7 +103,7 @@ class Pool:
     def submit(self, unit: Unit[R]) -> Future[R]:
         """Run ``unit``; its exceptions come through the future, the remote traceback as their cause."""
         with self._lock:
-            task: _Task[R] = _Task(unit, self._watches.get(unit.label))
+            task: Task[R] = Task(unit, self._watches.get(unit.label))
             if self._closing or self._stop.is_set():
                 task.answer(error=Stopped("the run is stopping; no work is taken any more"))
                 return task.future
@@ -239,7 +124,7 @@ class Pool:
 
         Calls come from the pool's thread (``workers=0``: the submitting one), the last from the leaving one.
         """
-        watch = _Watch(callback)
+        watch = Watch(callback)
         with self._lock:
             self._watches[label] = watch
         try:
@@ -265,7 +150,7 @@ class Pool:
         with contextlib.suppress(OSError):  # full (awake anyway) or closed
             self._wake_write.send(b"!")
 
-    def _run_here(self, task: _Task[R]) -> None:
+    def _run_here(self, task: Task[R]) -> None:
         """``workers=0``: no second process, so neither time limit nor protection from a crash."""
         task.future.set_running_or_notify_cancel()
         begun = 0
@@ -276,8 +161,8 @@ class Pool:
                 raise Stopped("the run is stopping")
             begun += 1
             task.progress(min(begun - 1, len(task.keys)))
-            if task._watch is not None:
-                task._watch.tell()
+            if task.watch is not None:
+                task.watch.tell()
 
         try:
             result = task.unit.run(report, {})
@@ -285,8 +170,8 @@ class Pool:
             task.answer(error=error)
         else:
             task.answer(result)
-            if task._watch is not None:
-                task._watch.tell()
+            if task.watch is not None:
+                task.watch.tell()
 
     # -- the pool's thread -------------------------------------------------------------------------------------------
 
@@ -424,7 +309,7 @@ class Pool:
         if key is None or key in task.poisoned:
             task.lost += 1
             log.warning("%s: %s outside of any image", task.unit.label, how)
-            if task.lost >= _ATTEMPTS:
+            if task.lost >= ATTEMPTS:
                 task.answer(error=WorkerDied(f"{task.unit.label}: {how} outside of any image, twice. {words}"))
                 return
         else:
@@ -433,7 +318,7 @@ class Pool:
             log.warning("%s: %s at %s; %s", task.unit.label, how, key, outcome)
         self._requeue(task)
 
-    def _requeue(self, task: _Task[Any]) -> None:
+    def _requeue(self, task: Task[Any]) -> None:
         if task.probe is not None:
             self._probes.append(task)
         else:
@@ -477,7 +362,7 @@ class Pool:
             self._drop(idle[0])
         self._quarantine = self._start()
 
-    def _send(self, link: Link, task: _Task[Any]) -> None:
+    def _send(self, link: Link, task: Task[Any]) -> None:
         """Give ``task`` (or, in quarantine, its suspect) to an idle worker."""
         if not task.future.running() and not task.future.set_running_or_notify_cancel():
             return
