@@ -43,7 +43,10 @@ class DataParams:
         (), "class table, number 1 first; empty: the format's own list, else the names found, sorted"
     )
     difficult: bool = _option(True, "keep the boxes of objects marked difficult (tags always hold them)")
+    include_crowd: bool = _option(False, "coco, folder: boxes of crowd regions too (their truth stays undecided)")
+    val_share: float = _option(0.2, "share of images for val where the data has no lists (a hash of the name decides)")
     sbd: str = _option("", "voc: SBD folder (with cls/ and inst/); empty: SBD/ in or beside the tree, if there is one")
+    scribbles: bool = _option(True, "voc: read ScribbleSup/ if the tree has it")
     scribble_origin: int = _option(0, "voc: number of the first pixel in ScribbleSup files, 0 or 1")
 
     def __post_init__(self) -> None:
@@ -60,5 +63,7 @@ class DataParams:
                 raise ValueError(f"{split} must name a split, not {getattr(self, split)!r}")
         if len(set(self.classes)) != len(self.classes) or not all(self.classes):
             raise ValueError(f"classes must be different, non-empty names, not {self.classes}")
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"val_share must be in [0, 1), not {self.val_share}")
         if self.scribble_origin not in (0, 1):
             raise ValueError(f"scribble_origin must be 0 or 1, not {self.scribble_origin}")
