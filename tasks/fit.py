@@ -1,0 +1,303 @@
+"""Run one fit: ``python -m tasks.fit SPEC.json`` in a process of its own, :func:`run_spec` in this one.
+
+The process tells what it does as JSON lines on stdout, one object each with ``event``: ``waiting``, ``progress``,
+``log``, ``skip``, ``warning``, ``done``, ``error``. Everything else that is printed goes to stderr. It may be killed at
+any moment: signals simply end it, its loader workers die with it, and the next run resumes from the checkpoint.
+
+Exit codes: 0 published (or found published), 1 failed, 2 the specification is wrong, 69 the device is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts.fits import CURVE, METRICS, FitStore, Publication, read_metrics
+from artifacts.locks import Stop
+from artifacts.records import DataError
+from artifacts.runs import library_versions
+from tasks.context import Emit, Event, FitContext, FitData, Hardware, torch_settings
+from tasks.deathwatch import die_with_parent
+from tasks.fitspec import FitSpec, plain_params
+from tasks.gpus import NoDevice, has_gpu, take_gpus, visible_gpus
+from tasks.stage import resolve
+
+__all__ = ["FitContext", "FitData", "FitSpec", "NoDevice", "plain_params", "run_spec"]
+
+EXIT_FAILED, EXIT_USAGE, EXIT_NO_DEVICE = 1, 2, 69
+AGENT = "MASKMILL_FIT_AGENT"
+"""Set for ranks: pid of the torchrun agent, with which they die."""
+RANKS = "MASKMILL_FIT_ACCELERATOR"
+"""Set for ranks: what the agent decided to run on."""
+
+
+# -- one fit ---------------------------------------------------------------------------------------------------------
+
+
+def run_spec(spec: FitSpec, emit: Emit, stop: Stop | None = None) -> Publication:
+    """Fit what ``spec`` says in this process, or find it published; one device.
+
+    ``emit`` gets the events. Raises :class:`DataError` (no usable image), :class:`NoDevice`,
+    ``tasks.children.Stopped`` / ``artifacts.locks.LockAborted`` (told to stop), and what the stage's function raises.
+    """
+    with _turn(spec, emit, stop) as found:
+        if found is None:
+            with _hardware(spec, emit, stop) as accelerator:
+                found = _fit(spec, Hardware(accelerator, 1, 0, spec.threads), emit, stop)
+        emit(_done(found))
+        return found
+
+
+@contextlib.contextmanager
+def _turn(spec: FitSpec, emit: Emit, stop: Stop | None) -> Iterator[Publication | None]:
+    """Hold the fit's lock; gives what is published already (perhaps by the one we waited for)."""
+    store = FitStore(Path(spec.cache))
+
+    def on_wait(holder: str) -> None:
+        emit({"event": "waiting", "for": f"the same fit by {holder}"})
+
+    with store.lock(spec.address, spec.stamp, stop=stop, on_wait=on_wait):
+        yield store.published(spec.address, spec.stamp, newer_than=spec.newer_than)
+
+
+@contextlib.contextmanager
+def _hardware(spec: FitSpec, emit: Emit, stop: Stop | None) -> Iterator[str]:
+    """``"cpu"`` or ``"cuda"``, with the locks of the GPUs held and only these visible."""
+    if spec.device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device={spec.device!r} must be auto, cpu or cuda")
+    uuids = visible_gpus() if spec.device != "cpu" and has_gpu() else []
+    if not uuids or spec.device == "cpu":
+        if spec.device == "cuda":
+            raise NoDevice(
+                "device=cuda, but no GPU is visible (nvidia-smi lists none, or CUDA_VISIBLE_DEVICES hides them); "
+                "set device=cpu or device=auto, or run where there is one"
+            )
+        yield "cpu"
+        return
+
+    def on_wait(holder: str) -> None:
+        emit({"event": "waiting", "for": holder})
+
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # In a process that uses GPUs already the choice is made: its first one.
+    choice = uuids[: spec.devices] if _cuda_in_use() else uuids
+    with take_gpus(choice, spec.devices, stop=stop, on_wait=on_wait) as taken:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
+        try:
+            yield "cuda"
+        finally:
+            os.environ.pop("CUDA_VISIBLE_DEVICES")
+            if before is not None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _cuda_in_use() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
+
+
+def _fit(spec: FitSpec, hardware: Hardware, emit: Emit, stop: Stop | None) -> Publication:
+    """The fit itself. The caller holds the locks. With several ranks only the first one's return is a publication."""
+    import torch
+    from safetensors.torch import save
+
+    from tasks import rng
+
+    if hardware.accelerator == "cuda" and not torch.cuda.is_available():
+        raise NoDevice(
+            f"device={spec.device}: there is a GPU, but torch {torch.__version__} cannot use it (its CUDA "
+            f"{torch.version.cuda}, the driver too old?); set device=cpu, or install a torch that fits the driver"
+        )
+    store = FitStore(Path(spec.cache))
+    work = store.work(spec.address, spec.stamp)
+    started = time.monotonic()
+    context = FitContext(spec, work=work, hardware=hardware, emit=emit, stop=stop)
+    # On CPUs a fit is the same to the last bit; on GPUs it is not worth the slower kernels.
+    with torch_settings(hardware.threads, deterministic=hardware.accelerator == "cpu"), rng.preserved():
+        rng.seed_all(spec.seed, "init")
+        tensors = resolve(spec.function)(context)
+        _leave(context)
+    if not context.is_main:
+        raise SystemExit(0)
+    for name in [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]:
+        raise ValueError(f"{spec.label}: {name} holds values that are not finite; nothing was published")
+    info = {
+        **spec.info,
+        "label": spec.label,
+        "seed": spec.seed,
+        "params_type": spec.params_type,
+        "params": spec.params,
+        "classes": list(spec.classes),
+        "iterations": context.iterations,
+        "seconds": round(context.seconds + time.monotonic() - started, 3),
+        "threads": hardware.threads,
+        "device": hardware.accelerator,
+        "devices": hardware.devices,
+        "libraries": library_versions(),
+        "skips": [[skip.key, skip.path, skip.reason] for skip in context.skips],
+    }
+    return store.publish(
+        spec.address,
+        spec.stamp,
+        save(tensors),
+        members=[(job.key, job.stamp) for job in spec.train],
+        lineage=spec.lineage,
+        info=info,
+        files=_pictures(context),
+    )
+
+
+def _leave(context: FitContext) -> None:
+    """Wait for the other ranks and end the process group."""
+    if context.hardware.devices > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def _pictures(context: FitContext) -> dict[str, bytes]:
+    """``metrics.jsonl`` and its curve. A picture that cannot be drawn costs a warning, never a fit."""
+    if not context.work.metrics.exists():
+        return {}
+    files = {METRICS: context.work.metrics.read_bytes()}
+    path = context.folder / CURVE
+    try:
+        from artifacts.report import curve_png
+
+        curve_png(read_metrics(context.work.metrics), path)
+        files[CURVE] = path.read_bytes()
+    except Exception as error:  # whatever the drawing library dislikes
+        context.warn(f"the curve was not drawn: {type(error).__name__}: {error}")
+    return files
+
+
+def _done(publication: Publication) -> Event:
+    return {
+        "event": "done",
+        "address": publication.address,
+        "stamp": publication.stamp,
+        "number": publication.number,
+        "digest": publication.digest,
+        "path": str(publication.weights),
+    }
+
+
+# -- a process of its own --------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m tasks.fit SPEC.json [--parent PID]``; see the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.fit", description="run one fit")
+    parser.add_argument("spec", type=Path, help="JSON file that the Runner wrote")
+    parser.add_argument("--parent", type=int, default=0, help="pid of the starting process, with which this one dies")
+    options = parser.parse_args(arguments)
+    rank = os.environ.get(AGENT)
+    if rank or options.parent:
+        die_with_parent(int(rank or options.parent))
+    # A fit may be killed anywhere, so the kernel's own way of ending it is the best: at once, whatever it computes.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    emit = _events(1)
+    try:
+        spec = FitSpec.read(options.spec)
+    except DataError as error:
+        return _failed(emit, error, EXIT_USAGE)
+    try:
+        if not rank and spec.devices > 1:
+            return _run_agent(spec, options.spec, emit)
+        # The agent leaves stdout to its ranks; whoever computes keeps it clean of what libraries print.
+        emit = _events(os.dup(1))
+        os.dup2(2, 1)
+        if rank:
+            _run_rank(spec, emit)
+        else:
+            run_spec(spec, emit)
+    except NoDevice as error:
+        return _failed(emit, error, EXIT_NO_DEVICE)
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(emit, error, EXIT_FAILED)
+    return 0
+
+
+def _failed(emit: Emit, error: Exception, code: int) -> int:
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    emit({"event": "error", "type": type(error).__name__, "message": str(error), "code": code})
+    return code
+
+
+def _events(descriptor: int) -> Emit:
+    """Events as JSON lines on a descriptor. A reader that is gone is no reason to stop."""
+
+    def emit(event: Event) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(descriptor, (json.dumps(event, ensure_ascii=False) + "\n").encode())
+
+    return emit
+
+
+def _run_rank(spec: FitSpec, emit: Emit) -> None:
+    """One of several ranks. The agent holds the locks; the first rank speaks and publishes."""
+    index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    threads = max(1, spec.threads // world)
+    hardware = Hardware(os.environ[RANKS], world, index, threads)
+    publication = _fit(spec, hardware, emit if index == 0 else _mute, None)
+    emit(_done(publication))
+
+
+def _mute(event: Event) -> None:
+    """Ranks but the first say nothing."""
+
+
+def _run_agent(spec: FitSpec, path: Path, emit: Emit) -> int:
+    """Become the torchrun agent of ``spec.devices`` ranks on this machine."""
+    with _turn(spec, emit, None) as found:
+        if found is not None:
+            emit(_done(found))
+            return 0
+        with _hardware(spec, emit, None) as accelerator:
+            return _torchrun(spec, path, accelerator)
+
+
+def _torchrun(spec: FitSpec, path: Path, accelerator: str) -> int:
+    import uuid
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ |= {AGENT: str(os.getpid()), RANKS: accelerator}
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=spec.devices,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "tasks.fit", str(path))
+    except ChildFailedError as error:
+        codes: list[Any] = [failure.exitcode for failure in error.failures.values()]
+        return next((code for code in codes if code in (EXIT_NO_DEVICE, EXIT_USAGE)), EXIT_FAILED)
+    return 0
+
+
+if __name__ == "__main__":
+    # The classes must be those of the imported module, not of __main__.
+    from tasks.fit import main as entry
+
+    sys.exit(entry(sys.argv[1:]))
