@@ -105,8 +105,7 @@ def polygons_mask(polygons_xy: list[list[float]], size_hw: tuple[int, int]) -> M
         return np.zeros(size_hw, np.bool_)
     # One call a polygon: a list whose first member has 4 numbers would be taken for boxes.
     runs = [coco_mask.frPyObjects([polygon], height, width)[0] for polygon in solid]
-    decoded: MaskBool = coco_mask.decode(coco_mask.merge(runs)).astype(np.bool_)
-    return decoded
+    return runs_mask(parse_counts(coco_mask.merge(runs)["counts"].decode("ascii")), size_hw)
 
 
 def encode_mask(mask_hw: NDArray[Any]) -> tuple[str, int, tuple[float, float, float, float]]:
