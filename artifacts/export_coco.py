@@ -22,7 +22,10 @@ def write_coco_export(folder: Path, source: Source) -> dict[str, int]:
             size_hw = (image.mask_hw.shape[0], image.mask_hw.shape[1])
             objects = None
             if image.objects is not None:
-                objects = [CocoObject(class_id, paste_object(item, size_hw)) for item, class_id in image.objects]
+                objects = [
+                    CocoObject(class_id, paste_object(item.values_hw, item.window_xyxy, size_hw))
+                    for item, class_id in image.objects
+                ]
             name = f"{image.image_id}{image.image.suffix}"
             if source.with_images:
                 target = folder / "images" / name

@@ -30,7 +30,7 @@ def write_hdf5_export(folder: Path, source: Source) -> dict[str, int]:
             if image.objects:
                 group = file.create_group(f"objects/{image.image_id}")
                 windows = np.array([item.window_xyxy for item, _ in image.objects], np.int32)
-                flat = np.concatenate([np.asarray(item.mask_hw).ravel() for item, _ in image.objects])
+                flat = np.concatenate([np.asarray(item.values_hw).ravel() for item, _ in image.objects])
                 for name, array in {
                     "classes": np.array([class_id for _, class_id in image.objects], np.uint8),
                     "windows_xyxy": windows,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from artifacts.exported import ExportImage, Source
-from artifacts.objects import paste_object
+from artifacts.objects import Object, paste_object
 from artifacts.records import UNDECIDED, MaskHW
 from artifacts.voc_write import write_class_mask, write_image_set
 
@@ -54,12 +55,12 @@ def write_voc_server_export(folder: Path, source: Source) -> dict[str, int]:
 def object_mask(image: ExportImage) -> MaskHW:
     """Object numbers, 1 for the first, larger objects first and smaller on top; 255 where the class is undecided."""
     mask_hw = np.zeros(image.mask_hw.shape, np.uint8)
-    found = image.objects or ()
+    found: Sequence[tuple[Object, int]] = image.objects or ()
     size_hw = (mask_hw.shape[0], mask_hw.shape[1])
     order = sorted(range(len(found)), key=lambda i: (-found[i][0].window_area, i))
     for i in order:
         if i + 1 >= UNDECIDED:
             continue  # a palette PNG holds 254 objects
-        mask_hw[paste_object(found[i][0], size_hw) > 0] = i + 1
+        mask_hw[paste_object(found[i][0].values_hw, found[i][0].window_xyxy, size_hw) > 0] = i + 1
     mask_hw[image.mask_hw == UNDECIDED] = UNDECIDED
     return mask_hw

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from artifacts.objects import ObjectWindow
+from artifacts.objects import Object
 from artifacts.records import MaskHW
 
 
@@ -19,7 +19,7 @@ class ExportImage:
     image: Path
     mask_hw: MaskHW
     """``(H, W) uint8``: 0 background, 1..K, 255 undecided."""
-    objects: Sequence[tuple[ObjectWindow, int]] | None
+    objects: Sequence[tuple[Object, int]] | None
     """Objects before painting with their class numbers, where the stage keeps them."""
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from prefect import flow
+from prefect import State, flow
 
 from artifacts.datasets import DataParams
 from artifacts.records import RecordSet
@@ -47,6 +47,6 @@ def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -
 
 
 @flow(name="cfs", persist_result=False)
-def cfs(data: DataParams, params: CFSFlowParams = CFSFlowParams(), options: RunParams = RunParams()) -> dict[str, Any]:
+def cfs(data: DataParams, params: CFSFlowParams = CFSFlowParams(), options: RunParams = RunParams()) -> dict[str, Any] | State[Any]:
     """Boxes -> GrabCut -> masks -> DeepLab -> scores, as a Prefect flow run."""
     return run_flow("cfs", page, data, params, options)

@@ -82,8 +82,8 @@ def parse_yaml(text: str, origin: str) -> Layer:
     lines: Lines = {}
     _collect_lines(root, (), lines, origin)
     if unknown := [key for key in values if key not in SECTIONS]:
-        line = lines.get((str(unknown[0]),), 1)
-        raise ConfigError(f"{origin}, line {line}: unknown section {unknown[0]!r}{_meant(str(unknown[0]), SECTIONS)}")
+        name = str(unknown[0])
+        raise ConfigError(f"{origin}, line {lines.get((name,), 1)}: unknown section {name!r}{_meant(name, SECTIONS)}")
     return Layer(values, origin, lines)
 
 

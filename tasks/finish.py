@@ -15,7 +15,7 @@ from typing import Any
 from artifacts import report
 from artifacts.export import export_run
 from artifacts.images import read_image_rgb
-from artifacts.objects import unpack_windows
+from artifacts.objects import unpack_objects
 from artifacts.records import DataError, MaskHW, Record, RecordSet
 from tasks.run import Runner, unique_skips
 from tasks.score import SetScores, image_miou, score_set
@@ -96,7 +96,7 @@ def score_handle(run: Runner, handle: MapHandle) -> SetScores:
         return None if found is None else found["mask_hw"]
 
     def windows_of(record: Record) -> dict[int, Any]:
-        return unpack_windows(arrays(record, None) or {})
+        return {item.id: (item.window_xyxy, item.values_hw) for item in unpack_objects(arrays(record, None) or {})}
 
     return score_set(handle.records, len(handle.records.classes), mask_of, windows_of if with_objects else None)
 

@@ -27,6 +27,9 @@ class Reporter(Protocol):
     def stage(self, label: str, total: int, cached: int, unit: str) -> None:
         """A stage begins: ``total`` images or iterations, ``cached`` of them done already."""
 
+    def total(self, label: str, total: int) -> None:
+        """The stage's total has become known."""
+
     def advance(self, label: str, completed: int, note: str = "") -> None:
         """``completed`` of the stage's total are done."""
 
@@ -41,6 +44,9 @@ class Silent:
     """Says nothing."""
 
     def stage(self, label: str, total: int, cached: int, unit: str) -> None:
+        """Nothing."""
+
+    def total(self, label: str, total: int) -> None:
         """Nothing."""
 
     def advance(self, label: str, completed: int, note: str = "") -> None:
@@ -66,6 +72,10 @@ class Lines:
         self._totals[label] = (total, unit)
         self._last[label] = time.monotonic()
         log.info("%s: %d of %d %s cached, %d to do", label, cached, total, unit, total - cached)
+
+    def total(self, label: str, total: int) -> None:
+        """Remember it."""
+        self._totals[label] = (total, self._totals.get(label, (0, ""))[1])
 
     def advance(self, label: str, completed: int, note: str = "") -> None:
         """Log now and then."""
@@ -111,20 +121,28 @@ class Bars:
     def stage(self, label: str, total: int, cached: int, unit: str) -> None:
         """Add the stage's bar."""
         note = f"{cached} cached" if cached else ""
-        self._tasks[label] = self._progress.add_task(label, total=total, completed=cached, unit=unit, note=note)
+        self._tasks[label] = self._progress.add_task(label, total=total or None, completed=cached, unit=unit, note=note)
+
+    def total(self, label: str, total: int) -> None:
+        """Give the bar its length."""
+        if label in self._tasks:
+            self._progress.update(self._tasks[label], total=total)
 
     def advance(self, label: str, completed: int, note: str = "") -> None:
         """Move the bar."""
         if label in self._tasks:
-            fields = {"note": note} if note else {}
-            self._progress.update(self._tasks[label], completed=completed, **fields)
+            self._progress.update(self._tasks[label], completed=completed)
+            self._note(label, note)
 
     def done(self, label: str, note: str = "") -> None:
         """Fill the bar and stop its clock."""
         if (task := self._tasks.get(label)) is not None:
-            fields = {"note": note} if note else {}
-            self._progress.update(task, **fields)
+            self._note(label, note)
             self._progress.stop_task(task)
+
+    def _note(self, label: str, note: str) -> None:
+        if note:
+            self._progress.update(self._tasks[label], note=note)
 
     def close(self) -> None:
         """Leave the bars as they are and give the terminal back."""

@@ -364,7 +364,7 @@ class Runner:
         survey = survey_fit(stage, label, train, upstream, self._sources)
         report = StageReport(label, "fit", address, 1, split=train.split)
         self.reports.append(report)
-        plan = fitting.plan(self.cache, stage, address, label, train, survey, above, self._sources, self.options)
+        plan = fitting.plan(self.cache, stage, address, train, survey, above, self._sources, self.options)
         if self._wants(label):
             plan = plan.again()
         report.stamps, report.pinned = plan.stamp or "", plan.pinned
@@ -376,7 +376,9 @@ class Runner:
             self.skips.extend(survey.skips)
             started = time.monotonic()
             if plan.publication is None:
-                work = fitting.Work(plan, stage, label, train, monitor, survey.members, self.options, self.reporter)
+                work = fitting.Work(
+                    plan, stage, address, label, train, monitor, survey.members, self.options, self.reporter
+                )
                 plan = self._skin.fit(label, lambda: work.run(self))
                 report.computed = 1
                 self.skips.extend(work.skips)

@@ -13,7 +13,6 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -63,7 +62,7 @@ class MapStage:
     reads: tuple[Kind, ...]
     outputs: tuple[str, ...]
     function: str
-    inputs: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    inputs: Mapping[str, Path] = field(default_factory=dict)
     """role -> file that the function reads (weights, say); known by the digest of its content."""
     holds_classes: bool = False
     """Whether the output holds class numbers: the class table is then part of the address."""
@@ -87,7 +86,7 @@ class FitStage:
     reads: tuple[Kind, ...]
     function: str
     seed: int = 0
-    inputs: Mapping[str, Path] = field(default_factory=lambda: MappingProxyType({}))
+    inputs: Mapping[str, Path] = field(default_factory=dict)
     holds_classes: bool = True
 
     def __post_init__(self) -> None:

@@ -186,7 +186,7 @@ def _member(
         return None, {}
     try:
         image = sources.digests.digest(Path(record.image)) if "image" in stage.reads else None
-        labels = {kind: sources.label(key, record, kind) for kind in stage.reads if kind != "image"}
+        labels: dict[str, str] = {kind: sources.label(key, record, kind) for kind in stage.reads if kind != "image"}
     except DataError as error:
         skips.append(Skip(key, record.image, str(error), True, label))
     except OSError as error:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 # OpenMP's threads spin while they wait for each other. On cores that others use too, that made a training step
 # 20 to 40 times slower than letting them sleep (measured). Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# Worker processes import stage functions by name: tests/stage_functions.py must be importable there, too.
+sys.path.insert(0, str(Path(__file__).parent))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,0 +1,214 @@
+"""The Runner's side of a fit: is it published, may an older one stand in, and if not, launch it.
+
+A fit is a process of its own (``python -m tasks.fit SPEC.json``), so that a CUDA crash or the OOM killer ends the fit and
+not the run; ``launch="inline"`` runs it here (tests, scripts).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts import keys
+from artifacts.fits import FitStore, Publication, share_new
+from artifacts.records import RecordSet, Skip
+from tasks.fitspec import FitSpec, plain_params
+from tasks.progress import Reporter
+from tasks.stage import FitHandle, FitStage, Handle
+from tasks.survey import FitSurvey, Sources, weights_digests
+from tasks.unit import Job
+
+if TYPE_CHECKING:
+    from tasks.run import Runner, RunParams
+
+log = logging.getLogger("maskmill")
+
+
+class FitFailed(RuntimeError):
+    """A fit ended without a publication; the message holds its own last words."""
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """What is known of a fit before it runs; after it, with its publication."""
+
+    stamp: str | None
+    """``None`` while an upstream result is only planned."""
+    lineage: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """role -> path of an input file or of an upstream checkpoint."""
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    publication: Publication | None = None
+    pinned: bool = False
+    newer_than: int = 0
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the published tensors."""
+        return None if self.publication is None else self.publication.digest
+
+    @property
+    def path(self) -> str:
+        """The published weights file."""
+        return "" if self.publication is None else str(self.publication.weights)
+
+    def again(self) -> FitPlan:
+        """The same fit, to be done though it is published."""
+        number = self.publication.number if self.publication is not None and not self.pinned else 0
+        return replace(self, publication=None, pinned=False, newer_than=number)
+
+
+def plan(
+    cache: Path,
+    stage: FitStage,
+    address: str,
+    records: RecordSet,
+    survey: FitSurvey,
+    upstream: Mapping[str, Handle],
+    sources: Sources,
+    options: RunParams,
+) -> FitPlan:
+    """Stamp, lineage and (perhaps pinned) publication of a fit over ``survey.members``.
+
+    A lineage is (address, data set, split, seed, digests of the initial weights and inputs): only within one can an older
+    fit stand in for a new one (``refit``).
+    """
+    weights = weights_digests(stage, upstream, sources)
+    fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
+    inputs = {role: str(path) for role, path in stage.inputs.items()} | {role: h.path for role, h in fits.items()}
+    prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
+    if weights is None or survey.unknown:
+        return FitPlan(None, inputs=inputs, prefixes=prefixes)
+    init = weights.pop("init", None)
+    lineage = keys.digest([address, records.dataset, records.split, stage.seed, init, weights])
+    members = [(job.key, job.stamp) for job in survey.members]
+    stamp = keys.fit_stamp(members=members, inputs=weights, init=init, seed=stage.seed)
+    store = FitStore(cache)
+    found = FitPlan(stamp, lineage, inputs, prefixes, store.published(address, stamp))
+    if found.publication is None and options.refit != "changed":
+        older = store.newest_of_lineage(address, lineage)
+        if older is not None and (options.refit == "never" or share_new(older, members) < options.share_new):
+            log.info("%s: pinned to the fit of %s", stage.name, older.stamp)
+            return replace(found, publication=older, pinned=True, stamp=older.stamp)
+    return found
+
+
+@dataclass
+class Work:
+    """One fit that has to be done."""
+
+    plan: FitPlan
+    stage: FitStage
+    address: str
+    label: str
+    train: RecordSet
+    monitor: RecordSet | None
+    members: list[Job]
+    options: RunParams
+    reporter: Reporter
+    skips: list[Skip] = field(default_factory=list)
+
+    def run(self, run: Runner) -> FitPlan:
+        """Fit (or wait for somebody who does), and return the plan with its publication."""
+        assert self.plan.stamp is not None
+        if not self.members:
+            raise FitFailed(f"{self.label}: no training images: none of the {len(self.train)} can be used")
+        spec = self._spec(run.cache)
+        self.reporter.stage(self.label, 0, 0, "iterations")
+        if self.options.launch == "inline":
+            from tasks.fit import run_spec
+
+            run_spec(spec, self._event, stop=run.stop)
+        else:
+            self._launch(run, spec)
+        publication = FitStore(run.cache).published(self.address, self.plan.stamp, newer_than=self.plan.newer_than)
+        if publication is None:
+            raise FitFailed(f"{self.label}: the fit ended, but {self.address}/{self.plan.stamp} holds no publication")
+        self.reporter.done(self.label, str(publication.info.get("device", "")))
+        return replace(self.plan, publication=publication)
+
+    def _spec(self, cache: Path) -> FitSpec:
+        params_type, params = plain_params(self.stage.params)
+        inputs = dict(self.plan.inputs)
+        init = inputs.pop("init", "")
+        assert self.plan.stamp is not None
+        return FitSpec(
+            cache=str(cache.resolve()),
+            label=self.label,
+            address=self.address,
+            stamp=self.plan.stamp,
+            function=self.stage.function,
+            params_type=params_type,
+            params=params,
+            train=tuple(self.members),
+            classes=self.train.classes,
+            reads=self.stage.reads,
+            seed=self.stage.seed,
+            monitor=self._monitored(),
+            inputs=inputs,
+            prefixes=self.plan.prefixes,
+            init=init,
+            lineage=self.plan.lineage,
+            newer_than=self.plan.newer_than,
+            info={"dataset": self.train.dataset, "split": self.train.split},
+            device=self.options.device,
+            devices=self.options.devices,
+            threads=self.options.thread_count,
+            loader_workers=self.options.loader_workers,
+            checkpoint_every_s=self.options.checkpoint_every_s,
+        )
+
+    def _monitored(self) -> tuple[Job, ...]:
+        """The records that the fit may look at and never learn from."""
+        if self.monitor is None:
+            return ()
+        return tuple(
+            Job(self.monitor.key(record), "", record.view(("image", "truth")))
+            for record in self.monitor
+            if record.truth is not None
+        )
+
+    def _launch(self, run: Runner, spec: FitSpec) -> None:
+        """A process of its own, started by the Runner's supervisor; its events are the bar and the log."""
+        path = run.folder.path / f"{self.label}.spec.json"
+        spec.write(path)
+        last: dict[str, Any] = {}
+
+        def on_line(line: str) -> None:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                log.debug("%s: %s", self.label, line)
+                return
+            last.update(event)
+            self._event(event)
+
+        child = run.supervisor.start_lines(
+            [sys.executable, "-m", "tasks.fit", str(path)],
+            on_line=on_line,
+            log_file=run.folder.path / f"{self.label}.log",
+        )
+        code = child.wait(stop=run.stop)
+        if code != 0:
+            said = last.get("message") if last.get("event") == "error" else child.error_tail[-2000:]
+            raise FitFailed(f"{self.label}: the fit ended with exit code {code}: {said or 'it left no message'}")
+
+    def _event(self, event: Mapping[str, Any]) -> None:
+        """One line of the fit's report."""
+        kind = event.get("event")
+        if kind == "progress":
+            note = f"loss {event['loss']:.3f}" if isinstance(event.get("loss"), float) else ""
+            self.reporter.total(self.label, int(event.get("total", 0)))
+            self.reporter.advance(self.label, int(event.get("step", 0)), note)
+        elif kind == "waiting":
+            self.reporter.advance(self.label, 0, f"waits for {event.get('for')}")
+        elif kind == "skip":
+            self.skips.append(Skip(event["key"], event.get("path", ""), event["reason"], False, self.label))
+        elif kind == "warning":
+            log.warning("%s: %s", self.label, event.get("message"))

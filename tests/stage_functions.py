@@ -1,0 +1,59 @@
+"""Stage functions for tests: importable by name in worker processes, which is how stages name them."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.stage import Item, SkipImage
+
+
+def threshold(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Bright pixels are class 1."""
+    _count("threshold", item.key)
+    assert item.image_rgb is not None
+    return {"mask_hw": (item.image_rgb.mean(2) > params.level).astype(np.uint8)}
+
+
+def invert(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """1 where the upstream mask is 0."""
+    _count("invert", item.key)
+    return {"mask_hw": 1 - item.up["source"]["mask_hw"]}
+
+
+def touchy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Does to the image named in its id what the id says."""
+    name = item.key
+    if "abort" in name:
+        os.abort()
+    if "hang" in name:
+        time.sleep(600)
+    if "skip" in name:
+        raise SkipImage("nothing to see")
+    if "fault" in name:
+        raise ZeroDivisionError("a fault of the stage")
+    return {"mask_hw": np.full((2, 2), 1, np.uint8)}
+
+
+def sleepy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Takes its time."""
+    _count("sleepy", item.key)
+    time.sleep(params.level / 1000)
+    return {"mask_hw": np.zeros((4, 4), np.uint8)}
+
+
+def first_axis_only(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Returns an array that its stage does not declare."""
+    return {"mask": np.zeros((2, 2), np.uint8)}
+
+
+def _count(stage: str, key: str) -> None:
+    """One line per image worked on, whichever process does it."""
+    if path := os.environ.get("MASKMILL_TEST_COUNT"):
+        with Path(path).open("a") as file:
+            file.write(f"{stage} {key}\n")
