@@ -1,4 +1,4 @@
-"""The index of a segment, kept beside it so that an address is listed without opening one HDF5 file.
+"""The files of an address: segments, and beside each its index, so that listing opens no HDF5 file.
 
 ``<segment>.idx``: a JSON line with format, size of the segment and CRC-32 of the rest; a line with ``codec`` and
 ``meta``; then a line ``[key, stamp, output, reason]`` an image. It repeats the segment's header, and whatever is
@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -45,9 +46,38 @@ def segment_names(folder: Path) -> list[str]:
 _NAME = re.compile(r"\d{8}-[0-9a-f]+\.h5")
 
 
-def segment_number(name: str) -> int:
-    """The increasing part of a segment's name."""
-    return int(name.partition("-")[0])
+def write_durably(folder: Path, data: bytes, after: str | None = None) -> Path:
+    """Write a segment's bytes: aside, flushed, synced, renamed, folder synced. Whatever fails leaves nothing.
+
+    The name is the last in ``folder``'s order, or the one right ``after`` a segment of that name.
+    """
+    temporary = atomic.temporary_beside(folder / "segment")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            atomic.kill_point("store.after_write")
+            file.flush()
+            atomic.kill_point("store.before_fsync")
+            os.fsync(file.fileno())
+        atomic.kill_point("store.before_rename")
+        path = folder / (_next_name(folder) if after is None else _name_after(after))
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    atomic.fsync_folder(folder)
+    return path
+
+
+def _next_name(folder: Path) -> str:
+    last = max((int(name.partition("-")[0]) for name in segment_names(folder)), default=0)
+    return f"{last + 1:08d}-{secrets.token_hex(4)}.h5"
+
+
+def _name_after(name: str) -> str:
+    """``00000007-ab.h5`` -> ``00000007-ab1c5e.h5``: '.' sorts before digits and letters, so nothing lies between."""
+    return f"{name.removesuffix('.h5')}{secrets.token_hex(2)}.h5"
 
 
 def index_path(segment: Path) -> Path:

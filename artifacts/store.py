@@ -24,10 +24,9 @@ import os
 import re
 import threading
 import time
-import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -42,7 +41,7 @@ from artifacts.segment_index import (
     index_path,
     read_index,
     segment_names,
-    segment_number,
+    write_durably,
     write_index,
 )
 from artifacts.segments import (
@@ -66,6 +65,8 @@ OPEN_SEGMENTS = 64
 """Segments that one process keeps open: opening one costs five reads, holding one 0.1 MB and a descriptor."""
 RACY_NS = 2_000_000_000
 """A folder's time is trusted once it is this old: a file renamed into it in the same tick would go unseen."""
+
+_ADDRESS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class MissingEntry(LookupError):
@@ -112,14 +113,14 @@ class MaskStore:
 
     def folder(self, address: str) -> Path:
         """Where the segments of ``address`` lie."""
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", address):
+        if not _ADDRESS.fullmatch(address):
             raise ValueError(f"address {address!r} must be letters, digits, '.', '_' and '-'")
         return self.root / "maps" / address
 
     def addresses(self) -> list[str]:
         """Every address that has a folder, sorted."""
         with contextlib.suppress(FileNotFoundError):
-            return sorted(entry.name for entry in os.scandir(self.root / "maps") if entry.is_dir())
+            return sorted(e.name for e in os.scandir(self.root / "maps") if e.is_dir() and _ADDRESS.fullmatch(e.name))
         return []
 
     def entries(self, address: str) -> Mapping[tuple[str, str], Entry]:
@@ -138,6 +139,13 @@ class MaskStore:
             if address in self._folders:
                 self._folders[address].modified_ns = -1
 
+    def forget(self, address: str) -> None:
+        """Drop what this process knows and holds open of ``address``."""
+        with self._lock:
+            self._folders.pop(address, None)
+            for name in [name for name in self._open if name[0] == address]:
+                del self._open[name]
+
     def adopt(self, address: str, entries: Iterable[Entry]) -> None:
         """Add entries that another process wrote and handed over."""
         with self._lock:
@@ -154,7 +162,7 @@ class MaskStore:
         except FileNotFoundError:
             modified_ns, names = -1, []
         except OSError as error:
-            raise _explained(error, path, "read") from error
+            raise explained(error, path, "read") from error
         if gone := folder.segments.keys() - set(names):
             folder.merged.clear()
             for name in gone:
@@ -180,7 +188,7 @@ class MaskStore:
         except FileNotFoundError:
             return ()  # compacted or removed since the listing
         except OSError as error:
-            raise _explained(error, segment, "read") from error
+            raise explained(error, segment, "read") from error
         if not self.readonly:
             write_index(segment, header)
         return entries_of(segment.name, header.contents)
@@ -202,7 +210,7 @@ class MaskStore:
             except FileNotFoundError:
                 self._forget(address, entry.segment)  # compacted by another process: look again, once
             except OSError as error:
-                raise _explained(error, self.folder(address) / entry.segment, "read") from error
+                raise explained(error, self.folder(address) / entry.segment, "read") from error
         raise MissingEntry(f"{self.folder(address)}: the segment of {key} (stamp {stamp}) was removed; run again")
 
     def _read_from(self, segment: Segment, entry: Entry, names: Iterable[str] | None) -> dict[str, NDArray[Any]]:
@@ -268,20 +276,35 @@ class MaskStore:
         self.adopt(address, entries)
         return list(entries)
 
-    def write_encoded(self, address: str, data: bytes, header: Header, *, number: int | None = None) -> Path:
-        """Put an encoded segment in its place, durably; ``number`` is for compaction, which keeps an old place."""
+    def write_encoded(self, address: str, data: bytes, header: Header, *, after: str | None = None) -> Path:
+        """Put an encoded segment in its place, durably: last in the folder, or right ``after`` a named one.
+
+        A segment in another's place (compaction) must not win over what was written since.
+        """
         folder = self.folder(address)
         if self.readonly:
             raise StoreError(f"{folder} was to be written, but the cache was opened read-only")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _write_cache_format(self.root)
-            path = _write_durably(folder, data, number)
+            path = write_durably(folder, data, after)
         except OSError as error:
-            raise _explained(error, folder, "written") from error
+            raise explained(error, folder, "written") from error
         atomic.kill_point("store.after_rename")
         write_index(path, header)
         return path
+
+    def discard(self, address: str, name: str) -> None:
+        """Remove a segment whose content lies in others. Readers that have it open go on, the rest look again."""
+        path = self.folder(address) / name
+        if self.readonly:
+            raise StoreError(f"{path} was to be removed, but the cache was opened read-only")
+        try:
+            path.unlink(missing_ok=True)
+            index_path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise explained(error, path, "removed") from error
+        self._forget(address, name)
 
     def quarantine(self, segment: Path | str) -> Path | None:
         """Put a damaged segment aside as ``<name>.corrupt``; ``None`` if somebody else did so already.
@@ -301,7 +324,7 @@ class MaskStore:
         except FileNotFoundError:
             aside_or_none = None
         except OSError as error:
-            raise _explained(error, path, "put aside") from error
+            raise explained(error, path, "put aside") from error
         else:
             aside_or_none = aside
             log.warning("%s was put aside as %s; its images will be computed again", path, aside.name)
@@ -334,32 +357,6 @@ def _merge(merged: dict[tuple[str, str], Entry], entries: Iterable[Entry]) -> No
             merged[pair] = entry
 
 
-# -- files of a folder -----------------------------------------------------------------------------------------------
-
-
-def _write_durably(folder: Path, data: bytes, number: int | None) -> Path:
-    """Aside, flushed, synced, renamed, folder synced; whatever fails leaves nothing."""
-    temporary = atomic.temporary_beside(folder / "segment")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            atomic.kill_point("store.after_write")
-            file.flush()
-            atomic.kill_point("store.before_fsync")
-            os.fsync(file.fileno())
-        atomic.kill_point("store.before_rename")
-        if number is None:
-            number = 1 + max(map(segment_number, segment_names(folder)), default=0)
-        path = folder / f"{number:08d}-{uuid.uuid4().hex[:8]}.h5"
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    atomic.fsync_folder(folder)
-    return path
-
-
 # -- the cache as a whole --------------------------------------------------------------------------------------------
 
 
@@ -371,7 +368,7 @@ def check_cache_format(root: Path) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise _explained(error, path, "read") from error
+        raise explained(error, path, "read") from error
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f'{path} should read {{"format": {CACHE_FORMAT}}} but cannot be understood ({error}); restore it, '
@@ -402,13 +399,6 @@ _ADVICE = {
 }
 
 
-def _explained(error: OSError, path: Path, verb: str) -> StoreError:
+def explained(error: OSError, path: Path, verb: str) -> StoreError:
     advice = _ADVICE.get(error.errno or 0, "nothing half-written is left; run again when it is mended")
     return StoreError(f"{path} cannot be {verb}: {error.strerror or error}; {advice}")
-
-
-def iter_segments(store: MaskStore, address: str) -> Iterator[Path]:
-    """Paths of the segments of ``address``, oldest first."""
-    folder = store.folder(address)
-    with contextlib.suppress(FileNotFoundError):
-        yield from (folder / name for name in segment_names(folder))
