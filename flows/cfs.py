@@ -47,6 +47,8 @@ def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -
 
 
 @flow(name="cfs", persist_result=False)
-def cfs(data: DataParams, params: CFSFlowParams = CFSFlowParams(), options: RunParams = RunParams()) -> dict[str, Any] | State[Any]:
+def cfs(
+    data: DataParams, params: CFSFlowParams = CFSFlowParams(), options: RunParams = RunParams()
+) -> dict[str, Any] | State[Any]:
     """Boxes -> GrabCut -> masks -> DeepLab -> scores, as a Prefect flow run."""
     return run_flow("cfs", page, data, params, options)
