@@ -422,6 +422,14 @@ def test_a_byte_order_mark_and_long_lists_do_not_shift_offsets(tmp_path, monkeyp
     assert [(r.boxes, r.truth.load().tolist()) for r in read(tmp_path)] == plain
 
 
+def test_annotations_keep_their_order_among_hundreds(tmp_path):
+    entries = [annotation(i, image=1 + i % 7, bbox=(i / 1000, 0, 1, 1)) for i in range(700)]
+    write(tmp_path, entries, images=[image(i) for i in range(1, 8)])
+    for record in read(tmp_path):
+        lefts = [b.x0 for b in record.boxes]
+        assert lefts == sorted(lefts) and [b.id for b in record.boxes] == list(range(100))
+
+
 def test_a_file_changed_after_reading_is_not_trusted(tmp_path):
     _, path = write(tmp_path, [annotation(1)])
     record = read(tmp_path).records[0]

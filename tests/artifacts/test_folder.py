@@ -125,6 +125,13 @@ def test_a_broken_row_is_dropped_by_file_and_line_and_the_rest_is_read(tmp_path,
     assert [len(r.boxes) for r in found] == [2, 1]
 
 
+def test_box_ids_count_the_rows_of_the_picture_broken_ones_too(tmp_path):
+    pictures(tmp_path, "a.jpg", "b.jpg")
+    rows = "a,cat,0,0,1,1\nb,cat,0,0,2,2\na,cat,9,0,1,1\na,cat,-9,0,-1,1\na,cat,0,0,3,3\n"
+    table(tmp_path / "boxes.csv", f"image,class,x0,y0,x1,y1\n{rows}")
+    assert [[b.id for b in r.boxes] for r in read(tmp_path)] == [[0, 3], [0]]
+
+
 def test_an_unreadable_flag_names_its_column(tmp_path):
     pictures(tmp_path, "a.jpg")
     table(tmp_path / "boxes.csv", "image,class,x0,y0,x1,y1,difficult\na,cat,0,0,1,1,maybe\n")
