@@ -9,6 +9,7 @@ leave it undecided (``data.difficult``). No image is decoded; truth stays a refe
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,6 +118,15 @@ class _Tree:
         name = data.name or dataset_name(root)
         return cls(root, name, data, table, numbers, images, read_tags(root), masks, sbd, Notes())
 
+    def line(self, number: int, text: str) -> Listed:
+        """One line of a list. Where é is one character in the list and two in the file's name, the file's counts."""
+        line = parse_line(number, text)
+        if line.image is None and line.image_id not in self.images and not line.image_id.isascii():
+            wanted = unicodedata.normalize("NFC", line.image_id)
+            same = (found for found in self.images if unicodedata.normalize("NFC", found) == wanted)
+            return replace(line, image_id=next(same, line.image_id))
+        return line
+
     def image(self, listed: Listed) -> str:
         """Path of the image file. Raises ``FileNotFoundError`` if there is none of that id."""
         relative = self.images.get(listed.image_id)
@@ -184,7 +194,7 @@ def _records(
     for number, text in listed:
         name, path = text, origin
         try:
-            line = parse_line(number, text)
+            line = tree.line(number, text)
             name = line.image_id
             if name in first_line:
                 lines = f"lines {first_line[name]} and {number}"
