@@ -30,6 +30,7 @@ app = App(
     version_flags=["--version"],
 )
 log = logging.getLogger("maskmill")
+app.command("flows.cache_cli:app", name="cache", help="Look into the mask cache, check it, tidy it.")
 
 
 class Terminated(BaseException):

@@ -1,0 +1,187 @@
+"""``maskmill cache ls | show | verify | compact | rm``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from artifacts.records import DataError
+from artifacts.store import MaskStore
+
+app = App(name="cache", help="Look into the mask cache, check it, tidy it.")
+Root = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
+Names = Annotated[list[str] | None, Parameter(help="addresses, their beginnings, or stage labels; default: all")]
+DEFAULT = Path("maskmill-cache")
+SHOWN_KEYS = 20
+
+
+@app.command
+def ls(*, cache: Root = DEFAULT) -> int:
+    """Every stage's address with its images, bytes and age; then the runs."""
+    from artifacts import cache as tools
+    from artifacts.runs import list_runs
+    from flows.console import duration
+
+    store = _store(cache)
+    table = Table(box=box.SIMPLE_HEAVY)
+    for name in ("stage", "address", "images", "skipped", "segments", "size", "age"):
+        table.add_column(name, justify="left" if name in ("stage", "address") else "right", overflow="fold")
+    for info in tools.list_addresses(store):
+        damaged = f" [red]({info.corrupt} damaged, put aside)[/]" if info.corrupt else ""
+        table.add_row(
+            escape(info.label or info.stage) + damaged,
+            info.address,
+            str(info.images),
+            str(info.skipped),
+            str(info.segments),
+            size(info.bytes),
+            duration(info.age_s),
+        )
+    console = Console()
+    console.print(table)
+    for run in list_runs(cache)[-10:]:
+        manifest = run.manifest()
+        console.print(f"run {run.run_id}: {manifest['status']}, {duration(manifest['seconds'])}", highlight=False)
+    return 0
+
+
+@app.command
+def show(
+    name: Annotated[str, Parameter(help="an address, its beginning, or a stage's label")],
+    *,
+    cache: Root = DEFAULT,
+    key: Annotated[str | None, Parameter(help="with --out: the image, <data set>/<image id>")] = None,
+    out: Annotated[Path | None, Parameter(help="write the image's mask here, as a PNG with a palette")] = None,
+) -> int:
+    """One stage's arrays, keys and runs; or one image's mask as a picture."""
+    from artifacts import cache as tools
+    from artifacts.voc_write import voc_palette
+
+    store = _store(cache)
+    console = Console(highlight=False)
+    for address in tools.resolve(store, [name]):
+        if key is not None and out is not None:
+            array = tools.save_picture(store, address, key, out, voc_palette().tolist())
+            console.print(f"{escape(key)} ({array}) -> {escape(str(out))}", soft_wrap=True)
+            continue
+        detail = tools.show(store, address)
+        console.print(f"[bold]{address}[/]  {size(detail.info.bytes)}, {detail.info.segments} segments, {detail.codec}")
+        for array, what in detail.arrays.items():
+            console.print(f"  {array}: {what}")
+        for entry in detail.entries[:SHOWN_KEYS]:
+            said = f"skipped: {entry.reason}" if entry.output is None else entry.output[:12]
+            console.print(f"  {escape(entry.key)}  stamp {entry.stamp[:12]}  {escape(said)}", soft_wrap=True)
+        if len(detail.entries) > SHOWN_KEYS:
+            console.print(f"  ... and {len(detail.entries) - SHOWN_KEYS} more")
+        console.print(f"  used by {', '.join(detail.runs) or 'no run'}", soft_wrap=True)
+    return 0
+
+
+@app.command
+def verify(
+    names: Names = None,
+    *,
+    cache: Root = DEFAULT,
+    repair: Annotated[bool, Parameter(help="put damaged segments aside, keep their sound images", negative=())] = False,
+) -> int:
+    """Read every array against its checksum. Exit code 1 if anything is damaged."""
+    from artifacts import cache as tools
+
+    store = _store(cache)
+    with _bar() as progress:
+        report = tools.verify(store, _addresses(cache, names), repair=repair, progress=progress)
+    console = Console(highlight=False)
+    for problem in report.problems:
+        console.print(
+            f"[red]{escape(str(problem.segment))}[/] {escape(problem.key or '')}: {escape(problem.what)}",
+            soft_wrap=True,
+        )
+    console.print(f"{report.segments} segments, {report.images} images as written, {len(report.problems)} problems")
+    for path in report.quarantined:
+        console.print(f"put aside: {escape(str(path))}; the next run computes its damaged images anew", soft_wrap=True)
+    if report.problems and not repair:
+        console.print(
+            "`maskmill cache verify --repair` puts damaged segments aside, so that the next run computes them anew"
+        )
+    return 0 if report.ok else 1
+
+
+@app.command
+def compact(names: Names = None, *, cache: Root = DEFAULT) -> int:
+    """Merge small segments; every image of every stamp is kept."""
+    from artifacts import cache as tools
+
+    with _bar() as progress:
+        report = tools.compact(_store(cache), _addresses(cache, names), progress=progress)
+    before, after = size(report.bytes_before), size(report.bytes_after)
+    Console(highlight=False).print(
+        f"{report.segments_before} segments, {before} -> {report.segments_after}, {after};"
+        f" {report.entries} entries kept, {len(report.problems)} segments left alone because they cannot be read"
+    )
+    return 1 if report.problems else 0
+
+
+@app.command
+def rm(
+    names: Annotated[list[str], Parameter(help="addresses, their beginnings, or stage labels")],
+    *,
+    cache: Root = DEFAULT,
+    dry_run: Annotated[bool, Parameter(help="only say what would go", negative=())] = False,
+) -> int:
+    """Remove whole stages; a run that needs them computes them again."""
+    from artifacts import cache as tools
+
+    store = _store(cache)
+    report = tools.remove(store, tools.resolve(store, names), dry_run=dry_run)
+    console = Console(highlight=False)
+    done = "removed" if report.removed else "would remove"
+    for info in report.addresses:
+        console.print(f"{done} {info.address}: {info.images} images, {size(info.bytes)}")
+    if report.runs:
+        console.print(
+            f"used by {', '.join(report.runs)}: export or compare them before, or run them again", soft_wrap=True
+        )
+    return 0
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _store(cache: Path) -> MaskStore:
+    if not cache.is_dir():
+        raise DataError(
+            f"--cache {cache}: no such folder; a run makes it, e.g. `maskmill cfs --data demo --cache {cache}`"
+        )
+    return MaskStore(cache)
+
+
+def _addresses(cache: Path, names: list[str] | None) -> list[str] | None:
+    from artifacts import cache as tools
+
+    return None if not names else tools.resolve(_store(cache), names)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def moved(address: str, done: int, total: int) -> None:
+            progress.update(task, description=address, completed=done, total=total)
+
+        yield moved
