@@ -1,0 +1,80 @@
+"""A part of the image at a working size, and the way back: what GrabCut and the box networks look at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.objects import Window
+
+MaskBool = NDArray[np.bool_]
+
+MIN_CONTEXT_PX = 4
+"""Context on each side of a box at least, in image pixels: the background needs samples."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A part of the image, scaled to a working size, and the way back."""
+
+    xyxy: Window
+    """In image pixels, inside the image."""
+    scaled_hw: tuple[int, int]
+
+    @classmethod
+    def around(cls, window_xyxy: Window, size_hw: tuple[int, int], context: float, size: int) -> Crop:
+        """``window_xyxy`` with context on each side as far as the image reaches, longest side ``size``."""
+        x0, y0, x1, y1 = window_xyxy
+        mx = max(MIN_CONTEXT_PX, math.ceil(context * (x1 - x0)))
+        my = max(MIN_CONTEXT_PX, math.ceil(context * (y1 - y0)))
+        left, top = max(0, x0 - mx), max(0, y0 - my)
+        right, bottom = min(size_hw[1], x1 + mx), min(size_hw[0], y1 + my)
+        height, width = bottom - top, right - left
+        scale = size / max(height, width)
+        return cls((left, top, right, bottom), (max(1, round(height * scale)), max(1, round(width * scale))))
+
+    def scale(self, image: NDArray[Any]) -> NDArray[Any]:
+        """The crop of an image (H, W[, 3]) at working size."""
+        left, top, right, bottom = self.xyxy
+        part = image[top:bottom, left:right]
+        shrinks = self.scaled_hw[0] < bottom - top or self.scaled_hw[1] < right - left
+        smooth = cv2.INTER_CUBIC if part.ndim == 3 else cv2.INTER_LINEAR  # cubic would leave 0..1
+        height, width = self.scaled_hw
+        return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks else smooth)
+
+    def shrink_mask(self, mask_hw: MaskBool) -> MaskBool | None:
+        """The crop of a mask at working size; ``None`` if nothing of it lies there."""
+        left, top, right, bottom = self.xyxy
+        part = mask_hw[top:bottom, left:right]
+        if not part.any():
+            return None
+        height, width = self.scaled_hw
+        scaled = cv2.resize(part.view(np.uint8).copy(), (width, height), interpolation=cv2.INTER_NEAREST)
+        return scaled.astype(np.bool_)
+
+    def scaled(self, window_xyxy: Window) -> Window:
+        """A window inside the crop, in working pixels; at least one pixel."""
+        left, top, right, bottom = self.xyxy
+        sx, sy = self.scaled_hw[1] / (right - left), self.scaled_hw[0] / (bottom - top)
+        x0 = min(round((window_xyxy[0] - left) * sx), self.scaled_hw[1] - 1)
+        y0 = min(round((window_xyxy[1] - top) * sy), self.scaled_hw[0] - 1)
+        x1 = max(round((window_xyxy[2] - left) * sx), x0 + 1)
+        y1 = max(round((window_xyxy[3] - top) * sy), y0 + 1)
+        return x0, y0, x1, y1
+
+    def back(self, mask_hw: MaskBool, window_xyxy: Window) -> MaskBool:
+        """A mask at working size, in the pixels of a window inside the crop (majority of what a pixel covers)."""
+        left, top, right, bottom = self.xyxy
+        shrinks = self.scaled_hw[0] > bottom - top or self.scaled_hw[1] > right - left
+        share = cv2.resize(
+            mask_hw.astype(np.float32),
+            (right - left, bottom - top),
+            interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+        )
+        x0, y0, x1, y1 = window_xyxy
+        return share[y0 - top : y1 - top, x0 - left : x1 - left] > 0.5
