@@ -286,6 +286,14 @@ def test_wrong_types_of_one_entry_cost_that_entry(tmp_path):
     assert set(np.unique(record.truth.load())) <= {0, 2, 255}
 
 
+def test_the_place_of_an_annotation_without_id_is_its_place_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("artifacts.coco_json.CHUNK", 4)
+    odd = {"image_id": 1, "category_id": 7, "bbox": [0, 0, 0, 0]}
+    write(tmp_path, [*(annotation(i) for i in range(9)), odd, {**odd, "bbox": "?"}])
+    _, _, warnings = survivors(tmp_path)
+    assert "annotations[9]: [0.0, 0.0, 0.0, 0.0]" in warnings and "annotations[10]: Expected `array" in warnings
+
+
 def test_nothing_but_wrong_annotations_is_an_error(tmp_path):
     write(tmp_path, [{"image": 1}, {"image": 2}])
     with pytest.raises(DataError, match=r"none of the 2 annotations can be read.*annotations\[0\]"):
