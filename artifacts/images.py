@@ -120,7 +120,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
         if marker == 0xEE:  # Adobe: may hold a colour transform that decoders read differently
             return None
         if marker in _SOF_MARKERS:
-            if data[body] != 8 or data[body + 5] not in (1, 3):
+            if body + 6 > len(data) or data[body] != 8 or data[body + 5] not in (1, 3):
                 return None
             size_hw = int.from_bytes(data[body + 1 : body + 3], "big"), int.from_bytes(data[body + 3 : body + 5], "big")
         elif marker == _SOS_MARKER:

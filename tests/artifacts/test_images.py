@@ -124,12 +124,24 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
 # --- what is refused
 
 
-@given(share=st.floats(0.0, 0.999), progressive=st.booleans())
-@settings(max_examples=40, deadline=None)
-def test_a_jpeg_cut_anywhere_is_an_error(share: float, progressive: bool) -> None:
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_anywhere_is_an_error(progressive: bool) -> None:
     data = jpeg(progressive=progressive)
-    with pytest.raises(ImageError, match="cut.jpg"):
-        decode_image_rgb(data[: int(share * len(data))], "cut.jpg")
+    header = data.index(b"\xff\xda") + 20
+    for cut in [*range(header), *range(header, len(data), 41), len(data) - 1]:
+        with pytest.raises(ImageError, match="cut.jpg"):
+            decode_image_rgb(data[:cut], "cut.jpg")
+
+
+@given(position=st.integers(3, 900), replacement=st.binary(min_size=1, max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_jpeg_is_an_image_or_an_image_error(position: int, replacement: bytes) -> None:
+    data = bytearray(jpeg())
+    data[position : position + len(replacement)] = replacement
+    try:
+        assert decode_image_rgb(bytes(data), "damaged.jpg").ndim == 3
+    except ImageError as error:
+        assert str(error).startswith("damaged.jpg: ")
 
 
 def test_a_jpeg_cut_behind_its_thumbnail_is_an_error() -> None:
