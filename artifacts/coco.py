@@ -259,44 +259,44 @@ class CocoRecords(Sequence[Record]):
 
     def _record(self, index: int) -> Record:
         table, row = self._table, int(self._rows[index])
-        own = range(int(table.starts[row]), int(table.starts[row + 1]))
-        height, width = (int(side) for side in table.sizes_hw[row])
-        size_hw = (height, width) if height > 0 and width > 0 else None
+        height, width = table.sizes_hw[row].tolist()
         path = f"{self._images}/{table.file_names[row]}"
         if not table.labelled:
-            return Record(image_id=self._ids[index], image=path, size_hw=size_hw)
-        class_ids = {int(table.class_ids[i]) for i in own} - {NO_CATEGORY, OTHER_CLASS}
-        detail = self._truth_detail(own, size_hw)
+            return Record(image_id=self._ids[index], image=path, size_hw=(height, width))
+        own = slice(*table.starts[row : row + 2].tolist())
+        class_ids = table.class_ids[own].tolist()
+        detail = self._truth_detail(own, class_ids, (height, width))
         return Record(
             image_id=self._ids[index],
             image=path,
-            size_hw=size_hw,
-            tags=tuple(sorted(class_ids)),
-            boxes=tuple(self._box(i, i - own.start) for i in own if self._has_box[i]),
+            size_hw=(height, width),
+            tags=tuple(sorted(set(class_ids) - {NO_CATEGORY, OTHER_CLASS})),
+            boxes=self._boxes(own, class_ids),
             truth=MaskRef("artifacts.coco:load_truth", table.path, detail) if detail else None,
             truth_objects=MaskRef("artifacts.coco:load_truth_objects", table.path, detail) if detail else None,
         )
 
-    def _box(self, i: int, box_id: int) -> Box:
-        x0, y0, x1, y1 = self._boxes_xyxy[i].tolist()
-        return Box(box_id, int(self._table.class_ids[i]), x0, y0, x1, y1, crowd=bool(self._table.crowd[i]))
+    def _boxes(self, own: slice, class_ids: list[int]) -> tuple[Box, ...]:
+        columns = (self._has_box, self._boxes_xyxy, self._table.crowd)
+        rows = zip(class_ids, *(column[own].tolist() for column in columns), strict=True)
+        return tuple(
+            Box(box_id, class_id, x0, y0, x1, y1, crowd=crowd)
+            for box_id, (class_id, kept, (x0, y0, x1, y1), crowd) in enumerate(rows)
+            if kept
+        )
 
-    def _truth_detail(self, own: range, size_hw: tuple[int, int] | None) -> str:
+    def _truth_detail(self, own: slice, class_ids: list[int], size_hw: tuple[int, int]) -> str:
         """Everything that decoding needs, as JSON; empty if the image has no truth."""
         table = self._table
-        shown = [i for i in own if table.class_ids[i] != OTHER_CLASS]
-        if size_hw is None or not self._any_segmentation or not all(table.lengths[i] for i in shown):
-            return ""
+        columns = (table.offsets, table.lengths, table.crowd, table.annotation_ids)
+        rows = zip(*(column[own].tolist() for column in columns), class_ids, strict=True)
         objects = [
-            [
-                int(table.offsets[i]),
-                int(table.lengths[i]),
-                0 if table.crowd[i] else int(table.class_ids[i]),
-                i - own.start,
-                int(table.annotation_ids[i]),
-            ]
-            for i in shown
+            [offset, length, NO_CATEGORY if crowd else class_id, box_id, annotation_id]
+            for box_id, (offset, length, crowd, annotation_id, class_id) in enumerate(rows)
+            if class_id != OTHER_CLASS
         ]
+        if not self._any_segmentation or not all(length for _, length, *_ in objects):
+            return ""
         file = [table.file_size, table.file_mtime_ns]
         return json.dumps({"hw": size_hw, "file": file, "objects": objects}, separators=(",", ":"))
 

@@ -27,18 +27,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from artifacts.folder_tables import ROW_DROPPED, BoxRow, Tables, write_boxes, write_folder_labels, write_tags
 from artifacts.paths import Notes, dataset_name, image_ids, list_images, read_skip, require_some, without_suffix
-from artifacts.records import UNDECIDED, Box, DataError, MaskHW, MaskRef, Record, RecordSet
+from artifacts.records import Box, DataError, MaskHW, MaskRef, Record, RecordSet
 from artifacts.splits import EVERYTHING, Selection, SplitRule, read_lines, select
+from artifacts.voc_masks import class_mask_ref, load_class_mask
 
 __all__ = ["load_index_mask", "read", "read_folder", "write_boxes", "write_folder_labels", "write_tags"]
 
 
-def read(spec: str, split: str, data: Any) -> RecordSet:
-    """Read ``split`` of the source ``PATH`` with the knobs of ``DataParams``."""
+def read(spec: str, split: str, data: Any, *, known: tuple[str, ...] = ()) -> RecordSet:
+    """Read ``split`` of the source ``PATH`` with the knobs of ``DataParams``; ``known`` as in :func:`read_folder`."""
     place = spec.removeprefix("folder:")
     return read_folder(
         Path(place).expanduser(),
@@ -48,6 +47,7 @@ def read(spec: str, split: str, data: Any) -> RecordSet:
         classes=tuple(getattr(data, "classes", ())),
         difficult=bool(getattr(data, "difficult", True)),
         include_crowd=bool(getattr(data, "include_crowd", False)),
+        known=known,
     )
 
 
@@ -60,6 +60,7 @@ def read_folder(
     classes: tuple[str, ...] = (),
     difficult: bool = True,
     include_crowd: bool = False,
+    known: tuple[str, ...] = (),
 ) -> RecordSet:
     """Read a folder of pictures and its tables; the module says which.
 
@@ -71,6 +72,7 @@ def read_folder(
         classes: class table to use instead of ``classes.txt``.
         difficult: keep boxes marked difficult.
         include_crowd: keep boxes marked crowd.
+        known: class table of an earlier reading. Where no list fixes the order, its numbers stay and new names follow.
 
     Raises:
         DataError: no pictures, a table without its columns, an unknown split, or not one picture that can be used.
@@ -79,7 +81,7 @@ def read_folder(
     notes = Notes()
     tables = Tables.read(root, every, notes)
     listed = classes or _listed_classes(root)
-    class_table = listed or tuple(sorted(tables.names()))
+    class_table = listed or (*known, *sorted(tables.names() - set(known)))
     numbers = {name: number for number, name in enumerate(class_table, start=1)}
     tables.forget_unknown_classes(numbers, notes)
     chosen = _choose(root, every, split, rule or SplitRule(), tables, notes)
@@ -216,36 +218,10 @@ def _truth(masks: Path | None, relative: str, n_classes: int, image: Path) -> Ma
 def load_index_mask(reference: MaskRef) -> MaskHW:
     """An index PNG as ``(H, W) uint8``: 0 background, 1..K classes, 255 undecided.
 
-    Raises :class:`DataError` for a picture in colours or with 16 bits, a number above K, or another size than the
-    image's; ``OSError`` if it cannot be read.
+    The image's size is read from its header, now and not while labels are read. Raises as
+    :func:`artifacts.voc_masks.load_class_mask`.
     """
     from artifacts.images import image_size_hw
 
     n_classes, image = json.loads(reference.detail)
-    mask_hw = read_index_png(Path(reference.path), image_size_hw(Path(image)))
-    present = np.flatnonzero(np.bincount(mask_hw.ravel(), minlength=256))
-    if too_high := [int(v) for v in present if n_classes < v != UNDECIDED]:
-        raise DataError(
-            f"{reference.path}: holds the numbers {too_high}; expected 0, 1..{n_classes} (the class table) and 255"
-        )
-    return mask_hw
-
-
-def read_index_png(path: Path, size_hw: tuple[int, int]) -> MaskHW:
-    """The indices of a grey or palette PNG of the given size, ``(H, W) uint8``. Raises as :func:`load_index_mask`."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            if (image.height, image.width) != tuple(size_hw):
-                wanted = f"{size_hw[1]} x {size_hw[0]}"
-                raise DataError(f"{path}: mask of {image.width} x {image.height} for an image of {wanted} pixels")
-            if image.mode not in ("L", "P", "1"):
-                raise DataError(f"{path}: mode {image.mode}; a mask is an 8-bit grey or palette PNG that holds numbers")
-            return np.array(image, np.uint8)
-    except DataError:
-        raise
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise DataError(f"{path}: broken mask file ({error}); copy it again") from error
+    return load_class_mask(class_mask_ref(reference.path, n_classes, image_size_hw(Path(image))))

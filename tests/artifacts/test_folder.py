@@ -158,6 +158,14 @@ def test_a_class_list_is_kept_to(tmp_path):
     assert read(tmp_path, classes=("cat", "zebra")).records[0].tags == (1,)
 
 
+def test_a_new_class_does_not_renumber_the_known_ones(tmp_path):
+    pictures(tmp_path, "a.jpg")
+    table(tmp_path / "tags.csv", "image,tags\na,zebra;ape;cat\n")
+    assert read(tmp_path).classes == ("ape", "cat", "zebra")
+    found = folder.read(str(tmp_path), "all", DATA, known=("zebra", "gone"))
+    assert found.classes == ("zebra", "gone", "ape", "cat") and found.records[0].tags == (1, 3, 4)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -226,10 +234,10 @@ def test_masks_are_truth_where_the_numbers_have_names(tmp_path):
 @pytest.mark.parametrize(
     ("mask_hw", "mode", "message"),
     [
-        (np.full((40, 50), 3, np.uint8), None, r"numbers \[3\]; expected 0, 1\.\.2"),
-        (np.zeros((50, 40), np.uint8), None, "mask of 40 x 50 for an image of 50 x 40"),
-        (np.zeros((40, 50), np.uint8), "RGB", "mode RGB"),
-        (np.zeros((40, 50), np.uint16), None, "mode I;16"),
+        (np.full((40, 50), 3, np.uint8), None, r"number 3 \(2,000 pixels\); the class table has 1\.\.2"),
+        (np.zeros((50, 40), np.uint8), None, "mask is 40 x 50 .*, its image 50 x 40"),
+        (np.full((40, 50), 77, np.uint8), "RGB", "is not in VOC's palette"),
+        (np.full((40, 50), 300, np.uint16), None, "mode I;16"),
     ],
 )
 def test_a_wrong_mask_is_an_error_of_that_picture_alone(tmp_path, mask_hw, mode, message):
@@ -243,7 +251,7 @@ def test_a_truncated_mask_is_an_error(tmp_path):
     found = masked(tmp_path, np.random.default_rng(0).integers(0, 3, (40, 50), np.uint8))
     path = tmp_path / "masks" / "s" / "a.png"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DataError, match="broken mask file"):
+    with pytest.raises(DataError, match="not a readable mask"):
         found.records[0].truth.load()
 
 
