@@ -299,7 +299,7 @@ class Segment:
         with open(path, "rb"):
             pass  # a missing or forbidden file is no damage: plain OSError, with its errno
         with self._damage("cannot be opened"):
-            self._file = h5py.File(path, "r", locking=False)
+            self._file = h5py.File(path, "r")
             self.header = self._read_header()
             self._arrays = h5py.h5g.open(self._file.id, b"arrays")
         self._position = {(c.key, c.stamp): i for i, c in enumerate(self.header.contents)}
