@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from artifacts.records import DataError
+from tasks.gpus import NoDevice
 
 OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
 
@@ -169,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return app(argv, exit_on_error=False, result_action="return_value") or OK
     except CycloptsError:
         return USAGE  # cyclopts has printed what is wrong
-    except DataError as error:
+    except (DataError, NoDevice) as error:
         return _say(error, USAGE)
     except KeyboardInterrupt:
         return _say("stopped (SIGINT); the cache holds what was done, the same command goes on", 130)

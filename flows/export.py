@@ -14,7 +14,7 @@ from artifacts.records import DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
 from artifacts.runs import find_run, read_stamps
 from artifacts.store import MaskStore
-from artifacts.voc import read_index_png
+from artifacts.voc_masks import read_index_png
 from flows.config import ConfigError, Layer, build
 from tasks.score import SetScores, score_set
 
@@ -69,7 +69,10 @@ def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tupl
 
     def mask_of(record: Record) -> MaskHW | None:
         path = masks / f"{record.image_id}.png"
-        return np.asarray(read_index_png(path)) if path.exists() else None
+        if record.truth is None or not path.exists():
+            return None
+        height, width = record.truth.load().shape
+        return np.asarray(read_index_png(str(path), (height, width)))
 
     return _scored(records, mask_of)
 

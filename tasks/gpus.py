@@ -7,6 +7,7 @@ One fit at a time on one GPU. The lock is named by the GPU's UUID, so that two u
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import subprocess
 import time
@@ -55,6 +56,32 @@ def _chosen(uuids: dict[str, str], visible: str | None) -> list[str]:
 def has_gpu() -> bool:
     """Whether there is a driver with a GPU, cheaply."""
     return Path("/dev/nvidia0").exists() or Path("/proc/driver/nvidia/gpus").exists() or Path("/dev/dxg").exists()
+
+
+def check_device(wanted: str) -> None:
+    """Raises :class:`NoDevice` if a GPU is asked for and there is none: said before any work is done."""
+    if wanted == "cuda" and not (has_gpu() and visible_gpus()):
+        raise NoDevice(
+            "device=cuda, but no GPU is visible (nvidia-smi lists none, or CUDA_VISIBLE_DEVICES hides them); "
+            "set device=cpu or device=auto, or run where there is one"
+        )
+
+
+@contextlib.contextmanager
+def one_device(wanted: str) -> Iterator[str]:
+    """``"cpu"`` or ``"cuda"`` for ``cpu``, ``cuda`` or ``auto``; the GPU's lock is held meanwhile."""
+    check_device(wanted)
+    uuids = _first_gpus() if wanted != "cpu" and has_gpu() else []
+    if not uuids:
+        yield "cpu"
+        return
+    with take_gpus(uuids[:1], 1, stop=None, on_wait=lambda holder: None):
+        yield "cuda"
+
+
+@functools.cache
+def _first_gpus() -> list[str]:
+    return visible_gpus()
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from artifacts.runs import RunFolder, library_versions, write_stamps
 from artifacts.store import MaskStore
 from tasks import fitting
 from tasks.children import Supervisor
+from tasks.gpus import check_device, has_gpu
 from tasks.pool import Pool
 from tasks.progress import Reporter, Silent
 from tasks.stage import PARAMS_CONFIG, FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, stage_address
@@ -189,6 +190,7 @@ class Runner:
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
         """``recipe``: the flow's data and params as plain data, for the manifest."""
+        check_device(options.device)
         self.options = options
         self.flow = flow
         self.planning = planning
@@ -325,13 +327,13 @@ class Runner:
         report.computed = len(pending)
         self.reporter.advance(label, len(records))
         self.reporter.done(label, f"{len(skips)} skipped" if skips else "")
-        if stage.uses_torch:
-            self._pools.pop(True).close()  # gives the GPU back
+        if stage.uses_torch and has_gpu() and self.options.device != "cpu":
+            self._pools.pop(True).close()  # gives the GPU's memory back before a fit needs it
 
     def _pool(self, uses_torch: bool) -> Pool:
         if uses_torch not in self._pools:
             workers = self.options.worker_count
-            if uses_torch and self.options.device != "cpu" and _has_gpu():
+            if uses_torch and self.options.device != "cpu" and has_gpu():
                 workers = min(workers, 1)
             self._pools[uses_torch] = Pool(
                 workers, supervisor=self.supervisor, stop=self.stop, image_timeout_s=self.options.image_timeout_s
@@ -461,8 +463,3 @@ def _stamps(records: RecordSet, produced: Mapping[str, Produced]) -> dict[str, t
         for record in records
         if (key := records.key(record)) in produced
     }
-
-
-def _has_gpu() -> bool:
-    """Whether the driver shows a GPU, without importing torch."""
-    return Path("/proc/driver/nvidia/gpus").exists() or Path("/dev/nvidia0").exists()
