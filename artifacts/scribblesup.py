@@ -94,8 +94,9 @@ def rasterize(scribbles: Iterable[Scribble], size_hw: tuple[int, int], width: fl
     """Strokes as ``(H, W) uint8`` class numbers, 255 where nobody drew.
 
     A pixel belongs to a stroke if its centre is at most ``width / 2`` away from the polyline (from the point, if there
-    is one only), so 3 is three pixels wide on a straight line, and 1 leaves no gap. OpenCV's lines are not used: they
-    come out two pixels wider than asked for, and leave single points out.
+    is one only), so 3 is three pixels wide on a straight line. The pixel in the middle of a segment always belongs to
+    it, so 1 leaves no gap. OpenCV's lines are not used: they come out two pixels wider than asked for, and single
+    points not at all.
 
     Args:
         scribbles: strokes; where two meet, an object's lies over the background's, a later over an earlier one.
@@ -117,14 +118,18 @@ def _draw_segment(
 ) -> None:
     """Paint pixels with centres at most ``radius`` from the segment, looking at its surroundings only."""
     limit_xy = (mask.shape[1], mask.shape[0])
+    if radius**2 < 0.5:  # a short segment between the centres would leave nothing
+        x, y = np.rint((start_xy + end_xy) / 2).astype(int)
+        if 0 <= x < limit_xy[0] and 0 <= y < limit_xy[1]:
+            mask[y, x] = value
     low = np.ceil(np.minimum(start_xy, end_xy) - radius).clip(0, limit_xy).astype(int)
     high = (np.floor(np.maximum(start_xy, end_xy) + radius) + 1).clip(0, limit_xy).astype(int)
     if (high <= low).any():
         return
-    x = np.arange(low[0], high[0])[None, :] - start_xy[0]
-    y = np.arange(low[1], high[1])[:, None] - start_xy[1]
+    dx = np.arange(low[0], high[0])[None, :] - start_xy[0]
+    dy = np.arange(low[1], high[1])[:, None] - start_xy[1]
     along = end_xy - start_xy
     length2 = float(along @ along)
-    share = ((x * along[0] + y * along[1]) / length2).clip(0, 1) if length2 else np.zeros((len(y), x.shape[1]))
-    near = (x - share * along[0]) ** 2 + (y - share * along[1]) ** 2 <= radius**2 + 1e-9
+    share = ((dx * along[0] + dy * along[1]) / length2).clip(0, 1) if length2 else np.zeros((len(dy), dx.shape[1]))
+    near = (dx - share * along[0]) ** 2 + (dy - share * along[1]) ** 2 <= radius**2 + 1e-9
     mask[low[1] : high[1], low[0] : high[0]][near] = value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -108,6 +108,8 @@ def test_a_straight_stroke_is_as_wide_as_asked_and_objects_lie_over_background()
 
 
 @given(x0=FINE, y0=FINE, x1=FINE, y1=FINE)
+@example(x0=0.5, y0=0.5, x1=0.5, y1=0.5)
+@example(x0=0.5, y0=0.5, x1=0.6, y1=0.5)
 @settings(max_examples=25, deadline=None)
 def test_the_thinnest_stroke_has_no_gap(x0: float, y0: float, x1: float, y1: float) -> None:
     size_hw = (600, 600)
