@@ -115,12 +115,12 @@ def plan_merges(folder: Path) -> list[list[Live]]:
     held = {name: pairs for name in segment_names(folder) if (pairs := _pairs(folder / name)) is not None}
     newest = {pair: name for name, pairs in held.items() for pair in pairs}
     groups: list[list[Live]] = []
-    images = FULL_SEGMENT
+    images = 0
     for name, pairs in held.items():
         live = {pair for pair in pairs if newest[pair] == name}
         if len(live) == len(pairs) >= FULL_SEGMENT:
             continue
-        if images + len(live) > FULL_SEGMENT:
+        if not groups or images + len(live) > FULL_SEGMENT:
             groups.append([])
             images = 0
         groups[-1].append((name, live))
