@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import IO
 
 from tasks import guard
-from tasks.family import family, group_of, signal_members
+from tasks.family import family, group_of, signal_members, wait_until_gone
 
 log = logging.getLogger("maskmill")
 
@@ -143,6 +143,7 @@ class Child:
         with self._lock:
             self._signal_family(signal.SIGKILL)
             self.returncode = self._popen.wait()
+        wait_until_gone(self._known, _DRAIN_S)
         self.exited.set()
         if self._on_exit is not None:
             self._on_exit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,3 +58,12 @@ def signal_members(members: Mapping[int, int], number: int) -> None:
         if current is not None and current[3] == started:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
+
+
+def wait_until_gone(members: Mapping[int, int], within_s: float) -> None:
+    """Wait until none of these processes runs any more (a kill takes effect when the kernel next looks at them)."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any((entry := _stat(pid)) is not None and entry[3] == started for pid, started in members.items()):
+            return
+        time.sleep(0.005)

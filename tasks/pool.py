@@ -29,7 +29,7 @@ from typing import Any
 
 from tasks.children import Stopped, Supervisor, end_all
 from tasks.pool_link import THREADS, Link, run_setup
-from tasks.pool_task import ATTEMPTS, TICK_S, R, Task, Unit, Watch, WorkerDied
+from tasks.pool_task import ATTEMPTS, TICK_S, R, Task, Unit, Watch, WorkerDied, run_here
 from tasks.pool_worker import RemoteTraceback, WorkerError, frame
 
 __all__ = ["Pool", "RemoteTraceback", "Stopped", "Unit", "WorkerDied", "WorkerError"]
@@ -115,7 +115,7 @@ class Pool:
         if self.workers:
             self._wake()
         else:
-            self._run_here(task)
+            run_here(task, self._stop)
         return task.future
 
     @contextlib.contextmanager
@@ -150,29 +150,6 @@ class Pool:
         with contextlib.suppress(OSError):  # full (awake anyway) or closed
             self._wake_write.send(b"!")
 
-    def _run_here(self, task: Task[R]) -> None:
-        """``workers=0``: no second process, so neither time limit nor protection from a crash."""
-        task.future.set_running_or_notify_cancel()
-        begun = 0
-
-        def report(key: str) -> None:
-            nonlocal begun
-            if self._stop.is_set():
-                raise Stopped("the run is stopping")
-            begun += 1
-            task.progress(min(begun - 1, len(task.keys)))
-            if task.watch is not None:
-                task.watch.tell()
-
-        try:
-            result = task.unit.run(report, {})
-        except Exception as error:
-            task.answer(error=error)
-        else:
-            task.answer(result)
-            if task.watch is not None:
-                task.watch.tell()
-
     # -- the pool's thread -------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -185,6 +162,7 @@ class Pool:
                     break  # before deaths are looked at: those that stop causes are not worth a word
                 self._look_after_links()
                 self._assign()
+                self._watch_writes()
                 self._tell()
         except BaseException as error:  # a fault here must not leave anybody waiting for ever
             if not isinstance(error, Stopped):
@@ -374,6 +352,14 @@ class Pool:
             return
         self._links[link] = task
         link.begin(data)
+
+    def _watch_writes(self) -> None:
+        """Be woken when a worker can take the rest of a unit larger than the socket's buffer."""
+        for link in self._links:
+            if link.unsent != link.writing:
+                link.writing = link.unsent
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if link.unsent else 0)
+                self._selector.modify(link.socket, events, _nothing)
 
     def _start(self) -> Link | None:
         assert self._supervisor is not None

@@ -41,8 +41,9 @@ class Link:
         self.ready = False
         self.closed = False
         """The worker's end of the socket is closed: nothing more will come."""
-        self.started_at = time.monotonic()
-        self.seen_at = self.started_at
+        self.writing = False
+        """The pool is woken when the socket takes more."""
+        self.seen_at = time.monotonic()
         """When its board last changed, as this process saw it."""
         self.base_bytes: int | None = None
         """Resident memory after its first unit."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from typing import Generic, Protocol, TypeVar
 
+from tasks.children import Stopped
 from tasks.pool_worker import WorkerError
 
 log = logging.getLogger("maskmill")
@@ -130,3 +131,27 @@ def _reason(deaths: list[str]) -> str:
         return f"{first}, then {second}"
     hint = " (out of memory?)" if first.endswith("SIGKILL") else ""
     return first if first.startswith("no result") else f"{first} twice{hint}"
+
+
+def run_here(task: Task[R], stop: threading.Event) -> None:
+    """``task`` in this thread and process: no time limit, no protection from a crash, ``stop`` between two images."""
+    task.future.set_running_or_notify_cancel()
+    begun = 0
+
+    def report(key: str) -> None:
+        nonlocal begun
+        if stop.is_set():
+            raise Stopped("the run is stopping")
+        task.progress(min(begun, len(task.keys)))
+        begun += 1
+        if task.watch is not None:
+            task.watch.tell()
+
+    try:
+        result = task.unit.run(report, {})
+    except Exception as error:
+        task.answer(error=error)
+    else:
+        task.answer(result)
+        if task.watch is not None:
+            task.watch.tell()

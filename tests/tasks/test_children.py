@@ -156,15 +156,18 @@ def test_a_child_that_heeds_sigterm_ends_in_its_own_way(supervisor: Supervisor) 
 
 
 @pytest.mark.kills
-@pytest.mark.parametrize("where", ["near", "away"])
-def test_a_stubborn_child_and_its_own_child_are_killed(supervisor: Supervisor, stubborn: Path, where: str) -> None:
+def test_stubborn_children_and_their_own_children_are_killed(supervisor: Supervisor, stubborn: Path) -> None:
+    """Each starts another, in the same session and (as torchrun does) in one of its own; all ignore SIGTERM."""
     lines: list[str] = []
-    child = supervisor.start_lines([sys.executable, str(stubborn), where], on_line=lines.append)
-    until(lambda: len(lines) == 2, 5)
+    children = [
+        supervisor.start_lines([sys.executable, str(stubborn), where], on_line=lines.append)
+        for where in ("near", "away")
+    ]
+    until(lambda: len(lines) == 4, 5)
     started = time.monotonic()
     supervisor.stop_all()
     assert 1.4 < time.monotonic() - started < 2.5
-    assert child.wait() == -signal.SIGKILL
+    assert [child.wait() for child in children] == [-signal.SIGKILL] * 2
     assert not any(alive(int(line)) for line in lines)
 
 
@@ -244,7 +247,13 @@ def test_ending_twice_from_two_threads_is_one_end(supervisor: Supervisor) -> Non
 def test_a_child_outlives_the_thread_that_asked_for_it(supervisor: Supervisor) -> None:
     """The parent-death signal fires when the starting thread ends: that must not be the asking one."""
     children: list[Child] = []
-    asking = threading.Thread(target=lambda: children.append(supervisor.start_lines(["sleep", "60"], on_line=print)))
+    lines: list[str] = []
+
+    def ask() -> None:
+        children.append(supervisor.start_lines(["sh", "-c", "echo up; sleep 60"], on_line=lines.append))
+        until(lambda: lines, 5)  # only now has it asked for the signal
+
+    asking = threading.Thread(target=ask)
     asking.start()
     asking.join(5)
     time.sleep(0.3)
