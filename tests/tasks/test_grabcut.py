@@ -1,0 +1,436 @@
+"""Are the masks right where the answer is known, the same on every run, and defined for every box?"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from artifacts.objects import pack_objects, unpack_objects
+from artifacts.records import Box, DataError, Record
+from tasks import grabcut
+from tasks.boxes import lies_inside, pixel_window
+from tasks.crop import Crop
+from tasks.grabcut import GrabCutParams, propose_item, propose_object, refine_item, refine_object
+from tasks.stage import Item, MapStage, SkipImage, check_outputs, resolve
+
+FAST = GrabCutParams(working_size=64, probe_size=48)
+SHARED = Path(__file__).parents[2] / "../shared/data/voc-mini"
+
+
+def disc_image(size=80, radius=22, centre=(40, 40), noise=12):
+    """A red disc on green grass: (image, truth)."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size] + 0.5
+    truth = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
+    image = np.where(truth[..., None], (200, 40, 40), (40, 150, 60)) + rng.normal(0, noise, (size, size, 3))
+    return image.clip(0, 255).astype(np.uint8), truth
+
+
+def whole(window, mask, size_hw):
+    image = np.zeros(size_hw, dtype=bool)
+    image[window[1] : window[3], window[0] : window[2]] = mask
+    return image
+
+
+def iou(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+def item(image, boxes, key="set/one", **up):
+    return Item(key, Record("one", "one.png", boxes=tuple(boxes)), ("a", "b", "c"), image, up)
+
+
+class TestOneObject:
+    @pytest.mark.parametrize("variant", ["crop", "plain"])
+    def test_a_disc_in_its_box_is_found(self, variant):
+        image, truth = disc_image()
+        params = dataclasses.replace(FAST, working_size=96, variant=variant)
+        window, mask, fell_back = propose_object(image, (18, 18, 62, 62), params, seed=1)
+        assert window == (18, 18, 62, 62) and mask.shape == (44, 44) and mask.dtype == np.bool_
+        assert iou(whole(window, mask, (80, 80)), truth) > 0.95
+        assert not fell_back
+
+    def test_nothing_outside_the_box(self):
+        image, _ = disc_image()
+        window, mask, _ = propose_object(image, (18, 18, 40, 62), FAST, seed=1)
+        assert window == (18, 18, 40, 62) and mask.shape == (44, 22)
+        assert mask[22, 5:-2].all() and not mask[0, 0]
+
+    def test_the_image_may_be_a_view(self):
+        image, _ = disc_image()
+        wide = np.concatenate([image, image], axis=1)
+        assert (
+            propose_object(wide[:, :80], (18, 18, 62, 62), FAST, 1)[1]
+            == propose_object(image, (18, 18, 62, 62), FAST, 1)[1]
+        ).all()
+
+    def test_plain_is_exactly_opencvs_own_rectangle_call(self):
+        image, _ = disc_image(noise=60)
+        mask = np.zeros((80, 80), np.uint8)
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.setRNGSeed(5)
+        cv2.grabCut(image, mask, (18, 18, 44, 44), *models, 5, cv2.GC_INIT_WITH_RECT)
+        expected = ((mask == 1) | (mask == 3))[18:62, 18:62]
+        params = GrabCutParams(variant="plain", fallback="none")
+        assert (propose_object(image, (18, 18, 62, 62), params, 5)[1] == expected).all()
+
+    def test_same_seed_same_mask_whatever_happened_before(self):
+        image, _ = disc_image(noise=90)
+        first = propose_object(image, (10, 10, 70, 70), FAST, 3)[1]
+        cv2.setRNGSeed(99)
+        propose_object(image, (0, 0, 30, 30), FAST, 4)
+        assert (propose_object(image, (10, 10, 70, 70), FAST, 3)[1] == first).all()
+
+    @pytest.mark.parametrize(
+        ("box", "window"),
+        [
+            ((40, 40, 41, 41), (40, 40, 41, 41)),
+            ((40.2, 40.3, 40.4, 40.4), (40, 40, 41, 41)),
+            ((0, 0, 1, 1), (0, 0, 1, 1)),
+            ((79, 79, 80, 80), (79, 79, 80, 80)),
+            ((0, 0, 80, 80), (0, 0, 80, 80)),
+            ((-50, -50, 200, 200), (0, 0, 80, 80)),
+            ((0, 30, 80, 31), (0, 30, 80, 31)),
+            ((79.6, 10, 90, 20), (79, 10, 80, 20)),
+            ((1, 1, 80, 80), (1, 1, 80, 80)),
+        ],
+    )
+    @pytest.mark.parametrize("variant", ["crop", "plain"])
+    def test_every_box_has_a_mask_of_its_windows_size(self, box, window, variant):
+        image, _ = disc_image()
+        params = dataclasses.replace(FAST, variant=variant)
+        found, mask, _ = propose_object(image, box, params, 1)
+        assert found == window
+        assert mask.shape == (window[3] - window[1], window[2] - window[0]) and mask.any()
+
+    def test_a_box_outside_the_image_is_an_empty_fallback(self):
+        image, _ = disc_image()
+        window, mask, fell_back = propose_object(image, (90, 10, 95, 20), FAST, 1)
+        assert mask.size == 0 and fell_back and window[0] == window[2]
+
+    @pytest.mark.parametrize("box", [(5, 5, 1, 9), (5, 9, 9, 5), (0, 0, float("nan"), 5), (0, 0, float("inf"), 5)])
+    def test_an_impossible_box_is_an_error(self, box):
+        with pytest.raises(ValueError, match="must be finite pixel edges"):
+            propose_object(disc_image()[0], box, FAST, 1)
+
+    @pytest.mark.parametrize("size_hw", [(1, 1), (1, 40), (40, 1), (2, 3)])
+    def test_tiny_images(self, size_hw):
+        image = np.random.default_rng(0).integers(0, 255, (*size_hw, 3)).astype(np.uint8)
+        _, mask, _ = propose_object(image, (0, 0, size_hw[1], size_hw[0]), FAST, 1)
+        assert mask.shape == size_hw and mask.any()
+
+    @pytest.mark.parametrize("variant", ["crop", "plain"])
+    def test_one_colour_gives_a_mask_all_the_same(self, variant):
+        image = np.full((40, 40, 3), 128, np.uint8)
+        _, mask, _ = propose_object(image, (10, 10, 30, 30), dataclasses.replace(FAST, variant=variant), 1)
+        assert mask.any()
+
+
+class TestProbe:
+    def test_core_by_hand(self):
+        params = GrabCutParams(core=0.4, core_collapsed=0.8, probe_share=0.2)
+        assert grabcut.core_for(0.0, params) == pytest.approx(0.8)
+        assert grabcut.core_for(0.05, params) == pytest.approx(0.7)
+        assert grabcut.core_for(0.2, params) == grabcut.core_for(0.9, params) == 0.4
+        assert grabcut.core_for(0.0, dataclasses.replace(params, probe_share=0.0)) == 0.4
+
+    def test_an_object_that_the_plain_call_loses_keeps_its_core(self):
+        # Object and background share their colours: only faint texture tells them apart.
+        rng = np.random.default_rng(2)
+        image = rng.normal(128, 20, (80, 80, 3)).clip(0, 255).astype(np.uint8)
+        plain = propose_object(image, (20, 20, 60, 60), GrabCutParams(variant="plain", fallback="none"), 1)
+        assert plain[1].mean() < 0.05 or plain[2]
+        probed = propose_object(image, (20, 20, 60, 60), FAST, 1)
+        assert probed[1].mean() > 0.45 and not probed[2]
+        unprobed = propose_object(image, (20, 20, 60, 60), dataclasses.replace(FAST, probe_size=0), 1)
+        assert unprobed[1].mean() < probed[1].mean()
+
+    def test_trimap_by_hand(self):
+        found = grabcut.box_trimap((5, 7), (1, 1, 6, 4), core=0.5)
+        assert found.tolist() == [
+            [0, 0, 0, 0, 0, 0, 0],
+            [0, 3, 3, 3, 3, 3, 0],
+            [0, 3, 1, 1, 1, 3, 0],
+            [0, 3, 3, 3, 3, 3, 0],
+            [0, 0, 0, 0, 0, 0, 0],
+        ]
+
+    def test_trimap_with_taken_pixels_and_without_context(self):
+        taken = np.zeros((5, 5), dtype=bool)
+        taken[2, 2] = True
+        # Nothing outside the box: its corners start as probable background; the taken pixel is certain.
+        whole_image = (0, 0, 5, 5)
+        assert grabcut.box_trimap((5, 5), whole_image, core=0.0, taken_hw=taken).tolist() == [
+            [2, 3, 3, 3, 2],
+            [3, 3, 3, 3, 3],
+            [3, 3, 0, 3, 3],
+            [3, 3, 3, 3, 3],
+            [2, 3, 3, 3, 2],
+        ]
+        everything = np.ones((5, 5), dtype=bool)  # would leave nothing: not heeded
+        assert (grabcut.box_trimap((5, 5), (1, 1, 4, 4), 0.0, everything)[1:4, 1:4] == 3).all()
+        assert (grabcut.box_trimap((5, 5), whole_image, 0.0, everything) != 0).all()
+
+    def test_ellipse_against_a_loop(self):
+        for h, w, share in ((5, 9, 0.6), (1, 1, 0.3), (4, 4, 0.01), (7, 3, 1.0)):
+            found = grabcut.ellipse((h, w), share)
+            for y in range(h):
+                for x in range(w):
+                    r = ((y + 0.5) / h * 2 - 1) ** 2 + ((x + 0.5) / w * 2 - 1) ** 2
+                    assert found[y, x] == (r <= share**2 or (y, x) == (h // 2, w // 2))
+
+
+class TestFallback:
+    def mask(self, kept, extent):
+        """A mask in a 10 x 10 box that keeps ``kept`` pixels inside its top-left ``extent`` x ``extent`` corner."""
+        mask = np.zeros((10, 10), dtype=bool)
+        corner = mask[:extent, :extent]
+        corner.flat[: kept - 1] = True
+        corner[-1, -1] = True
+        return mask
+
+    def test_share(self):
+        params = GrabCutParams(fallback="share", fallback_share=0.3)
+        assert grabcut.keeps_too_little(self.mask(29, 10), params)
+        assert not grabcut.keeps_too_little(self.mask(30, 10), params)
+
+    def test_sdi(self):
+        params = GrabCutParams(fallback="sdi")
+        assert not grabcut.keeps_too_little(self.mask(50, 10), params)
+        assert grabcut.keeps_too_little(self.mask(49, 10), params)
+        by_extent = dataclasses.replace(params, sdi_area=0.0, sdi_iou=0.5)
+        assert grabcut.keeps_too_little(self.mask(49, 7), by_extent)  # its box: 49 of 100
+        assert not grabcut.keeps_too_little(self.mask(49, 8), by_extent)
+
+    def test_none_falls_back_only_where_nothing_is_left(self):
+        params = GrabCutParams(fallback="none")
+        assert not grabcut.keeps_too_little(self.mask(1, 1), params)
+        assert grabcut.keeps_too_little(np.zeros((3, 3), dtype=bool), params)
+
+    def test_a_cut_that_keeps_too_little_gives_the_box_and_says_so(self):
+        image, _ = disc_image(radius=6)
+        params = dataclasses.replace(FAST, variant="plain", fallback_share=0.5)
+        _, mask, fell_back = propose_object(image, (20, 20, 60, 60), params, 1)
+        assert mask.all() and fell_back
+
+    def test_a_cut_that_fails_gives_the_box(self, monkeypatch):
+        def fail(*_):
+            raise cv2.error("no samples")
+
+        monkeypatch.setattr(grabcut.cv2, "grabCut", fail)
+        _, mask, fell_back = propose_object(disc_image()[0], (20, 20, 60, 60), FAST, 1)
+        assert mask.all() and fell_back
+
+
+class TestRefine:
+    def test_trimap_by_hand(self):
+        prob = np.array([[0.39, 0.4, 0.5, 0.6, 0.61]], dtype=np.float32)
+        assert grabcut.probability_trimap(prob, GrabCutParams()).tolist() == [[0, 3, 3, 3, 1]]
+
+    def test_a_blurred_probability_becomes_the_disc(self):
+        image, truth = disc_image()
+        prob = cv2.GaussianBlur(truth.astype(np.float32), (0, 0), 6).astype(np.float16)
+        window = (-10, 5, 75, 85)  # the map's window sticks out of the image
+        padded = np.zeros((100, 100), np.float16)
+        padded[10:90, 10:90] = prob
+        part = padded[5 + 10 : 85 + 10, 0 : 75 + 10]
+        params = dataclasses.replace(FAST, working_size=96)
+        found, mask, fell_back = refine_object(image, part, window, (18, 18, 62, 62), params, 1)
+        refined = iou(whole(found, mask, (80, 80)), truth)
+        assert found == (18, 18, 62, 62) and not fell_back
+        assert refined > 0.95 and refined > iou(prob > 0.5, truth)
+
+    def test_certain_pixels_stay_what_they_are(self):
+        image, _ = disc_image()
+        prob = np.zeros((40, 40), np.float16)
+        prob[:10] = 1.0  # certain although it is grass
+        prob[10:12] = 0.5
+        _, mask, _ = refine_object(image, prob, (20, 20, 60, 60), (20, 20, 60, 60), FAST, 1)
+        assert mask[:9].all() and not mask[14:].any()
+
+    def test_nothing_to_cut(self):
+        image, _ = disc_image()
+        box = (20, 20, 60, 60)
+        sure, none = np.full((40, 40), 0.9, np.float16), np.zeros((40, 40), np.float16)
+        # All of the image is one object: no background sample, so the trimap is the mask.
+        everything = refine_object(image[20:60, 20:60], sure, (0, 0, 40, 40), (0, 0, 40, 40), FAST, 1)
+        assert everything[1].all() and not everything[2]
+        assert refine_object(image, none, box, box, FAST, 1)[2]  # no foreground at all: the box, and said so
+        assert refine_object(image, none, box, (90, 90, 95, 95), FAST, 1)[1].size == 0
+
+
+class TestImage:
+    def test_outputs_are_those_declared(self):
+        image, truth = disc_image()
+        stage = grabcut.propose(FAST)
+        arrays = check_outputs(stage, resolve(stage.function)(item(image, [Box(7, 2, 18, 18, 62, 62)]), stage.params))
+        assert arrays["mask_hw"].dtype == np.uint8 and set(np.unique(arrays["mask_hw"])) == {0, 2}
+        assert iou(arrays["mask_hw"] == 2, truth) > 0.9
+        assert arrays["object_ids_n"].tolist() == [7] and arrays["fell_back_n"].tolist() == [False]
+
+    def test_no_boxes_is_background_and_unknown_boxes_a_skip(self):
+        image, _ = disc_image()
+        arrays = propose_item(item(image, []), FAST)
+        assert not arrays["mask_hw"].any() and arrays["fell_back_n"].shape == (0,)
+        with pytest.raises(SkipImage, match="no boxes are known"):
+            propose_item(Item("k", Record("one", "one.png"), (), image), FAST)
+
+    def test_crowds_have_no_mask_and_difficult_ones_by_parameter(self):
+        image, _ = disc_image()
+        boxes = [
+            Box(0, 1, 18, 18, 62, 62),
+            Box(1, 2, 0, 0, 20, 20, crowd=True),
+            Box(2, 3, 60, 60, 80, 80, difficult=True),
+        ]
+        assert propose_item(item(image, boxes), FAST)["object_ids_n"].tolist() == [0, 2]
+        without = dataclasses.replace(FAST, difficult=False)
+        assert propose_item(item(image, boxes), without)["object_ids_n"].tolist() == [0]
+
+    def test_the_order_of_boxes_and_the_other_images_do_not_matter(self):
+        image, _ = disc_image(noise=60)
+        boxes = [Box(0, 1, 10, 10, 70, 70), Box(1, 2, 40, 40, 60, 60), Box(2, 3, 0, 30, 30, 80)]
+        first = propose_item(item(image, boxes), FAST)
+        propose_item(item(image, boxes[:1], key="set/two"), FAST)
+        again = propose_item(item(image, boxes[::-1]), FAST)
+        assert (first["mask_hw"] == again["mask_hw"]).all()
+        masks = {o.id: o.values_hw for o in unpack_objects(first)}
+        assert all((masks[o.id] == o.values_hw).all() for o in unpack_objects(again))
+        assert grabcut.object_seed(0, "a", 1) != grabcut.object_seed(0, "a", 2) != grabcut.object_seed(1, "a", 2)
+
+    def test_two_hundred_boxes_and_equal_ones(self):
+        image, _ = disc_image()
+        boxes = [Box(i, 1 + i % 2, 18 + i % 3, 18, 60, 60) for i in range(200)]
+        arrays = propose_item(item(image, boxes), GrabCutParams(working_size=16, probe_size=0))
+        assert len(arrays["object_ids_n"]) == 200
+        equal = [Box(0, 1, 18, 18, 62, 62), Box(1, 2, 18, 18, 62, 62)]
+        assert set(np.unique(propose_item(item(image, equal), FAST)["mask_hw"])) == {0, 2}  # the higher id lies on top
+
+    def test_a_smaller_object_inside_is_not_part_of_the_larger(self):
+        image, _ = disc_image(size=120, radius=45, centre=(60, 60))
+        image[50:70, 50:70] = (20, 20, 220)
+        boxes = [Box(0, 1, 15, 15, 105, 105), Box(1, 2, 50, 50, 70, 70)]
+        masks = {o.id: o for o in unpack_objects(propose_item(item(image, boxes), FAST))}
+        inside = masks[0].values_hw[50 - 15 : 70 - 15, 50 - 15 : 70 - 15]
+        assert masks[1].values_hw.mean() > 0.9 and inside[3:-3, 3:-3].mean() < 0.1
+        alone = propose_item(item(image, boxes), dataclasses.replace(FAST, inner_boxes=False))
+        assert unpack_objects(alone)[0].values_hw[38:52, 38:52].mean() > 0.5  # the certain core lies there
+
+    def test_refining_needs_all_boxes(self):
+        image, truth = disc_image()
+        prob = truth[18:62, 18:62].astype(np.float16)
+        dense = pack_objects([4], [(18, 18, 62, 62)], [prob])
+        boxes = [Box(4, 1, 18, 18, 62, 62)]
+        stage = grabcut.refine(FAST)
+        arrays = check_outputs(stage, resolve(stage.function)(item(image, boxes, dense=dense), FAST))
+        assert iou(arrays["mask_hw"] == 1, truth) > 0.9
+        with pytest.raises(DataError, match=r"no probabilities for objects \[5\]"):
+            refine_item(item(image, [*boxes, Box(5, 1, 0, 0, 9, 9)], dense=dense), FAST)
+
+
+class TestGeometry:
+    @settings(max_examples=60, deadline=None)
+    @given(st.tuples(*[st.floats(-8, 14) for _ in range(4)]))
+    def test_a_window_is_the_pixels_whose_centres_lie_in_the_box(self, values):
+        x0, x1 = sorted(values[:2])
+        y0, y1 = sorted(values[2:])
+        left, top, right, bottom = pixel_window((x0, y0, x1, y1), (6, 9))
+        centres = [(x, y) for x in range(9) for y in range(6) if x0 <= x + 0.5 < x1 and y0 <= y + 0.5 < y1]
+        if centres:
+            xs, ys = zip(*centres, strict=True)
+            assert (left, top, right, bottom) == (min(xs), min(ys), max(xs) + 1, max(ys) + 1)
+        meets = x0 < 9 and x1 > 0 and y0 < 6 and y1 > 0
+        assert (right > left and bottom > top) == meets
+        assert 0 <= left <= right <= 9 and 0 <= top <= bottom <= 6
+
+    def test_inside_by_hand(self):
+        outer = Box(0, 1, 0, 0, 10, 10)
+        assert lies_inside(Box(1, 1, 0, 0, 7, 7), outer)  # 49 % of it
+        assert not lies_inside(Box(1, 1, 0, 0, 8, 7), outer)  # 56 %
+        assert lies_inside(Box(1, 1, -1, 0, 4, 4), outer)  # 80 % of 5 x 4
+        assert not lies_inside(Box(1, 1, -2, 0, 4, 4), outer)
+        assert not lies_inside(Box(1, 1, 20, 20, 22, 22), outer)
+        assert not lies_inside(outer, outer)
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.data())
+    def test_a_crop_scaled_and_back_is_the_same_mask_when_enlarged(self, data):
+        height, width = data.draw(st.tuples(st.integers(1, 30), st.integers(1, 30)))
+        x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+        x1, y1 = data.draw(st.integers(x0 + 1, width)), data.draw(st.integers(y0 + 1, height))
+        crop = Crop.around((x0, y0, x1, y1), (height, width), 0.2, 120)
+        assert max(crop.scaled_hw) == 120
+        left, top, right, bottom = crop.scaled((x0, y0, x1, y1))
+        assert 0 <= left < right <= crop.scaled_hw[1] and 0 <= top < bottom <= crop.scaled_hw[0]
+        mask = np.zeros(crop.scaled_hw, dtype=bool)
+        mask[top:bottom, left:right] = True
+        assert crop.back(mask, (x0, y0, x1, y1)).all()
+        assert crop.back(mask, crop.xyxy).sum() == (x1 - x0) * (y1 - y0)
+
+
+class TestParams:
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"working_size": 8}, r"working_size must be 16\.\.4096, not 8"),
+            ({"probe_size": 5}, r"probe_size must be 0 \(no probe\) or 16"),
+            ({"core": 1.5}, r"core must be 0\.0\.\.1\.0, not 1.5"),
+            ({"context": float("nan")}, "context must be"),
+            ({"iterations": 0}, "iterations must be"),
+            ({"seed": -1}, "seed must be"),
+            ({"trimap_low": 0.7}, "trimap_low must be <= trimap_high, not 0.7 and 0.6"),
+        ],
+    )
+    def test_bounds(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            GrabCutParams(**given)
+
+    def test_stages(self):
+        for stage, name in ((grabcut.propose(), "grabcut"), (grabcut.refine(), "refine")):
+            assert isinstance(stage, MapStage) and stage.name == name
+            assert stage.reads == ("image", "boxes") and stage.holds_classes and not stage.uses_torch
+
+    def test_every_field_has_help(self):
+        assert all(f.metadata.get("help") for f in dataclasses.fields(GrabCutParams))
+
+
+def test_golden():
+    """Fails when the masks change: then raise the stages' ``version``, and renew the digits."""
+    image, _ = disc_image(size=40, radius=11, centre=(21, 19), noise=70)
+    boxes = [Box(0, 1, 8, 6, 34, 32), Box(1, 2, 0, 0, 12, 12), Box(2, 3, 16, 15, 24, 22)]
+    arrays = propose_item(item(image, boxes), FAST)
+    counts = np.bincount(arrays["mask_hw"].ravel(), minlength=4).tolist()
+    assert (grabcut.propose(FAST).version, counts) == (1, GOLDEN)
+
+
+GOLDEN = [1099, 355, 117, 29]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"real pictures are not at {SHARED}")
+def test_real_pictures_gain_on_the_boxes():
+    """A few objects; benchmarks/grabcut.py measures all of them, against the plain call."""
+    from artifacts.datasets import DataParams, read_split
+    from artifacts.images import read_image_rgb
+    from tasks.labels import BoxMaskParams, box_item
+    from tasks.score import object_ious
+
+    records = read_split(DataParams(source=f"voc:{SHARED}"), "val")
+    gains = []
+    for record in sorted(records, key=lambda r: (len(r.boxes or ()), r.image_id))[:5]:
+        image_rgb = read_image_rgb(Path(record.image))
+        truth = record.truth_objects.load(), record.truth.load()
+        one = Item(records.key(record), record, records.classes, image_rgb)
+        scores = []
+        for arrays in (
+            propose_item(one, GrabCutParams(working_size=192, probe_size=96)),
+            box_item(one, BoxMaskParams()),
+        ):
+            windows = {o.id: (o.window_xyxy, o.values_hw != 0) for o in unpack_objects(arrays)}
+            scores.append([o.iou for o in object_ious(windows, record.boxes, *truth)])
+        gains += [a - b for a, b in zip(*scores, strict=True)]
+    assert len(gains) >= 4 and np.mean(gains) > 0.05, gains

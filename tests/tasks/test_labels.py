@@ -1,0 +1,111 @@
+"""Boxes filled and truth handed on: the right pixels, the right errors, and nobody else may read truth."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from artifacts.objects import unpack_objects
+from artifacts.records import Box, DataError, Record
+from tasks import labels
+from tasks.stage import Item, SkipImage, check_outputs, resolve
+
+IMAGE = np.zeros((6, 8, 3), np.uint8)
+
+
+def run(stage, record):
+    view = record.view(stage.reads)
+    return check_outputs(stage, resolve(stage.function)(Item("set/one", view, ("a", "b"), IMAGE), stage.params))
+
+
+def boxes(*found):
+    return Record("one", "one.png", boxes=found)
+
+
+class TestBoxes:
+    def test_smaller_boxes_lie_on_top_whatever_their_order(self):
+        large, small = Box(0, 1, 0, 0, 6, 5), Box(1, 2, 2, 1, 4, 3)
+        expected = np.zeros((6, 8), np.uint8)
+        expected[0:5, 0:6] = 1
+        expected[1:3, 2:4] = 2
+        for order in ((large, small), (small, large)):
+            arrays = run(labels.box_masks(), boxes(*order))
+            assert (arrays["mask_hw"] == expected).all()
+            assert [o.id for o in unpack_objects(arrays)] == [box.id for box in order]
+
+    def test_equal_boxes_the_higher_id_lies_on_top(self):
+        arrays = run(labels.box_masks(), boxes(Box(1, 2, 0, 0, 4, 4), Box(0, 1, 0, 0, 4, 4)))
+        assert set(np.unique(arrays["mask_hw"])) == {0, 2}
+
+    def test_boxes_that_stick_out_are_cut_and_those_outside_are_empty(self):
+        arrays = run(labels.box_masks(), boxes(Box(0, 1, -3, -3, 2, 2), Box(1, 2, 50, 50, 60, 60)))
+        assert arrays["mask_hw"].sum() == 4
+        assert [o.values_hw.size for o in unpack_objects(arrays)] == [4, 0]
+
+    def test_fractions_mean_the_pixels_whose_centres_are_inside(self):
+        arrays = run(labels.box_masks(), boxes(Box(0, 1, 1.5, 1.6, 3.4, 3.6)))
+        assert np.argwhere(arrays["mask_hw"]).tolist() == [[2, 1], [2, 2], [3, 1], [3, 2]]
+
+    def test_crowds_and_difficult_objects(self):
+        record = boxes(Box(0, 1, 0, 0, 2, 2, crowd=True), Box(1, 2, 3, 3, 5, 5, difficult=True))
+        assert set(np.unique(run(labels.box_masks(), record)["mask_hw"])) == {0, 2}
+        without = labels.box_masks(labels.BoxMaskParams(difficult=False))
+        assert not run(without, record)["mask_hw"].any()
+
+    def test_no_boxes_is_background_unknown_boxes_a_skip(self):
+        assert not run(labels.box_masks(), boxes())["mask_hw"].any()
+        with pytest.raises(SkipImage, match="no boxes are known"):
+            run(labels.box_masks(), Record("one", "one.png"))
+
+
+@dataclass(frozen=True)
+class Truth:
+    mask: object
+    path: str = "truth.png"
+
+    def load(self):
+        return self.mask
+
+
+class TestGiven:
+    def record(self, mask):
+        return Record("one", "one.png", truth=Truth(mask))
+
+    def test_truth_comes_through_unchanged(self):
+        mask = np.zeros((6, 8), np.uint8)
+        mask[0, :3] = 1, 2, 255
+        assert (run(labels.given_masks(), self.record(mask))["mask_hw"] == mask).all()
+
+    def test_wrong_size_names_file_and_both_sizes(self):
+        with pytest.raises(DataError, match=r"truth.png: wrong mask size \(5, 8\), the image one.png is \(6, 8\)"):
+            run(labels.given_masks(), self.record(np.zeros((5, 8), np.uint8)))
+
+    def test_a_foreign_class_is_named(self):
+        with pytest.raises(DataError, match=r"holds 3, allowed are 0\.\.2 and 255"):
+            run(labels.given_masks(), self.record(np.full((6, 8), 3, np.uint8)))
+
+    def test_no_truth_is_a_skip(self):
+        with pytest.raises(SkipImage, match="no truth mask is known"):
+            run(labels.given_masks(), Record("one", "one.png"))
+
+
+def declared_reads():
+    """``(module, function, kinds)`` of every stage that the sources of ``tasks`` describe; nothing is imported."""
+    for path in sorted(Path(labels.__file__).parent.glob("*.py")):
+        tree = ast.parse(path.read_text())
+        for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
+            for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+                if getattr(call.func, "id", "") in ("MapStage", "FitStage"):
+                    reads = {word.arg: word.value for word in call.keywords}["reads"]
+                    yield path.stem, function.name, ast.literal_eval(reads)
+
+
+def test_only_given_masks_reads_truth():
+    found = list(declared_reads())
+    assert {("labels", "given_masks"), ("labels", "box_masks"), ("grabcut", "_stage")} <= {entry[:2] for entry in found}
+    readers = {entry[:2] for entry in found if {"truth", "truth_objects"} & set(entry[2])}
+    assert readers == {("labels", "given_masks")}
