@@ -1,7 +1,7 @@
 """Where a fit's tensors live: Lightning Fabric for GPUs, several devices and low precision; nothing for one CPU.
 
-Importing Fabric costs seven seconds (it loads torchmetrics and torch's compiler), more than a small CPU fit takes.
-So one CPU in float32 gets :class:`PlainFabric`, which does the same by calling torch.
+Importing Fabric costs four seconds more than torch and an optimizer (it loads torchmetrics to see its version), which
+a small CPU fit feels. So one CPU in float32 gets :class:`PlainFabric`, which does the same by calling torch.
 """
 
 from __future__ import annotations

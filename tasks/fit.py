@@ -17,9 +17,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from artifacts.fits import CURVE, METRICS, FitStore, Publication, read_metrics
 from artifacts.locks import Stop
@@ -34,10 +33,6 @@ from tasks.stage import resolve
 __all__ = ["FitContext", "FitData", "FitSpec", "NoDevice", "plain_params", "run_spec"]
 
 EXIT_FAILED, EXIT_USAGE, EXIT_NO_DEVICE = 1, 2, 69
-AGENT = "MASKMILL_FIT_AGENT"
-"""Set for ranks: pid of the torchrun agent, with which they die."""
-RANKS = "MASKMILL_FIT_ACCELERATOR"
-"""Set for ranks: what the agent decided to run on."""
 
 
 # -- one fit ---------------------------------------------------------------------------------------------------------
@@ -53,6 +48,7 @@ def run_spec(spec: FitSpec, emit: Emit, stop: Stop | None = None) -> Publication
         if found is None:
             with _hardware(spec, emit, stop) as accelerator:
                 found = _fit(spec, Hardware(accelerator, 1, 0, spec.threads), emit, stop)
+            assert found is not None, "the only rank is the first"
         emit(_done(found))
         return found
 
@@ -105,8 +101,8 @@ def _cuda_in_use() -> bool:
     return torch is not None and bool(torch.cuda.is_initialized())
 
 
-def _fit(spec: FitSpec, hardware: Hardware, emit: Emit, stop: Stop | None) -> Publication:
-    """The fit itself. The caller holds the locks. With several ranks only the first one's return is a publication."""
+def _fit(spec: FitSpec, hardware: Hardware, emit: Emit, stop: Stop | None) -> Publication | None:
+    """The fit itself; the caller holds the locks. ``None`` from all ranks but the first."""
     import torch
     from safetensors.torch import save
 
@@ -127,7 +123,7 @@ def _fit(spec: FitSpec, hardware: Hardware, emit: Emit, stop: Stop | None) -> Pu
         tensors = resolve(spec.function)(context)
         _leave(context)
     if not context.is_main:
-        raise SystemExit(0)
+        return None
     for name in [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor.float()).all())]:
         raise ValueError(f"{spec.label}: {name} holds values that are not finite; nothing was published")
     info = {
@@ -202,33 +198,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("spec", type=Path, help="JSON file that the Runner wrote")
     parser.add_argument("--parent", type=int, default=0, help="pid of the starting process, with which this one dies")
     options = parser.parse_args(arguments)
-    rank = os.environ.get(AGENT)
-    if rank or options.parent:
-        die_with_parent(int(rank or options.parent))
-    # A fit may be killed anywhere, so the kernel's own way of ending it is the best: at once, whatever it computes.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if options.parent:
+        die_with_parent(options.parent)
+    _end_at_once_when_told()
+    # Read when torch is loaded: threads that sleep while they wait leave a busy machine's cores to those who work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     emit = _events(1)
     try:
         spec = FitSpec.read(options.spec)
     except DataError as error:
         return _failed(emit, error, EXIT_USAGE)
+    if spec.devices > 1:
+        return _guarded(emit, lambda: _run_agent(spec, emit))
+    emit = _clean_stdout()
+    return _guarded(emit, lambda: _one(spec, emit))
+
+
+def _one(spec: FitSpec, emit: Emit) -> int:
+    run_spec(spec, emit)
+    return 0
+
+
+def _guarded(emit: Emit, work: Callable[[], int]) -> int:
+    """Exit code of ``work``; an exception is told as an event, and as a traceback on stderr."""
     try:
-        if not rank and spec.devices > 1:
-            return _run_agent(spec, options.spec, emit)
-        # The agent leaves stdout to its ranks; whoever computes keeps it clean of what libraries print.
-        emit = _events(os.dup(1))
-        os.dup2(2, 1)
-        if rank:
-            _run_rank(spec, emit)
-        else:
-            run_spec(spec, emit)
+        return work()
     except NoDevice as error:
         return _failed(emit, error, EXIT_NO_DEVICE)
     except Exception as error:
         traceback.print_exc()
         return _failed(emit, error, EXIT_FAILED)
-    return 0
+
+
+def _end_at_once_when_told() -> None:
+    """A fit may be killed anywhere, so the kernel's own way is the best: at once, whatever is being computed."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _failed(emit: Emit, error: Exception, code: int) -> int:
@@ -247,37 +252,39 @@ def _events(descriptor: int) -> Emit:
     return emit
 
 
-def _run_rank(spec: FitSpec, emit: Emit) -> None:
-    """One of several ranks. The agent holds the locks; the first rank speaks and publishes."""
-    index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    threads = max(1, spec.threads // world)
-    hardware = Hardware(os.environ[RANKS], world, index, threads)
-    publication = _fit(spec, hardware, emit if index == 0 else _mute, None)
-    emit(_done(publication))
+def _clean_stdout() -> Emit:
+    """Events to what stdout was; whatever libraries print from now on goes to stderr."""
+    emit = _events(os.dup(1))
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    return emit
 
 
-def _mute(event: Event) -> None:
-    """Ranks but the first say nothing."""
+# -- several ranks ---------------------------------------------------------------------------------------------------
 
 
-def _run_agent(spec: FitSpec, path: Path, emit: Emit) -> int:
-    """Become the torchrun agent of ``spec.devices`` ranks on this machine."""
+def _run_agent(spec: FitSpec, emit: Emit) -> int:
+    """Hold the locks and be torchrun's agent for ``spec.devices`` ranks on this machine."""
     with _turn(spec, emit, None) as found:
         if found is not None:
             emit(_done(found))
             return 0
         with _hardware(spec, emit, None) as accelerator:
-            return _torchrun(spec, path, accelerator)
+            return _torchrun(spec, accelerator)
 
 
-def _torchrun(spec: FitSpec, path: Path, accelerator: str) -> int:
+def _torchrun(spec: FitSpec, accelerator: str) -> int:
     import uuid
 
+    # The ranks are forks of this process: what they need is imported once, ten seconds of one core instead of
+    # of each rank's. Nothing here may touch a GPU or start a thread of torch's before they are forked.
+    import lightning.fabric  # noqa: F401
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ |= {AGENT: str(os.getpid()), RANKS: accelerator}
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from tasks import loop  # noqa: F401
+
+    resolve(spec.function)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -285,15 +292,34 @@ def _torchrun(spec: FitSpec, path: Path, accelerator: str) -> int:
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
+        start_method="fork",
         max_restarts=0,
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "tasks.fit", str(path))
+        elastic_launch(config, _rank)(spec, accelerator, os.getpid())
     except ChildFailedError as error:
-        codes: list[Any] = [failure.exitcode for failure in error.failures.values()]
-        return next((code for code in codes if code in (EXIT_NO_DEVICE, EXIT_USAGE)), EXIT_FAILED)
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return EXIT_NO_DEVICE if EXIT_NO_DEVICE in codes else EXIT_FAILED
     return 0
+
+
+def _rank(spec: FitSpec, accelerator: str, agent: int) -> None:
+    """One of several ranks. The agent holds the locks; the first rank speaks and publishes."""
+    die_with_parent(agent)
+    _end_at_once_when_told()
+    index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    hardware = Hardware(accelerator, world, index, max(1, spec.threads // world))
+    emit = _clean_stdout()
+
+    def work() -> int:
+        publication = _fit(spec, hardware, emit, None)
+        if publication is not None:
+            emit(_done(publication))
+        return 0
+
+    if code := _guarded(emit, work):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 
 def seed_of(*names: object) -> int:
     """A 63-bit seed from names (ints and text), the same on every machine."""
-    text = "\0".join(f"{type(name).__name__}:{name}" for name in names)
+    text = repr([(type(name).__name__, str(name)) for name in names])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
