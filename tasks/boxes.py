@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.objects import Object, Window, pack_objects, paint_label_map, unpack_objects
+from artifacts.objects import OBJECT_ARRAYS, Object, Window, pack_objects, paint_label_map, unpack_objects
 from artifacts.records import Box, MaskHW, Record
 from tasks.stage import Arrays, SkipImage
 
@@ -69,12 +69,17 @@ def lies_inside(inner: Box, outer: Box) -> bool:
     return width * height >= INSIDE_SHARE * inner.area
 
 
+LABEL_OUTPUTS = ("mask_hw", "object_classes_n", *OBJECT_ARRAYS)
+"""What :func:`label_arrays` gives: label map, and per object its class number and its mask before painting."""
+
+
 def label_arrays(
     boxes: Sequence[Box], windows_xyxy: Sequence[Window], masks: Sequence[NDArray[np.bool_]], size_hw: tuple[int, int]
 ) -> Arrays:
     """``mask_hw`` (larger boxes first, smaller on top) and the packed objects, for ``masks[i]`` of ``boxes[i]``."""
     arrays = pack_objects([box.id for box in boxes], windows_xyxy, masks)
-    return {"mask_hw": paint(unpack_objects(arrays), boxes, size_hw), **arrays}
+    classes_n = np.array([box.class_id for box in boxes], np.uint8)
+    return {"mask_hw": paint(unpack_objects(arrays), boxes, size_hw), "object_classes_n": classes_n, **arrays}
 
 
 def paint(objects: Sequence[Object], boxes: Iterable[Box], size_hw: tuple[int, int]) -> MaskHW:

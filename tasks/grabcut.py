@@ -24,9 +24,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.objects import OBJECT_ARRAYS, Window, clip_window, unpack_objects
+from artifacts.objects import Window, clip_window, unpack_objects
 from artifacts.records import Box, DataError, ImageRGB
-from tasks.boxes import label_arrays, lies_inside, pixel_window, usable_boxes
+from tasks.boxes import LABEL_OUTPUTS, label_arrays, lies_inside, pixel_window, usable_boxes
 from tasks.crop import Crop, MaskBool
 from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
 
@@ -304,8 +304,8 @@ def _size(image_rgb: ImageRGB) -> tuple[int, int]:
 
 # --- one image, and the stages ----------------------------------------------------------------------------------
 
-OUTPUTS = ("mask_hw", *OBJECT_ARRAYS, "fell_back_n")
-"""Label map, objects before painting (uint8), and per object whether its box was taken."""
+OUTPUTS = (*LABEL_OUTPUTS, "fell_back_n")
+"""Label map, objects before painting (uint8) with their classes, and per object whether its box was taken."""
 
 
 def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from artifacts.objects import OBJECT_ARRAYS
 from artifacts.records import UNDECIDED, DataError
-from tasks.boxes import label_arrays, pixel_window, usable_boxes
+from tasks.boxes import LABEL_OUTPUTS, label_arrays, pixel_window, usable_boxes
 from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage, SkipImage
 
 
@@ -36,7 +35,7 @@ def box_masks(params: BoxMaskParams = BoxMaskParams()) -> MapStage:
         version=1,
         params=params,
         reads=("image", "boxes"),
-        outputs=("mask_hw", *OBJECT_ARRAYS),
+        outputs=LABEL_OUTPUTS,
         function="tasks.labels:box_item",
         holds_classes=True,
     )
