@@ -91,6 +91,9 @@ class DeepLabParams:
     precision: Literal["32", "bf16", "fp16"] = field(default="32", metadata={"help": "bf16 and fp16 are for GPUs"})
     seed: int = field(default=0, metadata={"help": "of initial weights, order and augmentation"})
     test: TestTimeParams = field(default_factory=TestTimeParams, metadata={"help": "how the network is asked"})
+    monitor_every: int = field(
+        default=0, metadata={**OPERATIONAL, "help": "iterations between two val mIoU; 0: only at the end"}
+    )
     compile: bool = field(default=False, metadata={**OPERATIONAL, "help": "torch.compile the training step"})
     channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "memory format that is faster"})
 
@@ -114,6 +117,7 @@ _BOUNDS = (
     ("weight_decay", 0.0, 1.0),
     ("poly_power", 0.0, 10.0),
     ("seed", 0, 2**31 - 1),
+    ("monitor_every", 0, 10_000_000),
 )
 
 

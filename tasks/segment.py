@@ -15,10 +15,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from artifacts.records import UNDECIDED, DataError
 from models import deeplab
+from models.groups import parameter_groups
+from models.losses import summed_loss
 from models.normalise import NORMALISATIONS
 from models.resample import resize
+from tasks import deeplab as deeplab_stage
+from tasks import rng
 from tasks import weights as weights_files
+from tasks.augment import Augmentation, augment
+from tasks.context import FitContext, FitData
+from tasks.loop import Batch, Monitor, Nets, poly, train_loop
+from tasks.sampling import Sample
+from tasks.score import confusion, read_as_wrong
 
 log = logging.getLogger("maskmill")
 
@@ -69,6 +79,137 @@ def _load(path: str, mtime_ns: int, size: int, shape: tuple[Any, ...], outputs: 
     weights_files.load_into(network, weights_files.read_state(Path(path)), path)
     network = network.eval().requires_grad_(False).to(device)
     return network.to(memory_format=torch.channels_last)
+
+
+def train(context: FitContext) -> dict[str, Tensor]:
+    """Learn from the label maps of role ``target``; returns the network's tensors, its normalisation among them.
+
+    Raises ``DataError`` naming the image whose label map does not fit it or holds a class that does not exist.
+    """
+    params: deeplab_stage.DeepLabParams = context.params
+    network = initial_network(context)
+    if params.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    model = deeplab.MultiScaleInputs(network) if params.multi_scale_inputs else network
+
+    def step(nets: Nets, batch: Batch, index: int) -> dict[str, Tensor]:
+        images = batch["image"]
+        if params.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return {"loss": summed_loss(nets["deeplab"](images), batch["labels"], params.loss_at)}
+
+    tensors = train_loop(
+        context,
+        modules={"deeplab": model.train()},
+        optimizers={"deeplab": make_optimizer(network, params)},
+        sample=sampler(context.train, params, network.normalise.mean),
+        step=step,
+        iterations=params.iterations,
+        batch_size=params.batch,
+        schedule=poly(params.iterations, params.poly_power),
+        precision=params.precision,
+        monitor=val_miou(network, context.monitor),
+        monitor_every=params.monitor_every,
+        compile=params.compile,
+    )
+    return {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+
+
+def initial_network(context: FitContext) -> deeplab.DeepLab:
+    """The network to train: the fit's ``init`` if it has one, else the weights that ``params.weights`` names.
+
+    Random weights come from the seed alone; the global generator is left as it was.
+    """
+    params: deeplab_stage.DeepLabParams = context.params
+    weights = weights_files.parse(params.weights)
+    with rng.preserved():
+        rng.seed_all(context.seed, "weights")
+        network = build_network(params, len(context.classes) + 1, weights.normalisation)
+    if (state := context.initial_weights()) is not None:
+        weights_files.load_into(network, state, str(context.init))
+    elif weights.kind == "imagenet":
+        state = weights_files.imagenet_state(params.network, "params.deeplab.weights")
+        weights_files.load_into(network, state, f"torchvision's {params.network}")
+    elif weights.kind == "file":
+        weights_files.load_into(network, context.input_weights("weights"), context.inputs["weights"])
+    elif params.network.startswith("resnet"):
+        context.warn(
+            f"{params.network} starts from random weights although its batch norms are frozen, and will learn badly; "
+            "set params.deeplab.weights=imagenet or to a file"
+        )
+    return network
+
+
+def make_optimizer(network: deeplab.DeepLab, params: deeplab_stage.DeepLabParams) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over the network's declared groups; every frozen parameter is logged by name."""
+    found = parameter_groups(network, network.rules, lr=params.lr, weight_decay=params.weight_decay)
+    for group in found.groups:
+        log.debug("group %(name)s: lr %(lr)g, decay %(weight_decay)g, %(names)s", group)
+    log.debug("frozen: %s", ", ".join(found.frozen) or "nothing")
+    groups = [{k: v for k, v in group.items() if k != "names"} for group in found.groups]
+    if params.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=params.lr)
+    return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum)
+
+
+def sampler(data: FitData, params: deeplab_stage.DeepLabParams, mean_rgb: Tensor) -> Sample:
+    """``(index, epoch, generator) -> {"image": (3, crop, crop) uint8, "labels": (crop, crop) uint8}``.
+
+    ``mean_rgb`` (three values on 0..255) is what smaller images are padded with: a normalised network sees zeros.
+    """
+    red, green, blue = (round(value) for value in mean_rgb.flatten().tolist())
+    transform = Augmentation(params.crop, params.scale_range, params.flip, (red, green, blue)).build()
+
+    def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Tensor]:
+        item = data.item(index)
+        if item.image_rgb is None:
+            raise ValueError(f"{item.key}: a segmenter's fit must declare reads=('image',)")
+        labels = item.up["target"]["mask_hw"]
+        check_labels(labels, item.image_rgb, len(item.classes), item.key)
+        image, target = augment(transform, item.image_rgb, labels, int(generator.integers(2**62)))
+        return {"image": image, "labels": target}
+
+    return sample
+
+
+def check_labels(mask_hw: NDArray[np.uint8], image_rgb: NDArray[np.uint8], k: int, key: str) -> None:
+    """Raise ``DataError`` naming ``key`` if the label map has another size, or a value that is no class and not 255.
+
+    On a GPU a label out of range is an assertion without a name that takes the process along.
+    """
+    if mask_hw.shape != image_rgb.shape[:2]:
+        raise DataError(f"{key}: label map is {mask_hw.shape}, its image {image_rgb.shape[:2]} (height, width)")
+    foreign = (mask_hw > k) & (mask_hw != UNDECIDED)
+    if foreign.any():
+        y, x = np.argwhere(foreign)[0]
+        raise DataError(f"{key}: label {mask_hw[y, x]} at x={x}, y={y}, but classes are 0..{k} and {UNDECIDED}")
+
+
+def val_miou(network: nn.Module, data: FitData | None) -> Monitor | None:
+    """A monitor: mIoU (as wrong) of single-scale predictions on the records that have truth; ``None`` without any."""
+    if data is None:
+        return None
+    scored = [index for index in range(len(data)) if data.record(index).truth is not None]
+    if not scored:
+        return None
+
+    def monitor() -> dict[str, float]:
+        k = len(data.classes)
+        matrix = np.zeros((k + 1, k + 2), np.int64)
+        for index in scored:
+            try:
+                item = data.item(index)
+                truth = item.record.truth
+                if item.image_rgb is None or truth is None:
+                    continue
+                predicted = predict_scores(network, item.image_rgb).argmax(0).to("cpu").numpy().astype(np.uint8)
+                matrix += confusion(predicted, truth.load(), k, where=item.key)
+            except (DataError, OSError) as error:
+                log.warning("not in val mIoU: %s", error)
+        miou = read_as_wrong(matrix).miou
+        return {} if miou is None else {"val_miou": miou}
+
+    return monitor
 
 
 def predict_scores(
