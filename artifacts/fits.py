@@ -33,6 +33,7 @@ from artifacts.atomic import (
     write_atomic,
 )
 from artifacts.records import DataError
+from artifacts.store import explained
 
 log = logging.getLogger("maskmill")
 
@@ -158,6 +159,7 @@ class FitStore:
         """``fits/<address>/<stamp>``."""
         return self.root / address / stamp
 
+    @contextlib.contextmanager
     def lock(
         self,
         address: str,
@@ -165,9 +167,18 @@ class FitStore:
         *,
         stop: locks.Stop | None = None,
         on_wait: Callable[[str], None] | None = None,
-    ) -> contextlib.AbstractContextManager[None]:
-        """The right to fit, checkpoint and publish here (see :func:`artifacts.locks.hold`)."""
-        return locks.hold(self.folder(address, stamp) / "lock", stop=stop, on_wait=on_wait)
+    ) -> Iterator[None]:
+        """The right to fit, checkpoint and publish here (see :func:`artifacts.locks.hold`).
+
+        Raises ``StoreError`` where the cache cannot be written.
+        """
+        path = self.folder(address, stamp) / "lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locks.hold(path, stop=stop, on_wait=on_wait))
+            except OSError as error:
+                raise explained(error, path, "written") from error
+            yield
 
     def work(self, address: str, stamp: str) -> Work:
         """The work folder, made if missing. For the holder of the lock."""
@@ -209,7 +220,8 @@ class FitStore:
     ) -> Publication:
         """Publish the bytes of a safetensors file, and clear the work folder. For the holder of the lock.
 
-        ``files`` go beside the weights (metrics, curve). What is there already is never touched.
+        ``files`` go beside the weights (metrics, curve). What is there already is never touched. Raises
+        ``StoreError`` where the cache cannot be written; nothing half-written is left.
         """
         tensors = tensor_digests(weights)
         record = {
@@ -224,16 +236,19 @@ class FitStore:
             "info": dict(info or {}),
         }
         folder = self.folder(address, stamp)
-        folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
         temporary = temporary_beside(folder / "pub")
-        temporary.mkdir()
-        for name, content in {WEIGHTS: weights, **(files or {})}.items():
-            (temporary / name).write_bytes(content)
-        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False)
-        (temporary / PUBLICATION).write_text(text + "\n", encoding="utf-8")
-        kill_point("fit.mid_publish")
-        final = self._rename(temporary, folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder)
+            temporary.mkdir()
+            for name, content in {WEIGHTS: weights, **(files or {}), PUBLICATION: text.encode()}.items():
+                (temporary / name).write_bytes(content)
+            kill_point("fit.mid_publish")
+            final = self._rename(temporary, folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise explained(error, folder, "published in") from error
         shutil.rmtree(folder / "work", ignore_errors=True)
         publication = self._read(final)
         if publication is None:

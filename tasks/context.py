@@ -110,7 +110,7 @@ class FitContext:
         self.prefixes = spec.prefixes
         self.init = Path(spec.init) if spec.init else None
         self.hardware = hardware
-        self.loader_workers = spec.loader_workers
+        self.loader_workers = _loader_workers(spec.loader_workers, hardware)
         self.checkpoint_every_s = spec.checkpoint_every_s
         self.work = work
         self.skips: list[Skip] = []
@@ -123,6 +123,7 @@ class FitContext:
         self._progress_every_s = spec.progress_every_s
         self._progress_at = 0.0
         self._fabrics: dict[str, Fabric] = {}
+        self._told: set[str] = set()
 
     @property
     def folder(self) -> Path:
@@ -173,15 +174,26 @@ class FitContext:
         """One line of ``metrics.jsonl``: values after ``step`` iterations. Only the main rank writes."""
         if self.is_main:
             line = {"step": step, **{name: float(value) for name, value in values.items()}}
-            self.work.append_metrics(line)
+            with self.insured("a line of the curve was not written"):
+                self.work.append_metrics(line)
             self._emit({"event": "log", **line})
 
-    def progress(self, step: int, total: int) -> None:
+    def progress(self, step: int, total: int, **values: float) -> None:
         """``step`` of ``total`` iterations are done; passed on a few times a second at most."""
         now = time.monotonic()
         if self.is_main and (now - self._progress_at >= self._progress_every_s or step >= total):
             self._progress_at = now
-            self._emit({"event": "progress", "step": step, "total": total})
+            self._emit({"event": "progress", "step": step, "total": total, **values})
+
+    @contextlib.contextmanager
+    def insured(self, message: str) -> Iterator[None]:
+        """For what only insures the work (checkpoints, curves): a full disk is told, once, and training goes on."""
+        try:
+            yield
+        except OSError as error:
+            if message not in self._told:
+                self._told.add(message)
+                self.warn(f"{message} ({error.strerror or error}: {error.filename or self.folder}); the fit goes on")
 
     def skip(self, skip: Skip) -> None:
         """Record that an image could not be learnt from; once per image."""
@@ -202,6 +214,13 @@ class FitContext:
         """Raise :class:`tasks.children.Stopped` if the run was told to stop (inline fits; processes get a signal)."""
         if self._stop is not None and self._stop.is_set():
             raise Stopped(f"{self.label} was stopped")
+
+
+def _loader_workers(wanted: int, hardware: Hardware) -> int:
+    """Resolves -1: none on a CPU, whose cores compute; enough to keep a GPU busy, and no more than there are cores."""
+    if wanted >= 0:
+        return wanted
+    return 0 if hardware.accelerator == "cpu" else min(8, max(1, len(os.sched_getaffinity(0)) // hardware.devices))
 
 
 @contextlib.contextmanager

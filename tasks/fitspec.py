@@ -53,6 +53,7 @@ class FitSpec:
     threads: int = 1
     """CPU threads of the whole fit, shared by its ranks. On CPUs the last bits of the result depend on it."""
     loader_workers: int = 0
+    """Per rank; -1: none on a CPU, up to 8 on a GPU. The result does not depend on it."""
     checkpoint_every_s: float = 60.0
     progress_every_s: float = 0.5
 

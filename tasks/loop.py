@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from artifacts.records import Skip
+from artifacts.records import DataError, Skip
 from tasks import rng
 from tasks.context import FitContext
 from tasks.fabric import Fabric, Precision, scaler_of
@@ -126,8 +126,9 @@ def train_loop(
             observe(done)
             if state.due() and done < iterations:
                 window.settle()
-                state.save(done, window.totals())
-            context.progress(done, iterations)
+                with context.insured("a checkpoint was not written"):
+                    state.save(done, window.totals())
+            context.progress(done, iterations, **window.last)
     context.iterations = iterations
     return published_tensors(modules)
 
@@ -222,8 +223,8 @@ class _State:
         }
         file = io.BytesIO()
         torch.save(content, file)
-        self._context.work.save(step, file.getvalue())
         self._saved = time.monotonic()
+        self._context.work.save(step, file.getvalue())
 
     def resume(self) -> int:
         """Take up the newest whole checkpoint; returns the iterations done (0: from the start)."""
@@ -231,22 +232,30 @@ class _State:
         step = 0
         if found is not None:
             step, payload = found
-            content = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            for name, module in self._modules.items():
-                module.load_state_dict(content["modules"][name])
-            for name, optimizer in self._optimizers.items():
-                optimizer.load_state_dict(content["optimizers"][name])
-            if (scaler := scaler_of(self._fabric)) is not None:
-                scaler.load_state_dict(content["scaler"])
-            self._earlier_s = content["seconds"]
-            self.window = content["window"]
-            for skip in content["skips"]:
-                self._context.skip(Skip(*skip))
+            try:
+                self._restore(torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True))
+            except (RuntimeError, KeyError, ValueError, TypeError) as error:
+                raise DataError(
+                    f"{self._context.folder}: the checkpoint of step {step} is of another network or version "
+                    f"({str(error).splitlines()[0]}); delete that folder to fit from the start"
+                ) from error
         self._fabric.barrier()  # nobody writes before all have read
         if self._context.is_main:
             self._context.work.cut_metrics(step)
         self._context.seconds = self._earlier_s
         return step
+
+    def _restore(self, content: Mapping[str, Any]) -> None:
+        for name, module in self._modules.items():
+            module.load_state_dict(content["modules"][name])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][name])
+        if (scaler := scaler_of(self._fabric)) is not None:
+            scaler.load_state_dict(content["scaler"])
+        self._earlier_s = content["seconds"]
+        self.window = content["window"]
+        for skip in content["skips"]:
+            self._context.skip(Skip(*skip))
 
     def _seconds(self) -> float:
         return self._earlier_s + time.monotonic() - self._started
@@ -262,6 +271,8 @@ class _Window:
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._sums = dict(sums)
         self._every = every
+        self.last: dict[str, float] = {}
+        """The newest loss that is known, to be shown."""
 
     def add(self, index: int, losses: Mapping[str, Tensor]) -> None:
         """Remember the losses of step ``index``."""
@@ -284,6 +295,7 @@ class _Window:
                     )
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._sums["_steps"] = self._sums.get("_steps", 0.0) + 1
+        self.last = {"loss": values[-1][names.index("loss")]}
         self._pending.clear()
 
     def totals(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from zygote import Zygote  # noqa: E402
 from artifacts import locks  # noqa: E402
 from artifacts.fits import FitStore  # noqa: E402
 from artifacts.records import DataError  # noqa: E402
+from artifacts.store import StoreError  # noqa: E402
 from tasks import gpus  # noqa: E402
 from tasks.fit import EXIT_FAILED, EXIT_NO_DEVICE, EXIT_USAGE, main, run_spec  # noqa: E402
 from tasks.fitspec import FitSpec  # noqa: E402
@@ -32,7 +34,7 @@ from tasks.unit import Job  # noqa: E402
 pytestmark = pytest.mark.kills
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)  # it imports while the first tests run
 def zygote() -> Iterator[Zygote]:
     with Zygote(["cv2", "lightning.fabric", "tasks.fit", "tasks.loop"], [HERE]) as made:
         yield made
@@ -134,6 +136,30 @@ def test_a_published_fit_is_found_not_done(tmp_path: Path, images: tuple[Job, ..
     again = run_spec(make_spec(tmp_path, images, newer_than=1), silent)
     assert (again.number, again.digest) == (2, first.digest)
     assert again.weights.read_bytes() == first.weights.read_bytes()
+
+
+def test_a_cache_that_cannot_be_written(
+    tmp_path: Path, images: tuple[Job, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(tmp_path, images, TinyParams(iterations=2))
+
+    def fail(number: int) -> Callable[..., None]:
+        def raising(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return raising
+
+    with monkeypatch.context() as patch:
+        patch.setattr("artifacts.locks.os.open", fail(errno.EROFS))
+        with pytest.raises(StoreError, match=r"lock cannot be written: Read-only file system; .*name a writable cache"):
+            run_spec(spec, silent)
+    with monkeypatch.context() as patch:
+        patch.setattr("artifacts.fits.publish_folder", fail(errno.ENOSPC))
+        with pytest.raises(StoreError, match="cannot be published in: No space left on device; .*free space"):
+            run_spec(spec, silent)
+    folder = FitStore(tmp_path).folder(spec.address, spec.stamp)
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "work"], "nothing half-written"
+    assert run_spec(spec, silent).number == 1
 
 
 def test_init_and_inputs_by_prefix(tmp_path: Path, images: tuple[Job, ...]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import multiprocessing
@@ -299,6 +300,36 @@ def test_a_loss_that_is_no_number_names_the_step(tmp_path: Path, images: tuple[J
         )
     found = context.work.load()
     assert found is not None and found[0] == 3, "no checkpoint of weights that are no numbers"
+
+
+def test_a_full_disk_costs_checkpoints_and_not_the_fit(
+    tmp_path: Path, images: tuple[Job, ...], undisturbed: Callable[..., Publication], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Work, "save", full)
+    events: Events = []
+    made = run(make_spec(tmp_path, images, checkpoint_every_s=0.0), events)
+    assert made.digest == undisturbed(TinyParams()).digest
+    work = FitStore(tmp_path).folder(made.address, made.stamp) / "work"
+    told = [event["message"] for event in events if event["event"] == "warning"]
+    assert [text for text in told if "checkpoint" in text] == [
+        f"a checkpoint was not written (No space left on device: {work}); the fit goes on"
+    ]
+
+
+def test_a_checkpoint_of_another_network_says_what_to_delete(
+    tmp_path: Path, images: tuple[Job, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(tmp_path, images, checkpoint_every_s=0.0)
+    monkeypatch.setenv(DIE, "3:raise")
+    with pytest.raises(Died):
+        run(spec)
+    monkeypatch.delenv(DIE)
+    other = dataclasses.replace(spec, params={**spec.params, "norm": False})
+    with pytest.raises(DataError, match=r"work: the checkpoint of step 3 is of another network.*delete that folder"):
+        run(other)
 
 
 @pytest.mark.parametrize(
