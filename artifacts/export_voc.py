@@ -54,9 +54,10 @@ def write_voc_server_export(folder: Path, source: Source) -> dict[str, int]:
 
 def object_mask(image: ExportImage) -> MaskHW:
     """Object numbers, 1 for the first, larger objects first and smaller on top; 255 where the class is undecided."""
-    mask_hw = np.zeros(image.mask_hw.shape, np.uint8)
+    height, width = image.mask_hw.shape
+    size_hw = (height, width)
+    mask_hw = np.zeros(size_hw, np.uint8)
     found: Sequence[tuple[Object, int]] = image.objects or ()
-    size_hw = (mask_hw.shape[0], mask_hw.shape[1])
     order = sorted(range(len(found)), key=lambda i: (-found[i][0].window_area, i))
     for i in order:
         if i + 1 >= UNDECIDED:

@@ -133,6 +133,7 @@ def _draw(
 
 
 def _row(run: Runner, record: Record, stages: list[MapHandle], samples: MapHandle) -> report.SheetRow:
+    """One picture: the weak labels that this flow's stages declare, each stage's mask, truth, prediction."""
     truth_hw = record.truth.load() if record.truth is not None else None
     panels = []
     for handle in [*stages, samples]:
@@ -143,14 +144,15 @@ def _row(run: Runner, record: Record, stages: list[MapHandle], samples: MapHandl
         mask_hw = run.store.read(handle.address, key, produced.stamp, ("mask_hw",))["mask_hw"]
         own = None if truth_hw is None else image_miou(mask_hw, truth_hw, len(handle.records.classes))
         panels.append(("student" if handle is samples else handle.label, mask_hw, own))
+    seen = record.view({kind for handle in run.handles for kind in handle.stage.reads})
     return report.SheetRow(
         title=record.image_id,
         image_rgb=read_image_rgb(Path(record.image)),
         panels=panels,
         truth=truth_hw,
-        boxes=record.boxes or (),
-        scribbles=record.scribbles or (),
-        tags=record.tags or (),
+        boxes=seen.boxes or (),
+        scribbles=seen.scribbles or (),
+        tags=seen.tags or (),
     )
 
 
