@@ -2,60 +2,61 @@
 
 Layout (plain h5py reads it; ``docs/cache.md`` has the ten lines):
 
-``/``                   attributes ``maskmill_segment`` (format version), ``codec``, ``index_crc32``
-``/index``              JSON as uint8, deflated (every h5py reads it): ``{"format", "codec", "meta", "entries"}``
-                        with one entry an image: ``{"key", "stamp", "output", "reason", "arrays"}``, where ``arrays``
-                        maps an array's name to ``[dtype, shape, crc32, start]``
+``/``                   attributes ``maskmill_segment`` (format version), ``codec``
+``/index``              JSON as uint8, deflated (every h5py reads it): ``{"format", "codec", "meta", "packed",
+                        "entries"}`` with one entry, on one line, an image: ``{"key", "stamp", "output", "reason",
+                        "arrays"}``, where ``arrays`` maps an array's name to ``[dtype, shape, start, chunks]``
 ``/arrays/<name>/<i>``  array ``<name>`` of entry ``i``, in its own shape (``start`` is null)
-``/arrays/<name>``      a dataset instead of a group: the arrays of all entries end to end, entry ``i`` from
-                        element ``start`` on (small arrays: ids, windows, offsets)
+``/arrays/<name>``      a dataset instead of a group: the arrays of all entries end to end, entry ``i`` from element
+                        ``start`` on (small arrays: ids, windows, offsets; dtype, length, chunks: ``packed[name]``)
+after HDF5's end        a footer of 48 bytes that says where ``/index`` is stored (HDF5 does not look there)
+
+A chunk is ``[offset in the file, size, crc32, filter mask]``, the CRC-32 taken over the bytes as stored.
 
 Why so. A dataset an image in its own shape keeps masks of any size without padding, and a random read inflates one
 image and nothing else. With HDF5's old file format each such dataset costs 2.7 KB of B-tree, as much as the mask;
-``libver="latest"`` keeps the address of a single chunk in the dataset's header (0.2 KB). Small arrays would cost
-more in headers than in content, so they lie end to end. Measured on 64 real masks (480 x 640, COCO): zstd-1 3.0 KB a
-mask, 3,600 writes/s; zstd-3 3.2 KB, 2,900; deflate-1 6.5 KB, 1,500; deflate-4 4.8 KB, 920; PNG 4.5 KB, 1,750. A read
-takes 0.17 ms by h5py's upper layer and 0.09 ms by the lower one, which is used here.
+``libver="latest"`` keeps the place of a single chunk in the dataset's header (0.4 KB). Small arrays would cost more in
+headers than in content, so they lie end to end. A reader finds a chunk by footer and index, checks its CRC (1 us for
+3 KB, where a CRC of the 300 KB array costs more than inflating it) and inflates it, without opening the file as HDF5
+(:mod:`artifacts.chunks` says why). Measured on 64 real masks (480 x 640, COCO): zstd-1 3.0 KB a mask and 3,600
+writes/s; zstd-3 3.2 KB, 2,900; deflate-1 6.5 KB, 1,500; deflate-4 4.8 KB, 920; PNG 4.5 KB, 1,750.
 
-The checksum of an array is the CRC-32 of its bytes *as stored* (compressed): 1 us for a 3 KB chunk, where a CRC of
-the 300 KB array costs more than inflating it. Shapes and types are covered by the index's own CRC-32, HDF5's
-metadata by HDF5's. The digest of the arrays themselves (``output``) is checked by ``maskmill cache verify``.
+The digest of the arrays themselves (``output``), and that plain h5py sees the same arrays, is checked by
+``maskmill cache verify``.
 """
 
 from __future__ import annotations
 
-import errno
-import functools
 import json
 import math
-import re
+import os
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts import keys
+from artifacts import chunks, keys
+from artifacts.chunks import Chunk, Codec
 from artifacts.records import Skip
 
 Arrays = Mapping[str, NDArray[Any]]
-Codec = Literal["zstd", "gzip"]
 Item = tuple[str, str, Arrays | Skip]
 """``(key, stamp, arrays or skip)``."""
 
 SEGMENT_FORMAT = 1
-ZSTD_FILTER = 32015
-ZSTD_LEVEL = 1
-GZIP_LEVEL = 4
 PACK_MEAN_BYTES = 4096
 """Arrays of this many bytes an image, or fewer, lie end to end in one dataset."""
-CHUNK_BYTES = 64 << 20
-"""An array is one chunk up to this size (HDF5 allows 4 GB), so that one read inflates it."""
 FIX = "run `maskmill cache verify --repair`; the next run computes these images again"
+FOOTER = struct.Struct("<8sIQQIII4xI")
+"""Magic, format, size of the file, then offset, size, CRC-32 and filter mask of the index, CRC-32 of all before."""
+MAGIC = b"mmseg\r\n\x1a"
 
 
 class StoreError(Exception):
@@ -81,14 +82,10 @@ class Stored:
 
     dtype: str
     shape: tuple[int, ...]
-    crc32: int
-    start: int | None = None
+    start: int | None
     """First element in the packed dataset; ``None`` for a dataset of its own."""
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+    chunks: tuple[Chunk, ...] = ()
+    """Of a dataset of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +107,8 @@ class Header:
     codec: Codec
     meta: Mapping[str, Any]
     contents: tuple[Content, ...]
+    packed: Mapping[str, Stored] = field(default_factory=dict)
+    """The datasets in which small arrays lie end to end."""
 
 
 # -- writing -------------------------------------------------------------------------------------------------------
@@ -117,17 +116,7 @@ class Header:
 
 def best_codec() -> Codec:
     """``zstd`` where hdf5plugin is installed, else ``gzip``."""
-    return "zstd" if zstd_at_hand() else "gzip"
-
-
-@functools.cache
-def zstd_at_hand() -> bool:
-    """Whether h5py can inflate and deflate zstd; importing hdf5plugin teaches it."""
-    try:
-        import hdf5plugin  # noqa: F401
-    except ImportError:
-        return False
-    return bool(h5py.h5z.filter_avail(ZSTD_FILTER))
+    return "zstd" if chunks.zstd_at_hand() else "gzip"
 
 
 def encode_segment(items: Sequence[Item], *, meta: Mapping[str, Any], codec: Codec) -> tuple[bytes, Header]:
@@ -140,23 +129,24 @@ def encode_segment(items: Sequence[Item], *, meta: Mapping[str, Any], codec: Cod
         ValueError: an array whose name or dtype has no place in a segment, or a ``(key, stamp)`` given twice.
         StoreError: ``zstd`` is asked for and hdf5plugin is not installed.
     """
-    if codec == "zstd" and not zstd_at_hand():
+    if codec == "zstd" and not chunks.zstd_at_hand():
         raise StoreError("codec zstd needs the package hdf5plugin: install it, or write with codec gzip")
     plain = [_normalised(item) for item in items]
     if len({(key, stamp) for key, stamp, _ in plain}) != len(plain):
         raise ValueError("one segment was given the same (key, stamp) twice")
-    with h5py.File("segment", "w", driver="core", backing_store=False, libver="latest") as file:
-        stored = _write_arrays(file, plain, codec)
+    with chunks.memory_file() as file:
+        stored, packed = _write_arrays(file, plain, codec)
         contents = tuple(
             Content(key, stamp, None, value.reason)
             if isinstance(value, Skip)
             else Content(key, stamp, keys.digest_arrays(value), None, stored[i])
             for i, (key, stamp, value) in enumerate(plain)
         )
-        header = Header(codec, dict(meta), contents)
-        _write_index(file, header)
+        header = Header(codec, dict(meta), contents, packed)
+        (index,) = _write_index(file, header)
         file.flush()
-        return bytes(file.id.get_file_image()), header
+        image = bytes(file.id.get_file_image())
+    return image + _footer(image, index), header
 
 
 def _normalised(item: Item) -> Item:
@@ -175,120 +165,88 @@ def _little_endian(key: str, name: str, array: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(little).reshape(array.shape)  # ascontiguousarray makes 0-d arrays 1-d
 
 
-def _write_arrays(file: Any, items: Sequence[Item], codec: Codec) -> list[dict[str, Stored]]:
-    by_name: dict[str, list[tuple[int, NDArray[Any]]]] = {}
+def _write_arrays(file: Any, items: Sequence[Item], codec: Codec) -> tuple[list[dict[str, Stored]], dict[str, Stored]]:
+    """Write all arrays; returns how each item's arrays are stored, and the packed datasets."""
+    by_name: dict[str, dict[int, NDArray[Any]]] = {}
     for i, (_, _, value) in enumerate(items):
         if not isinstance(value, Skip):
             for name, array in value.items():
-                by_name.setdefault(name, []).append((i, array))
+                by_name.setdefault(name, {})[i] = array
     stored: list[dict[str, Stored]] = [{} for _ in items]
+    packed: dict[str, Stored] = {}
     root = h5py.h5g.create(file.id, b"arrays")
-    for name, members in sorted(by_name.items()):
-        arrays = [array for _, array in members]
-        packed = len({array.dtype for array in arrays}) == 1 and _mean_bytes(arrays) <= PACK_MEAN_BYTES
-        places = (_pack if packed else _write_each)(root, name, members, codec)
-        for (i, _), place in zip(members, places, strict=True):
-            stored[i][name] = place
-    return stored
-
-
-def _mean_bytes(arrays: Sequence[NDArray[Any]]) -> float:
-    return sum(array.nbytes for array in arrays) / len(arrays)
-
-
-def _pack(root: Any, name: str, members: Sequence[tuple[int, NDArray[Any]]], codec: Codec) -> Iterator[Stored]:
-    """All arrays of one name end to end in one dataset."""
-    _write_dataset(root, name, np.concatenate([array.reshape(-1) for _, array in members]), codec)
-    start = 0
-    for _, array in members:
-        yield Stored(array.dtype.str, array.shape, zlib.crc32(array.tobytes()), start)
-        start += array.size
-
-
-def _write_each(root: Any, name: str, members: Sequence[tuple[int, NDArray[Any]]], codec: Codec) -> Iterator[Stored]:
-    """A dataset an image, in a group named as the array."""
-    group = h5py.h5g.create(root, name.encode())
-    for i, array in members:
-        yield Stored(array.dtype.str, array.shape, _write_dataset(group, str(i), array, codec))
-
-
-def _write_dataset(group: Any, name: str, array: NDArray[Any], codec: Codec) -> int:
-    """Create and fill one dataset; returns the CRC-32 of what is stored."""
-    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    settings.set_obj_track_times(False)
-    chunked = array.ndim > 0 and array.size > 0
-    if chunked:
-        settings.set_chunk(chunk_shape(array.shape, array.itemsize))
-        if array.itemsize > 1:
-            settings.set_shuffle()
-        if codec == "zstd":
-            settings.set_filter(ZSTD_FILTER, h5py.h5z.FLAG_MANDATORY, (ZSTD_LEVEL,))
+    for name, arrays in sorted(by_name.items()):
+        if _is_small(list(arrays.values())):
+            packed[name] = _pack(root, name, list(arrays.values()), codec)
+            start = 0
+            for i, array in arrays.items():
+                stored[i][name] = Stored(array.dtype.str, array.shape, start)
+                start += array.size
         else:
-            settings.set_deflate(GZIP_LEVEL)
-    space = h5py.h5s.create_simple(array.shape) if array.ndim else h5py.h5s.create(h5py.h5s.SCALAR)
-    kind = h5py.h5t.py_create(array.dtype, logical=True)
-    dataset = h5py.h5d.create(group, name.encode(), kind, space, settings, dapl=_no_chunk_cache())
-    dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, array)
-    return _stored_crc32(dataset, array.shape, array.itemsize) if chunked else zlib.crc32(array.tobytes())
+            group = h5py.h5g.create(root, name.encode())
+            for i, array in arrays.items():
+                written = chunks.write_dataset(group, str(i), array if array.ndim else array.reshape(1), codec)
+                stored[i][name] = Stored(array.dtype.str, array.shape, None, tuple(written))
+    return stored, packed
 
 
-def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """The whole array up to :data:`CHUNK_BYTES`, else as many leading rows (then columns, ...) as fit."""
-    if itemsize * math.prod(shape) <= CHUNK_BYTES:
-        return shape
-    chunk = list(shape)
-    for axis in range(len(chunk)):
-        rest = itemsize * math.prod(chunk[axis + 1 :])
-        chunk[axis] = min(chunk[axis], max(1, CHUNK_BYTES // rest))
-        if chunk[axis] > 1 or rest <= CHUNK_BYTES:
-            break
-    return tuple(chunk)
+def _is_small(arrays: Sequence[NDArray[Any]]) -> bool:
+    same = len({array.dtype for array in arrays}) == 1
+    return same and sum(array.nbytes for array in arrays) <= PACK_MEAN_BYTES * len(arrays)
 
 
-@functools.cache
-def _no_chunk_cache() -> Any:
-    """Each chunk is read once and whole: a chunk cache would only add a copy."""
-    settings = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
-    settings.set_chunk_cache(1, 0, 0.0)
-    return settings
+def _pack(root: Any, name: str, arrays: Sequence[NDArray[Any]], codec: Codec) -> Stored:
+    """All arrays of one name end to end in one dataset."""
+    flat = np.concatenate([array.reshape(-1) for array in arrays])
+    return Stored(flat.dtype.str, flat.shape, None, tuple(chunks.write_dataset(root, name, flat, codec)))
 
 
-def _stored_crc32(dataset: Any, shape: tuple[int, ...], itemsize: int) -> int:
-    """CRC-32 over the stored chunks of a chunked dataset, in C order."""
-    chunk = chunk_shape(shape, itemsize)
-    if chunk == shape:
-        return zlib.crc32(dataset.read_direct_chunk((0,) * len(shape))[1])
-    value = 0
-    for index in np.ndindex(*(-(-size // step) for size, step in zip(shape, chunk, strict=True))):
-        offset = tuple(i * step for i, step in zip(index, chunk, strict=True))
-        value = zlib.crc32(dataset.read_direct_chunk(offset)[1], value)
-    return value
-
-
-def _write_index(file: Any, header: Header) -> None:
+def _write_index(file: Any, header: Header) -> list[Chunk]:
     entries = [
-        {
-            "key": content.key,
-            "stamp": content.stamp,
-            "output": content.output,
-            "reason": content.reason,
-            "arrays": {name: [s.dtype, list(s.shape), s.crc32, s.start] for name, s in content.arrays.items()},
-        }
+        _compact_json(
+            {
+                "key": content.key,
+                "stamp": content.stamp,
+                "output": content.output,
+                "reason": content.reason,
+                "arrays": {name: _as_json(stored) for name, stored in content.arrays.items()},
+            }
+        )
         for content in header.contents
     ]
-    document = {"format": SEGMENT_FORMAT, "codec": header.codec, "meta": header.meta, "entries": entries}
-    text = json.dumps(document, separators=(",", ":")).encode()
-    file.create_dataset("index", data=np.frombuffer(text, np.uint8), chunks=(len(text),), compression=9)
+    packed = {name: _as_json(stored) for name, stored in header.packed.items()}
+    about = {"format": SEGMENT_FORMAT, "codec": header.codec, "meta": header.meta, "packed": packed}
+    text = (_compact_json(about)[:-1] + ',"entries":[\n' + ",\n".join(entries) + "\n]}").encode()
     file.attrs["maskmill_segment"] = SEGMENT_FORMAT
     file.attrs["codec"] = header.codec
-    file.attrs["index_crc32"] = zlib.crc32(text)
+    return chunks.write_dataset(file.id, "index", np.frombuffer(text, np.uint8), "gzip")
+
+
+def _compact_json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _as_json(stored: Stored) -> list[Any]:
+    return [stored.dtype, stored.shape, stored.start, stored.chunks]
+
+
+def _from_json(value: list[Any]) -> Stored:
+    dtype, shape, start, listed = value
+    return Stored(dtype, tuple(shape), start, tuple(Chunk(*chunk) for chunk in listed))
+
+
+def _footer(image: bytes, index: Chunk) -> bytes:
+    if zlib.crc32(image[index.offset : index.offset + index.size]) != index.crc32:
+        raise StoreError(f"h5py {h5py.__version__} does not tell where a chunk lies; install the locked version")
+    checked = FOOTER.pack(MAGIC, SEGMENT_FORMAT, len(image) + FOOTER.size, *index, 0)[:-4]
+    return checked + struct.pack("<I", zlib.crc32(checked))
 
 
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
 class Segment:
-    """An open segment. Its file stays open as long as somebody holds the object; nothing has to be closed.
+    """A segment's index, and what it takes to read its arrays. No file stays open.
 
     Raises on opening: :class:`CorruptSegment`, :class:`StoreError` (written by a newer version), ``OSError``
     (missing, forbidden, the disk failed).
@@ -296,117 +254,133 @@ class Segment:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open(path, "rb"):
-            pass  # a missing or forbidden file is no damage: plain OSError, with its errno
-        with self._damage("cannot be opened"):
-            self._file = h5py.File(path, "r")
-            self.header = self._read_header()
-            self._arrays = h5py.h5g.open(self._file.id, b"arrays")
-        self._position = {(c.key, c.stamp): i for i, c in enumerate(self.header.contents)}
-        self._groups: dict[str, Any] = {}
-        self._packed: dict[str, NDArray[Any]] = {}
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            self._index = _read_index(path, descriptor)
+        finally:
+            os.close(descriptor)
+        first = self._index.partition(b"\n")[0]
+        about = json.loads(first + b"]}")
+        self.codec: Codec = about["codec"]
+        self.meta: Mapping[str, Any] = about["meta"]
+        self.packed = {name: _from_json(value) for name, value in about["packed"].items()}
+        self._flat: dict[str, NDArray[Any]] = {}
 
-    def _damage(self, what: str, key: str | None = None) -> _Damage:
-        return _Damage(self.path, what, key)
+    @cached_property
+    def contents(self) -> tuple[Content, ...]:
+        """Everything that is stored, in the order of writing."""
+        return tuple(_content(entry) for entry in json.loads(self._index)["entries"])
 
-    def _read_header(self) -> Header:
-        attributes = dict(self._file.attrs)
-        version = int(attributes["maskmill_segment"])
-        if version > SEGMENT_FORMAT:
-            raise StoreError(
-                f"{self.path} has segment format {version}; this Maskmill reads up to {SEGMENT_FORMAT}: update it"
-            )
-        text = self._file["index"][()].tobytes()
-        if zlib.crc32(text) != int(attributes["index_crc32"]):
-            raise CorruptSegment(self.path, "checksum of the index differs")
-        document = json.loads(text)
-        contents = tuple(
-            Content(
-                entry["key"],
-                entry["stamp"],
-                entry["output"],
-                entry["reason"],
-                {name: Stored(d, tuple(shape), crc, start) for name, (d, shape, crc, start) in entry["arrays"].items()},
-            )
-            for entry in document["entries"]
-        )
-        return Header(document["codec"], document["meta"], contents)
+    @property
+    def header(self) -> Header:
+        """What :func:`encode_segment` returned."""
+        return Header(self.codec, self.meta, self.contents, self.packed)
 
     def content(self, key: str, stamp: str) -> Content | None:
         """What the segment holds of ``(key, stamp)``, if anything."""
-        position = self._position.get((key, stamp))
-        return None if position is None else self.header.contents[position]
+        line = self._line(key, stamp)
+        return None if line is None else _content(json.loads(line))
+
+    def _line(self, key: str, stamp: str) -> bytes | None:
+        """The entry's line. No JSON string holds a line break, so what is found is an entry's beginning."""
+        begin = self._index.find(("\n" + _compact_json({"key": key, "stamp": stamp})[:-1] + ",").encode())
+        if begin < 0:
+            return None
+        return self._index[begin + 1 : self._index.index(b"\n", begin + 1)].removesuffix(b",")
 
     def read(self, key: str, stamp: str, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
         """Arrays of one image, checksums verified; ``KeyError`` for a pair or a name that is not there."""
-        position = self._position[key, stamp]
-        stored = self.header.contents[position].arrays
-        wanted = list(stored) if names is None else list(names)
-        return {name: self._read_one(key, position, name, stored[name]) for name in wanted}
+        content = self.content(key, stamp)
+        if content is None:
+            raise KeyError((key, stamp))
+        return self.read_content(content, names)
 
-    def _read_one(self, key: str, position: int, name: str, stored: Stored) -> NDArray[Any]:
-        with self._damage(f"array {name} cannot be read", key):
-            if stored.start is None:
-                array, crc32 = self._read_own(position, name, stored)
-            else:
-                flat = self._read_packed(name)[stored.start : stored.start + stored.size]
-                array = flat.reshape(stored.shape).copy()
-                crc32 = zlib.crc32(array.tobytes())
-        if crc32 != stored.crc32:
-            raise CorruptSegment(self.path, f"checksum of array {name} differs", key)
-        return array
+    def read_content(self, content: Content, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+        """:meth:`read` of what :meth:`content` gave."""
+        wanted = list(content.arrays) if names is None else list(names)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            return {name: self._read_one(descriptor, content, name) for name in wanted}
+        finally:
+            os.close(descriptor)
 
-    def _read_own(self, position: int, name: str, stored: Stored) -> tuple[NDArray[Any], int]:
-        if name not in self._groups:
-            self._check_codec()
-            self._groups[name] = h5py.h5g.open(self._arrays, name.encode())
-        dataset = h5py.h5d.open(self._groups[name], str(position).encode(), _no_chunk_cache())
+    def _read_one(self, descriptor: int, content: Content, name: str) -> NDArray[Any]:
+        stored = content.arrays[name]
+        if stored.start is None:
+            return self._read_dataset(descriptor, content, name, stored).reshape(stored.shape)
+        if name not in self._flat:
+            self._flat[name] = self._read_dataset(descriptor, content, name, self.packed[name])
+        stop = stored.start + math.prod(stored.shape)
+        return self._flat[name][stored.start : stop].reshape(stored.shape).copy()
+
+    def _read_dataset(self, descriptor: int, content: Content, name: str, stored: Stored) -> NDArray[Any]:
         dtype = np.dtype(stored.dtype)
-        if dataset.shape != stored.shape or dataset.dtype != dtype:
-            found, said = f"{dataset.dtype}{dataset.shape}", f"{dtype}{stored.shape}"
-            raise CorruptSegment(self.path, f"array {name} is {found}, the index says {said}")
-        array = np.empty(stored.shape, dtype)
-        chunked = array.ndim > 0 and array.size > 0
-        if chunked and _stored_crc32(dataset, array.shape, array.itemsize) != stored.crc32:
-            return array, ~stored.crc32  # damaged bytes are never handed to a decoder
-        dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
-        return array, stored.crc32 if chunked else zlib.crc32(array.tobytes())
-
-    def _read_packed(self, name: str) -> NDArray[Any]:
-        if name not in self._packed:
-            self._check_codec()
-            dataset = h5py.h5d.open(self._arrays, name.encode(), _no_chunk_cache())
-            array = np.empty(dataset.shape, dataset.dtype)
-            dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
-            self._packed[name] = array
-        return self._packed[name]
-
-    def _check_codec(self) -> None:
-        if self.header.codec == "zstd" and not zstd_at_hand():
+        if not math.prod(stored.shape):
+            return np.empty(stored.shape, dtype)
+        if self.codec == "zstd" and not chunks.zstd_at_hand():
             raise StoreError(f"{self.path} is compressed with zstd; install the package hdf5plugin to read it")
+        parts = [_read_chunk(self.path, descriptor, c, f"array {name}", content.key) for c in stored.chunks]
+        if len(parts) > 1:
+            return self._read_by_h5py(content, name)
+        try:
+            return chunks.inflate(parts[0], stored.chunks[0].filter_mask, stored.shape or (1,), dtype, self.codec)
+        except (OSError, RuntimeError, ValueError) as error:  # no damage: the checksum was right
+            raise StoreError(
+                f"{self.path}: array {name} cannot be inflated ({error}) though its bytes are as written; "
+                "install the locked versions of h5py and hdf5plugin"
+            ) from error
+
+    def _read_by_h5py(self, content: Content, name: str) -> NDArray[Any]:
+        """An array of several chunks: hundreds of MB, so that opening the file does not matter."""
+        try:
+            with h5py.File(self.path) as file:
+                return _plain(file, name, self.contents.index(content), content.arrays[name])
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise CorruptSegment(self.path, f"array {name} cannot be read: {error}", content.key) from error
+
+    def read_by_h5py(self) -> Iterator[tuple[Content, dict[str, NDArray[Any]] | Exception]]:
+        """All images as plain h5py sees them (``docs/cache.md``), or what h5py raised."""
+        with h5py.File(self.path) as file:
+            for i, content in enumerate(self.contents):
+                try:
+                    yield content, {name: _plain(file, name, i, stored) for name, stored in content.arrays.items()}
+                except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+                    yield content, error
 
 
-class _Damage:
-    """Turns what HDF5 and a damaged index raise into :class:`CorruptSegment`, a failing disk into ``OSError``."""
-
-    def __init__(self, path: Path, what: str, key: str | None) -> None:
-        self.path, self.what, self.key = path, what, key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, StoreError) or error is None or not isinstance(error, Exception):
-            return
-        if isinstance(error, MemoryError):
-            return
-        if isinstance(error, OSError) and (number := _errno(error)):
-            raise OSError(number, f"{self.what}: {error}", str(self.path)) from error
-        raise CorruptSegment(self.path, f"{self.what}: {type(error).__name__}: {error}", self.key) from error
+def _plain(file: Any, name: str, position: int, stored: Stored) -> NDArray[Any]:
+    node = file["arrays"][name]
+    stop = (stored.start or 0) + math.prod(stored.shape)
+    flat: NDArray[Any] = node[str(position)][()] if stored.start is None else node[stored.start : stop]
+    return flat.reshape(stored.shape)
 
 
-def _errno(error: OSError) -> int:
-    """The system's error number, which HDF5 buries in its text; 0 where the file itself is at fault."""
-    found = re.search(r"errno = (\d+)", str(error))
-    number = error.errno or (int(found.group(1)) if found else 0)
-    return 0 if number in (errno.EINVAL, errno.EOVERFLOW) else number
+def _content(entry: dict[str, Any]) -> Content:
+    arrays = {name: _from_json(value) for name, value in entry["arrays"].items()}
+    return Content(entry["key"], entry["stamp"], entry["output"], entry["reason"], arrays)
+
+
+def _read_index(path: Path, descriptor: int) -> bytes:
+    """The index's text, by way of the footer; all damage to either is found here."""
+    size = os.fstat(descriptor).st_size
+    footer = os.pread(descriptor, FOOTER.size, max(0, size - FOOTER.size))
+    if len(footer) < FOOTER.size or not footer.startswith(MAGIC):
+        raise CorruptSegment(path, "it does not end as a segment does: cut, or no segment at all")
+    if zlib.crc32(footer[:-4]) != int.from_bytes(footer[-4:], "little"):
+        raise CorruptSegment(path, "checksum of the footer differs")
+    _, version, said, *place, _ = FOOTER.unpack(footer)
+    if version > SEGMENT_FORMAT:
+        raise StoreError(f"{path} has segment format {version}; this Maskmill reads up to {SEGMENT_FORMAT}: update it")
+    if said != size:
+        raise CorruptSegment(path, f"it has {size} bytes, not {said}")
+    chunk = Chunk(*place)
+    data = _read_chunk(path, descriptor, chunk, "the index", None)
+    return data if chunk.filter_mask else zlib.decompress(data)
+
+
+def _read_chunk(path: Path, descriptor: int, chunk: Chunk, what: str, key: str | None) -> bytes:
+    """Stored bytes, verified; damaged bytes are never handed to a decoder."""
+    data = os.pread(descriptor, chunk.size, chunk.offset)
+    if len(data) != chunk.size or zlib.crc32(data) != chunk.crc32:
+        raise CorruptSegment(path, f"checksum of {what} differs", key)
+    return data

@@ -35,6 +35,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from artifacts import atomic
+from artifacts.chunks import Codec
 from artifacts.segment_index import (
     Entry,
     entries_of,
@@ -46,7 +47,6 @@ from artifacts.segment_index import (
 )
 from artifacts.segments import (
     FIX,
-    Codec,
     CorruptSegment,
     Header,
     Item,
@@ -61,8 +61,8 @@ __all__ = ["CorruptSegment", "Entry", "MaskStore", "MissingEntry", "StoreError",
 log = logging.getLogger("maskmill")
 
 CACHE_FORMAT = 1
-OPEN_SEGMENTS = 64
-"""Segments that one process keeps open: opening one costs five reads, holding one 0.1 MB and a descriptor."""
+KEPT_SEGMENTS = 256
+"""Segments whose index a process keeps at hand: 20 KB and no file descriptor each."""
 RACY_NS = 2_000_000_000
 """A folder's time is trusted once it is this old: a file renamed into it in the same tick would go unseen."""
 
@@ -86,7 +86,7 @@ class _Folder:
 class MaskStore:
     """Arrays per ``(address, key, stamp)`` in the cache folder ``root``. Safe to share between threads.
 
-    Pickles as its root: files are opened per process, and again after a fork.
+    Pickles as its root; no file stays open.
 
     Raises:
         StoreError: the cache was written by a newer Maskmill.
@@ -99,7 +99,7 @@ class MaskStore:
         self.codec = codec
         self._lock = threading.RLock()
         self._folders: dict[str, _Folder] = {}
-        self._open: OrderedDict[tuple[str, str], Segment] = OrderedDict()
+        self._segments: OrderedDict[tuple[str, str], Segment] = OrderedDict()
         check_cache_format(self.root)
         _stores.add(self)
 
@@ -140,11 +140,11 @@ class MaskStore:
                 self._folders[address].modified_ns = -1
 
     def forget(self, address: str) -> None:
-        """Drop what this process knows and holds open of ``address``."""
+        """Drop what this process knows of ``address``."""
         with self._lock:
             self._folders.pop(address, None)
-            for name in [name for name in self._open if name[0] == address]:
-                del self._open[name]
+            for name in [name for name in self._segments if name[0] == address]:
+                del self._segments[name]
 
     def adopt(self, address: str, entries: Iterable[Entry]) -> None:
         """Add entries that another process wrote and handed over."""
@@ -220,7 +220,7 @@ class MaskStore:
         wanted = None if names is None else list(names)
         if unknown := set(wanted or ()) - set(content.arrays):
             raise MissingEntry(f"{entry.key} has arrays {sorted(content.arrays)}, not {sorted(unknown)}")
-        return segment.read(entry.key, entry.stamp, wanted)
+        return segment.read_content(content, wanted)
 
     def _entry(self, address: str, key: str, stamp: str, *, again: bool) -> Entry:
         with self._lock:
@@ -238,18 +238,18 @@ class MaskStore:
         return entry
 
     def _segment(self, address: str, name: str) -> Segment:
-        """An open segment, from the few that are kept open."""
+        """A segment, its index from memory if it was read before."""
         with self._lock:
-            segment = self._open.pop((address, name), None) or Segment(self.folder(address) / name)
-            self._open[address, name] = segment
-            while len(self._open) > OPEN_SEGMENTS:
-                self._open.popitem(last=False)  # closed when its last reader lets go of it
+            segment = self._segments.pop((address, name), None) or Segment(self.folder(address) / name)
+            self._segments[address, name] = segment
+            while len(self._segments) > KEPT_SEGMENTS:
+                self._segments.popitem(last=False)
             return segment
 
     def _forget(self, address: str, name: str) -> None:
         """Leave a segment out of the index; the folder is looked at again."""
         with self._lock:
-            self._open.pop((address, name), None)
+            self._segments.pop((address, name), None)
             folder = self._folders.setdefault(address, _Folder())
             folder.segments.pop(name, None)
             folder.modified_ns = -1
@@ -332,9 +332,8 @@ class MaskStore:
         return aside_or_none
 
     def _after_fork(self) -> None:
-        """In the child: another thread may have held the lock, and the parent's HDF5 state is not ours."""
+        """In the child: another thread of the parent may have held the lock."""
         self._lock = threading.RLock()
-        self._open = OrderedDict()
 
 
 _stores: weakref.WeakSet[MaskStore] = weakref.WeakSet()

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from artifacts import atomic, cache, cache_compact, keys, segments
+from artifacts import atomic, cache, cache_compact, chunks, keys, segments
 from artifacts.records import Skip
 from artifacts.segments import Segment
 from artifacts.store import CorruptSegment, MaskStore, StoreError
@@ -46,11 +46,11 @@ def everything(root: Path, address: str = A) -> Everything:
 def damage(store: MaskStore, i: int) -> Path:
     """Flip a bit of the stored mask of ``set/<i>``; returns its segment."""
     path = store.folder(A) / store.entries(A)[f"set/{i}", "s"].segment
-    segment = Segment(path)
-    position = next(n for n, c in enumerate(segment.header.contents) if c.key == f"set/{i}")
-    chunk = segment._file[f"arrays/mask_hw/{position}"].id.get_chunk_info(0)
+    content = Segment(path).content(f"set/{i}", "s")
+    assert content is not None
+    (chunk,) = content.arrays["mask_hw"].chunks
     data = bytearray(path.read_bytes())
-    data[chunk.byte_offset + chunk.size // 2] ^= 1
+    data[chunk.offset + chunk.size // 2] ^= 1
     path.write_bytes(data)
     return path
 
@@ -171,9 +171,25 @@ def test_verify_sees_arrays_that_are_not_what_their_digest_says(
     assert (problem.key, problem.what) == ("set/0", "the arrays' digest differs")
 
 
+def test_verify_sees_damage_to_hdf5_itself_and_repair_mends_it_without_loss(filled: MaskStore) -> None:
+    """Reads go by index and footer and would not notice; plain h5py would."""
+    before = everything(filled.root)
+    path = filled.folder(A) / filled.entries(A)["set/1", "s"].segment
+    data = bytearray(path.read_bytes())
+    data[40] ^= 0xFF  # in HDF5's superblock
+    path.write_bytes(data)
+    assert everything(filled.root) == before
+    (problem,) = cache.verify(filled).problems
+    assert "plain HDF5 cannot open it" in problem.what
+    report = cache.verify(filled, repair=True)
+    assert report.ok and report.saved == 4
+    assert everything(filled.root) == before
+    assert cache.verify(filled).problems == ()
+
+
 def test_what_cannot_be_judged_is_told_and_left_alone(store: MaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
     MaskStore(store.root, codec="zstd").write_segment(A, [item(0)], meta={})
-    monkeypatch.setattr(segments, "zstd_at_hand", lambda: False)
+    monkeypatch.setattr(chunks, "zstd_at_hand", lambda: False)
     report = cache.verify(store, repair=True)
     assert not report.ok and not report.quarantined
     assert "hdf5plugin" in report.problems[0].what and not report.problems[0].damaged
@@ -225,7 +241,9 @@ def test_compaction_keeps_every_pair_and_its_newest_content(
     assert everything(root) == before
     assert report.entries == len(before) and report.segments_after <= report.segments_before
     assert again.segments_after <= report.segments_after
-    stored = [pair for path in store.folder(A).glob("*.h5") for pair in Segment(path)._position]
+    stored = [
+        pair for path in store.folder(A).glob("*.h5") for c in Segment(path).contents for pair in [(c.key, c.stamp)]
+    ]
     assert sorted(stored) == sorted(before), "nothing is stored twice"
     assert {(e.key, e.stamp): e.segment for e in store.entries(A).values()} == {
         (e.key, e.stamp): e.segment for e in MaskStore(root).entries(A).values()

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from artifacts import keys, segments
+from artifacts import chunks, keys, segments
+from artifacts.chunks import chunk_shape
 from artifacts.records import Skip
-from artifacts.segments import CorruptSegment, Segment, StoreError, chunk_shape, encode_segment
+from artifacts.segments import CorruptSegment, Segment, StoreError, encode_segment
 
 DTYPES = ["u1", "?", "<i4", "<i8", ">i2", "<f2", "<f4", "<f8"]
 ARRAYS = st.sampled_from(DTYPES).flatmap(
@@ -90,7 +91,7 @@ def test_skips_and_meta_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(5000,), (7, 900), (3, 5, 400), (1, 2, 5000)])
 def test_arrays_beyond_one_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
-    monkeypatch.setattr(segments, "CHUNK_BYTES", 1500)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 1500)
     monkeypatch.setattr(segments, "PACK_MEAN_BYTES", 0)
     array = np.random.default_rng(1).integers(0, 99, shape).astype(np.uint16)
     assert np.prod(chunk_shape(shape, 2)) * 2 <= 1500
@@ -160,7 +161,7 @@ def test_a_truncated_segment_is_found_on_opening(tmp_path: Path, share: float) -
 def test_what_is_no_hdf5_is_found_on_opening(tmp_path: Path) -> None:
     path = tmp_path / "00000001-ab.h5"
     path.write_text("hello " * 1000)
-    with pytest.raises(CorruptSegment, match="cannot be opened"):
+    with pytest.raises(CorruptSegment, match="no segment at all"):
         Segment(path)
 
 
@@ -168,18 +169,41 @@ def test_hdf5_of_another_program_is_found_on_opening(tmp_path: Path) -> None:
     path = tmp_path / "00000001-ab.h5"
     with h5py.File(path, "w") as file:
         file["x"] = 1
-    with pytest.raises(CorruptSegment, match="maskmill_segment"):
+    with pytest.raises(CorruptSegment, match="no segment at all"):
         Segment(path)
 
 
-def test_an_array_that_is_not_what_the_index_says_is_found(tmp_path: Path) -> None:
+def test_bytes_behind_the_end_are_found(tmp_path: Path) -> None:
     path = written(tmp_path, masks())
-    with h5py.File(path, "r+") as file:
-        file.move("arrays/mask_hw/0", "arrays/mask_hw/x")
-        file["arrays/mask_hw/0"] = np.zeros((80, 81), np.uint8)
-    with pytest.raises(CorruptSegment, match=r"uint8\(80, 81\), the index says uint8\(80, 80\)"):
-        Segment(path).read("set/0", "stamp0")
-    assert Segment(path).read("set/1", "stamp1")
+    footer = path.read_bytes()[-segments.FOOTER.size :]
+    with open(path, "ab") as file:
+        file.write(footer)
+    with pytest.raises(CorruptSegment, match=rf"it has {path.stat().st_size} bytes, not"):
+        Segment(path)
+
+
+def test_plain_h5py_sees_the_same_arrays(tmp_path: Path) -> None:
+    items = [*masks(), ("set/9", "s", {"ids_n": np.arange(4), "mask_hw": np.zeros((0, 3), np.uint8)})]
+    for content, arrays in Segment(written(tmp_path, items)).read_by_h5py():
+        assert isinstance(arrays, dict)
+        assert keys.digest_arrays(arrays) == content.output
+
+
+def test_what_does_not_shrink_is_stored_as_it_is(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 9000).astype(np.uint8)
+    for codec in ("gzip", "zstd"):
+        segment = Segment(written(tmp_path, [("k", "s", {"a": noise, "b": noise[:1]})], codec))
+        np.testing.assert_array_equal(segment.read("k", "s")["a"], noise)
+        assert segment.read("k", "s")["b"] == noise[0]
+
+
+def test_many_shapes_are_inflated_with_few_datasets_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "KEPT_DATASETS", 3)
+    items = [(f"k{i}", "s", {"a": np.full((70 + i, 80), i, np.uint8)}) for i in range(8)]
+    segment = Segment(written(tmp_path, items))
+    for i in [*range(8), *range(8)]:
+        np.testing.assert_array_equal(segment.read(f"k{i}", "s")["a"], items[i][2]["a"])
+        assert len(chunks._scratch.datasets) <= 3
 
 
 def test_a_missing_file_is_no_damage(tmp_path: Path) -> None:
@@ -188,15 +212,30 @@ def test_a_missing_file_is_no_damage(tmp_path: Path) -> None:
 
 
 def test_a_failing_disk_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    segment = Segment(written(tmp_path, masks()))
+
+    def fail(*_: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(segments.os, "pread", fail)
+    for read in (lambda: Segment(segment.path), lambda: segment.read("set/0", "stamp0")):
+        with pytest.raises(OSError, match="Input/output") as caught:
+            read()
+        assert caught.value.errno == errno.EIO
+
+
+def test_bytes_as_written_that_cannot_be_inflated_are_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path, masks())
 
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError("Can't read data (file read failed: errno = 5, error message = 'Input/output error')")
+    def fail(*_: Any) -> None:
+        raise OSError("Can't synchronously read data (filter returned failure)")
 
-    monkeypatch.setattr(segments.h5py, "File", fail)
-    with pytest.raises(OSError, match="errno = 5") as caught:
-        Segment(path)
-    assert caught.value.errno == errno.EIO
+    monkeypatch.setattr(chunks, "inflate", fail)
+    with pytest.raises(StoreError, match="filter returned failure.*as written; install the locked") as caught:
+        Segment(path).read("set/0", "stamp0")
+    assert not isinstance(caught.value, CorruptSegment)
 
 
 def test_the_error_survives_pickling() -> None:
@@ -220,7 +259,7 @@ def test_without_hdf5plugin_zstd_is_an_error_that_names_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zstd, gzip = (written(tmp_path, masks(), codec) for codec in ("zstd", "gzip"))
-    monkeypatch.setattr(segments, "zstd_at_hand", lambda: False)
+    monkeypatch.setattr(chunks, "zstd_at_hand", lambda: False)
     assert segments.best_codec() == "gzip"
     with pytest.raises(StoreError, match=rf"{zstd.name}.*install the package hdf5plugin") as caught:
         Segment(zstd).read("set/0", "stamp0")

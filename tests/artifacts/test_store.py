@@ -254,7 +254,7 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_a_forked_child_reads_while_the_parent_has_segments_open(store: MaskStore) -> None:
+def test_a_forked_child_reads_while_the_parent_holds_the_lock(store: MaskStore) -> None:
     store.write_segment(A, [item(i) for i in range(4)], meta={})
     assert_whole(store, range(4))
     store._lock.acquire()  # as another thread of the parent might hold it at the fork
@@ -265,8 +265,8 @@ def test_a_forked_child_reads_while_the_parent_has_segments_open(store: MaskStor
     assert_whole(store, range(4))
 
 
-def test_threads_read_at_once_while_few_segments_stay_open(store: MaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "OPEN_SEGMENTS", 2)
+def test_threads_read_at_once_while_few_indexes_are_kept(store: MaskStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "KEPT_SEGMENTS", 2)
     for i in range(6):
         store.write_segment(A, [item(i), item(i + 6)], meta={})
     wrong: list[BaseException] = []
@@ -284,7 +284,26 @@ def test_threads_read_at_once_while_few_segments_stay_open(store: MaskStore, mon
     for thread in threads:
         thread.join()
     assert not wrong
-    assert len(store._open) <= 2
+    assert len(store._segments) <= 2
+
+
+def test_threads_write_at_once(store: MaskStore) -> None:
+    wrong: list[BaseException] = []
+
+    def work(first: int) -> None:
+        try:
+            for i in range(first, 16, 4):
+                store.write_segment(A, [item(i)], meta={})
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert_whole(store, range(16))
 
 
 def test_two_processes_write_one_address_at_once(store: MaskStore) -> None:
