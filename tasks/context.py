@@ -225,14 +225,19 @@ def _loader_workers(wanted: int, hardware: Hardware) -> int:
 
 @contextlib.contextmanager
 def torch_settings(threads: int, *, deterministic: bool) -> Iterator[None]:
-    """Threads and deterministic algorithms of torch for one fit; put back afterwards (inline fits share a process)."""
+    """Threads and deterministic algorithms of torch for one fit; put back afterwards (inline fits share a process).
+
+    Where the result need not be the same to the last bit (GPUs), cuDNN may try which of its kernels is fastest: a
+    resumed fit then agrees with an undisturbed one as two undisturbed ones agree, to rounding.
+    """
     import torch
 
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     memory: Any = torch.utils.deterministic
     fill = memory.fill_uninitialized_memory
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.backends.cudnn.benchmark = not deterministic
     # Otherwise every new tensor is filled first, which costs time and shows nothing here.
     memory.fill_uninitialized_memory = False
     try:
@@ -240,4 +245,5 @@ def torch_settings(threads: int, *, deterministic: bool) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1], warn_only=True)
+        torch.backends.cudnn.benchmark = before[2]
         memory.fill_uninitialized_memory = fill

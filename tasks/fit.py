@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from artifacts.fits import CURVE, METRICS, FitStore, Publication, read_metrics
 from artifacts.locks import Stop
 from artifacts.records import DataError
 from artifacts.runs import library_versions
+from tasks.children import Stopped
 from tasks.context import Emit, Event, FitContext, FitData, Hardware, torch_settings
 from tasks.deathwatch import die_with_parent
 from tasks.fitspec import FitSpec, plain_params
@@ -46,11 +48,26 @@ def run_spec(spec: FitSpec, emit: Emit, stop: Stop | None = None) -> Publication
     """
     with _turn(spec, emit, stop) as found:
         if found is None:
-            with _hardware(spec, emit, stop) as accelerator:
+            with _hardware(spec, emit, stop) as accelerator, _alone(stop):
                 found = _fit(spec, Hardware(accelerator, 1, 0, spec.threads), emit, stop)
             assert found is not None, "the only rank is the first"
         emit(_done(found))
         return found
+
+
+_generators = threading.Lock()
+
+
+@contextlib.contextmanager
+def _alone(stop: Stop | None) -> Iterator[None]:
+    """One fit at a time in one process: threads share the global generators and torch's settings."""
+    while not _generators.acquire(timeout=0.1):
+        if stop is not None and stop.is_set():
+            raise Stopped("stopped while another fit of this process was under way")
+    try:
+        yield
+    finally:
+        _generators.release()
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class Process:
 
     def __init__(self, zygote: Zygote, spec: FitSpec, name: str = "fit", **env: str) -> None:
         self.cache = Path(spec.cache)
-        self.spec = spec
+        self.cache.mkdir(exist_ok=True)
         path = self.cache / f"{name}.json"
         spec.write(path)
         self.zygote, self.output = zygote, self.cache / name
@@ -255,6 +255,22 @@ def test_killed_at_every_point_and_the_same_to_the_byte(
     assert "what a library prints" in last.errors and "even from C" in last.errors
     folder = FitStore(tmp_path).folder(spec.address, spec.stamp)
     assert sorted(path.name for path in folder.iterdir()) == ["lock", "pub-0001"]
+
+
+def test_low_precision_through_fabric_resumes_too(zygote: Zygote, tmp_path: Path, images: tuple[Job, ...]) -> None:
+    params = TinyParams(precision="bf16", clip_norm=0.5)
+    undisturbed = make_spec(tmp_path / "undisturbed", images, params)
+    spec = make_spec(tmp_path / "killed", images, params, checkpoint_every_s=0.0)
+    killed = Process(zygote, spec, "killed", FIT_TEST_DIE="7:kill")
+    whole = Process(zygote, undisturbed)
+    assert (killed.wait(), whole.wait()) == (-signal.SIGKILL, 0)
+    assert Process(zygote, spec).wait() == 0
+    found = [FitStore(Path(one.cache)).published(one.address, one.stamp) for one in (spec, undisturbed)]
+    assert found[0] is not None and found[1] is not None and found[0].digest == found[1].digest
+    full = run_spec(make_spec(tmp_path / "full", images, TinyParams(clip_norm=0.5)), silent)
+    assert full.digest != found[0].digest, "bf16 was to make a difference"
+    for name, tensor in load_file(full.weights).items():
+        np.testing.assert_allclose(load_file(found[0].weights)[name], tensor, atol=0.02)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])

@@ -11,7 +11,9 @@ import random
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from artifacts.records import DataError, Record  # noqa: E402
 from tasks import rng  # noqa: E402
 from tasks.children import Stopped  # noqa: E402
 from tasks.context import FitContext, Hardware  # noqa: E402
+from tasks.fabric import PlainFabric  # noqa: E402
 from tasks.fit import run_spec  # noqa: E402
 from tasks.fitspec import FitSpec  # noqa: E402
 from tasks.loop import Diverged, evaluating, poly, train_loop  # noqa: E402
@@ -166,6 +169,40 @@ def test_after_a_death_the_same_weights_and_the_same_curve(
     assert [e["step"] for e in events if e["event"] == "progress"][:1] == [step + 1]
     assert made.weights.read_bytes() == expected.weights.read_bytes()
     assert made.metrics.read_text() == expected.metrics.read_text()
+
+
+class _Scaling(PlainFabric):
+    """A CPU with a gradient scaler, as Fabric keeps one."""
+
+    def __init__(self) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=5)
+        self.strategy = SimpleNamespace(precision=SimpleNamespace(scaler=scaler))
+        self.scaler = scaler
+
+    def backward(self, tensor: Tensor) -> None:
+        self.scaler.scale(tensor).backward()  # type: ignore[no-untyped-call]
+
+    def setup_optimizers(self, optimizer: torch.optim.Optimizer) -> Any:
+        def step() -> None:
+            self.scaler.step(optimizer)
+            self.scaler.update()
+
+        return SimpleNamespace(step=step)
+
+
+def test_the_gradient_scaler_resumes(tmp_path: Path, images: tuple[Job, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    fabrics: list[_Scaling] = []
+    monkeypatch.setattr("tasks.fabric.make_fabric", lambda *_: fabrics.append(_Scaling()) or fabrics[-1])
+    expected = run(make_spec(tmp_path / "undisturbed", images))
+    spec = make_spec(tmp_path, images, checkpoint_every_s=0.0)
+    monkeypatch.setenv(DIE, "7:raise")
+    with pytest.raises(Died):
+        run(spec)
+    monkeypatch.delenv(DIE)
+    assert run(spec).weights.read_bytes() == expected.weights.read_bytes()
+    states = [fabric.scaler.state_dict() for fabric in fabrics]
+    assert states[0] == states[2] != states[1]
+    assert states[0]["scale"] == 2.0**12, "twelve steps, grown after five and ten"
 
 
 def test_resuming_from_the_checkpoint_before_a_damaged_one(
@@ -370,6 +407,16 @@ def test_a_step_without_a_loss(tmp_path: Path, images: tuple[Job, ...]) -> None:
             iterations=1,
             batch_size=1,
         )
+
+
+def test_inline_fits_of_two_threads_do_not_mix(
+    tmp_path: Path, images: tuple[Job, ...], undisturbed: Callable[..., Publication]
+) -> None:
+    params = TinyParams(step_s=0.002)
+    specs = [make_spec(tmp_path / name, images, params) for name in "ab"]
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(run, specs))
+    assert [one.digest for one in made] == [undisturbed(TinyParams()).digest] * 2
 
 
 def test_stop_ends_an_inline_fit_between_steps(tmp_path: Path, images: tuple[Job, ...]) -> None:
