@@ -1,13 +1,13 @@
 """GrabCut: how good the masks are against the plain call, and what two worker processes bring.
 
-    python -m benchmarks.grabcut quality --data voc:PATH [--split trainval] [--part a|b] [--set core=0.35 ...]
+    python -m benchmarks.grabcut quality --data voc:PATH [--split trainval] [--only a|b] [--set core=0.35 ...]
     python -m benchmarks.grabcut speed   --data voc:PATH [--images 24]
 
 ``quality`` scores, on the same pictures, the boxes themselves, the plain call (whole image, rectangle start, 5
 iterations; the box where it keeps under 5 %), the default variant, and both with Simple Does It's fallback. Object
 IoU is taken before painting, mIoU on the painted label maps. CPU milliseconds are of this process, so that a busy
-machine matters little. ``--part`` takes half of the images by a hash of their file names: rules were chosen on half
-``a`` of coco-mini, so half ``b`` is the fair one.
+machine matters little. The numbers come for all images and for each half (by a hash of the file name): rules were
+chosen on half ``a`` of coco-mini, so half ``b`` is the fair one.
 
 ``speed`` runs the stage through the Runner with two worker processes, and a bare single-threaded loop over the same
 images before and after it; bar: 1.9 times as fast, start-up subtracted.
@@ -41,7 +41,7 @@ from tasks.score import Scorer, object_ious
 from tasks.stage import Arrays, Item
 
 BAR = 1.9
-ARRAY_PARAMS = {"none": GrabCutParams(fallback="none"), "sdi": GrabCutParams(fallback="sdi")}
+SDI = GrabCutParams(fallback="sdi")
 
 
 @dataclass
@@ -54,7 +54,9 @@ class Row:
     objects: int = 0
     fell_back: int = 0
 
-    def add(self, record: Record, arrays: Arrays, truth_hw: MaskHW, objects: Any) -> None:
+    def add(self, record: Record, arrays: Arrays, seconds: float | None, truth_hw: MaskHW, objects: Any) -> None:
+        if self.seconds is not None and seconds is not None:
+            self.seconds += seconds
         self.scorer.add(arrays["mask_hw"], truth_hw, where=record.image_id)
         windows = {o.id: (o.window_xyxy, o.values_hw != 0) for o in unpack_objects(arrays)}
         self.scorer.add_objects(object_ious(windows, record.boxes or (), objects, truth_hw))
@@ -100,32 +102,43 @@ def with_fallback(arrays: Arrays, record: Record, params: GrabCutParams) -> Arra
     }
 
 
-def quality(records: RecordSet, params: GrabCutParams, *, plain: bool) -> dict[str, Any]:
-    """The table's rows as plain data; ``plain=False`` leaves the slow baseline out."""
-    table = Table(len(records.classes))
-    raw_plain = GrabCutParams(variant="plain", fallback="none", seed=params.seed)
+def quality(records: RecordSet, params: GrabCutParams, *, plain: bool) -> dict[str, dict[str, Any]]:
+    """part -> row -> numbers, for all images and for each half; ``plain=False`` leaves the slow baseline out."""
+    tables = {part: Table(len(records.classes)) for part in ("all", "a", "b")}
     for record, item in items(records):
-        truth_hw, objects = record.truth.load(), record.truth_objects.load()  # type: ignore[union-attr]
-        found: dict[str, tuple[Arrays, bool]] = {}
-        boxes = box_item(item, BoxMaskParams())
-        found["box"] = {**boxes, "fell_back_n": np.ones(len(boxes["object_ids_n"]), dtype=np.bool_)}, False
-        if plain:
-            raw = timed(table.row("plain"), item, raw_plain)
-            found["plain"] = with_fallback(raw, record, GrabCutParams(variant="plain")), True
-            found["plain, sdi"] = with_fallback(raw, record, ARRAY_PARAMS["sdi"]), False
-        own = timed(table.row("default"), item, params)
-        found["default"] = own, True
-        found["default, sdi"] = with_fallback(own, record, ARRAY_PARAMS["sdi"]), False
-        for name, (arrays, is_timed) in found.items():
-            table.row(name, timed=is_timed).add(record, arrays, truth_hw, objects)
-    return {name: row.as_dict(records.classes) for name, row in table.rows.items()}
+        assert record.truth is not None and record.truth_objects is not None
+        truth_hw, objects = record.truth.load(), record.truth_objects.load()
+        cuts = cut(record, item, params, plain=plain)
+        for part in ("all", half(record)):
+            for name, (arrays, seconds) in cuts.items():
+                tables[part].row(name, timed=seconds is not None).add(record, arrays, seconds, truth_hw, objects)
+    return {
+        part: {name: row.as_dict(records.classes) for name, row in table.rows.items()}
+        for part, table in tables.items()
+        if table.rows
+    }
 
 
-def timed(row: Row, item: Item, params: GrabCutParams) -> Arrays:
+def cut(record: Record, item: Item, params: GrabCutParams, *, plain: bool) -> dict[str, tuple[Arrays, float | None]]:
+    """row -> arrays and CPU seconds (``None``: another row's cuts under another fallback)."""
+    boxes = box_item(item, BoxMaskParams())
+    found: dict[str, tuple[Arrays, float | None]] = {
+        "box": ({**boxes, "fell_back_n": np.ones(len(boxes["object_ids_n"]), dtype=np.bool_)}, None)
+    }
+    if plain:
+        raw, seconds = timed(item, GrabCutParams(variant="plain", fallback="none", seed=params.seed))
+        found["plain"] = with_fallback(raw, record, GrabCutParams(variant="plain")), seconds
+        found["plain, sdi"] = with_fallback(raw, record, SDI), None
+    own, seconds = timed(item, params)
+    found["default"] = own, seconds
+    found["default, sdi"] = with_fallback(own, record, SDI), None
+    return found
+
+
+def timed(item: Item, params: GrabCutParams) -> tuple[Arrays, float]:
     started = time.process_time()
     arrays = grabcut.propose_item(item, params)
-    row.seconds = (row.seconds or 0.0) + time.process_time() - started
-    return arrays
+    return arrays, time.process_time() - started
 
 
 def items(records: RecordSet) -> Iterator[tuple[Record, Item]]:
@@ -136,11 +149,9 @@ def items(records: RecordSet) -> Iterator[tuple[Record, Item]]:
             yield record, Item(records.key(record), view, records.classes, read_image_rgb(Path(record.image)))
 
 
-def half(records: RecordSet, part: str) -> RecordSet:
-    """``a`` or ``b``: the half of the images that a hash of the file name decides."""
-    first = {r.image_id for r in records if hashlib.sha256(Path(r.image).name.encode()).digest()[0] % 2 == 0}
-    wanted = first if part == "a" else {r.image_id for r in records} - first
-    return records.only(wanted)
+def half(record: Record) -> str:
+    """``a`` or ``b``, by a hash of the image's file name."""
+    return "ab"[hashlib.sha256(Path(record.image).name.encode()).digest()[0] % 2]
 
 
 def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
@@ -198,7 +209,7 @@ def main() -> None:
     parser.add_argument("what", choices=["quality", "speed"])
     parser.add_argument("--data", required=True, help="voc:PATH or coco:IMAGES,JSON")
     parser.add_argument("--split", default="trainval")
-    parser.add_argument("--part", choices=["all", "a", "b"], default="all")
+    parser.add_argument("--only", choices=["a", "b"], help="quality: this half alone")
     parser.add_argument("--images", type=int, default=24, help="speed: how many")
     parser.add_argument("--no-plain", action="store_true", help="leave the slow baseline out")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="GrabCut params")
@@ -207,13 +218,15 @@ def main() -> None:
     cv2.setNumThreads(1)
     params = parse(arguments.set)
     records = read_split(DataParams(source=arguments.data), arguments.split)
-    if arguments.part != "all":
-        records = half(records, arguments.part)
-    print(f"{records.dataset}:{records.split}, part {arguments.part}, {len(records)} images")
+    if arguments.only:
+        records = records.only([r.image_id for r in records if half(r) == arguments.only])
+    print(f"{records.dataset}:{records.split}, {len(records)} images")
+    result: dict[str, Any]
     if arguments.what == "quality":
-        rows = quality(records, params, plain=not arguments.no_plain)
-        show(rows)
-        result: dict[str, Any] = rows
+        result = quality(records, params, plain=not arguments.no_plain)
+        for part, rows in result.items():
+            print(f"part {part}")
+            show(rows)
     else:
         result = dict(speed(records, params, arguments.images))
         print(", ".join(f"{name} {value:.2f}" for name, value in result.items()), f"(bar: ratio >= {BAR})")

@@ -47,16 +47,6 @@ class Crop:
         height, width = self.scaled_hw
         return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks else smooth)
 
-    def shrink_mask(self, mask_hw: MaskBool) -> MaskBool | None:
-        """The crop of a mask at working size; ``None`` if nothing of it lies there."""
-        left, top, right, bottom = self.xyxy
-        part = mask_hw[top:bottom, left:right]
-        if not part.any():
-            return None
-        height, width = self.scaled_hw
-        scaled = cv2.resize(part.view(np.uint8).copy(), (width, height), interpolation=cv2.INTER_NEAREST)
-        return scaled.astype(np.bool_)
-
     def scaled(self, window_xyxy: Window) -> Window:
         """A window inside the crop, in working pixels; at least one pixel."""
         left, top, right, bottom = self.xyxy

@@ -8,7 +8,8 @@ in three ways, each chosen on pictures that are not those it is reported on (ben
    the size decides how much a long outline costs against the colours: small objects gain most from being enlarged.
 2. A probe, a small cut with nothing certain inside the box, shows how far the colours separate. The less of the
    box it keeps, the larger the ellipse in the middle of the box that is certain foreground in the real cut.
-3. Smaller objects that lie inside a box are cut first and are certain background for the larger one.
+3. Smaller objects that lie inside a box are in front of the larger one: its mask leaves out their pixels. (As certain
+   background of the cut they would spoil the larger object's colours: the masks lose more than they gain.)
 
 One iteration is enough then: more of them move less than the difference between two seeds.
 """
@@ -33,6 +34,9 @@ from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
 Trimap = NDArray[np.uint8]
 """OpenCV's mask values: GC_BGD 0, GC_FGD 1 (certain), GC_PR_BGD 2, GC_PR_FGD 3 (to be decided)."""
 
+Proposal = tuple[Window, MaskBool, bool]
+"""Window in the image, mask in the window, and whether the box was taken instead of the cut."""
+
 PLAIN_ITERATIONS = 5
 """``variant="plain"`` is a named baseline: nothing of it is a parameter but the fallback."""
 
@@ -47,14 +51,16 @@ class GrabCutParams:
         default="crop",
         metadata={"help": "crop: scaled crop, probe, core; plain: whole image, rectangle start, 5 iterations"},
     )
-    working_size: int = field(default=352, metadata={"help": "longest side of the scaled crop, pixels"})
-    context: float = field(default=0.2, metadata={"help": "context on each side of the box, fraction of its side"})
+    working_size: int = field(default=384, metadata={"help": "longest side of the scaled crop, pixels"})
+    context: float = field(default=0.3, metadata={"help": "context on each side of the box, fraction of its side"})
     iterations: int = field(default=1, metadata={"help": "GrabCut iterations of the cut (variant crop)"})
     core: float = field(default=0.35, metadata={"help": "certain foreground: ellipse of this share of the box's sides"})
     probe_size: int = field(default=192, metadata={"help": "working size of the probe, pixels; 0: no probe"})
     probe_share: float = field(default=0.2, metadata={"help": "a probe that keeps less of the box enlarges the core"})
     core_collapsed: float = field(default=0.8, metadata={"help": "core where the probe keeps nothing"})
-    inner_boxes: bool = field(default=True, metadata={"help": "smaller objects inside a box are background for it"})
+    inner_boxes: bool = field(
+        default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}
+    )
     fallback: Literal["share", "sdi", "none"] = field(
         default="share",
         metadata={"help": "take the box where a cut keeps too little: by share, by SDI's rule, or never"},
@@ -101,8 +107,7 @@ def propose_object(
     box_xyxy: Sequence[float],
     params: GrabCutParams,
     seed: int,
-    taken_hw: MaskBool | None = None,
-) -> tuple[Window, MaskBool, bool]:
+) -> Proposal:
     """Mask of the object in one box.
 
     Args:
@@ -110,7 +115,6 @@ def propose_object(
         box_xyxy: pixel edges, half-open; may stick out.
         params: variant, sizes, fallback.
         seed: of OpenCV's RNG, which is global: equal seeds give equal masks.
-        taken_hw: (H, W) bool, pixels that belong to smaller objects inside the box (variant crop).
 
     Returns the window (the box's pixels in the image), the mask in it, and whether it is the box that was taken
     because the cut failed or kept too little. Raises ``ValueError`` for an inverted or non-finite box.
@@ -122,7 +126,7 @@ def propose_object(
     if params.variant == "plain":
         mask_hw = _plain(image_rgb, window_xyxy, seed)
     else:
-        mask_hw = _cropped(image_rgb, window_xyxy, params, seed, taken_hw)
+        mask_hw = _cropped(image_rgb, window_xyxy, params, seed)
     if mask_hw is None or keeps_too_little(mask_hw, params):
         return window_xyxy, np.ones((y1 - y0, x1 - x0), dtype=np.bool_), True
     return window_xyxy, mask_hw, False
@@ -137,15 +141,13 @@ def _plain(image_rgb: ImageRGB, window_xyxy: Window, seed: int) -> MaskBool | No
     return None if cut_hw is None else cut_hw[y0:y1, x0:x1]
 
 
-def _cropped(
-    image_rgb: ImageRGB, window_xyxy: Window, params: GrabCutParams, seed: int, taken_hw: MaskBool | None
-) -> MaskBool | None:
+def _cropped(image_rgb: ImageRGB, window_xyxy: Window, params: GrabCutParams, seed: int) -> MaskBool | None:
     core = params.core
     if params.probe_size:
-        probe = _cut_crop(image_rgb, window_xyxy, taken_hw, params.probe_size, 0.0, params, seed)
+        probe = _cut_crop(image_rgb, window_xyxy, params.probe_size, 0.0, params, seed)
         share = 0.0 if probe is None else float(probe.mean())
         core = core_for(share, params)
-    return _cut_crop(image_rgb, window_xyxy, taken_hw, params.working_size, core, params, seed)
+    return _cut_crop(image_rgb, window_xyxy, params.working_size, core, params, seed)
 
 
 def core_for(share: float, params: GrabCutParams) -> float:
@@ -158,28 +160,20 @@ def core_for(share: float, params: GrabCutParams) -> float:
 
 
 def _cut_crop(
-    image_rgb: ImageRGB,
-    window_xyxy: Window,
-    taken_hw: MaskBool | None,
-    size: int,
-    core: float,
-    params: GrabCutParams,
-    seed: int,
+    image_rgb: ImageRGB, window_xyxy: Window, size: int, core: float, params: GrabCutParams, seed: int
 ) -> MaskBool | None:
     """Cut on the box with context, longest side scaled to ``size``; the mask comes back in the window's pixels."""
     crop = Crop.around(window_xyxy, _size(image_rgb), params.context, size)
-    taken = None if taken_hw is None else crop.shrink_mask(taken_hw)
-    trimap = box_trimap(crop.scaled_hw, crop.scaled(window_xyxy), core, taken)
+    trimap = box_trimap(crop.scaled_hw, crop.scaled(window_xyxy), core)
     cut_hw = _cut(crop.scale(image_rgb), trimap, params.iterations, seed)
     return None if cut_hw is None else crop.back(cut_hw, window_xyxy)
 
 
-def box_trimap(size_hw: tuple[int, int], box_xyxy: Window, core: float, taken_hw: MaskBool | None = None) -> Trimap:
+def box_trimap(size_hw: tuple[int, int], box_xyxy: Window, core: float) -> Trimap:
     """Start of a cut: certain background outside the box, probable foreground inside, a certain core.
 
-    ``core``: the ellipse in the middle of the box with this share of its sides (0: none). ``taken_hw``: certain
-    background inside the box, unless nothing would be left of it. Where nothing is outside the box, its corners
-    outside the inscribed ellipse start as probable background: GrabCut needs samples of both.
+    ``core``: the ellipse in the middle of the box with this share of its sides (0: none). Where nothing is outside the
+    box, its corners outside the inscribed ellipse start as probable background: GrabCut needs samples of both.
     """
     x0, y0, x1, y1 = box_xyxy
     trimap = np.full(size_hw, cv2.GC_BGD, dtype=np.uint8)
@@ -189,8 +183,6 @@ def box_trimap(size_hw: tuple[int, int], box_xyxy: Window, core: float, taken_hw
         inner[~ellipse(inner.shape, 1.0)] = cv2.GC_PR_BGD
     if core > 0:
         inner[ellipse(inner.shape, core)] = cv2.GC_FGD
-    if taken_hw is not None and not taken_hw[y0:y1, x0:x1].all():
-        inner[taken_hw[y0:y1, x0:x1]] = cv2.GC_BGD
     return trimap
 
 
@@ -229,7 +221,7 @@ def refine_object(
     box_xyxy: Sequence[float],
     params: GrabCutParams,
     seed: int,
-) -> tuple[Window, MaskBool, bool]:
+) -> Proposal:
     """A probability map made precise by GrabCut with CFS's trimap (section 3.2).
 
     Above ``trimap_high`` certain foreground, below ``trimap_low`` certain background, the rest possible foreground;
@@ -337,32 +329,42 @@ def object_seed(seed: int, key: str, object_id: int) -> int:
 
 
 def propose_item(item: Item, params: GrabCutParams) -> Arrays:
-    """Map function of :func:`propose`. Small boxes first: what lies inside a box must be known when it is cut."""
+    """Map function of :func:`propose`."""
     assert item.image_rgb is not None
     _one_thread()
-    size_hw = _size(item.image_rgb)
     boxes = usable_boxes(item.record, difficult=params.difficult)
-    found: dict[int, tuple[Window, MaskBool, bool]] = {}
-    for box in sorted(boxes, key=lambda box: (box.area, box.id)):
-        taken_hw = None
-        if params.inner_boxes and params.variant == "crop":
-            taken_hw = _taken(
-                [found[other.id] for other in boxes if other.id in found and lies_inside(other, box)], size_hw
-            )
-        found[box.id] = propose_object(
-            item.image_rgb, box.xyxy, params, object_seed(params.seed, item.key, box.id), taken_hw
-        )
-    return _arrays(boxes, found, size_hw)
+    found = {
+        box.id: propose_object(item.image_rgb, box.xyxy, params, object_seed(params.seed, item.key, box.id))
+        for box in boxes
+    }
+    if params.inner_boxes and params.variant == "crop":
+        found = without_inner(boxes, found)
+    return _arrays(boxes, found, _size(item.image_rgb))
 
 
-def _taken(found: Sequence[tuple[Window, MaskBool, bool]], size_hw: tuple[int, int]) -> MaskBool | None:
-    """Union of the masks of smaller objects in the image; ``None`` without any."""
-    if not found:
-        return None
-    taken_hw = np.zeros(size_hw, dtype=np.bool_)
-    for (x0, y0, x1, y1), mask_hw, _ in found:
-        taken_hw[y0:y1, x0:x1] |= mask_hw
-    return taken_hw
+def without_inner(boxes: Sequence[Box], found: Mapping[int, Proposal]) -> dict[int, Proposal]:
+    """Masks without the pixels of smaller objects inside their boxes (all of them as they were found).
+
+    A mask of which nothing would be left stays as it is.
+    """
+    cleared: dict[int, Proposal] = {}
+    for box in boxes:
+        window_xyxy, mask_hw, fell_back = found[box.id]
+        left = mask_hw.copy()
+        for other in boxes:
+            if other.id != box.id and lies_inside(other, box):
+                _remove(left, window_xyxy, found[other.id][1], found[other.id][0])
+        cleared[box.id] = window_xyxy, left if left.any() else mask_hw, fell_back
+    return cleared
+
+
+def _remove(mask_hw: MaskBool, window_xyxy: Window, other_hw: MaskBool, other_xyxy: Window) -> None:
+    """Clear in ``mask_hw`` what ``other_hw`` covers; both windows lie in the image."""
+    x0, y0 = max(window_xyxy[0], other_xyxy[0]), max(window_xyxy[1], other_xyxy[1])
+    x1, y1 = min(window_xyxy[2], other_xyxy[2]), min(window_xyxy[3], other_xyxy[3])
+    if x0 < x1 and y0 < y1:
+        covered = other_hw[y0 - other_xyxy[1] : y1 - other_xyxy[1], x0 - other_xyxy[0] : x1 - other_xyxy[0]]
+        mask_hw[y0 - window_xyxy[1] : y1 - window_xyxy[1], x0 - window_xyxy[0] : x1 - window_xyxy[0]] &= ~covered
 
 
 def refine_item(item: Item, params: GrabCutParams) -> Arrays:
@@ -390,9 +392,7 @@ def refine_item(item: Item, params: GrabCutParams) -> Arrays:
     return _arrays(boxes, found, _size(item.image_rgb))
 
 
-def _arrays(
-    boxes: Sequence[Box], found: Mapping[int, tuple[Window, MaskBool, bool]], size_hw: tuple[int, int]
-) -> Arrays:
+def _arrays(boxes: Sequence[Box], found: Mapping[int, Proposal], size_hw: tuple[int, int]) -> Arrays:
     ordered = [found[box.id] for box in boxes]
     arrays = label_arrays(boxes, [one[0] for one in ordered], [one[1] for one in ordered], size_hw)
     arrays["fell_back_n"] = np.array([one[2] for one in ordered], dtype=np.bool_)
