@@ -12,12 +12,13 @@ from prefect import State, flow
 
 from artifacts.datasets import DataParams
 from artifacts.records import RecordSet
-from flows.engine import run_flow
+from flows.engine import describe, run_flow, threads
 from tasks import deeplab, grabcut, labels
 from tasks.deeplab import DeepLabParams
 from tasks.finish import Result, finish
 from tasks.grabcut import GrabCutParams
-from tasks.run import Runner, RunParams
+from tasks.options import RunParams
+from tasks.run import Runner
 from tasks.stage import PARAMS_CONFIG
 
 
@@ -46,9 +47,10 @@ def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -
     return finish(run, masks, student, val, deeplab.predict(params.deeplab))
 
 
-@flow(name="cfs", persist_result=False)
-def cfs(
-    data: DataParams, params: CFSFlowParams = CFSFlowParams(), options: RunParams = RunParams()
-) -> dict[str, Any] | State[Any]:
+@flow(name="cfs", persist_result=False, task_runner=threads())
+def cfs(data: DataParams, params: CFSFlowParams = CFSFlowParams(), options: RunParams = RunParams()) -> State[Any]:
     """Boxes -> GrabCut -> masks -> DeepLab -> scores, as a Prefect flow run."""
     return run_flow("cfs", page, data, params, options)
+
+
+describe(cfs, data=DataParams, params=CFSFlowParams, options=RunParams)

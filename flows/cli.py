@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from artifacts.records import DataError
+from flows.prefect_env import PRIVATE, QUIET, set_defaults
 from tasks.gpus import NoDevice
 
 OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
@@ -166,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False)],
     )
     signal.signal(signal.SIGTERM, _terminate)
+    set_defaults(PRIVATE, QUIET)
     try:
         return app(argv, exit_on_error=False, result_action="return_value") or OK
     except CycloptsError:

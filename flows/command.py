@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from artifacts.datasets import DataParams
 from flows import console as show
 from flows.config import ConfigError, Layer, as_yaml, build, merge, parse_set, read_config
 from flows.page import Page, plan_page, read_sets, run_page, settle
+from tasks.options import RunParams
 from tasks.progress import Bars, Lines, Reporter
-from tasks.run import RunParams
 
 FLOWS = {"cfs": ("flows.cfs", "CFSFlowParams")}
 """Flow name -> module (which holds ``page`` and the flow itself) and its params class."""
@@ -88,7 +87,7 @@ def run_flow_command(
         show.plan(plan, Console())
         return 0
     if prefect or api_configured():
-        summary = _as_flow_run(prefect_flow, job)
+        summary = _as_flow_run(page, prefect_flow, job)
     else:
         summary = run_page(flow, page, job.data, job.params, job.options, reporter=_reporter(job.options)).summary()
     show.summary(summary, Console())
@@ -102,12 +101,13 @@ def api_configured() -> bool:
     return bool(get_current_settings().api.url)
 
 
-def _as_flow_run(prefect_flow: Any, job: Job) -> dict[str, Any]:
-    """The same page as a flow run, reported to the API."""
-    summary: dict[str, Any] = json.loads(
-        json.dumps(prefect_flow(data=job.data, params=job.params, options=job.options))
-    )
-    return summary
+def _as_flow_run(page: Page[Any], prefect_flow: Any, job: Job) -> dict[str, Any]:
+    """The same page as a flow run, reported to the API. What is wrong with data or ``rerun`` is said before."""
+    from flows.engine import call_flow
+
+    plan_page(job.flow, page, read_sets(job.data, job.options), job.params, job.options)
+    reporter = _reporter(job.options)
+    return call_flow(prefect_flow, reporter, data=job.data, params=job.params, options=job.options)
 
 
 def _reporter(options: RunParams) -> Reporter | None:

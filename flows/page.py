@@ -15,8 +15,9 @@ from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.records import DataError, RecordSet
 from artifacts.runs import last_seconds
 from tasks.finish import Result
+from tasks.options import RunParams
 from tasks.progress import Reporter
-from tasks.run import Runner, RunParams, Skin, StageReport
+from tasks.run import Runner, Skin, StageReport
 
 P = TypeVar("P")
 Page = Callable[[Runner, RecordSet, RecordSet, P], Result]

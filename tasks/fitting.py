@@ -25,7 +25,8 @@ from tasks.survey import FitSurvey, Sources, weights_digests
 from tasks.unit import Job
 
 if TYPE_CHECKING:
-    from tasks.run import Runner, RunParams
+    from tasks.options import RunParams
+    from tasks.run import Runner
 
 log = logging.getLogger("maskmill")
 

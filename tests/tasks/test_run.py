@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from artifacts.records import DataError, Kind, Record, RecordSet
-from tasks.run import Runner, RunParams, StageFailed
+from tasks.options import RunParams
+from tasks.run import Runner, StageFailed
 from tasks.stage import PARAMS_CONFIG, MapHandle, MapStage
 
 
