@@ -166,7 +166,8 @@ def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 def speed(records: RecordSet, params: GrabCutParams, images: int) -> dict[str, float]:
     """Seconds of the bare loop and of the stage on two processes over the same images, and their ratio."""
-    from tasks.run import Runner, RunParams
+    from tasks.options import RunParams
+    from tasks.run import Runner
 
     chosen = records.only([r.image_id for r in records][:images])
     one = records.only([chosen.records[0].image_id])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +39,29 @@ class Crop:
         scale = size / max(height, width)
         return cls((left, top, right, bottom), (max(1, round(height * scale)), max(1, round(width * scale))))
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width in image pixels."""
+        left, top, right, bottom = self.xyxy
+        return bottom - top, right - left
+
     def scale(self, image: NDArray[Any]) -> NDArray[Any]:
         """The crop of an image (H, W[, 3]) at working size."""
         left, top, right, bottom = self.xyxy
-        part = image[top:bottom, left:right]
-        shrinks = self.scaled_hw[0] < bottom - top or self.scaled_hw[1] < right - left
+        return self.resize(image[top:bottom, left:right])
+
+    def resize(self, part: NDArray[Any]) -> NDArray[Any]:
+        """An array of the crop's own size, at working size: area means when it shrinks, else smooth."""
+        shrinks = self.scaled_hw[0] < part.shape[0] or self.scaled_hw[1] < part.shape[1]
         smooth = cv2.INTER_CUBIC if part.ndim == 3 else cv2.INTER_LINEAR  # cubic would leave 0..1
         height, width = self.scaled_hw
         return cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA if shrinks else smooth)
+
+    def frame(self, window_xyxy: Sequence[int]) -> Window:
+        """A window of the image in the crop's own pixels; it may stick out."""
+        x0, y0, x1, y1 = window_xyxy
+        left, top = self.xyxy[:2]
+        return x0 - left, y0 - top, x1 - left, y1 - top
 
     def scaled(self, window_xyxy: Window) -> Window:
         """A window inside the crop, in working pixels; at least one pixel."""

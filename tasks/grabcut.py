@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.objects import Window, clip_window, unpack_objects
+from artifacts.objects import Window, paste_object, unpack_objects
 from artifacts.records import Box, DataError, ImageRGB
 from tasks.boxes import LABEL_OUTPUTS, label_arrays, lies_inside, pixel_window, usable_boxes
 from tasks.crop import Crop, MaskBool
@@ -240,14 +240,12 @@ def refine_object(
     x0, y0, x1, y1 = target_xyxy
     if x0 == x1:
         return target_xyxy, np.zeros((0, 0), dtype=np.bool_), True
-    prob_image = np.zeros(size_hw, dtype=np.float32)
-    inside, part = clip_window(window_xyxy, size_hw)
-    prob_image[inside] = prob_hw[part]
     crop = Crop.around(target_xyxy, size_hw, params.context, params.working_size)
+    prob_crop = paste_object(prob_hw.astype(np.float32), crop.frame(window_xyxy), crop.size_hw)
     trimap = np.full(crop.scaled_hw, cv2.GC_BGD, dtype=np.uint8)
     left, top, right, bottom = crop.scaled(target_xyxy)
     inner = (slice(top, bottom), slice(left, right))
-    trimap[inner] = probability_trimap(crop.scale(prob_image)[inner], params)
+    trimap[inner] = probability_trimap(crop.resize(prob_crop)[inner], params)
     cut_hw = _cut(crop.scale(image_rgb), trimap, params.refine_iterations, seed)
     if cut_hw is None:
         cut_hw = _foreground(trimap)
