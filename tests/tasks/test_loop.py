@@ -208,14 +208,18 @@ def test_the_gradient_scaler_resumes(tmp_path: Path, images: tuple[Job, ...], mo
 def test_resuming_from_the_checkpoint_before_a_damaged_one(
     tmp_path: Path, images: tuple[Job, ...], undisturbed: Callable[..., Publication], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec(tmp_path, images, TinyParams(), checkpoint_every_s=0.0)
+    params = TinyParams(log_every=3)
+    spec = make_spec(tmp_path, images, params, checkpoint_every_s=0.0)
     monkeypatch.setenv(DIE, "9:raise")
     with pytest.raises(Died):
         run(spec)
     monkeypatch.delenv(DIE)
     newest = work_of(spec).checkpoints()[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
-    assert run(spec).weights.read_bytes() == undisturbed(TinyParams()).weights.read_bytes()
+    assert [line["step"] for line in read_metrics(work_of(spec).metrics)] == [3, 6, 9], "beyond the checkpoint of 8"
+    made = run(spec)
+    assert made.weights.read_bytes() == undisturbed(params).weights.read_bytes()
+    assert made.metrics.read_text() == undisturbed(params).metrics.read_text()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -268,6 +272,7 @@ def test_ranks_share_out_the_very_same_batches(tmp_path: Path, images: tuple[Job
 
     whole = draw(0, 1)
     assert torch.equal(torch.cat([draw(rank, world) for rank in range(world)], dim=1), whole)
+    assert len(set(whole[:, :, 2].flatten().tolist())) == 40, "each image of each epoch has random numbers of its own"
     epochs = whole[:, :, 1].flatten()
     for epoch in (4, 5, 6, 7):  # positions 24..64 of epochs of 7
         assert sorted(whole[:, :, 0].flatten()[epochs == epoch].tolist()) == [0, 1, 2, 3, 4, 5, 6]
