@@ -200,7 +200,7 @@ def call_flow(flow: Flow[..., Any], reporter: Reporter | None, **parameters: Any
     caller = Caller(reporter)
     token = _caller.set(caller)
     try:
-        state = flow(**parameters, return_state=True)
+        state = cast("State[Any]", flow(**parameters, return_state=True))
     finally:
         _caller.reset(token)
     if caller.error is not None:
