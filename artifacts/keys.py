@@ -42,7 +42,7 @@ def digest_array(array: NDArray[Any]) -> str:
     contiguous = np.ascontiguousarray(array)
     little = contiguous.astype(contiguous.dtype.newbyteorder("<"), copy=False)
     state = hashlib.sha256(f"{little.dtype.str}{little.shape}".encode())
-    state.update(little.tobytes())
+    state.update(little.reshape(-1).view(np.uint8).data)  # no copy: this is half of what storing a mask costs
     return state.hexdigest()[:DIGEST_CHARS]
 
 
