@@ -155,7 +155,8 @@ def _write_manifest(
         "stage": stage["label"],
         "split": stage["split"],
         "addresses": {one["label"]: one["address"] for one in manifest["stages"]},
-        "stamps": stage["stamps"],
+        # Not the manifest's list of stamps: that names the images' places, and the data may lie elsewhere next time.
+        "stamps": keys.digest({key: stamp for key, (stamp, _) in source.stamps.items()}),
         "fits": {one["label"]: one["output"] for one in manifest["stages"] if one["kind"] == "fit"},
         "recipe": manifest["recipe"],
         "libraries": manifest["libraries"],
