@@ -91,8 +91,16 @@ def write_dataset(group: Any, name: str, array: NDArray[Any], codec: Codec) -> l
 
 
 def _create(group: Any, name: str, shape: Shape, dtype: np.dtype[Any], codec: Codec) -> Any:
+    kind, space, settings = _form(shape, dtype, codec)
+    return h5py.h5d.create(group, name.encode(), kind, space, settings, dapl=_no_chunk_cache())
+
+
+@functools.lru_cache(maxsize=512)
+def _form(shape: Shape, dtype: np.dtype[Any], codec: Codec) -> tuple[Any, Any, Any]:
+    """Type, space and creation properties of a dataset; images of one size share them."""
     settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     settings.set_obj_track_times(False)
+    settings.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # every chunk is written whole
     if math.prod(shape):
         settings.set_chunk(chunk_shape(shape, dtype.itemsize))
         if dtype.itemsize > 1:
@@ -101,8 +109,7 @@ def _create(group: Any, name: str, shape: Shape, dtype: np.dtype[Any], codec: Co
             settings.set_filter(ZSTD_FILTER, h5py.h5z.FLAG_MANDATORY, (ZSTD_LEVEL,))
         else:
             settings.set_deflate(GZIP_LEVEL)
-    kind = h5py.h5t.py_create(dtype, logical=True)
-    return h5py.h5d.create(group, name.encode(), kind, h5py.h5s.create_simple(shape), settings, dapl=_no_chunk_cache())
+    return h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape), settings
 
 
 @functools.cache

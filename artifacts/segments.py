@@ -222,8 +222,7 @@ def _write_index(file: Any, header: Header) -> list[Chunk]:
     return chunks.write_dataset(file.id, "index", np.frombuffer(text, np.uint8), "gzip")
 
 
-def _compact_json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
+_compact_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _as_json(stored: Stored) -> list[Any]:
