@@ -212,6 +212,8 @@ class Work:
         elif kind == "waiting":
             self.reporter.advance(self.label, 0, f"waits for {event.get('for')}")
         elif kind == "skip":
-            self.skips.append(Skip(event["key"], event.get("path", ""), event["reason"], False, self.label))
+            self.skips.append(
+                Skip(event["key"], event.get("path", ""), event["reason"], bool(event.get("permanent")), self.label)
+            )
         elif kind == "warning":
             log.warning("%s: %s", self.label, event.get("message"))

@@ -32,7 +32,7 @@ class RunParams:
         "changed", "fit again when its data changed, never, or when the share of new images reaches share_new"
     )
     share_new: float = _option(0.1, "with refit=share_new: share of images that the last fit has not seen")
-    loader_workers: int = _option(0, "loader processes of one fit")
+    loader_workers: int = _option(-1, "loader processes of one fit; -1: none on a CPU, up to 8 on a GPU")
     checkpoint_every_s: float = _option(60.0, "seconds between a fit's checkpoints")
     image_timeout_s: float = _option(120.0, "a map stage's image that takes longer is retried alone, then skipped")
     verify_inputs: bool = _option(False, "read every image's bytes again instead of trusting size and time")
@@ -43,7 +43,7 @@ class RunParams:
         _at_least("workers", self.workers, -1)
         _at_least("devices", self.devices, 1)
         _at_least("threads", self.threads, -1)
-        _at_least("loader_workers", self.loader_workers, 0)
+        _at_least("loader_workers", self.loader_workers, -1)
         _at_least("checkpoint_every_s", self.checkpoint_every_s, 0)
         _at_least("image_timeout_s", self.image_timeout_s, 0.1)
         if not 0 <= self.share_new <= 1:

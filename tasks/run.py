@@ -330,7 +330,8 @@ class Runner:
                 self.reporter.done(label, "pinned" if plan.pinned else "cached")
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
-        handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, pinned=plan.pinned)
+        parts = plan.publication.part_digests if plan.publication is not None else {}
+        handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts)
         self.handles.append(handle)
         return handle
 

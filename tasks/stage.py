@@ -132,10 +132,15 @@ class FitHandle:
     """Path of ``weights.safetensors``."""
     prefix: str = ""
     pinned: bool = False
+    part_digests: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def part(self, name: str) -> FitHandle:
-        """One of several networks in the checkpoint, by name prefix."""
-        return dataclasses.replace(self, prefix=f"{name}.")
+        """One of several networks in the checkpoint, by name prefix; known by its own tensors alone."""
+        if self.digest is None:
+            return dataclasses.replace(self, prefix=f"{name}.")
+        if name not in self.part_digests:
+            raise KeyError(f"{self.label} has networks {sorted(self.part_digests)}, not {name!r}")
+        return dataclasses.replace(self, prefix=f"{name}.", digest=self.part_digests[name])
 
 
 Handle = MapHandle | FitHandle

@@ -79,7 +79,7 @@ def weights_digests(stage: Stage, upstream: Mapping[str, Handle], sources: Sourc
         if isinstance(handle, FitHandle):
             if handle.digest is None:
                 return None
-            found[role] = f"{handle.prefix}{handle.digest}"
+            found[role] = handle.digest
     return found
 
 
