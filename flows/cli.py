@@ -159,6 +159,34 @@ def score(
     return SKIPPED if scored.skips else OK
 
 
+@app.command
+def serve(
+    *configs: Annotated[str, Parameter(help="YAML files, or names of shipped configurations; one deployment each")],
+    cron: Annotated[str | None, Parameter(help='when to run, e.g. "0 2 * * *": every night at two')] = None,
+    interval: Annotated[float | None, Parameter(help="run every so many seconds instead")] = None,
+    timezone: Annotated[str | None, Parameter(help="of --cron; default: this machine's")] = None,
+    port: Annotated[int, Parameter(help="of the server, on 127.0.0.1")] = 4200,
+    home: Annotated[
+        Path | None,
+        Parameter(help="private folder of server and password; default ~/.local/state/maskmill/prefect"),
+    ] = None,
+    no_server: Annotated[
+        bool, Parameter(help="use the configured API (PREFECT_API_URL), start no server", negative=())
+    ] = False,
+) -> int:
+    """Scheduled flows, with a Prefect server of your own unless an API is configured. Ends on Ctrl-C or SIGTERM."""
+    from flows import serve as serving
+
+    return serving.serve(
+        configs,
+        serving.Schedule(cron, interval, timezone or serving.local_timezone()),
+        home=home or serving.default_home(),
+        port=port,
+        server=False if no_server else None,
+        console=Console(),
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: errors become one message and an exit code, signals end every child."""
     logging.basicConfig(
