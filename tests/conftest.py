@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from flow_runs import Done
 
 # OpenMP's threads spin while they wait for each other. On cores that others use too, that made a training step
 # 20 to 40 times slower than letting them sleep (measured). Read once, when torch is loaded.
@@ -13,3 +19,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Worker processes import stage functions by name: tests/stage_functions.py must be importable there, too.
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """ONE undisturbed run of ``cfs`` on the tiny demo data, in this process. To change it, copy it."""
+    from flow_runs import run_cfs
+
+    done = run_cfs(tmp_path_factory.mktemp("tiny"))
+    assert done.code == 0, done.stdout + done.stderr
+    return done
