@@ -50,11 +50,12 @@ def grabcut_like_mask(rng: np.random.Generator, height: int = 375, width: int = 
 
 
 def real_masks(folder: Path, count: int) -> list[Mask]:
-    """Masks of ``folder`` that are 300 px or more on both sides, and their mirror images, up to ``count``."""
+    """Masks of ``folder`` that are 300 px or more on both sides, and their mirror images, over and over to ``count``."""
     found = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(folder.glob("*.png"))]
     large = [mask.astype(np.uint8) for mask in found if mask is not None and min(mask.shape) >= 300]
     flips = (lambda m: m, lambda m: m[:, ::-1], lambda m: m[::-1], lambda m: m[::-1, ::-1])
-    return [np.ascontiguousarray(flip(mask)) for flip in flips for mask in large][:count]
+    mirrored = [np.ascontiguousarray(flip(mask)) for flip in flips for mask in large]
+    return [mirrored[i % len(mirrored)] for i in range(count)]
 
 
 class PngFolder:
@@ -125,25 +126,29 @@ def compare(masks: Sequence[Mask], rounds: int = 6) -> dict[str, dict[str, float
         seconds = _in_turns({n: [lambda r=r, o=o: [r(i) for i in o] for o in orders] for n, r in readers.items()})
         result = {}
         for name, writer in writers.items():
-            reads = {n: READS / s for n, s in seconds.items() if n.startswith(name)}
+            reads = [READS / wall for reader, (wall, _) in seconds.items() if reader.startswith(name)]
+            wall, cpu = written[name]
             result[name] = {
-                "writes_per_s": min(SEGMENT, len(masks)) / written[name],
-                "reads_per_s": max(reads.values()),
+                "writes_per_s": min(SEGMENT, len(masks)) / wall,
+                "writes_per_cpu_s": min(SEGMENT, len(masks)) / cpu,
+                "reads_per_s": max(reads),
                 "bytes_per_mask": writer.bytes() / len(masks),
             }
         return result
 
 
-def _in_turns(jobs: dict[str, list[Callable[[], object]]]) -> dict[str, float]:
-    """Median seconds of one job of each candidate; the candidates take turns, first one then the other in front."""
-    seconds: dict[str, list[float]] = {name: [] for name in jobs}
+def _in_turns(jobs: dict[str, list[Callable[[], object]]]) -> dict[str, tuple[float, float]]:
+    """Median wall and CPU seconds of one job of each candidate; they take turns, first one then the other in front."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
     names = list(jobs)
     for turn in range(len(jobs[names[0]])):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            started = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             jobs[name][turn]()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: float(np.median(values)) for name, values in seconds.items()}
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: (float(np.median([w for w, _ in s])), float(np.median([c for _, c in s]))) for name, s in seconds.items()
+    }
 
 
 def bar(result: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -153,6 +158,7 @@ def bar(result: dict[str, dict[str, float]]) -> dict[str, float]:
     return {
         "random reads, at least 3": store["reads_per_s"] / png["reads_per_s"],
         "writes, at least 1": store["writes_per_s"] / png["writes_per_s"],
+        "writes by CPU time": store["writes_per_cpu_s"] / png["writes_per_cpu_s"],
         "size, at most 1": store["bytes_per_mask"] / png["bytes_per_mask"],
     }
 

@@ -96,3 +96,20 @@ def test_digests_are_the_same_in_another_process() -> None:
         for seed in ("1", "2")
     }
     assert runs == {keys.digest({"a": [1, 2.5, None], "b": frozenset({"x", "y", "z"})}) + "\n"}
+
+
+def test_digest_of_a_large_mask_follows_from_every_pixel() -> None:
+    """Masks are digested by their runs where those are few; any single change must show all the same."""
+    rng = np.random.default_rng(0)
+    smooth = np.kron(rng.integers(0, 4, (8, 8)), np.ones((10, 10))).astype(np.uint8)
+    noise = rng.integers(0, 4, (80, 80)).astype(np.uint8)
+    for mask in (smooth, noise, np.zeros((80, 80), np.uint8)):
+        digests = {keys.digest_array(mask), keys.digest_array(mask.reshape(40, 160)), keys.digest_array(mask + 1)}
+        positions = [0, 1, 79, 80, 3333, 6398, 6399]
+        for position in positions:
+            changed = mask.copy()
+            changed.reshape(-1)[position] ^= 1
+            digests.add(keys.digest_array(changed))
+        assert len(digests) == 3 + len(positions)
+        assert keys.digest_array(np.asfortranarray(mask)) == keys.digest_array(mask)
+    assert keys.digest_array(smooth > 1) != keys.digest_array((smooth > 1).astype(np.uint8))
