@@ -1,0 +1,113 @@
+"""Killed anywhere, run again, the same to the byte; and a killed flow leaves no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from flow_runs import HERE, STACK, Done, Started
+from zygote import Zygote
+
+from artifacts import locks
+from artifacts.store import MaskStore
+from benchmarks.soak_kill import differences, fingerprint, gone, survivors
+
+pytestmark = pytest.mark.kills
+EACH_STEP = ("--set", "options.checkpoint_every_s=0")
+OWN_PROCESS = ("--set", "options.loader_workers=1", "--workers", "0")
+
+
+@pytest.fixture(scope="module", autouse=True)  # it imports while the undisturbed run is made
+def zygote() -> Iterator[Zygote]:
+    with Zygote(STACK) as made:
+        yield made
+
+
+def masks_stored(out: Path) -> int:
+    store = MaskStore(out / "cache", readonly=True)
+    return sum(len(store.entries(address)) for address in store.addresses())
+
+
+def checkpoints(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "cache" / "fits").glob("*/*/work/*.ckpt"))
+
+
+def published(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "cache" / "fits").glob("*/*/pub-*"))
+
+
+def until(condition: Callable[[], bool], run: Started, timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, run.said
+        time.sleep(0.02)
+
+
+def free(lock: Path) -> bool:
+    with contextlib.suppress(locks.LockTaken), locks.hold(lock, wait=False):
+        return True
+    return False
+
+
+def processes_of(mark: str, *words: str) -> list[int]:
+    """Processes of the run whose command line holds all ``words``."""
+    found = []
+    for pid in survivors(mark):
+        with contextlib.suppress(OSError):
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            if all(word in line for word in words):
+                found.append(pid)
+    return found
+
+
+def test_a_chain_of_kills_ends_like_an_undisturbed_run(zygote: Zygote, tiny: Done, tmp_path: Path) -> None:
+    """In a worker between write and rename, with two ranks, mid checkpoint, mid publish, mid export; then whole."""
+    out = tmp_path / "run"
+
+    # A pool worker, at its second segment: the first ones are there, and whole.
+    run = Started(zygote, out, ["--workers", "2"], {"MASKMILL_KILL_AT": "store.before_rename:2"})
+    assert run.wait() == -signal.SIGKILL, run.said
+    assert gone(run.mark, 2.0), "a worker outlived its run"
+    stored = masks_stored(out)
+    assert 2 <= stored < 24
+    assert published(out) == checkpoints(out) == []
+
+    # kill -9 of the flow alone, while two ranks with a loader worker each are fitting; no checkpoint is due.
+    run = Started(zygote, out, [*OWN_PROCESS, "--set", "options.devices=2"])
+    until(lambda: len(processes_of(run.mark, "tasks.fit")) >= 5, run)
+    run.kill()
+    assert run.wait() == -signal.SIGKILL
+    assert gone(run.mark, 2.0), f"{survivors(run.mark)}: a fit outlived its run"
+    assert masks_stored(out) == 24
+    assert published(out) == checkpoints(out) == []
+    (lock,) = (out / "cache" / "fits").glob("*/*/lock")
+    # A killed process counts as dead when its first thread is; its files close with the last one.
+    until(lambda: free(lock), run, 1.0)
+
+    # The fit's own process, half a checkpoint written: flow and loader worker go with it.
+    run = Started(zygote, out, [*OWN_PROCESS, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_checkpoint:5"})
+    assert run.wait() == -signal.SIGKILL, run.said
+    assert gone(run.mark, 2.0), f"{survivors(run.mark)}: a fit outlived its run"
+    assert checkpoints(out) == ["step-000000003.ckpt", "step-000000004.ckpt"]
+
+    # The same fit in the run's process: it goes on at step 5, whoever wrote the checkpoint.
+    run = Started(zygote, out, [*HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_publish"})
+    assert run.wait() == -signal.SIGKILL, run.said
+    assert checkpoints(out) == ["step-000000018.ckpt", "step-000000019.ckpt"]
+    assert published(out) == []
+
+    run = Started(zygote, out, [*HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "export.mid_export"})
+    assert run.wait() == -signal.SIGKILL, run.said
+    assert published(out) == ["pub-0001"]
+    assert not (out / "dataset-voc").exists(), "no half export under its name"
+
+    run = Started(zygote, out, [*HERE])
+    assert run.wait() == 0, run.said
+    assert differences(fingerprint(out), fingerprint(tiny.out)) == []
+    last = Done(out, 0, "", "")
+    assert last.computed == dict.fromkeys(tiny.computed, 0), "everything but the export was done"
+    assert last.manifest["scores"] == tiny.manifest["scores"]
