@@ -50,7 +50,7 @@ def grabcut_like_mask(rng: np.random.Generator, height: int = 375, width: int = 
 
 
 def real_masks(folder: Path, count: int) -> list[Mask]:
-    """Masks of ``folder`` that are 300 px or more on both sides, and their mirror images, over and over to ``count``."""
+    """Masks of ``folder`` of 300 px or more on both sides, and their mirror images, over and over to ``count``."""
     found = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in sorted(folder.glob("*.png"))]
     large = [mask.astype(np.uint8) for mask in found if mask is not None and min(mask.shape) >= 300]
     flips = (lambda m: m, lambda m: m[:, ::-1], lambda m: m[::-1], lambda m: m[::-1, ::-1])
