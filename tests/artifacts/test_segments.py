@@ -122,7 +122,7 @@ def flip(path: Path, position: int, bit: int = 0x10) -> None:
 
 @pytest.mark.parametrize("codec", ["zstd", "gzip"])
 def test_no_flipped_byte_ever_gives_a_wrong_array(tmp_path: Path, codec: str) -> None:
-    """Bytes all over the file, each 9th of a mask: the arrays are right or the damage is found; nothing else happens."""
+    """Bytes all over the file, each 9th of a mask: the arrays are right or the damage is found; no third thing."""
     items = [(key, stamp, {**arrays, "ids_n": np.arange(5)}) for key, stamp, arrays in masks()]
     path = written(tmp_path, items, codec)
     whole = path.read_bytes()
