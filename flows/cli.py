@@ -30,6 +30,7 @@ app = App(
     help="Weak labels (tags, boxes, scribbles) into pixel masks, a trained DeepLab, and a dataset.",
     help_epilogue="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with skipped images.",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # main says what was kept
 )
 log = logging.getLogger("maskmill")
 app.command("flows.cache_cli:app", name="cache", help="Look into the mask cache, check it, tidy it.")
