@@ -55,7 +55,9 @@ class GrabCutParams:
     context: float = field(default=0.3, metadata={"help": "context on each side of the box, fraction of its side"})
     iterations: int = field(default=1, metadata={"help": "GrabCut iterations of the cut (variant crop)"})
     core: float = field(default=0.35, metadata={"help": "certain foreground: ellipse of this share of the box's sides"})
-    probe_size: int = field(default=192, metadata={"help": "working size of the probe, pixels; 0: no probe"})
+    probe_size: int = field(
+        default=192, metadata={"help": "working size of the probe, pixels (at most working_size); 0: no probe"}
+    )
     probe_share: float = field(default=0.2, metadata={"help": "a probe that keeps less of the box enlarges the core"})
     core_collapsed: float = field(default=0.8, metadata={"help": "core where the probe keeps nothing"})
     inner_boxes: bool = field(
@@ -144,7 +146,8 @@ def _plain(image_rgb: ImageRGB, window_xyxy: Window, seed: int) -> MaskBool | No
 def _cropped(image_rgb: ImageRGB, window_xyxy: Window, params: GrabCutParams, seed: int) -> MaskBool | None:
     core = params.core
     if params.probe_size:
-        probe = _cut_crop(image_rgb, window_xyxy, params.probe_size, 0.0, params, seed)
+        size = min(params.probe_size, params.working_size)  # a probe is never dearer than the cut
+        probe = _cut_crop(image_rgb, window_xyxy, size, 0.0, params, seed)
         share = 0.0 if probe is None else float(probe.mean())
         core = core_for(share, params)
     return _cut_crop(image_rgb, window_xyxy, params.working_size, core, params, seed)
