@@ -3,7 +3,7 @@
 ```yaml
 flow: cfs
 data: {source: "voc:/data/VOC2012"}
-params: {grabcut: {working_size: 256}, deeplab: {network: resnet101}}
+params: {grabcut: {working_size: 384}, deeplab: {network: resnet101}}
 options: {cache: /data/cache, workers: 8}
 ```
 
@@ -185,7 +185,10 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 def _fault(kind: type[Any], section: str, fault: Any, layers: list[Layer]) -> str:
     """One of pydantic's faults in our words, with its place."""
     steps = [str(step) for step in fault["loc"] if not str(step).startswith(("function-", "dataclass"))]
-    path = (section, *steps)
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    # A check of the whole object begins with the field's name, so that its place can be told.
+    named = message.partition("=")[0].partition(" ")[0]
+    path = (section, *steps, *([named] if named in field_names(kind, steps) else []))
     origin, line = _origin(path, layers)
     place = f"{origin}{f', line {line}' if line else ''}: {'.'.join(path)}"
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
@@ -193,7 +196,6 @@ def _fault(kind: type[Any], section: str, fault: Any, layers: list[Layer]) -> st
         return f"{place}: no such parameter{_meant(steps[-1], names)}; there are {', '.join(names)}"
     if fault["type"] in ("missing", "missing_argument"):
         return f"{place}: is required and not given"
-    message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{place}: {message} (got {fault.get('input')!r})" if steps else f"{place}: {message}"
 
 
