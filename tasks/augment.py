@@ -1,4 +1,4 @@
-"""Training samples: random scale, crop and flip of an image together with its label map.
+"""Training samples: random colours, scale, crop and flip of an image together with its label map.
 
 Built on torchvision's ``transforms.v2``, which knows a mask from an image by its type (tv_tensors), so that labels
 are moved, never interpolated, and padded with 255.
@@ -53,6 +53,8 @@ class Augmentation:
     """Side of the square crop, pixels; smaller images are padded (image: ``fill_rgb``, labels: 255)."""
     scale_range: tuple[float, float] = (1.0, 1.0)
     flip: bool = True
+    colour: float = 0.0
+    """Brightness, contrast and saturation each times a factor from ``[1 - colour, 1 + colour]``, in random order."""
     fill_rgb: tuple[int, int, int] = (124, 116, 104)
     """Colour of the padding: the normalisation's mean, so that a network sees zeros."""
 
@@ -60,6 +62,8 @@ class Augmentation:
         """The transform; it draws from torch's global generator (see :func:`augment`)."""
         fill = {tv_tensors.Image: list(self.fill_rgb), tv_tensors.Mask: UNDECIDED}
         steps: list[v2.Transform] = []
+        if self.colour:
+            steps.append(v2.ColorJitter(self.colour, self.colour, self.colour))
         if self.scale_range != (1.0, 1.0):
             steps.append(RandomScale(*self.scale_range))
         steps.append(v2.RandomCrop(self.crop, pad_if_needed=True, fill=fill))

@@ -158,7 +158,8 @@ def sampler(data: FitData, params: deeplab_stage.DeepLabParams, mean_rgb: Tensor
     ``mean_rgb`` (three values on 0..255) is what smaller images are padded with: a normalised network sees zeros.
     """
     red, green, blue = (round(value) for value in mean_rgb.flatten().tolist())
-    transform = Augmentation(params.crop, params.scale_range, params.flip, (red, green, blue)).build()
+    fill = (red, green, blue)
+    transform = Augmentation(params.crop, params.scale_range, params.flip, params.colour_jitter, fill).build()
 
     def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Tensor]:
         item = data.item(index)

@@ -90,6 +90,14 @@ def test_every_second_sample_is_mirrored_and_scales_fill_their_range() -> None:
     assert 32 <= min(sizes) < 40 and 88 < max(sizes) <= 96
 
 
+def test_colours_change_the_image_and_never_the_labels() -> None:
+    image, mask = picture(40, 40)
+    plain = augment(Augmentation(40, flip=False).build(), image, mask, 4)
+    coloured = augment(Augmentation(40, flip=False, colour=0.4).build(), image, mask, 4)
+    assert not torch.equal(plain[0], coloured[0])
+    assert torch.equal(plain[1], coloured[1])
+
+
 def test_sizes_that_differ_are_named() -> None:
     with pytest.raises(ValueError, match=r"\(5, 6\).*\(6, 5\)"):
         augment(Augmentation(16).build(), np.zeros((6, 5, 3), np.uint8), np.zeros((5, 6), np.uint8), 0)

@@ -205,3 +205,11 @@ def test_a_frozen_resnet_without_weights_is_warned_about(fit: Fit) -> None:
     params = dataclasses.replace(SMALL, network="resnet18", lr=1e-6, iterations=1, batch=1, optimizer="sgd")
     events = fit(params).info["events"]
     assert any(e["event"] == "warning" and "params.deeplab.weights=imagenet" in e["message"] for e in events)
+
+
+def test_golden_fit(fit: Fit) -> None:
+    """Golden: if these change, every cached fit is stale, and the stage needs a new version."""
+    assert deeplab.fit(DEMO).version == 1
+    params = dataclasses.replace(SMALL, iterations=40, scale_range=(0.75, 1.33), colour_jitter=0.3)
+    losses = [line["loss"] for line in metrics(fit(params)) if "loss" in line]
+    assert losses == pytest.approx([0.56567, 0.25645], rel=0.01)
