@@ -2,7 +2,8 @@
 
 :func:`write_demo` writes a tree that ``artifacts.voc`` reads like any other; each picture is a function of
 ``(seed, family, split, index)`` alone. Body colours and materials are shared by all classes, a small patterned part
-(a striped head, a checked wheel) is the class's own. Boxes alone reach 54 mIoU, plain GrabCut 67.
+(a striped head, a checked wheel) is the class's own. Filled boxes reach 54 mIoU, plain GrabCut 67 (training
+images of :data:`DEMO`), a small DeepLab on the true masks a little over 60 after 800 iterations.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ DEMO_CLASSES = tuple(TARGET_SHAPES)
 AUX_CLASSES = tuple(AUX_SHAPES)
 """Class table of the auxiliary family, disjoint from the target's."""
 
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 """Raise it when the same params give other pictures."""
 MARKER = "demo.json"
 """Written into every tree: what it was made from."""

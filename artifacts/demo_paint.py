@@ -114,11 +114,12 @@ class Material:
 
 
 def material(rng: Rng, hue: str | None = None, *, near: Material | None = None, zoom: float = 1.0) -> Material:
-    """A random material; ``near`` gives one that is hard to tell from it (camouflage)."""
+    """A random material; ``near`` gives one of the same colours with another grain (camouflage)."""
     if near is not None:
         shift = rng.normal(0, 0.02, 3).astype(np.float32) + np.float32(rng.uniform(-0.08, 0.08))
         low, high = np.clip(near.low + shift, 0, 1), np.clip(near.high + shift, 0, 1)
-        return Material(low, high, near.photo, near.zoom * float(rng.uniform(0.8, 1.25)), near.amplitude)
+        photo = GRAINS[int(rng.integers(len(GRAINS)))]
+        return Material(low, high, photo, zoom * float(rng.uniform(0.9, 1.8)), float(rng.uniform(0.5, 1.25)))
     names = list(HUES)
     base = np.array(HUES[hue or names[int(rng.integers(len(names)))]]) + rng.normal(0, 0.035, 3)
     spread = rng.uniform(0.5, 0.75)

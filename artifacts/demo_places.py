@@ -87,7 +87,7 @@ def _clutter(rng: Rng, place: Place) -> None:
     """Stones, posts, bushes and panels behind the objects: the objects' materials in shapes of no class."""
     canvas = place.canvas
     side = len(canvas)
-    for _ in range(int(rng.integers(0, 5))):
+    for _ in range(int(rng.integers(0, 4))):
         x = rng.uniform(0, side)
         y = rng.uniform(max(place.horizon, 0.05) + 0.05, 0.95) * side
         size = rng.uniform(0.05, 0.17) * side

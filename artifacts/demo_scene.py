@@ -22,8 +22,8 @@ MIN_VISIBLE = 0.5
 """Share of an object that must stay visible, and"""
 MIN_PIXELS_OF_96 = 90
 """pixels of a 96 x 96 picture that it must keep (scaled with the picture's area)."""
-HIDDEN_SHARE = 0.28
-"""Share of pictures whose objects wear the ground's own material."""
+HIDDEN_SHARE = 0.4
+"""Share of pictures whose objects have the ground's own colours."""
 TRIES = 20
 
 Shapes = Mapping[str, Callable[[Rng], list[Layer]]]
@@ -91,7 +91,7 @@ def _paint_objects(
 
 def _spots(rng: Rng, side: int, count: int, horizon: float) -> list[tuple[float, float, float]]:
     """``(centre x, base y, longer side)`` of each object: the arrangement that overlaps least of a few, or nearly."""
-    low, high = {1: (0.5, 0.9), 2: (0.4, 0.66), 3: (0.34, 0.52)}[count]
+    low, high = {1: (0.58, 0.94), 2: (0.46, 0.72), 3: (0.38, 0.56)}[count]
     best: list[tuple[float, float, float]] = []
     best_cost = np.inf
     for _ in range(int(rng.integers(2, 10))):
@@ -151,7 +151,7 @@ def _paint_object(rng: Rng, drawing: list[Layer], place: Place, *, camouflage: b
         else:
             stuff = {"body": body, "trim": trim}.get(part.role)
             lay(rng, canvas, stencil, stuff, place.light_xy, long * 0.16, part.shade)
-    if rng.random() < 0.5:
+    if camouflage or rng.random() < 0.5:  # a hidden object still has an outline
         darken_rim(canvas, cover, float(rng.uniform(0.35, 0.75)))
     return cover
 

@@ -85,7 +85,7 @@ def _legs(
 ) -> tuple[tuple[list[Points], list[Points]], tuple[list[Points], list[Points]]]:
     pairs = []
     stride = _u(rng, 0.0, 0.28)
-    width = _u(rng, 0.05, 0.085)
+    width = _u(rng, 0.065, 0.1)
     for side in (1, -1):
         limbs, feet = [], []
         for place in (-0.72, 0.7):
@@ -290,7 +290,7 @@ def _blades(rng: Rng) -> Drawing:
     count = int(rng.integers(6, 11))
     angles = np.linspace(-2.75, -0.4, count) + rng.uniform(-0.12, 0.12, count)
     blades = [
-        leaf(_u(rng, -0.1, 0.1), 0.08, a, _u(rng, 0.65, 1.15), _u(rng, 0.11, 0.17), 0.35 * np.cos(a)) for a in angles
+        leaf(_u(rng, -0.1, 0.1), 0.08, a, _u(rng, 0.65, 1.1), _u(rng, 0.15, 0.23), 0.35 * np.cos(a)) for a in angles
     ]
     return [layer([b], shade=_u(rng, 0.72, 1.08)) for b in rng.permutation(np.array(blades))]
 
@@ -301,7 +301,7 @@ def _broad_leaves(rng: Rng) -> Drawing:
         long = _u(rng, 0.45, 0.85)
         tip = np.array([np.cos(a), np.sin(a)]) * long
         found.append(layer([limb([(0, 0.1), tip * 0.5 + at(0, -0.05), tip], [0.035, 0.03, 0.025])], "trim", shade=0.8))
-        blade = leaf(tip[0] * 0.9, tip[1] * 0.9, a + _u(rng, -0.4, 0.4), _u(rng, 0.4, 0.55), _u(rng, 0.28, 0.4))
+        blade = leaf(tip[0] * 0.9, tip[1] * 0.9, a + _u(rng, -0.4, 0.4), _u(rng, 0.45, 0.6), _u(rng, 0.32, 0.46))
         found.append(layer([blade], shade=_u(rng, 0.78, 1.08)))
     return found
 
@@ -325,7 +325,7 @@ def _fern(rng: Rng) -> Drawing:
         leaves = [limb(stem[::4], [0.025] * 2)]
         for k, (x, y) in enumerate(stem[5::3]):
             size = 0.3 * (1 - k / 10)
-            leaves += [leaf(x, y, a + s * 1.0, size, size * 0.42) for s in (-1, 1)]
+            leaves += [leaf(x, y, a + s * 1.0, size, size * 0.55) for s in (-1, 1)]
         found.append(layer(leaves, shade=_u(rng, 0.75, 1.05)))
     return found
 

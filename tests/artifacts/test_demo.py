@@ -27,7 +27,7 @@ SMALL = DemoParams(train=5, val=2, size=64)
 @pytest.fixture(scope="module")
 def few() -> list[DemoSample]:
     auxiliary = DemoParams(family="auxiliary")
-    return [make_sample(DEMO, "train", i) for i in range(40)] + [make_sample(auxiliary, "train", i) for i in range(24)]
+    return [make_sample(DEMO, "train", i) for i in range(30)] + [make_sample(auxiliary, "train", i) for i in range(12)]
 
 
 def digest_of_tree(root: Path) -> dict[str, str]:
@@ -67,6 +67,20 @@ def test_seed_and_family_change_the_picture(change: dict[str, object]) -> None:
 def test_splits_and_images_differ() -> None:
     pictures = {make_sample(SMALL, s, i).image_rgb.tobytes() for s in ("train", "val") for i in range(2)}
     assert len(pictures) == 4
+
+
+def test_other_pictures_are_another_version() -> None:
+    """When this fails on purpose: raise DEMO_VERSION, and write the new boxes down."""
+    assert demo.DEMO_VERSION == 2
+    golden = {
+        0: (("cart", "grazer"), [(34, 8, 96, 61), (1, 19, 65, 87)]),
+        1: (("kettle",), [(19, 40, 96, 76)]),
+        2: (("fish", "fish", "cart"), [(4, 38, 53, 55), (20, 55, 55, 74), (40, 42, 91, 87)]),
+    }
+    for index, (classes, boxes) in golden.items():
+        sample = make_sample(DEMO, "train", index)
+        assert sample.classes == classes
+        assert np.abs(np.array(sample.boxes_xyxy) - boxes).max() <= 1, "rounding may differ between processors"
 
 
 # -- labels are true -------------------------------------------------------------------------------------------------
@@ -123,9 +137,9 @@ def test_strokes_of_thin_and_empty_regions() -> None:
 
 
 def test_every_class_turns_up_and_bodies_do_not_tell_them_apart(few: list[DemoSample]) -> None:
-    target = few[:40]
+    target = few[:30]
     for name in DEMO_CLASSES:
-        assert sum(name in s.classes for s in target) >= 8
+        assert sum(name in s.classes for s in target) >= 6
     assert set(DEMO_CLASSES).isdisjoint(AUX_CLASSES) and len(DEMO_CLASSES) == 5 and len(AUX_CLASSES) == 6
     # The mean colour of a class over many individuals is nearly the same for all classes.
     means = []
