@@ -10,6 +10,9 @@ from typing import Protocol
 from artifacts.objects import Object
 from artifacts.records import MaskHW
 
+FORMATS = ("voc", "voc-server", "coco", "hdf5")
+"""What can be exported to; :data:`artifacts.export.WRITERS` holds how."""
+
 
 @dataclass(frozen=True)
 class ExportImage:

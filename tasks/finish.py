@@ -5,18 +5,22 @@ Scoring is no stage: it enters no stamp, and is the only place where truth is re
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from artifacts import report
 from artifacts.export import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
 from artifacts.records import DataError, MaskHW, Record, RecordSet
+from artifacts.store import CorruptSegment
 from tasks.run import Runner, unique_skips
 from tasks.score import SetScores, image_miou, score_set
 from tasks.stage import FitHandle, Handle, MapHandle, MapStage
@@ -73,7 +77,9 @@ def finish(run: Runner, masks: MapHandle, student: FitHandle, val: RecordSet, pr
         "finished", scores=scores, warnings=warnings, masks=masks.label, classes=list(train.classes)
     )
     for kind in run.options.export:
-        files[f"dataset ({kind})"] = str(export_run(run.cache, manifest, masks.label, kind, out / f"dataset-{kind}"))
+        with mending(run):
+            folder = export_run(run.cache, manifest, masks.label, kind, out / f"dataset-{kind}")
+        files[f"dataset ({kind})"] = str(folder)
     files["manifest"] = str(run.folder.path / "manifest.json")
     log.debug("scores, pictures and export took %.1f s", time.monotonic() - started)
     files["report"] = str(_html(run, out, manifest, scores, files))
@@ -89,7 +95,7 @@ def score_handle(run: Runner, handle: MapHandle) -> SetScores:
         produced = handle.produced.get(key)
         if produced is None or produced.output is None:
             return None
-        return run.store.read(handle.address, key, produced.stamp, names)
+        return read_stored(run, handle, key, produced.stamp, names)
 
     def mask_of(record: Record) -> MaskHW | None:
         found = arrays(record, ("mask_hw",))
@@ -99,6 +105,24 @@ def score_handle(run: Runner, handle: MapHandle) -> SetScores:
         return {item.id: (item.window_xyxy, item.values_hw) for item in unpack_objects(arrays(record, None) or {})}
 
     return score_set(handle.records, len(handle.records.classes), mask_of, windows_of if with_objects else None)
+
+
+def read_stored(
+    run: Runner, handle: MapHandle, key: str, stamp: str, names: tuple[str, ...] | None
+) -> dict[str, NDArray[Any]]:
+    """Arrays of one image. A damaged segment ends the run, and is put aside so that the next one makes it anew."""
+    with mending(run):
+        return run.store.read(handle.address, key, stamp, names)
+
+
+@contextlib.contextmanager
+def mending(run: Runner) -> Iterator[None]:
+    """Put a segment that turns out to be damaged aside before the error goes on."""
+    try:
+        yield
+    except CorruptSegment as error:
+        run.store.quarantine(error.segment)
+        raise
 
 
 def _shown(train: RecordSet) -> RecordSet:
@@ -141,7 +165,7 @@ def _row(run: Runner, record: Record, stages: list[MapHandle], samples: MapHandl
         produced = handle.produced.get(key)
         if produced is None or produced.output is None:
             continue
-        mask_hw = run.store.read(handle.address, key, produced.stamp, ("mask_hw",))["mask_hw"]
+        mask_hw = read_stored(run, handle, key, produced.stamp, ("mask_hw",))["mask_hw"]
         own = None if truth_hw is None else image_miou(mask_hw, truth_hw, len(handle.records.classes))
         panels.append(("student" if handle is samples else handle.label, mask_hw, own))
     seen = record.view({kind for handle in run.handles for kind in handle.stage.reads})

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from artifacts import keys
+from artifacts.exported import FORMATS
 from tasks.stage import PARAMS_CONFIG
 
 
@@ -48,6 +49,8 @@ class RunParams:
         _at_least("image_timeout_s", self.image_timeout_s, 0.1)
         if not 0 <= self.share_new <= 1:
             raise ValueError(f"share_new={self.share_new} must lie in 0..1")
+        if unknown := [name for name in self.export if name not in FORMATS]:
+            raise ValueError(f"export {', '.join(unknown)}: there are {', '.join(FORMATS)}")
 
     @property
     def worker_count(self) -> int:

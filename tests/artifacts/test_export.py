@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 
 from artifacts import export, runs
 from artifacts.export import export_run
+from artifacts.exported import FORMATS
 from artifacts.objects import pack_objects
 from artifacts.records import DataError
 from artifacts.store import MaskStore
@@ -183,6 +184,10 @@ def test_a_failing_export_leaves_the_old_one_whole(
         export_run(cache, manifest, "cut", "voc", out)
     assert contents(out) == before
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".tmp")] == []
+
+
+def test_the_formats_that_options_are_checked_against_are_the_writers() -> None:
+    assert tuple(export.WRITERS) == FORMATS
 
 
 def test_an_unknown_stage_or_format_lists_what_there_is(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
