@@ -137,12 +137,21 @@ class PredictParams:
     test: TestTimeParams
 
 
+VOC_TEST = TestTimeParams(scales=(0.5, 0.75, 1.0, 1.25), flip=True)
+"""BPG's: averaged over four scales and mirror images."""
+
 VOC_LARGEFOV = DeepLabParams(
-    network="largefov", weights="imagenet", batch=30, lr=1e-3, iterations=20_000, scale_range=(1.0, 1.0)
+    network="largefov",
+    weights="imagenet",
+    batch=30,
+    lr=1e-3,
+    iterations=20_000,
+    scale_range=(1.0, 1.0),
+    test=VOC_TEST,
 )
 """DeepLab-LargeFOV as released: crop 321, mirror images only, batch 30, 1e-3, groups 1/2/10/20."""
 
-VOC_RESNET101 = DeepLabParams(network="resnet101", weights="imagenet")
+VOC_RESNET101 = DeepLabParams(network="resnet101", weights="imagenet", test=VOC_TEST)
 """DeepLab v2: crop 321, scale .5-1.5, batch 10, 2.5e-4, momentum .9, weight decay 5e-4, groups 1/10/20."""
 
 DEMO = DeepLabParams(
