@@ -52,7 +52,7 @@ def contact_sheet(
     """Draw the sheet; returns its pages: ``path``, then ``<stem>-2.png``, ... (pages of an older, longer sheet go).
 
     Args:
-        rows: the images, one a row. All masks of a row have its image's size.
+        rows: the images, one a row. A mask of another size than its image is not drawn; its place says so.
         classes: name of class ``i + 1``.
         path: PNG file of the first page.
         title: heading.
@@ -61,12 +61,10 @@ def contact_sheet(
         last: the panel that stands right of the truth.
 
     Raises:
-        ValueError: no rows, or a mask of another size than its image.
+        ValueError: no rows.
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
-    for row in rows:
-        _check(row)
     columns = _columns(rows, last)
     pages = [rows[start : start + rows_per_page] for start in range(0, len(rows), rows_per_page)]
     paths = [path if page == 0 else _page_path(path, page + 1) for page in range(len(pages))]
@@ -90,14 +88,6 @@ def sheet_pages(path: Path) -> list[Path]:
 
 def _page_path(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-def _check(row: SheetRow) -> None:
-    size_hw = row.image_rgb.shape[:2]
-    masks = [(name, mask) for name, mask, _ in row.panels] + ([(TRUTH, row.truth)] if row.truth is not None else [])
-    for name, mask in masks:
-        if mask.shape != size_hw:
-            raise ValueError(f"{row.title}: {name} is {mask.shape}, its image {size_hw} (height, width)")
 
 
 def _columns(rows: Sequence[SheetRow], last: str) -> list[str]:
@@ -144,17 +134,19 @@ def _draw_row(sheet: Sheet, row: SheetRow, classes: Sequence[str], columns: list
     x = MARGIN
     sheet.paste(_draw_weak_label(image, row, classes), x + (width - size_hw[1]) // 2, y)
     sheet.text(x, below, drawing.fit_text(row.title, 13, width), size=13, colour=drawing.MUTED)
-    masks = {name: (mask, iou) for name, mask, iou in row.panels}
+    masks: dict[str, tuple[MaskHW, float | None]] = {name: (mask, iou) for name, mask, iou in row.panels}
+    if row.truth is not None:
+        masks[TRUTH] = (row.truth, None)
     for place, name in enumerate(columns, 1):
         x = MARGIN + place * (width + GAP)
         left = x + (width - size_hw[1]) // 2
-        if name == TRUTH and row.truth is not None:
-            sheet.paste(overlay(image, row.truth), left, y)
-            continue
         if name not in masks:
-            _draw_missing(sheet, left, y, size_hw)
+            _draw_missing(sheet, left, y, size_hw, "no mask")
             continue
         mask_hw, iou = masks[name]
+        if mask_hw.shape != row.image_rgb.shape[:2]:
+            _draw_missing(sheet, left, y, size_hw, f"wrong size: {mask_hw.shape[1]} x {mask_hw.shape[0]}")
+            continue
         sheet.paste(overlay(image, mask_hw), left, y)
         if iou is not None:
             _draw_iou(sheet, x, below, width, iou)
@@ -171,11 +163,11 @@ def _draw_iou(sheet: Sheet, x: int, y: int, width: int, iou: float) -> None:
         sheet.draw.rounded_rectangle((left, y + 5, filled, y + 10), 3, fill=(84, 110, 160))
 
 
-def _draw_missing(sheet: Sheet, x: int, y: int, size_hw: tuple[int, int]) -> None:
+def _draw_missing(sheet: Sheet, x: int, y: int, size_hw: tuple[int, int], why: str) -> None:
     height, width = size_hw
     corners = (x, y, x + width - 1, y + height - 1)
     sheet.draw.rounded_rectangle(corners, 6, fill=(247, 248, 250), outline=drawing.LINE)
-    sheet.text(x + width / 2, y + height / 2, "no mask", size=13, colour=drawing.MUTED, anchor="mm")
+    sheet.text(x + width / 2, y + height / 2, why, size=13, colour=drawing.MUTED, anchor="mm")
 
 
 def _resize(image_rgb: ImageRGB, size_hw: tuple[int, int]) -> Picture:
