@@ -30,6 +30,7 @@ from artifacts.export_coco import write_coco_export
 from artifacts.export_hdf5 import write_hdf5_export
 from artifacts.export_voc import write_voc_export, write_voc_server_export
 from artifacts.exported import ExportImage, Source
+from artifacts.images import ImageDigests
 from artifacts.objects import unpack_objects
 from artifacts.records import DataError
 from artifacts.runs import read_stamps
@@ -108,6 +109,9 @@ def export_run(
         read_stamps(cache, stage["stamps"]),
         with_images,
     )
+    said = _made_from(cache, manifest, stage, kind, source)
+    if previous and json.loads(previous).items() >= said.items():
+        return out  # made from the same, and no file in it was touched since
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(out.parent)
     temporary = temporary_beside(out)
@@ -115,9 +119,7 @@ def export_run(
         temporary.mkdir()
         counts = WRITERS[kind](temporary, source)
         kill_point("export.mid_export")
-        _write_manifest(temporary, manifest, stage, kind, source, counts)
-        if previous is not None and (temporary / MANIFEST).read_text() == previous:
-            return out  # the same bytes are there already
+        _write_manifest(temporary, said, counts)
         _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -134,20 +136,15 @@ def _stage(manifest: Mapping[str, Any], label: str) -> Mapping[str, Any]:
     )
 
 
-def _write_manifest(
-    folder: Path,
-    manifest: Mapping[str, Any],
-    stage: Mapping[str, Any],
-    kind: str,
-    source: StageSource,
-    counts: Mapping[str, int],
-) -> None:
-    """What the export was made from. No time, no run id, no place: equal content, equal bytes."""
-    files = {
-        path.relative_to(folder).as_posix(): keys.digest_file(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def _made_from(
+    cache: Path, manifest: Mapping[str, Any], stage: Mapping[str, Any], kind: str, source: StageSource
+) -> dict[str, Any]:
+    """All that decides an export's bytes. No time, no run id, no place: equal content, equal bytes.
+
+    The masks are known by the digests of their arrays, images that go with them by the digest of their bytes.
+    """
+    entries = MaskStore(cache, readonly=True).entries(stage["address"])
+    pairs = {key: (key, stamp) for key, (stamp, _) in source.stamps.items() if stamp is not None}
     said = {
         "maskmill_export": FORMAT_VERSION,
         "format": kind,
@@ -155,18 +152,41 @@ def _write_manifest(
         "stage": stage["label"],
         "split": stage["split"],
         "addresses": {one["label"]: one["address"] for one in manifest["stages"]},
-        # Not the manifest's list of stamps: that names the images' places, and the data may lie elsewhere next time.
-        "stamps": keys.digest({key: stamp for key, (stamp, _) in source.stamps.items()}),
+        "masks": keys.digest({key: entries[pair].output for key, pair in pairs.items() if pair in entries}),
+        "images": _image_digests(cache, source) if source.with_images else None,
         "fits": {one["label"]: one["output"] for one in manifest["stages"] if one["kind"] == "fit"},
         "recipe": manifest["recipe"],
         "libraries": manifest["libraries"],
         "classes": list(source.classes),
-        "counts": dict(counts),
         "without_mask": source.absent,
         "skips": [{"key": s["key"], "stage": s["stage"], "reason": s["reason"]} for s in manifest["skips"]],
-        "files": files,
     }
-    write_text_atomic(folder / MANIFEST, json.dumps(said, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    plain: dict[str, Any] = json.loads(json.dumps(said))
+    return plain
+
+
+def _image_digests(cache: Path, source: StageSource) -> str:
+    """One digest of all images that have a mask. One that cannot be read is the writer's to complain about."""
+    digests = ImageDigests(cache)
+    found: dict[str, str | None] = {}
+    for key, (stamp, image) in source.stamps.items():
+        if stamp is not None:
+            try:
+                found[key] = digests.digest(Path(image))
+            except OSError:
+                found[key] = None
+    return keys.digest(found)
+
+
+def _write_manifest(folder: Path, said: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    """What the export was made from, and every file in it."""
+    files = {
+        path.relative_to(folder).as_posix(): keys.digest_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    whole = {**said, "counts": dict(counts), "files": files}
+    write_text_atomic(folder / MANIFEST, json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _previous(out: Path) -> str | None:

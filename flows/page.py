@@ -7,7 +7,7 @@ command line and a script share lies here; Prefect's side is ``flows/engine.py``
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from tasks.finish import Result
 from tasks.options import RunParams
 from tasks.progress import Reporter
 from tasks.run import Runner, Skin, StageReport
+from tasks.survey import Sources
 
 P = TypeVar("P")
 Page = Callable[[Runner, RecordSet, RecordSet, P], Result]
@@ -32,6 +33,8 @@ class Plan:
     estimates_s: dict[str, float]
     """label -> seconds, by the newest run in which the stage had work to do; labels without one are missing."""
     warnings: tuple[str, ...] = ()
+    sources: Sources | None = field(default=None, repr=False)
+    """What planning asked of images and labels, for the run that follows."""
 
 
 def settle(options: RunParams) -> RunParams:
@@ -72,7 +75,7 @@ def plan_page(name: str, page: Page[P], sets: tuple[RecordSet, RecordSet], param
         if report.label in past and past[report.label][1]:
             seconds, count = past[report.label]
             estimates[report.label] = seconds / count * (report.to_compute + report.unknown)
-    return Plan(name, tuple(run.reports), estimates, train.warnings + val.warnings)
+    return Plan(name, tuple(run.reports), estimates, train.warnings + val.warnings, run.sources)
 
 
 def run_page(
@@ -88,10 +91,10 @@ def run_page(
     """Read, plan (so that a wrong ``rerun`` fails before any work), run. Returns the page's result."""
     options = settle(options)
     sets = read_sets(data, options)
-    plan_page(name, page, sets, params, options)
+    plan = plan_page(name, page, sets, params, options)
     for records in sets:
         remember_dataset(Path(options.cache), records)
     recipe: dict[str, Any] = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
-    with Runner(options, flow=name, skin=skin, reporter=reporter, recipe=recipe) as run:
+    with Runner(options, flow=name, skin=skin, reporter=reporter, recipe=recipe, sources=plan.sources) as run:
         run.skips.extend(skip for records in sets for skip in records.skips)
         return page(run, *sets, params)

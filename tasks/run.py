@@ -128,8 +128,9 @@ class Runner:
         reporter: Reporter | None = None,
         planning: bool = False,
         recipe: Mapping[str, Any] | None = None,
+        sources: Sources | None = None,
     ) -> None:
-        """``recipe``: the flow's data and params as plain data, for the manifest."""
+        """``recipe``: the flow's data and params as plain data, for the manifest. ``sources``: a planning run's."""
         check_device(options.device)
         self.options = options
         self.flow = flow
@@ -145,7 +146,9 @@ class Runner:
         self._uses: dict[str, int] = {}
         self._supervisor: Supervisor | None = None
         self._pools: dict[bool, Pool] = {}
-        self._sources = Sources(ImageDigests(self.cache, verify=options.verify_inputs), MaskStore(self.cache))
+        self._sources = sources or Sources(
+            ImageDigests(self.cache, verify=options.verify_inputs), MaskStore(self.cache)
+        )
         self._folder: RunFolder | None = None
         self._started = time.time()
 
@@ -181,6 +184,11 @@ class Runner:
         if self._folder is None:
             self._folder = RunFolder.create(self.cache, self.flow)
         return self._folder
+
+    @property
+    def sources(self) -> Sources:
+        """Digests of images and labels worked out so far: a run need not ask again what its plan has asked."""
+        return self._sources
 
     @property
     def store(self) -> MaskStore:

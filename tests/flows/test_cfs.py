@@ -187,11 +187,7 @@ def test_the_demo_is_and_stays_boxes_grabcut_deeplab(tiny: Done) -> None:
 def test_packaged_configurations_are_the_presets() -> None:
     assert set(packaged()) == set(PRESETS)
     for name, preset in PRESETS.items():
-        found = configured(name).params.deeplab
-        # How the finished network is asked is no part of the fit: VOC's configurations ask at several scales.
-        assert dataclasses.replace(found, test=preset.test) == preset, name
-        assert found.test.flip
-        assert name.startswith("demo") or len(found.test.scales) > 1
+        assert configured(name).params.deeplab == preset, name
 
 
 def test_boxes_themselves_can_be_the_masks(tiny: Done) -> None:
