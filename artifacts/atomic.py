@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX = ".maskmill-tmp-"
 """Every unfinished file or folder starts with this, followed by its writer's pid."""
 
 KILL_POINTS = (
@@ -151,8 +152,9 @@ def sweep_temporaries(folder: Path, *, older_than_s: float = 3600.0) -> int:
 
 
 def _abandoned(entry: Path, older_than_s: float) -> bool:
-    pid_text = entry.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
-    if pid_text.isdigit() and Path(f"/proc/{pid_text}").exists():
+    # An export's folder may be anybody's: a name that temporary_beside does not give is somebody else's.
+    name = re.fullmatch(rf"{re.escape(TEMPORARY_PREFIX)}(\d+)-[0-9a-f]{{12}}", entry.name)
+    if name is None or Path(f"/proc/{name[1]}").exists():
         return False
     with contextlib.suppress(FileNotFoundError):
         return time.time() - entry.stat().st_mtime >= older_than_s

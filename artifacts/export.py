@@ -126,6 +126,11 @@ def export_run(
     return out
 
 
+def check_target(out: Path) -> None:
+    """Raises :class:`DataError` if an export to ``out`` would be refused; asked before a long run."""
+    _previous(out)
+
+
 def _stage(manifest: Mapping[str, Any], label: str) -> Mapping[str, Any]:
     stages: list[Mapping[str, Any]] = [stage for stage in manifest["stages"] if stage["kind"] == "map"]
     for stage in stages:

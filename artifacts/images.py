@@ -53,6 +53,15 @@ _SIXTEEN_BIT_IN_32 = frozenset({"PNG", "PPM"})  # formats whose 16-bit grey Pill
 class ImageError(DataError):
     """An image file whose content cannot be used. The message is ``path: reason``."""
 
+    permanent = True
+    """Whether trying again is useless while the file is the same."""
+
+
+class TooManyPixels(ImageError):
+    """More pixels than the limit, which the user may raise."""
+
+    permanent = False
+
 
 def read_image_rgb(path: Path, *, max_pixels: int | None = None) -> ImageRGB:
     """Decode ``path`` to ``(H, W, 3) uint8`` RGB, EXIF-rotated.
@@ -163,7 +172,7 @@ def _to_rgb(image: Image.Image, file_format: str, name: str) -> ImageRGB:
 def _check_size(image: Image.Image, name: str, limit: int) -> None:
     width, height = image.size
     if width * height > limit:
-        raise ImageError(
+        raise TooManyPixels(
             f"{name}: {width} x {height} = {width * height:,} pixels, more than {limit:,}; a decompression bomb?"
             f" Scale it down, or set {MAX_PIXELS_VARIABLE}={width * height} if you trust it"
         )

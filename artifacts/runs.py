@@ -39,7 +39,13 @@ class RunFolder:
         """A new, empty folder whose name sorts by time."""
         now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
         folder = cls(cache, f"{now}-{flow}-{secrets.token_hex(2)}")
-        folder.path.mkdir(parents=True)
+        try:
+            folder.path.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(
+                f"{folder.path}: the run's folder cannot be made ({error.strerror}); is the cache full or read-only?"
+                " Free some space, or name another folder with --cache"
+            ) from error
         return folder
 
     @property
@@ -109,7 +115,11 @@ def last_seconds(cache: Path, flow: str) -> dict[str, tuple[float, int]]:
     """label -> (seconds, images or fits done) of the newest run in which the stage had work to do."""
     found: dict[str, tuple[float, int]] = {}
     for run in reversed(list_runs(cache, flow)[-20:]):
-        for stage in run.manifest().get("stages", []):
+        try:
+            stages = run.manifest().get("stages", [])
+        except DataError:
+            continue  # only an estimate is lost
+        for stage in stages:
             if stage.get("computed") and stage["label"] not in found:
                 found[stage["label"]] = (float(stage["seconds"]), int(stage["computed"]))
     return found

@@ -12,7 +12,7 @@ from prefect import State, flow
 
 from artifacts.datasets import DataParams
 from artifacts.records import RecordSet
-from flows.engine import describe, run_flow, threads
+from flows.engine import run_flow, show_help, threads
 from tasks import deeplab, grabcut, labels
 from tasks.deeplab import DeepLabParams
 from tasks.finish import Result, finish
@@ -39,6 +39,7 @@ class CFSFlowParams:
 
 def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -> Result:
     """The whole method on one page."""
+    deeplab.check_run(params.deeplab, run.options)
     if params.proposals == "grabcut":
         masks = run.map(grabcut.propose(params.grabcut), train)
     else:
@@ -47,10 +48,10 @@ def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -
     return finish(run, masks, student, val, deeplab.predict(params.deeplab))
 
 
+show_help(DataParams, CFSFlowParams, RunParams)
+
+
 @flow(name="cfs", persist_result=False, task_runner=threads())
 def cfs(data: DataParams, params: CFSFlowParams = CFSFlowParams(), options: RunParams = RunParams()) -> State[Any]:
     """Boxes -> GrabCut -> masks -> DeepLab -> scores, as a Prefect flow run."""
     return run_flow("cfs", page, data, params, options)
-
-
-describe(cfs, data=DataParams, params=CFSFlowParams, options=RunParams)

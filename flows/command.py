@@ -12,7 +12,7 @@ from rich.console import Console
 
 from artifacts.datasets import DataParams
 from flows import console as show
-from flows.config import ConfigError, Layer, as_yaml, build, merge, parse_set, read_config
+from flows.config import ConfigError, Layer, as_yaml, build, merge, packaged, parse_set, read_config
 from flows.page import Page, plan_page, read_sets, run_page, settle
 from tasks.options import RunParams
 from tasks.progress import Bars, Lines, Reporter
@@ -40,6 +40,8 @@ def load(flow: str) -> tuple[Page[Any], type[Any], Any]:
 
 def configure(flow: str, data: str | None, config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> Job:
     """Everything from the file, ``--set`` and the options, checked. Raises :class:`ConfigError` before any work."""
+    if config is None and data in packaged():
+        config = data  # the demo data with its own parameters: VOC's schedule would take days on it
     layers: list[Layer] = [read_config(config)] if config else []
     layers.append(parse_set(sets))
     given: dict[str, Any] = {"options": {name: value for name, value in options.items() if value is not None}}
@@ -91,6 +93,8 @@ def run_flow_command(
     else:
         summary = run_page(flow, page, job.data, job.params, job.options, reporter=_reporter(job.options)).summary()
     show.summary(summary, Console())
+    if summary["failures"]:
+        return 1
     return 3 if summary["skips"] else 0
 
 

@@ -48,6 +48,8 @@ def summary(result: dict[str, Any], console: Console) -> None:
         console.print(f"{name}: {escape(str(path))}", soft_wrap=True)
     for warning in result.get("warnings", []):
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
+    for failure in result.get("failures", []):
+        console.print(f"[red]failed:[/] {escape(failure)}", soft_wrap=True)
     skips(result["skips"], result["files"].get("manifest", ""), console)
 
 

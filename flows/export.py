@@ -16,7 +16,8 @@ from artifacts.runs import find_run, read_stamps
 from artifacts.store import MaskStore
 from artifacts.voc_masks import read_index_png
 from flows.config import ConfigError, Layer, build
-from tasks.score import SetScores, score_set
+from tasks.finish import windows
+from tasks.score import SetScores, Window, score_set
 
 
 def export(cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bool = True) -> Path:
@@ -58,7 +59,14 @@ def score_run(cache: Path, run: str, stage: str) -> tuple[dict[str, Any], SetSco
             return None
         return store.read(found["address"], records.key(record), stamp, ("mask_hw",))["mask_hw"]
 
-    return _scored(records, mask_of)
+    def windows_of(record: Record) -> dict[int, Window]:
+        stamp, _ = stamps.get(records.key(record), (None, ""))
+        arrays = {} if stamp is None else store.read(found["address"], records.key(record), stamp)
+        return windows(arrays)
+
+    one = next(((key, stamp) for key, (stamp, _) in stamps.items() if stamp is not None), None)
+    with_objects = one is not None and "objects_flat" in store.read(found["address"], *one)
+    return _scored(records, mask_of, windows_of if with_objects else None)
 
 
 def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tuple[dict[str, Any], SetScores]:
@@ -77,8 +85,12 @@ def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tupl
     return _scored(records, mask_of)
 
 
-def _scored(records: RecordSet, mask_of: Callable[[Record], MaskHW | None]) -> tuple[dict[str, Any], SetScores]:
-    scored = score_set(records, len(records.classes), mask_of)
+def _scored(
+    records: RecordSet,
+    mask_of: Callable[[Record], MaskHW | None],
+    windows_of: Callable[[Record], dict[int, Window]] | None = None,
+) -> tuple[dict[str, Any], SetScores]:
+    scored = score_set(records, len(records.classes), mask_of, windows_of)
     if not scored.scores.images:
         raise DataError(
             f"{records.dataset}:{records.split}: nothing to score: of {len(records)} images"

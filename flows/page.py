@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.datasets import DataParams, read_split, remember_dataset
+from artifacts.export import check_target
 from artifacts.records import DataError, RecordSet
 from artifacts.runs import last_seconds
-from tasks.finish import Result
+from tasks.finish import Result, dataset_folder
 from tasks.options import RunParams
 from tasks.progress import Reporter
-from tasks.run import Runner, Skin, StageReport
+from tasks.run import Runner, Skin, StageFailed, StageReport
 from tasks.survey import Sources
 
 P = TypeVar("P")
@@ -92,9 +93,15 @@ def run_page(
     options = settle(options)
     sets = read_sets(data, options)
     plan = plan_page(name, page, sets, params, options)
+    for kind in options.export if options.out else ():
+        check_target(dataset_folder(Path(options.out), kind))
     for records in sets:
         remember_dataset(Path(options.cache), records)
     recipe: dict[str, Any] = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
-    with Runner(options, flow=name, skin=skin, reporter=reporter, recipe=recipe, sources=plan.sources) as run:
-        run.skips.extend(skip for records in sets for skip in records.skips)
-        return page(run, *sets, params)
+    try:
+        with Runner(options, flow=name, skin=skin, reporter=reporter, recipe=recipe, sources=plan.sources) as run:
+            run.skips.extend(skip for records in sets for skip in records.skips)
+            return page(run, *sets, params)
+    except DataError as error:
+        # From here on work was done: no longer a matter of wrong usage.
+        raise StageFailed(str(error)) from error

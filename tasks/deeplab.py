@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from artifacts.keys import OPERATIONAL
+from artifacts.records import DataError
 from tasks import weights as weights_files
+from tasks.gpus import has_gpu
 from tasks.stage import PARAMS_CONFIG, Arrays, FitStage, Item, MapStage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from tasks.fit import FitContext
+    from tasks.options import RunParams
 
 Network = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
 
@@ -177,6 +180,17 @@ PRESETS: Mapping[str, DeepLabParams] = {
     "demo": DEMO,
     "demo-tiny": DEMO_TINY,
 }
+
+
+def check_run(params: DeepLabParams, options: RunParams, *, name: str = "deeplab") -> None:
+    """Raises :class:`DataError` for parameters that cannot run on what the options name; asked before any work."""
+    if params.batch % options.devices:
+        raise DataError(
+            f"params.{name}.batch={params.batch} cannot be shared by options.devices={options.devices};"
+            f" set batch to a multiple of {options.devices}"
+        )
+    if params.precision == "fp16" and (options.device == "cpu" or not has_gpu()):
+        raise DataError(f"params.{name}.precision=fp16 needs a GPU, and this run has none; set precision to 32 or bf16")
 
 
 def fit(params: DeepLabParams, *, name: str = "deeplab") -> FitStage:

@@ -6,6 +6,7 @@ Scoring is no stage: it enters no stamp, and is the only place where truth is re
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import report
@@ -22,7 +24,7 @@ from artifacts.objects import unpack_objects
 from artifacts.records import DataError, MaskHW, Record, RecordSet
 from artifacts.store import CorruptSegment
 from tasks.run import Runner, unique_skips
-from tasks.score import SetScores, image_miou, score_set
+from tasks.score import SetScores, Window, image_miou, score_set
 from tasks.stage import FitHandle, Handle, MapHandle, MapStage
 
 log = logging.getLogger("maskmill")
@@ -39,6 +41,8 @@ class Result:
     """``"masks (train)"``, ``"student (val)"`` -> numbers as in ``Scores.as_dict``."""
     files: Mapping[str, str]
     manifest: Mapping[str, Any]
+    failures: tuple[str, ...] = ()
+    """What could not be done at the end (an export to a folder that is not ours, say); the rest stands."""
 
     def summary(self) -> dict[str, Any]:
         """Plain data for the command's last page and for a flow run's result."""
@@ -49,6 +53,7 @@ class Result:
             "stages": self.manifest["stages"],
             "skips": self.manifest["skips"],
             "warnings": self.manifest.get("warnings", []),
+            "failures": list(self.failures),
             "seconds": self.manifest["seconds"],
         }
 
@@ -76,14 +81,25 @@ def finish(run: Runner, masks: MapHandle, student: FitHandle, val: RecordSet, pr
     manifest = run.write_manifest(
         "finished", scores=scores, warnings=warnings, masks=masks.label, classes=list(train.classes)
     )
+    failures: list[str] = []
     for kind in run.options.export:
-        with mending(run):
-            folder = export_run(run.cache, manifest, masks.label, kind, out / f"dataset-{kind}")
+        try:
+            with mending(run):
+                folder = export_run(run.cache, manifest, masks.label, kind, dataset_folder(out, kind))
+        except (DataError, OSError) as error:
+            # Masks, student and scores are there: an export that fails must not turn them into a failed run.
+            failures.append(f"export to {kind} failed: {error}")
+            continue
         files[f"dataset ({kind})"] = str(folder)
     files["manifest"] = str(run.folder.path / "manifest.json")
     log.debug("scores, pictures and export took %.1f s", time.monotonic() - started)
     files["report"] = str(_html(run, out, manifest, scores, files))
-    return Result(run.folder.run_id, scores, files, manifest)
+    return Result(run.folder.run_id, scores, files, manifest, tuple(failures))
+
+
+def dataset_folder(out: Path, kind: str) -> Path:
+    """Where a run's export of one format goes."""
+    return out / f"dataset-{kind}"
 
 
 def score_handle(run: Runner, handle: MapHandle) -> SetScores:
@@ -101,10 +117,17 @@ def score_handle(run: Runner, handle: MapHandle) -> SetScores:
         found = arrays(record, ("mask_hw",))
         return None if found is None else found["mask_hw"]
 
-    def windows_of(record: Record) -> dict[int, Any]:
-        return {item.id: (item.window_xyxy, item.values_hw) for item in unpack_objects(arrays(record, None) or {})}
+    def windows_of(record: Record) -> dict[int, Window]:
+        return windows(arrays(record, None) or {})
 
     return score_set(handle.records, len(handle.records.classes), mask_of, windows_of if with_objects else None)
+
+
+def windows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Window]:
+    """Object id -> window and mask before painting; empty for an image (or a stage) without objects."""
+    if "objects_flat" not in arrays:
+        return {}
+    return {item.id: (item.window_xyxy, item.values_hw.astype(np.bool_)) for item in unpack_objects(arrays)}
 
 
 def read_stored(
@@ -127,8 +150,9 @@ def mending(run: Runner) -> Iterator[None]:
 
 def _shown(train: RecordSet) -> RecordSet:
     """The first records that hold objects: the contact sheet's rows."""
-    with_objects = [record for record in train if record.boxes or record.tags or record.scribbles]
-    return train.only(record.image_id for record in (with_objects or list(train))[:SHEET_ROWS])
+    with_objects = (record for record in train if record.boxes or record.tags or record.scribbles)
+    found = list(itertools.islice(with_objects, SHEET_ROWS)) or list(itertools.islice(train, SHEET_ROWS))
+    return train.only(record.image_id for record in found)
 
 
 def _draw(

@@ -64,7 +64,7 @@ class RunParams:
 
 
 def _at_least(name: str, value: float, least: float) -> None:
-    if value < least:
+    if not value >= least:  # nan, too
         raise ValueError(f"{name}={value} must be at least {least}")
 
 

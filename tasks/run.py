@@ -162,9 +162,11 @@ class Runner:
             self.stop.set()
         self.close()
         if error is not None and not self.planning and self.reports:
-            self.write_manifest(
-                status="interrupted" if not isinstance(error, Exception) else "failed", error=str(error)
-            )
+            status = "failed" if isinstance(error, Exception) else "interrupted"
+            try:
+                self.write_manifest(status, str(error))
+            except (OSError, DataError) as second:  # the first error is the one to be told
+                log.warning("no manifest was written: %s", second)
 
     def close(self) -> None:
         """End every child and give the terminal back."""
@@ -175,8 +177,11 @@ class Runner:
             self._supervisor.stop_all()
             self._supervisor = None
         self.reporter.close()
-        if not self.planning:
-            self._sources.digests.save()
+        if self.cache.is_dir():
+            try:
+                self._sources.digests.save()
+            except OSError as error:  # only a memory of file times: the next run reads the images again
+                log.warning("%s: image digests could not be kept: %s", self.cache, error)
 
     @property
     def folder(self) -> RunFolder:

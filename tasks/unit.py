@@ -101,7 +101,7 @@ class WorkUnit:
             item = self._item(store, job)
             return check_outputs(self.stage, resolve(self.stage.function)(item, self.stage.params))
         except (SkipImage, DataError) as error:
-            return self._skip(job, str(error), permanent=True)
+            return self._skip(job, str(error), permanent=getattr(error, "permanent", True))
         except CorruptSegment as error:
             # The upstream segment is put aside, so that the next run makes its images anew.
             store.quarantine(error.segment)

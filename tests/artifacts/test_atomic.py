@@ -49,8 +49,17 @@ def test_a_killed_writer_leaves_the_old_file_and_a_temporary_that_is_swept(tmp_p
 
 
 def test_a_living_writers_temporary_is_never_swept(tmp_path: Path) -> None:
-    (tmp_path / f"{atomic.TEMPORARY_PREFIX}{os.getpid()}-abc").touch()
+    (tmp_path / f"{atomic.TEMPORARY_PREFIX}{os.getpid()}-0123456789ab").touch()
     assert atomic.sweep_temporaries(tmp_path, older_than_s=0) == 0
+
+
+@pytest.mark.parametrize(
+    "name", [".tmp-backup", ".maskmill-tmp-notes", ".maskmill-tmp-12-mine", ".maskmill-tmp-1-0123456789abc"]
+)
+def test_what_only_looks_like_a_temporary_is_never_swept(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    assert atomic.sweep_temporaries(tmp_path, older_than_s=0) == 0
+    assert (tmp_path / name).is_dir()
 
 
 def test_a_published_folder_is_never_overwritten(tmp_path: Path) -> None:

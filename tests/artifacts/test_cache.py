@@ -202,7 +202,7 @@ def test_repair_mends_a_wrong_index_and_sweeps_what_killed_writers_left(filled: 
     good = first.read_bytes()
     first.unlink()
     second.write_bytes(b"rubbish")
-    left = filled.folder(A) / ".tmp-999999999-abc"
+    left = filled.folder(A) / ".maskmill-tmp-999999999-0123456789ab"
     left.write_bytes(b"half")
     os.utime(left, (0, 0))
     report = cache.verify(filled, repair=True)

@@ -139,7 +139,7 @@ def test_changed_masks_replace_an_untouched_export(run: tuple[Path, dict[str, An
     manifest["stages"][0]["stamps"] = runs.write_stamps(cache, stamps)
     export_run(cache, manifest, "cut", "voc", out)
     assert sorted(p.name for p in (out / "SegmentationClass").rglob("*.png")) == ["a.png"]
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".tmp")] == []
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".maskmill-tmp")] == []
 
 
 def spoil_extra(out: Path) -> None:
@@ -183,7 +183,7 @@ def test_a_failing_export_leaves_the_old_one_whole(
     with pytest.raises(OSError, match=r"a\.png"):
         export_run(cache, manifest, "cut", "voc", out)
     assert contents(out) == before
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".tmp")] == []
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".maskmill-tmp")] == []
 
 
 def test_the_formats_that_options_are_checked_against_are_the_writers() -> None:

@@ -246,10 +246,10 @@ def test_a_kill_leaves_the_state_before_and_nothing_half(
     done = subprocess.run([sys.executable, "-c", WRITER, str(tmp_path)], env={**os.environ, "MASKMILL_KILL_AT": point})
     assert done.returncode == -signal.SIGKILL
     folder = store.folder(ADDRESS, STAMP)
-    assert list(folder.rglob(".tmp-*")), "the kill came too early or too late to show anything"
+    assert list(folder.rglob(".maskmill-tmp-*")), "the kill came too early or too late to show anything"
     assert store.published(ADDRESS, STAMP) is None
     with store.lock(ADDRESS, STAMP):
         loaded = store.work(ADDRESS, STAMP).load()
         assert loaded == (None if step is None else (step, left * 100000))
         publish(store)
-    assert not list(folder.rglob(".tmp-*")), "leftovers are swept by the next writer"
+    assert not list(folder.rglob(".maskmill-tmp-*")), "leftovers are swept by the next writer"

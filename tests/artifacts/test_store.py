@@ -333,11 +333,11 @@ def test_a_kill_leaves_the_segment_whole_or_absent(
     monkeypatch.delenv("MASKMILL_KILL_AT")
     renamed = point == "store.after_rename"
     assert_whole(MaskStore(store.root), range(3) if renamed else range(1))
-    assert len(files(store, ".tmp-*")) == (0 if renamed else 1)
+    assert len(files(store, ".maskmill-tmp-*")) == (0 if renamed else 1)
     store.write_segment(A, [item(1), item(2)], meta={})
     assert_whole(MaskStore(store.root), range(3))
     atomic.sweep_temporaries(store.folder(A), older_than_s=0)
-    assert not files(store, ".tmp-*")
+    assert not files(store, ".maskmill-tmp-*")
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------
@@ -472,7 +472,7 @@ def test_a_write_that_fails_says_what_to_do_and_leaves_nothing(
     with pytest.raises(StoreError, match=rf"{re.escape(str(store.folder(A)))} cannot be written: .*{advice}"):
         store.write_segment(A, [item(1)], meta={})
     monkeypatch.undo()
-    assert not files(store, ".tmp-*")
+    assert not files(store, ".maskmill-tmp-*")
     assert_whole(MaskStore(store.root), [0])
 
 

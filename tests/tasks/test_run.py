@@ -219,6 +219,21 @@ def test_a_stages_own_fault_on_one_image_is_tried_again_next_time(tmp_path: Path
     assert run.reports[0].computed == 1
 
 
+def test_an_image_over_the_pixel_limit_is_tried_again_when_the_limit_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = images(tmp_path / "i", ["a", "b"])
+    cv2.imwrite(records.records[1].image, np.zeros((20, 20, 3), np.uint8))
+    monkeypatch.setenv("MASKMILL_MAX_PIXELS", "100")
+    with Runner(options(tmp_path)) as run:
+        run.map(stage(), records)
+    assert [skip.key for skip in run.skips] == ["set/b"]
+    monkeypatch.setenv("MASKMILL_MAX_PIXELS", "1000")
+    with Runner(options(tmp_path)) as run:
+        run.map(stage(), records)
+    assert (run.reports[0].computed, run.skips) == (1, [])
+
+
 def test_undeclared_outputs_are_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(
