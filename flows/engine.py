@@ -210,16 +210,20 @@ def call_flow(flow: Flow[..., Any], reporter: Reporter | None, **parameters: Any
     return caller.summary
 
 
-def describe(flow: Flow[..., Any], **classes: type[Any]) -> None:
-    """Put the params' help texts into ``flow``'s parameter schema: Prefect's form shows them beside the fields.
+def show_help(*kinds: type[Any]) -> None:
+    """Put the help texts of params classes (and of those inside) into the schema that Prefect's form is made from.
 
-    ``classes``: flow parameter -> its params class.
+    Call it before ``@flow``. The classes themselves know no pydantic.
     """
-    for kind in _params_classes(classes.values()):
-        properties = flow.parameters.definitions.get(kind.__name__, {}).get("properties", {})
-        for item in fields(kind):
-            if item.name in properties and (text := item.metadata.get("help")):
-                properties[item.name].setdefault("description", text)
+    for kind in _params_classes(kinds):
+        kind.__pydantic_config__ = {**kind.__pydantic_config__, "json_schema_extra": _add_help}
+
+
+def _add_help(schema: dict[str, Any], kind: type[Any]) -> None:
+    """Pydantic's hook: the fields' help as descriptions."""
+    for item in fields(kind):
+        if item.name in schema["properties"] and (text := item.metadata.get("help")):
+            schema["properties"][item.name]["description"] = text
 
 
 def one_line(error: BaseException) -> str:

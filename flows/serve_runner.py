@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect import Flow, State, get_client
@@ -27,6 +28,7 @@ from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterTags,
     FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
@@ -41,13 +43,16 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import ObjectNotFound
 from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import ParameterSchema
 
 from flows.prefect_env import SERVED_BY
 
 ALIVE = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
 """States that only a living runner's runs can be in."""
+TAKEN_EARLY = timedelta(minutes=1)
+"""A runner takes runs 10 s before they are due, and puts back those that find no slot by 30 s."""
 PAGE = 200
 
 
@@ -55,6 +60,8 @@ def main(arguments: Sequence[str]) -> None:
     """Serve what the specification says until SIGTERM."""
     os.dup2(1, 2)  # one stream to the parent: Prefect logs to stderr, and runs write to both
     os.environ[SERVED_BY] = str(os.getpid())
+    # Says at each poll that a run still waits for its turn.
+    logging.getLogger("prefect.runner.state_proposer").setLevel(logging.WARNING)
     spec = json.loads(Path(arguments[0]).read_text())
     asyncio.run(serve(spec))
 
@@ -111,7 +118,7 @@ async def build(item: dict[str, Any], owner: str) -> RunnerDeployment:
     """A deployment: one run at a time, later ones wait; parameters as the config file says."""
     module, _, name = item["flow"].partition(":")
     flow: Flow[..., Any] = getattr(importlib.import_module(module), name)
-    return await flow.ato_deployment(
+    deployment = await flow.ato_deployment(
         item["name"],
         schedules=[schedule] if (schedule := build_schedule(item)) else [],
         paused=False,
@@ -121,6 +128,16 @@ async def build(item: dict[str, Any], owner: str) -> RunnerDeployment:
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    # Prefect's schema lets an unknown section pass, and the run fails when it starts. This one refuses it at once.
+    known = deployment._parameter_openapi_schema.model_dump()
+    deployment._parameter_openapi_schema = ClosedSchema(**known, additionalProperties=False)
+    return deployment
+
+
+class ClosedSchema(ParameterSchema):
+    """A flow's parameters, and no others."""
+
+    additionalProperties: bool
 
 
 def build_schedule(item: dict[str, Any]) -> Schedule | None:
@@ -140,13 +157,25 @@ async def reconcile(client: PrefectClient, owner: str, served: Sequence[str]) ->
 
     A serve that was killed leaves its runs Running and their slots taken, for ever: the next night's run would wait
     for a dead one. Nobody else serves under this owner's name (the home's lock), so what is alive in the server is
-    dead here. Deployments that are not ``served`` any more stop scheduling.
+    dead here. Scheduled runs that were due meanwhile are dropped, deployments that are not ``served`` any more stop
+    scheduling.
     """
     stale = []
-    for run in await _alive(client, owner):
-        state: State[Any] = Crashed(message="maskmill serve ended while this ran; its cache holds what was done")
-        await client.set_flow_run_state(run.id, state, force=True)
+    for run in await _runs(client, owner, ALIVE):
+        crashed: State[Any] = Crashed(message="maskmill serve ended while this ran; its cache holds what was done")
+        await client.set_flow_run_state(run.id, crashed, force=True)
         stale.append(run.name)
+    now = datetime.now(UTC)
+    for run in await _runs(client, owner, [StateType.SCHEDULED], before=now + TAKEN_EARLY):
+        if not run.auto_scheduled:
+            continue
+        if run.expected_start_time is None or run.expected_start_time > now:
+            # Scheduled with the config of then, and kept by Prefect if it was touched. It is made anew.
+            await client.delete_flow_run(run.id)
+        else:
+            # As cron has it: what was missed is missed. All of them at once, when it comes back, helps nobody.
+            missed: State[Any] = Cancelled(name="Missed", message="maskmill serve was not running at its time")
+            await client.set_flow_run_state(run.id, missed, force=True)
     for deployment in await client.read_deployments(
         deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[owner]))
     ):
@@ -157,10 +186,14 @@ async def reconcile(client: PrefectClient, owner: str, served: Sequence[str]) ->
     return stale
 
 
-async def _alive(client: PrefectClient, owner: str) -> list[FlowRun]:
+async def _runs(
+    client: PrefectClient, owner: str, types: list[StateType], before: datetime | None = None
+) -> list[FlowRun]:
+    """This owner's runs in one of these states, due ``before``."""
     filters = FlowRunFilter(
         tags=FlowRunFilterTags(all_=[owner]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=ALIVE)),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=cast("Any", before)) if before else None,
     )
     found: list[FlowRun] = []
     while page := await client.read_flow_runs(flow_run_filter=filters, limit=PAGE, offset=len(found)):

@@ -181,6 +181,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         port = probe.getsockname()[1]
     with ExitStack() as stack:
         supervisor = stack.enter_context(Supervisor())
-        quick = {"PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1"}
+        quick = {
+            "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "1",
+            "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+        }
         _, env = serve.start_server(supervisor, home, port, ui=False, extra=quick)
         yield Server(env, home.path)

@@ -12,7 +12,7 @@ from prefect import State, flow
 
 from artifacts.datasets import DataParams
 from artifacts.records import RecordSet
-from flows.engine import describe, run_flow, threads
+from flows.engine import run_flow, show_help, threads
 from tasks.finish import Result
 from tasks.run import Runner, RunParams
 from tasks.stage import PARAMS_CONFIG, FitStage, MapStage
@@ -50,10 +50,10 @@ def endless(context: Any) -> dict[str, Any]:
     return {}
 
 
+show_help(DataParams, SlowParams, RunParams)
+
+
 @flow(name="slow", persist_result=False, task_runner=threads())
 def slow(data: DataParams, params: SlowParams = SlowParams(), options: RunParams = RunParams()) -> State[Any]:
     """Sleeps."""
     return run_flow("slow", page, data, params, options)
-
-
-describe(slow, data=DataParams, params=SlowParams, options=RunParams)

@@ -140,10 +140,12 @@ def test_a_flow_and_the_plain_page_share_addresses_and_manifest(write_config: Wr
 
 
 def test_the_form_shows_help_texts_and_defaults() -> None:
+    from prefect.utilities.callables import parameter_schema
+
     from flows.cfs import cfs
 
-    schema = cfs.parameters.model_dump()
-    pace = slow_flow.slow.parameters.definitions["Pace"]["properties"]["level"]
+    schema = parameter_schema(cfs).model_dump()
+    pace = parameter_schema(slow_flow.slow).definitions["Pace"]["properties"]["level"]
     assert pace["description"] == "milliseconds an image" and pace["default"] == 0
     run = schema["definitions"]["RunParams"]["properties"]
     assert run["device"]["enum"] == ["auto", "cpu", "cuda"] and run["device"]["default"] == "auto"
