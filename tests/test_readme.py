@@ -10,8 +10,17 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_ten_lines_of_h5py_are_those_of_the_cache_page_which_are_run_there() -> None:
+    (snippet,) = [block for block in python_blocks(README) if "h5py" in block]
+    assert snippet in python_blocks(README.parent / "docs" / "cache.md")
+
+
 def test_the_plain_script_runs_as_printed(tmp_path: Path) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (snippet,) = [block for block in python_blocks(README) if "Runner" in block]
     script = tmp_path / "plain.py"
     script.write_text(snippet)
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
