@@ -82,14 +82,19 @@ def digest(value: object) -> str:
     return digest_bytes(text.encode())
 
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+
+
 def canonical(value: object) -> Any:
     """``value`` as JSON-ready data in which equal content has equal text."""
+    if type(value) in _PLAIN:  # nearly all there is, hundreds of thousands of times in a run
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
             f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not f.metadata.get("operational")
         }
         return {"__params__": type(value).__name__, **{k: canonical(v) for k, v in fields.items()}}
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, (set, frozenset)):
         return sorted(canonical(v) for v in value)
