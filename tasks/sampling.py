@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,9 @@ Sample = Callable[[int, int, np.random.Generator], Mapping[str, Any]]
 Collate = Callable[[list[Any]], dict[str, Any]]
 PREFETCH = 4
 """Batches that each loader worker is ahead."""
+TRIES = 3
+RETRY_S = 0.5
+"""An image that could not be read is read again after this long: a network drive may only have hiccuped."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +70,35 @@ class _Samples(Dataset[_Made]):
                 # No skip: the cache can make these arrays again, and a fit without them would not be this fit.
                 MaskStore(self._cache).quarantine(error.segment)
                 return _Made(None, error=f"{error}; it was put aside, run again and its images are computed anew")
-            except DataError as error:
-                self._broken[index] = str(error)
-                skips.append(self._skip(index, str(error), permanent=True))
-            except (SkipImage, OSError) as error:
-                skips.append(self._skip(index, str(error), permanent=False))
+            except OSError as error:
+                # No skip either: what is published under this fit's stamp would stand for the whole set for ever.
+                return _Made(None, error=self._unread(index, error))
+            except (DataError, SkipImage) as error:
+                if isinstance(error, DataError):
+                    self._broken[index] = str(error)
+                skips.append(self._skip(index, str(error), permanent=getattr(error, "permanent", True)))
         return _Made(None, tuple(skips), self._nothing(skips))
 
     def _draw(self, index: int, epoch: int, attempt: int) -> Mapping[str, Any]:
+        """One sample; an image that cannot be read is tried again, with the same draws. Raises what is left."""
         # A replacement is drawn unlike the same image's own sample in this epoch.
         names = (self._seed, "sample", epoch, self._data.key(index), attempt)
-        with rng.sample_generators(*names) as generator:
-            return self._sample(index, epoch, generator)
+        for left in reversed(range(TRIES)):
+            try:
+                with rng.sample_generators(*names) as generator:
+                    return self._sample(index, epoch, generator)
+            except OSError:
+                if not left:
+                    raise
+                time.sleep(RETRY_S)
+        raise AssertionError
+
+    def _unread(self, index: int, error: OSError) -> str:
+        return (
+            f"{self._label}: {self._data.key(index)} cannot be read ({error.strerror or error}:"
+            f" {error.filename or self._data.record(index).image}; tried {TRIES} times). Nothing was published:"
+            " run again when it can be read, and the fit goes on from its checkpoint"
+        )
 
     def _skip(self, index: int, reason: str, *, permanent: bool) -> Skip:
         return Skip(self._data.key(index), self._data.record(index).image, reason, permanent, self._label)
