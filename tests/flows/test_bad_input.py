@@ -119,9 +119,9 @@ def test_a_tree_with_every_kind_of_broken_image(tiny: Done, tmp_path: Path) -> N
     assert before.items() < after.items()
     (new,) = after.keys() - before.keys()
     assert "demo-tiny/bad boxes" in new
-    # The next run tries only what may have changed: a file that was not there.
+    # The next run tries only what may have changed: the limit of pixels may have been raised.
     again = run_cfs(out, *moved)
-    assert (again.code, again.computed["grabcut"]) == (3, 0)
+    assert (again.code, again.computed["grabcut"]) == (3, 1)
     assert {skip["key"] for skip in again.manifest["skips"]} == {skip["key"] for skip in run.manifest["skips"]}
 
 
