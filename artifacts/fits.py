@@ -33,7 +33,7 @@ from artifacts.atomic import (
     write_atomic,
 )
 from artifacts.records import DataError
-from artifacts.store import explained
+from artifacts.store import StoreError, explained
 
 log = logging.getLogger("maskmill")
 
@@ -135,9 +135,9 @@ class Publication:
         try:
             data = self.weights.read_bytes()
         except OSError as error:
-            raise DataError(f"{self.weights}: cannot be read ({error.strerror}); fit again with --rerun") from error
+            raise DataError(f"{self.weights}: cannot be read ({error.strerror}); the next run fits again") from error
         if digest_of(tensor_digests(data, str(self.weights))) != self.digest:
-            raise DataError(f"{self.weights}: the tensors are not those that were published; fit again with --rerun")
+            raise DataError(f"{self.weights}: the tensors are not those that were published; the next run fits again")
 
 
 def share_new(publication: Publication, current: Collection[tuple[str, str]]) -> float:
@@ -147,6 +147,9 @@ def share_new(publication: Publication, current: Collection[tuple[str, str]]) ->
     """
     known = set(publication.members)
     return sum(pair not in known for pair in current) / len(current) if current else 0.0
+
+
+Accept = Callable[[Publication], bool]
 
 
 class FitStore:
@@ -189,23 +192,31 @@ class FitStore:
         found = (self._read(path) for path in sorted(self.folder(address, stamp).glob("pub-*")))
         return [publication for publication in found if publication is not None]
 
-    def published(self, address: str, stamp: str, *, newer_than: int = 0) -> Publication | None:
-        """The newest publication whose number is above ``newer_than``, if there is one."""
+    def published(
+        self, address: str, stamp: str, *, newer_than: int = 0, accept: Accept = lambda _: True
+    ) -> Publication | None:
+        """The newest publication that is accepted and whose number is above ``newer_than``, if there is one."""
         for path in sorted(self.folder(address, stamp).glob("pub-*"), reverse=True):
             if _number(path) <= newer_than:
                 break
-            if (publication := self._read(path)) is not None:
+            if (publication := self._read(path)) is not None and accept(publication):
                 return publication
         return None
 
-    def newest_of_lineage(self, address: str, lineage: str) -> Publication | None:
-        """The publication of this lineage that was published last, under whatever stamp."""
-        found: Publication | None = None
-        for folder in (self.root / address).glob("*"):
-            for publication in self.publications(address, folder.name):
-                if publication.lineage == lineage and (found is None or publication.published > found.published):
-                    found = publication
-        return found
+    def newest_number(self, address: str, stamp: str) -> int:
+        """The number of the newest publication, whole or not; 0 if there is none."""
+        return max((_number(path) for path in self.folder(address, stamp).glob("pub-*")), default=0)
+
+    def newest_of_lineage(self, address: str, lineage: str, *, accept: Accept = lambda _: True) -> Publication | None:
+        """The accepted publication of this lineage that was published last, under whatever stamp."""
+        found = [
+            publication
+            for folder in (self.root / address).glob("*")
+            for publication in self.publications(address, folder.name)
+            if publication.lineage == lineage
+        ]
+        newest_first = sorted(found, key=lambda publication: publication.published, reverse=True)
+        return next(filter(accept, newest_first), None)
 
     def publish(
         self,
@@ -256,7 +267,7 @@ class FitStore:
         return publication
 
     def _rename(self, temporary: Path, folder: Path) -> Path:
-        number = max((_number(path) for path in folder.glob("pub-*")), default=0) + 1
+        number = self.newest_number(folder.parent.name, folder.name) + 1
         while True:
             final = folder / f"pub-{number:04d}"
             try:
@@ -337,14 +348,27 @@ class Work:
         return path
 
     def load(self) -> tuple[int, bytes] | None:
-        """``(step, payload)`` of the newest whole checkpoint; a damaged one is removed with a warning."""
+        """``(step, payload)`` of the newest whole checkpoint; a damaged one is removed with a warning.
+
+        One that cannot be read now is left alone: it may be read tomorrow. Raises ``StoreError`` if there are only
+        such ones, rather than begin anew.
+        """
+        unread: StoreError | None = None
         for path in reversed(self.checkpoints()):
             try:
                 return int(path.stem.removeprefix("step-")), self._read(path)
-            except (OSError, ValueError) as error:
+            except ValueError as error:
                 log.warning("%s: %s; the checkpoint before it is used, if there is one", path, error)
                 with contextlib.suppress(OSError):
                     path.unlink()
+            except OSError as error:
+                log.warning("%s: %s; the checkpoint before it is used, if there is one", path, error)
+                unread = unread or StoreError(
+                    f"{path} cannot be read ({error.strerror or error}); run again when it can, or delete it and the"
+                    " fit begins anew"
+                )
+        if unread is not None:
+            raise unread
         return None
 
     def _read(self, path: Path) -> bytes:

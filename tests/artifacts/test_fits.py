@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from safetensors.numpy import save
 from artifacts import fits
 from artifacts.fits import FitStore, Publication, Work, share_new
 from artifacts.records import DataError
+from artifacts.store import StoreError
 
 ADDRESS, STAMP = "deeplab-0123", "abcd"
 WEIGHTS: dict[str, Any] = {
@@ -204,6 +206,28 @@ def test_a_damaged_checkpoint_costs_a_warning_and_the_steps_since_the_last(
     assert "the checkpoint before it is used" in caplog.text
     (work.path / "step-000000005.ckpt").write_bytes(b"")
     assert work.load() is None, "all damaged: from the start"
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_left_alone(
+    work: Work, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = [work.save(step, f"state {step}".encode()) for step in (5, 10)]
+    sick = {paths[1]}
+    read = Path.read_bytes
+
+    def reading(path: Path) -> bytes:
+        if path in sick:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", reading)
+        assert work.load() == (5, b"state 5")
+        assert "step-000000010.ckpt: [Errno 5] Input/output error" in caplog.text
+        sick.add(paths[0])
+        with pytest.raises(StoreError, match=r"step-000000010\.ckpt cannot be read \(Input/output error\); run again"):
+            work.load()
+    assert work.load() == (10, b"state 10")
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(work: Work) -> None:
