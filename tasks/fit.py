@@ -156,7 +156,7 @@ def _fit(spec: FitSpec, hardware: Hardware, emit: Emit, stop: Stop | None) -> Pu
         "device": hardware.accelerator,
         "devices": hardware.devices,
         "libraries": library_versions(),
-        "skips": [[skip.key, skip.path, skip.reason] for skip in context.skips],
+        "skips": [[skip.key, skip.path, skip.reason, skip.permanent] for skip in context.skips],
     }
     return store.publish(
         spec.address,

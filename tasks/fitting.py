@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from artifacts import keys
 from artifacts.fits import FitStore, Publication, share_new
 from artifacts.records import RecordSet, Skip
+from tasks.children import ROOT, Stopped
 from tasks.fitspec import FitSpec, plain_params
 from tasks.progress import Reporter
 from tasks.stage import FitHandle, FitStage, Handle
@@ -40,14 +41,23 @@ class FitPlan:
     """What is known of a fit before it runs; after it, with its publication."""
 
     stamp: str | None
-    """``None`` while an upstream result is only planned."""
+    """``None`` while an upstream result is only planned; of the older fit, if that is pinned."""
+    own_stamp: str | None = None
+    """What this fit is published under if it is done."""
     lineage: str = ""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """role -> path of an input file or of an upstream checkpoint."""
     prefixes: Mapping[str, str] = field(default_factory=dict)
     publication: Publication | None = None
     pinned: bool = False
+    newest: int = 0
+    """Number of the newest publication under the own stamp, whole or not."""
     newer_than: int = 0
+    """Publications up to this number do not count: damaged, or to be done again."""
+    note: str = ""
+    """What was decided, for the log."""
+    surprising: bool = False
+    """``note`` is not what ``refit`` asked for."""
 
     @property
     def digest(self) -> str | None:
@@ -61,8 +71,28 @@ class FitPlan:
 
     def again(self) -> FitPlan:
         """The same fit, to be done though it is published."""
-        number = self.publication.number if self.publication is not None and not self.pinned else 0
-        return replace(self, publication=None, pinned=False, newer_than=number)
+        return replace(
+            self,
+            stamp=self.own_stamp,
+            publication=None,
+            pinned=False,
+            newer_than=self.newest,
+            note="fitted again, as asked by rerun",
+            surprising=False,
+        )
+
+    def tell(self, label: str) -> None:
+        """Log what was decided."""
+        if self.note:
+            log.log(logging.WARNING if self.surprising else logging.INFO, "%s: %s", label, self.note)
+
+    def skips(self, members: Sequence[Job], label: str) -> list[Skip]:
+        """Images of ``members`` that the published fit was done without; told again by each run that uses it."""
+        if self.publication is None:
+            return []
+        current = {job.key for job in members}
+        listed = [Skip(*entry) for entry in self.publication.info.get("skips", ())]
+        return [replace(skip, stage=label) for skip in listed if skip.key in current]
 
 
 def plan(
@@ -91,13 +121,21 @@ def plan(
     members = [(job.key, job.stamp) for job in survey.members]
     stamp = keys.fit_stamp(members=members, inputs=weights, init=init, seed=stage.seed)
     store = FitStore(cache)
-    found = FitPlan(stamp, lineage, inputs, prefixes, store.published(address, stamp))
-    if found.publication is None and options.refit != "changed":
-        older = store.newest_of_lineage(address, lineage)
-        if older is not None and (options.refit == "never" or share_new(older, members) < options.share_new):
-            log.info("%s: pinned to the fit of %s", stage.name, older.stamp)
-            return replace(found, publication=older, pinned=True, stamp=older.stamp)
-    return found
+    published = store.published(address, stamp, accept=sources.sound)
+    newest = store.newest_number(address, stamp)
+    newer_than = newest if published is None else 0
+    found = FitPlan(stamp, stamp, lineage, inputs, prefixes, published, newest=newest, newer_than=newer_than)
+    if published is not None or options.refit == "changed":
+        return found
+    older = store.newest_of_lineage(address, lineage, accept=sources.sound)
+    if older is None:
+        note = f"refit={options.refit}, but there is no earlier fit to pin (same stage, data set, split and seed)"
+        return replace(found, note=f"{note}: it is fitted", surprising=True)
+    new = share_new(older, members)
+    if options.refit == "share_new" and new >= options.share_new:
+        return replace(found, note=f"{new:.0%} of the images are new to the last fit: it is fitted again")
+    note = f"pinned to the fit of {older.stamp}, to which {new:.0%} of the images are new"
+    return replace(found, publication=older, pinned=True, stamp=older.stamp, note=note)
 
 
 @dataclass
@@ -113,7 +151,6 @@ class Work:
     members: list[Job]
     options: RunParams
     reporter: Reporter
-    skips: list[Skip] = field(default_factory=list)
 
     def run(self, run: Runner) -> FitPlan:
         """Fit (or wait for somebody who does), and return the plan with its publication."""
@@ -191,13 +228,16 @@ class Work:
             self._event(event)
 
         child = run.supervisor.start_lines(
-            [sys.executable, "-m", "tasks.fit", str(path)],
+            # The folder in which the run was started is not on its path (-P): it may hold a "tasks" of its own.
+            [sys.executable, "-P", "-m", "tasks.fit", str(path)],
             on_line=on_line,
             log_file=run.folder.path / f"{self.label}.log",
             # Threads that spin while they wait for each other are 20 times slower on cores that others use too.
-            env={"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")},
+            env={"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONPATH": _module_path()},
         )
         code = child.wait(stop=run.stop)
+        if code != 0 and run.stop.is_set():
+            raise Stopped(f"{self.label} was stopped; the next run goes on from its checkpoint")
         if code != 0:
             said = last.get("message") if last.get("event") == "error" else child.error_tail[-2000:]
             raise FitFailed(f"{self.label}: the fit ended with exit code {code}: {said or 'it left no message'}")
@@ -211,9 +251,10 @@ class Work:
             self.reporter.advance(self.label, int(event.get("step", 0)), note)
         elif kind == "waiting":
             self.reporter.advance(self.label, 0, f"waits for {event.get('for')}")
-        elif kind == "skip":
-            self.skips.append(
-                Skip(event["key"], event.get("path", ""), event["reason"], bool(event.get("permanent")), self.label)
-            )
         elif kind == "warning":
             log.warning("%s: %s", self.label, event.get("message"))
+
+
+def _module_path() -> str:
+    """This project first, then where this process finds modules (a user's own stages, say), as the pool's workers."""
+    return os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, sys.path)]))

@@ -22,11 +22,12 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, TypeVar
 
 from artifacts.images import ImageDigests
+from artifacts.locks import LockAborted
 from artifacts.records import DataError, RecordSet, Skip
 from artifacts.runs import RunFolder, library_versions, write_stamps
 from artifacts.store import MaskStore
 from tasks import fitting
-from tasks.children import Supervisor
+from tasks.children import Stopped, Supervisor
 from tasks.gpus import check_device, has_gpu
 from tasks.options import RunParams
 from tasks.pool import Pool
@@ -162,7 +163,8 @@ class Runner:
             self.stop.set()
         self.close()
         if error is not None and not self.planning and self.reports:
-            status = "failed" if isinstance(error, Exception) else "interrupted"
+            stopped = isinstance(error, (Stopped, LockAborted)) or not isinstance(error, Exception)
+            status = "interrupted" if stopped else "failed"
             try:
                 self.write_manifest(status, str(error))
             except (OSError, DataError) as second:  # the first error is the one to be told
@@ -328,6 +330,7 @@ class Runner:
         elif plan.stamp is None:
             report.unknown = 1
         if not self.planning:
+            plan.tell(label)
             self.skips.extend(survey.skips)
             started = time.monotonic()
             if plan.publication is None:
@@ -336,11 +339,11 @@ class Runner:
                 )
                 plan = self._skin.fit(label, lambda: work.run(self))
                 report.computed = 1
-                self.skips.extend(work.skips)
             else:
                 self._skin.cached(label, 1)
                 self.reporter.stage(label, 1, 1, "fit")
                 self.reporter.done(label, "pinned" if plan.pinned else "cached")
+            self.skips.extend(plan.skips(survey.members, label))
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
         parts = plan.publication.part_digests if plan.publication is not None else {}

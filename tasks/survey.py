@@ -5,16 +5,20 @@ Pure bookkeeping, shared by the run and by its plan (`--dry-run`): no image is d
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts import keys
+from artifacts.fits import Publication
 from artifacts.images import ImageDigests
 from artifacts.records import DataError, Kind, Record, RecordSet, Skip
 from artifacts.store import Entry, MaskStore
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, Stage
 from tasks.unit import Job
+
+log = logging.getLogger("maskmill")
 
 
 @dataclass
@@ -52,6 +56,8 @@ class Sources:
     store: MaskStore
     labels: dict[tuple[str, Kind], str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    fits: dict[Path, bool] = field(default_factory=dict)
+    """Publication -> whether its weights are those that were published."""
 
     def label(self, key: str, record: Record, kind: Kind) -> str:
         """Digest of one label kind of one record."""
@@ -70,6 +76,18 @@ class Sources:
                     f"input file {path}: {error.strerror or error}; check the path in the config"
                 ) from error
         return self.files[name]
+
+    def sound(self, publication: Publication) -> bool:
+        """Whether the weights are what was published; read whole, once per run, and a warning if they are not."""
+        if publication.path not in self.fits:
+            try:
+                publication.verify()
+            except DataError as error:
+                log.warning("%s; this fit is left out", error)
+                self.fits[publication.path] = False
+            else:
+                self.fits[publication.path] = True
+        return self.fits[publication.path]
 
 
 def weights_digests(stage: Stage, upstream: Mapping[str, Handle], sources: Sources) -> dict[str, str] | None:
@@ -129,7 +147,10 @@ def survey_map(
 def survey_fit(
     stage: FitStage, label: str, records: RecordSet, upstream: Mapping[str, Handle], sources: Sources
 ) -> FitSurvey:
-    """Members of a fit over ``records``: those whose image, labels and upstream arrays are all there."""
+    """Members of a fit over ``records``, by key: those whose image, labels and upstream arrays are all there.
+
+    The stamp knows them as a set; a fit draws its order from places in this list, which must not be the records' own.
+    """
     survey = FitSurvey()
     maps = map_handles(stage.name, records, upstream)
     for record in records:
@@ -149,6 +170,7 @@ def survey_fit(
         digest = keys.image_stamp(image=image, labels=labels, upstream=outputs, weights={})
         up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
         survey.members.append(Job(key, digest, record.view(stage.reads), up))
+    survey.members.sort(key=lambda job: job.key)
     return survey
 
 
