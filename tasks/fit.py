@@ -29,7 +29,7 @@ from tasks.children import Stopped
 from tasks.context import Emit, Event, FitContext, FitData, Hardware, torch_settings
 from tasks.deathwatch import die_with_parent
 from tasks.fitspec import FitSpec, plain_params
-from tasks.gpus import NoDevice, has_gpu, take_gpus, visible_gpus
+from tasks.gpus import NoDevice, hold_gpus, only_visible
 from tasks.stage import resolve
 
 __all__ = ["FitContext", "FitData", "FitSpec", "NoDevice", "plain_params", "run_spec"]
@@ -87,35 +87,15 @@ def _hardware(spec: FitSpec, emit: Emit, stop: Stop | None) -> Iterator[str]:
     """``"cpu"`` or ``"cuda"``, with the locks of the GPUs held and only these visible."""
     if spec.device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device={spec.device!r} must be auto, cpu or cuda")
-    uuids = visible_gpus() if spec.device != "cpu" and has_gpu() else []
-    if not uuids or spec.device == "cpu":
-        if spec.device == "cuda":
-            raise NoDevice(
-                "device=cuda, but no GPU is visible (nvidia-smi lists none, or CUDA_VISIBLE_DEVICES hides them); "
-                "set device=cpu or device=auto, or run where there is one"
-            )
-        yield "cpu"
-        return
 
     def on_wait(holder: str) -> None:
         emit({"event": "waiting", "for": holder})
 
-    before = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # In a process that uses GPUs already the choice is made: its first one.
-    choice = uuids[: spec.devices] if _cuda_in_use() else uuids
-    with take_gpus(choice, spec.devices, stop=stop, on_wait=on_wait) as taken:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(taken)
-        try:
-            yield "cuda"
-        finally:
-            os.environ.pop("CUDA_VISIBLE_DEVICES")
-            if before is not None:
-                os.environ["CUDA_VISIBLE_DEVICES"] = before
-
-
-def _cuda_in_use() -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_initialized())
+    with (
+        hold_gpus(spec.device, spec.devices, here=True, stop=stop, on_wait=on_wait) as taken,
+        only_visible(taken),
+    ):
+        yield "cuda" if taken else "cpu"
 
 
 def _fit(spec: FitSpec, hardware: Hardware, emit: Emit, stop: Stop | None) -> Publication | None:

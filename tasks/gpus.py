@@ -1,15 +1,15 @@
-"""Which GPUs a fit takes, and the operating system's lock on each. No torch: it sees GPUs only once they are chosen.
+"""Which GPUs a fit (or a map stage) takes, and the operating system's lock on each.
 
-One fit at a time on one GPU. The lock is named by the GPU's UUID, so that two users, two caches or two values of
-``CUDA_VISIBLE_DEVICES`` mean the same card.
+No torch: it sees GPUs only once they are chosen. One fit or map stage at a time on one GPU. The lock is named by the
+GPU's UUID, so that two users, two caches or two values of ``CUDA_VISIBLE_DEVICES`` mean the same card.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,20 +68,59 @@ def check_device(wanted: str) -> None:
 
 
 @contextlib.contextmanager
-def one_device(wanted: str) -> Iterator[str]:
-    """``"cpu"`` or ``"cuda"`` for ``cpu``, ``cuda`` or ``auto``; the GPU's lock is held meanwhile."""
+def hold_gpus(
+    wanted: str, count: int, *, here: bool, stop: locks.Stop | None, on_wait: Callable[[str], None]
+) -> Iterator[list[str]]:
+    """UUIDs of ``count`` GPUs for ``cuda`` or ``auto``, their locks held meanwhile; empty where the CPU computes.
+
+    ``here``: for this process, which may be bound to its GPUs already; otherwise for a child that will see only them
+    (:func:`environment`). Raises :class:`NoDevice`, or ``LockAborted`` if ``stop`` is set while all are busy.
+    """
     check_device(wanted)
-    uuids = _first_gpus() if wanted != "cpu" and has_gpu() else []
+    uuids = visible_gpus() if wanted != "cpu" and has_gpu() else []
     if not uuids:
-        yield "cpu"
+        yield []
         return
-    with take_gpus(uuids[:1], 1, stop=None, on_wait=lambda holder: None):
-        yield "cuda"
+    if here and _cuda_in_use():
+        uuids = list(_bound) or uuids[:count]
+    with take_gpus(uuids, count, stop=stop, on_wait=on_wait) as taken:
+        yield taken
 
 
-@functools.cache
-def _first_gpus() -> list[str]:
-    return visible_gpus()
+def environment(uuids: list[str]) -> dict[str, str]:
+    """What makes a process see only these GPUs, in this order whatever their speed."""
+    return {"CUDA_VISIBLE_DEVICES": ",".join(uuids), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+@contextlib.contextmanager
+def only_visible(uuids: list[str]) -> Iterator[None]:
+    """This process (and its forks) sees only these GPUs; nothing is done where there are none in the list.
+
+    CUDA reads the environment once, when it is first used: from then on the process is bound to these GPUs.
+    """
+    if not uuids:
+        yield
+        return
+    before = {name: os.environ.get(name) for name in environment(uuids)}
+    if not _cuda_in_use():
+        _bound[:] = uuids
+    os.environ.update(environment(uuids))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+_bound: list[str] = []
+"""GPUs that this process saw when CUDA was first used in it."""
+
+
+def _cuda_in_use() -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 @contextlib.contextmanager

@@ -11,10 +11,11 @@ A *skin* decides how the pending units are waited for: :class:`PlainSkin` here, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from artifacts.runs import RunFolder, library_versions, write_stamps
 from artifacts.store import MaskStore
 from tasks import fitting
 from tasks.children import Stopped, Supervisor
-from tasks.gpus import check_device, has_gpu
+from tasks.gpus import check_device, environment, hold_gpus, only_visible
 from tasks.options import RunParams
 from tasks.pool import Pool
 from tasks.progress import Reporter, Silent
@@ -254,22 +255,21 @@ class Runner:
         nets |= {role: str(path) for role, path in stage.inputs.items()}
         workers = max(1, self.options.worker_count)
         size = max(1, min(SEGMENT_IMAGES, -(-len(pending) // (workers * UNITS_PER_WORKER))))
-        units = [
-            WorkUnit(
-                str(self.cache),
-                label,
-                address,
-                stage,
-                records.classes,
-                tuple(pending[i : i + size]),
-                nets,
-                self.options.device,
-            )
-            for i in range(0, len(pending), size)
-        ]
-        pool = self._pool(stage.uses_torch)
         counted = _Counter(self.reporter, label, len(produced))
-        with pool.reporting(label, counted):
+        with self._hands(stage, label, len(produced)) as (pool, device), pool.reporting(label, counted):
+            units = [
+                WorkUnit(
+                    str(self.cache),
+                    label,
+                    address,
+                    stage,
+                    records.classes,
+                    tuple(pending[i : i + size]),
+                    nets,
+                    device,
+                )
+                for i in range(0, len(pending), size)
+            ]
             results = self._skin.units(label, units, pool.submit)
         paths = {job.key: (job.stamp, job.record.image) for job in pending}
         for result in results:
@@ -282,18 +282,31 @@ class Runner:
         report.computed = len(pending)
         self.reporter.advance(label, len(records))
         self.reporter.done(label, f"{len(skips)} skipped" if skips else "")
-        if stage.uses_torch and has_gpu() and self.options.device != "cpu":
-            self._pools.pop(True).close()  # gives the GPU's memory back before a fit needs it
 
-    def _pool(self, uses_torch: bool) -> Pool:
-        if uses_torch not in self._pools:
-            workers = self.options.worker_count
-            if uses_torch and self.options.device != "cpu" and has_gpu():
-                workers = min(workers, 1)
-            self._pools[uses_torch] = Pool(
-                workers, supervisor=self.supervisor, stop=self.stop, image_timeout_s=self.options.image_timeout_s
-            )
-        return self._pools[uses_torch]
+    @contextlib.contextmanager
+    def _hands(self, stage: MapStage, label: str, done: int) -> Iterator[tuple[Pool, str]]:
+        """Who does a map stage, and on which device. Workers on a GPU end with the stage, and then its lock.
+
+        The waiting is done here: a worker that waited would be taken for one that hangs, and could not be told to stop.
+        """
+
+        def on_wait(holder: str) -> None:
+            self.reporter.advance(label, done, f"waits for {holder}")
+
+        workers = self.options.worker_count
+        wanted = self.options.device if stage.uses_torch else "cpu"
+        with hold_gpus(wanted, 1, here=not workers, stop=self.stop, on_wait=on_wait) as taken:
+            if not taken:
+                if stage.uses_torch not in self._pools:
+                    self._pools[stage.uses_torch] = self._pool(workers)
+                yield self._pools[stage.uses_torch], "cpu"
+                return
+            with only_visible([] if workers else taken), self._pool(min(workers, 1), environment(taken)) as pool:
+                yield pool, "cuda"
+
+    def _pool(self, workers: int, env: Mapping[str, str] | None = None) -> Pool:
+        timeout_s = self.options.image_timeout_s
+        return Pool(workers, supervisor=self.supervisor, stop=self.stop, image_timeout_s=timeout_s, env=env)
 
     @property
     def supervisor(self) -> Supervisor:

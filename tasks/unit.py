@@ -17,7 +17,6 @@ from pathlib import Path
 from artifacts.images import read_image_rgb
 from artifacts.records import DataError, ImageRGB, Record, Skip
 from artifacts.store import CorruptSegment, Entry, MaskStore, StoreError
-from tasks.gpus import one_device
 from tasks.stage import Arrays, Item, MapStage, SkipImage, check_outputs, resolve
 
 log = logging.getLogger("maskmill")
@@ -56,6 +55,7 @@ class WorkUnit:
     jobs: tuple[Job, ...]
     nets: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    """``cpu`` or ``cuda``: then whoever runs the unit holds the GPU's lock, and the worker sees no other."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -72,10 +72,6 @@ class WorkUnit:
 
     def run(self, report: Callable[[str], None], poisoned: Mapping[str, str]) -> UnitResult:
         """Do the work. ``report(key)`` is called before each image; ``poisoned`` images are only recorded."""
-        with one_device(self.device if self.stage.uses_torch else "cpu") as device:
-            return replace(self, device=device)._run(report, poisoned)
-
-    def _run(self, report: Callable[[str], None], poisoned: Mapping[str, str]) -> UnitResult:
         started = time.monotonic()
         store = _store(self.cache)
         done: list[tuple[str, str, Arrays | Skip]] = []

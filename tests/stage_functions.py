@@ -47,6 +47,12 @@ def sleepy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     return {"mask_hw": np.zeros((4, 4), np.uint8)}
 
 
+def seen_gpus(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Device and visible GPUs, as text in an array."""
+    said = f"{item.device} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ.get('CUDA_DEVICE_ORDER')}"
+    return {"mask_hw": np.frombuffer(said.encode(), np.uint8)[None]}
+
+
 def first_axis_only(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     """Returns an array that its stage does not declare."""
     return {"mask": np.zeros((2, 2), np.uint8)}

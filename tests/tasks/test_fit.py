@@ -185,7 +185,7 @@ def test_init_and_inputs_by_prefix(tmp_path: Path, images: tuple[Job, ...]) -> N
 def test_a_gpu_that_is_not_there(
     tmp_path: Path, images: tuple[Job, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tasks.fit.has_gpu", lambda: False)
+    monkeypatch.setattr("tasks.gpus.has_gpu", lambda: False)
     spec = make_spec(tmp_path, images, device="cuda")
     with pytest.raises(NoDevice, match=r"device=cuda, but no GPU is visible .*set device=cpu or device=auto"):
         run_spec(spec, silent)
