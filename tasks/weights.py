@@ -8,6 +8,7 @@ Torch is imported inside the functions: stages are described in processes that n
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,9 +115,22 @@ def hub_path(network: str) -> Path:
     return Path(home).expanduser() / "hub" / "checkpoints" / TORCHVISION[network][1]
 
 
+def check_content(path: Path, key: str) -> None:
+    """Raises :class:`WeightsError` unless the file's SHA-256 begins with the hash in its name."""
+    wanted = path.stem.rpartition("-")[2]
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(wanted):
+        raise WeightsError(
+            f"{path} is not what its name says: its SHA-256 begins with {found[: len(wanted)]}, expected {wanted}; it"
+            f" is cut short or another file: delete it and get it again ({URL}{path.name}), or name it with {key}=FILE"
+        )
+
+
 def imagenet_state(network: str, key: str = "weights") -> dict[str, Tensor]:
     """torchvision's IMAGENET1K_V1 tensors for ``network``, from its cache or downloaded by its own loader.
 
+    The word ``imagenet`` stands for one content: a cached file is checked against the hash in its name before use.
     Raises :class:`WeightsError` saying which file to put where, or which config key (``key``) to set, if it cannot.
     """
     if network not in TORCHVISION:
@@ -126,6 +140,7 @@ def imagenet_state(network: str, key: str = "weights") -> dict[str, Tensor]:
     enumeration, file = TORCHVISION[network]
     cached = hub_path(network)
     if cached.is_file():
+        check_content(cached, key)
         return read_state(cached)
     try:
         member = getattr(torchvision.models, enumeration).IMAGENET1K_V1

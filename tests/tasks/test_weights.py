@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -143,4 +144,12 @@ def test_the_hub_file_is_used_where_torchvision_looks_for_it(
     assert weights.hub_path("resnet18") == Path(torch.hub.get_dir()) / "checkpoints" / "resnet18-f37072fd.pth"
     weights.hub_path("resnet18").parent.mkdir(parents=True)
     torch.save(resnet18, weights.hub_path("resnet18"))
+    with pytest.raises(
+        WeightsError, match=r"resnet18-f37072fd\.pth is not what its name says.*expected f37072fd; .*w="
+    ):
+        weights.imagenet_state("resnet18", "w")
+    content = hashlib.sha256(weights.hub_path("resnet18").read_bytes()).hexdigest()
+    true_name = weights.hub_path("resnet18").with_name(f"resnet18-{content[:8]}.pth")
+    weights.hub_path("resnet18").rename(true_name)
+    monkeypatch.setitem(weights.TORCHVISION, "resnet18", ("ResNet18_Weights", true_name.name))
     assert torch.equal(weights.imagenet_state("resnet18")["conv1.weight"], resnet18["conv1.weight"])
