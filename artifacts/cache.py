@@ -19,6 +19,7 @@ from PIL import Image
 
 from artifacts import atomic
 from artifacts.cache_compact import CompactReport, Problem, Progress, compact
+from artifacts.cache_fits import FitInfo, FitsRemoved, compact_fits, list_fits, match_fits, remove_fits, verify_fits
 from artifacts.cache_verify import VerifyReport, verify
 from artifacts.runs import list_runs
 from artifacts.segment_index import Entry, read_index, segment_names
@@ -29,19 +30,26 @@ __all__ = [
     "AddressDetail",
     "AddressInfo",
     "CompactReport",
+    "FitInfo",
+    "FitsRemoved",
     "Problem",
     "Progress",
     "RemoveReport",
     "VerifyReport",
     "address_info",
     "compact",
+    "compact_fits",
     "list_addresses",
+    "list_fits",
     "remove",
+    "remove_fits",
     "resolve",
+    "resolve_all",
     "runs_that_use",
     "save_picture",
     "show",
     "verify",
+    "verify_fits",
 ]
 
 # -- ls, show --------------------------------------------------------------------------------------------------------
@@ -173,6 +181,31 @@ def resolve(store: MaskStore, names: Iterable[str]) -> list[str]:
     return list(found)
 
 
+def resolve_all(store: MaskStore, names: Iterable[str]) -> tuple[list[str], list[FitInfo]]:
+    """Addresses of map stages, and fits, meant by ``names``.
+
+    A name is an address, a fit's ``address/stamp`` or a stage's label; only if it is none of these, the beginning of
+    an address. Raises :class:`StoreError` that lists what there is, if a name means none.
+    """
+    addresses, fits = store.addresses(), list_fits(store.root)
+    maps: dict[str, None] = {}
+    found: dict[str, FitInfo] = {}
+    for name in names:
+        of_maps = [a for a in addresses if name in (a, _newest_meta(store, a)[0].get("label"))]
+        of_fits = match_fits(fits, name, whole=True)
+        if not of_maps and not of_fits:
+            of_maps = [a for a in addresses if a.startswith(name)]
+            of_fits = match_fits(fits, name, whole=False)
+        if not of_maps and not of_fits:
+            known = ", ".join([*addresses, *dict.fromkeys(fit.address for fit in fits)]) or "none"
+            raise StoreError(
+                f"{store.root}: no address begins with {name!r} and no stage is labelled so; known: {known}"
+            )
+        maps.update(dict.fromkeys(of_maps))
+        found.update({fit.name: fit for fit in of_fits})
+    return list(maps), list(found.values())
+
+
 def save_picture(store: MaskStore, address: str, key: str, path: Path, palette_rgb: Sequence[Sequence[int]]) -> str:
     """Write the newest label map (or other 2-D uint8 array) of ``key`` as a palette PNG; returns the array's name.
 
@@ -215,7 +248,7 @@ class RemoveReport:
 
 
 def remove(store: MaskStore, addresses: Iterable[str], *, dry_run: bool = False) -> RemoveReport:
-    """Remove whole addresses. Published fits lie elsewhere and stay.
+    """Remove whole addresses. Fits lie elsewhere (:func:`remove_fits`) and stay.
 
     An address goes by one rename and is deleted after that, so a kill leaves no half address. A run that needs the
     images computes them again.

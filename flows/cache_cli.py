@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -14,19 +14,21 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from artifacts.cache_fits import FitInfo, FitsRemoved
 from artifacts.records import DataError
 from artifacts.store import MaskStore
 
 app = App(name="cache", help="Look into the mask cache, check it, tidy it.")
 Root = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
-Names = Annotated[list[str] | None, Parameter(help="addresses, their beginnings, or stage labels; default: all")]
+NAMES = "addresses, fits (address/stamp), stage labels, or beginnings of addresses"
+Names = Annotated[list[str] | None, Parameter(help=f"{NAMES}; default: all")]
 DEFAULT = Path("maskmill-cache")
 SHOWN_KEYS = 20
 
 
 @app.command
 def ls(*, cache: Root = DEFAULT) -> int:
-    """Every stage's address with its images, bytes and age; then the runs."""
+    """Every map stage's address with its images, bytes and age; then the fits and the runs."""
     from artifacts import cache as tools
     from artifacts.runs import list_runs
     from flows.console import duration
@@ -48,10 +50,26 @@ def ls(*, cache: Root = DEFAULT) -> int:
         )
     console = Console()
     console.print(table)
+    if fits := tools.list_fits(cache):
+        console.print(_fits_table(fits))
     for run in list_runs(cache)[-10:]:
         manifest = run.manifest()
         console.print(f"run {run.run_id}: {manifest['status']}, {duration(manifest['seconds'])}", highlight=False)
     return 0
+
+
+def _fits_table(fits: Sequence[FitInfo]) -> Table:
+    """A fit that is listed as unfinished goes on from its checkpoint when a run wants it."""
+    from flows.console import duration
+
+    table = Table(box=box.SIMPLE_HEAVY)
+    for name in ("fit", "address/stamp", "published", "unfinished", "size", "age"):
+        table.add_column(name, justify="left" if name in ("fit", "address/stamp") else "right", overflow="fold")
+    for fit in fits:
+        unfinished = size(fit.work_bytes) + (", stale" if fit.stale_work else "") if fit.work_bytes else ""
+        published = str(len(fit.publications))
+        table.add_row(escape(fit.label), fit.name, published, unfinished, size(fit.bytes), duration(fit.age_s))
+    return table
 
 
 @app.command
@@ -93,37 +111,53 @@ def verify(
     cache: Root = DEFAULT,
     repair: Annotated[bool, Parameter(help="put damaged segments aside, keep their sound images", negative=())] = False,
 ) -> int:
-    """Read every array against its checksum. Exit code 1 if anything is damaged."""
+    """Read every array and every fit's weights against their checksums. Exit code 1 if anything is damaged."""
     from artifacts import cache as tools
 
     store = _store(cache)
+    addresses, fits = _wanted(store, names)
     with _bar() as progress:
-        report = tools.verify(store, _addresses(cache, names), repair=repair, progress=progress)
+        report = tools.verify(store, addresses, repair=repair, progress=progress)
+        sound, damaged = tools.verify_fits(fits)
     console = Console(highlight=False)
-    for problem in report.problems:
+    for problem in [*report.problems, *damaged]:
         console.print(
             f"[red]{escape(str(problem.segment))}[/] {escape(problem.key or '')}: {escape(problem.what)}",
             soft_wrap=True,
         )
-    console.print(f"{report.segments} segments, {report.images} images as written, {len(report.problems)} problems")
+    problems = len(report.problems) + len(damaged)
+    console.print(
+        f"{report.segments} segments, {report.images} images as written, {sound} fits as published, {problems} problems"
+    )
+    if damaged:
+        console.print("damaged fits are never used: the next run that needs one fits again")
     for path in report.quarantined:
         console.print(f"put aside: {escape(str(path))}; the next run computes its damaged images anew", soft_wrap=True)
     if report.problems and not repair:
         console.print(
             "`maskmill cache verify --repair` puts damaged segments aside, so that the next run computes them anew"
         )
-    return 0 if report.ok else 1
+    return 0 if report.ok and not damaged else 1
 
 
 @app.command
 def compact(names: Names = None, *, cache: Root = DEFAULT) -> int:
-    """Merge small segments; every image of every stamp is kept."""
+    """Merge small segments, keeping every image of every stamp; remove superseded publications and abandoned fits."""
     from artifacts import cache as tools
 
+    store = _store(cache)
+    addresses, fits = _wanted(store, names)
     with _bar() as progress:
-        report = tools.compact(_store(cache), _addresses(cache, names), progress=progress)
+        report = tools.compact(store, addresses, progress=progress)
+    gone = tools.compact_fits(cache, fits)
     before, after = size(report.bytes_before), size(report.bytes_after)
-    Console(highlight=False).print(
+    console = Console(highlight=False)
+    console.print(
+        f"fits: {gone.publications} superseded publications and {gone.works} abandoned checkpoints removed,"
+        f" {size(gone.bytes)}"
+    )
+    _say_busy(gone, console)
+    console.print(
         f"{report.segments_before} segments, {before} -> {report.segments_after}, {after};"
         f" {report.entries} entries kept, {len(report.problems)} segments left alone because they cannot be read"
     )
@@ -132,25 +166,34 @@ def compact(names: Names = None, *, cache: Root = DEFAULT) -> int:
 
 @app.command
 def rm(
-    names: Annotated[list[str], Parameter(help="addresses, their beginnings, or stage labels")],
+    names: Annotated[list[str], Parameter(help=NAMES)],
     *,
     cache: Root = DEFAULT,
     dry_run: Annotated[bool, Parameter(help="only say what would go", negative=())] = False,
 ) -> int:
-    """Remove whole stages; a run that needs them computes them again."""
+    """Remove whole stages or fits; a run that needs them computes them again."""
     from artifacts import cache as tools
 
     store = _store(cache)
-    report = tools.remove(store, tools.resolve(store, names), dry_run=dry_run)
+    addresses, fits = tools.resolve_all(store, names)
+    gone = tools.remove_fits(cache, fits, dry_run=dry_run)
+    report = tools.remove(store, addresses, dry_run=dry_run)
     console = Console(highlight=False)
-    done = "removed" if report.removed else "would remove"
+    done = "would remove" if dry_run else "removed"
     for info in report.addresses:
-        console.print(f"{done} {info.address}: {info.images} images, {size(info.bytes)}")
-    if report.runs:
-        console.print(
-            f"used by {', '.join(report.runs)}: export or compare them before, or run them again", soft_wrap=True
-        )
-    return 0
+        console.print(f"{done} {info.address}: {info.images} images, {size(info.bytes)}", soft_wrap=True)
+    for fit in gone.fits:
+        what = f"{len(fit.publications)} publications" + (", an unfinished fit" if fit.work_bytes else "")
+        console.print(f"{done} {fit.name}: {what}, {size(fit.bytes)}", soft_wrap=True)
+    _say_busy(gone, console)
+    if runs := sorted({*report.runs, *gone.runs}):
+        console.print(f"used by {', '.join(runs)}: export or compare them before, or run them again", soft_wrap=True)
+    return 1 if gone.busy else 0
+
+
+def _say_busy(gone: FitsRemoved, console: Console) -> None:
+    for name in gone.busy:
+        console.print(f"[yellow]{name} is left alone[/]: a run is at it", soft_wrap=True)
 
 
 def size(count: float) -> str:
@@ -170,10 +213,11 @@ def _store(cache: Path) -> MaskStore:
     return MaskStore(cache)
 
 
-def _addresses(cache: Path, names: list[str] | None) -> list[str] | None:
+def _wanted(store: MaskStore, names: list[str] | None) -> tuple[list[str] | None, list[FitInfo]]:
+    """Addresses (``None``: all) and fits."""
     from artifacts import cache as tools
 
-    return None if not names else tools.resolve(_store(cache), names)
+    return tools.resolve_all(store, names) if names else (None, tools.list_fits(store.root))
 
 
 @contextmanager
