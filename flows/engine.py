@@ -85,6 +85,9 @@ def _do(ticket: int) -> State[None]:
     except (Stopped, LockAborted) as error:
         return cast("State[None]", Cancelled(message=str(error)))
     except Exception as error:
+        if ticket not in _work:
+            # Nobody waits for it any more: the run was stopped, and this is what that looks like from in here.
+            return cast("State[None]", Cancelled(message=f"the run was stopped; {one_line(error)}"))
         return cast("State[None]", Failed(message=one_line(error)))
 
 
@@ -278,7 +281,7 @@ def _markdown(name: str, summary: dict[str, Any]) -> str:
     ]
     lines += ["", "| stage | images | computed | seconds |", "|---|---|---|---|"]
     lines += [f"| {s['label']} | {s['total']} | {s['computed']} | {s['seconds']:.1f} |" for s in summary["stages"]]
-    lines += ["", *(f"- {what}: `{path}`" for what, path in summary["files"].items())]
+    lines += ["", *(f"- {what}: `{os.path.abspath(path)}`" for what, path in summary["files"].items())]
     skips = summary["skips"]
     lines += ["", f"{len(skips)} skipped", ""]
     lines += [f"- `{skip['key']}`: {skip['reason']}" for skip in skips[:SHOWN_SKIPS]]

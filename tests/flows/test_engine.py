@@ -19,8 +19,8 @@ import slow_cli
 import slow_flow
 from conftest import Server, Started, eventually
 
-from flows import command
-from flows.engine import PrefectSkin, _markdown, call_flow, one_line, threads
+from flows import command, engine
+from flows.engine import PrefectSkin, _do, _markdown, _tickets, call_flow, one_line, threads
 from flows.page import run_page
 from tasks.run import StageFailed
 from tasks.unit import WorkUnit
@@ -130,6 +130,20 @@ def test_a_unit_that_fails_is_a_failed_task_run_and_its_error_comes_out(server: 
     failed = [("u 1/1", "Failed", "OSError: [Errno 28] No space left on device")]
     eventually(10, lambda: task_states(server, run) == failed, "the unit's task run Failed")
     assert not list(Path(os.environ["PREFECT_HOME"]).glob("storage/*"))
+
+
+def test_what_fails_because_the_run_was_stopped_is_cancelled() -> None:
+    def work() -> None:
+        engine._work.clear()  # the main thread has left, as at a signal
+        raise RuntimeError("the fit ended with exit code -15")
+
+    with _tickets([work], lambda _: "done") as (tickets, _):
+        state = _do(tickets[0])
+    assert (state.type.value, state.message) == (
+        "CANCELLED",
+        "the run was stopped; RuntimeError: the fit ended with exit code -15",
+    )
+    assert _do(tickets[0]).message == "the run was stopped before this began"
 
 
 def test_a_flow_and_the_plain_page_share_addresses_and_manifest(write_config: WriteConfig) -> None:

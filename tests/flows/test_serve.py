@@ -105,6 +105,8 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
     # One at a time, the next one waits; parameters of a run replace the deployment's section.
     with server.client() as client:
         client.pause_deployment(served.deployment.id)
+        for waiting in served.runs("SCHEDULED"):
+            client.delete_flow_run(waiting.id)
     eventually(20, lambda: not served.runs("RUNNING", "PENDING"), "quiet")
     begun = again.begun.read_text().count("\n")
     first = served.create(params={"pace": {"level": HOUR_MS}})
