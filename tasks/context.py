@@ -161,14 +161,9 @@ class FitContext:
         return self._tensors(Path(self.inputs[role]), self.prefixes.get(role, ""))
 
     def _tensors(self, path: Path, prefix: str) -> dict[str, torch.Tensor]:
-        from tasks.weights import read_state
+        from tasks.weights import read_part
 
-        state = read_state(path)
-        found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        if not found:
-            first = ", ".join(sorted(state)[:3])
-            raise ValueError(f"{path}: no tensor's name begins with {prefix!r}; the first are {first}")
-        return found
+        return read_part(path, prefix)
 
     def log(self, step: int, **values: float) -> None:
         """One line of ``metrics.jsonl``: values after ``step`` iterations. Only the main rank writes."""

@@ -242,7 +242,8 @@ def predict_item(item: Item, params: PredictParams) -> Arrays:
 
     if item.image_rgb is None:
         raise ValueError(f"{item.key}: deeplab-predict needs the image, but it was not handed over")
-    network = segment.load_network(item.nets["net"], params, len(item.classes) + 1, item.device)
+    prefix = item.prefixes.get("net", "")
+    network = segment.load_network(item.nets["net"], params, len(item.classes) + 1, item.device, prefix)
     test = params.test
     scores: Any = segment.predict_scores(network, item.image_rgb, test.scales, test.flip, test.fusion)
     return {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}

@@ -251,7 +251,9 @@ class Runner:
             self._skin.cached(label, len(records))
             self.reporter.done(label, "cached")
             return
-        nets = {role: handle.path for role, handle in upstream.items() if isinstance(handle, FitHandle)}
+        fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
+        prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
+        nets = {role: handle.path for role, handle in fits.items()}
         nets |= {role: str(path) for role, path in stage.inputs.items()}
         workers = max(1, self.options.worker_count)
         size = max(1, min(SEGMENT_IMAGES, -(-len(pending) // (workers * UNITS_PER_WORKER))))
@@ -266,6 +268,7 @@ class Runner:
                     records.classes,
                     tuple(pending[i : i + size]),
                     nets,
+                    prefixes,
                     device,
                 )
                 for i in range(0, len(pending), size)

@@ -58,17 +58,22 @@ def build_network(params: NetworkParams, outputs: int, normalisation: str = "ima
     )
 
 
-def load_network(path: str, params: NetworkParams, outputs: int, device: str) -> deeplab.DeepLab:
+def load_network(path: str, params: NetworkParams, outputs: int, device: str, prefix: str = "") -> deeplab.DeepLab:
     """The trained network of a checkpoint, in eval mode on ``device``; kept for the process's next images.
+
+    ``prefix``: the beginning of its tensors' names where the checkpoint holds several networks.
 
     Raises :class:`tasks.weights.WeightsError` if the file is cut short or of another network.
     """
     file = Path(weights_files.require_file(Path(path), "the run's fit")).stat()
-    return _load(path, file.st_mtime_ns, file.st_size, (params.network, params.width, params.atrous), outputs, device)
+    shape = (params.network, params.width, params.atrous)
+    return _load(path, file.st_mtime_ns, file.st_size, shape, outputs, device, prefix)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(path: str, mtime_ns: int, size: int, shape: tuple[Any, ...], outputs: int, device: str) -> deeplab.DeepLab:
+def _load(
+    path: str, mtime_ns: int, size: int, shape: tuple[Any, ...], outputs: int, device: str, prefix: str
+) -> deeplab.DeepLab:
     name, width, atrous = shape
     if device == "cpu":
         # One process per core does the work already; more threads would only wait for each other.
@@ -76,7 +81,7 @@ def _load(path: str, mtime_ns: int, size: int, shape: tuple[Any, ...], outputs: 
     with torch.device("meta"):
         network = deeplab.build(name, outputs, width=width, atrous=atrous)
     network.to_empty(device="cpu")
-    weights_files.load_into(network, weights_files.read_state(Path(path)), path)
+    weights_files.load_into(network, weights_files.read_part(Path(path), prefix), path)
     network = network.eval().requires_grad_(False).to(device)
     return network.to(memory_format=torch.channels_last)
 

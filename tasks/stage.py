@@ -45,6 +45,8 @@ class Item:
     """role -> array name -> array, from upstream map stages."""
     nets: Mapping[str, str] = field(default_factory=dict)
     """role -> path of a checkpoint's safetensors file (fits), or of an input file."""
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    """role -> beginning of the names of the tensors that are meant, where ``net.part("x")`` was given."""
     device: str = "cpu"
 
 

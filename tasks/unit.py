@@ -54,6 +54,7 @@ class WorkUnit:
     classes: tuple[str, ...]
     jobs: tuple[Job, ...]
     nets: Mapping[str, str] = field(default_factory=dict)
+    prefixes: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     """``cpu`` or ``cuda``: then whoever runs the unit holds the GPU's lock, and the worker sees no other."""
 
@@ -115,7 +116,7 @@ class WorkUnit:
         image_rgb: ImageRGB | None = None
         if "image" in self.stage.reads:
             image_rgb = read_image_rgb(Path(job.record.image))
-        return Item(job.key, job.record, self.classes, image_rgb, up, self.nets, self.device)
+        return Item(job.key, job.record, self.classes, image_rgb, up, self.nets, self.prefixes, self.device)
 
     def _skip(self, job: Job, reason: str, *, permanent: bool) -> Skip:
         return Skip(job.key, job.record.image, reason, permanent, self.label)

@@ -108,6 +108,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return dict(loaded)
 
 
+def read_part(path: Path, prefix: str) -> dict[str, Tensor]:
+    """Tensors of :func:`read_state` whose names begin with ``prefix``, that taken off; an error if there are none."""
+    state = read_state(path)
+    found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    if not found:
+        first = ", ".join(sorted(state)[:3])
+        raise WeightsError(f"{path}: no tensor's name begins with {prefix!r}; the first are {first}")
+    return found
+
+
 def hub_path(network: str) -> Path:
     """Where torchvision's loader keeps the ImageNet file of ``network`` (``$TORCH_HOME/hub/checkpoints``)."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")

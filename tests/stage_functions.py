@@ -53,6 +53,14 @@ def seen_gpus(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     return {"mask_hw": np.frombuffer(said.encode(), np.uint8)[None]}
 
 
+def first_weight(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """The number ``w`` of the network that is meant."""
+    from safetensors.numpy import load_file
+
+    value = load_file(item.nets["net"])[item.prefixes.get("net", "") + "w"]
+    return {"mask_hw": np.full((3, 3), value, np.uint8)}
+
+
 def first_axis_only(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     """Returns an array that its stage does not declare."""
     return {"mask": np.zeros((2, 2), np.uint8)}

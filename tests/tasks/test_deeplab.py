@@ -178,6 +178,19 @@ def test_the_network_is_kept_between_images_and_read_anew_when_the_file_changes(
     assert segment.load_network(str(file), params, 4, "cpu") is not first
 
 
+def test_one_of_several_networks_in_a_checkpoint_is_asked(tiny: networks.DeepLab, tmp_path: Path) -> None:
+    file, params = tmp_path / "weights.safetensors", dataclasses.replace(DEMO, test=TestTimeParams())
+    other = {f"critic.{name}": torch.zeros_like(tensor) for name, tensor in tiny.state_dict().items()}
+    save_file(other | {f"generator.{name}": tensor for name, tensor in tiny.state_dict().items()}, file)
+    image = picture(40, 50)
+    item = Item("d/a", Record("a", "a.jpg"), ("x", "y", "z"), image, nets={"net": str(file)})
+    item = dataclasses.replace(item, prefixes={"net": "generator."})
+    out = deeplab.predict_item(item, deeplab.predict(params).params)
+    np.testing.assert_array_equal(out["mask_hw"], segment.predict_scores(tiny, image).argmax(0).numpy())
+    with pytest.raises(WeightsError, match=r"no tensor's name begins with 'judge\.'"):
+        segment.load_network(str(file), params, 4, "cpu", "judge.")
+
+
 # Golden: a change here without a new stage version would leave stale results in every cache
 
 

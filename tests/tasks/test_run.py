@@ -11,11 +11,13 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
+from artifacts.fits import FitStore
 from artifacts.records import DataError, Kind, Record, RecordSet
 from tasks.options import RunParams
 from tasks.run import Runner, StageFailed
-from tasks.stage import PARAMS_CONFIG, MapHandle, MapStage
+from tasks.stage import PARAMS_CONFIG, FitHandle, FitStage, MapHandle, MapStage
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,19 @@ def test_an_image_over_the_pixel_limit_is_tried_again_when_the_limit_is_raised(
     with Runner(options(tmp_path)) as run:
         run.map(stage(), records)
     assert (run.reports[0].computed, run.skips) == (1, [])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_part_of_a_checkpoint_is_the_one_that_a_map_reads(tmp_path: Path, workers: int) -> None:
+    weights = save({"generator.w": np.array(3.0), "critic.w": np.array(5.0)})
+    made = FitStore(tmp_path / "cache").publish("gan-0", "s", weights, members=[])
+    fit_stage = FitStage("gan", 1, None, (), "nowhere:fit")
+    net = FitHandle("gan", fit_stage, "gan-0", "s", made.digest, str(made.weights), part_digests=made.part_digests)
+    records = images(tmp_path / "i", ["a"])
+    with Runner(options(tmp_path, workers=workers)) as run:
+        handles = [run.map(stage("first_weight", reads=()), records, net=net.part(n)) for n in ("generator", "critic")]
+        masks = [run.store.read(h.address, "set/a", h.produced["set/a"].stamp)["mask_hw"] for h in handles]
+    assert [mask[0, 0] for mask in masks] == [3, 5]
 
 
 def test_undeclared_outputs_are_refused(tmp_path: Path) -> None:
