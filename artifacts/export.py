@@ -127,8 +127,11 @@ def export_run(
 
 
 def check_target(out: Path) -> None:
-    """Raises :class:`DataError` if an export to ``out`` would be refused; asked before a long run."""
-    _previous(out)
+    """Raises :class:`DataError` if an export to ``out`` would be refused; asked before a long run.
+
+    Of the files there, only those written later than the export are read again; the export itself reads all.
+    """
+    _previous(out, all_bytes=False)
 
 
 def _stage(manifest: Mapping[str, Any], label: str) -> Mapping[str, Any]:
@@ -194,7 +197,7 @@ def _write_manifest(folder: Path, said: Mapping[str, Any], counts: Mapping[str, 
     write_text_atomic(folder / MANIFEST, json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def _previous(out: Path) -> str | None:
+def _previous(out: Path, *, all_bytes: bool = True) -> str | None:
     """The manifest of the export at ``out``, ``None`` if there is nothing; an error if anything else is there."""
     if not out.exists():
         return None
@@ -206,17 +209,31 @@ def _previous(out: Path) -> str | None:
     try:
         text = (out / MANIFEST).read_text()
         files: dict[str, str] = json.loads(text)["files"]
+        written_ns = (out / MANIFEST).stat().st_mtime_ns
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{out} is not empty and no export of Maskmill (no {MANIFEST}); {fix}") from error
-    for path in sorted(out.rglob("*")):
-        name = path.relative_to(out).as_posix()
-        if path.is_dir() or name == MANIFEST:
+    for name, entry in _files_below(out):
+        if name == MANIFEST:
             continue
         if name not in files:
-            raise DataError(f"{path} was not written by the export that is there; {fix}")
-        if keys.digest_file(path) != files[name]:
-            raise DataError(f"{path} was changed since it was exported; {fix}")
+            raise DataError(f"{entry.path} was not written by the export that is there; {fix}")
+        newer = entry.stat().st_mtime_ns > written_ns
+        if (all_bytes or newer) and keys.digest_file(entry.path) != files[name]:
+            raise DataError(f"{entry.path} was changed since it was exported; {fix}")
     return text
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """``(name relative to the folder, entry)`` of everything but folders, in a fixed order. No ``Path`` for each."""
+    waiting = [("", str(folder))]
+    while waiting:
+        prefix, place = waiting.pop()
+        with os.scandir(place) as listed:
+            for entry in sorted(listed, key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((f"{prefix}{entry.name}/", entry.path))
+                else:
+                    yield f"{prefix}{entry.name}", entry
 
 
 def _replace(temporary: Path, out: Path) -> None:

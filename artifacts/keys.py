@@ -31,7 +31,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()[:DIGEST_CHARS]
 
 
-def digest_file(path: Path) -> str:
+def digest_file(path: Path | str) -> str:
     """Digest of a file's content, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARS]
