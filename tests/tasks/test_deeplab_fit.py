@@ -147,12 +147,12 @@ def test_a_label_that_is_no_class_is_a_named_skip(fit: Fit) -> None:
         return np.where(mask == 1, 9, mask).astype(np.uint8) if i == 1 else mask
 
     info = fit(SMALL, masks=break_one).info
-    assert [key for key, _, reason in info["skips"] if "label 9 at x=" in reason and "0..2" in reason] == ["d/1"]
+    assert [key for key, _, reason, _ in info["skips"] if "label 9 at x=" in reason and "0..2" in reason] == ["d/1"]
 
 
 def test_a_label_map_of_another_size_is_a_named_skip(fit: Fit) -> None:
     info = fit(SMALL, masks=lambda i, mask: mask[:20] if i == 2 else mask).info
-    assert [key for key, _, reason in info["skips"] if "(20, 72)" in reason and "(64, 72)" in reason] == ["d/2"]
+    assert [key for key, _, reason, _ in info["skips"] if "(20, 72)" in reason and "(64, 72)" in reason] == ["d/2"]
 
 
 def test_the_logged_rate_is_poly_09(fit: Fit) -> None:
