@@ -325,8 +325,9 @@ def _relay(line: str, console: Console, home: Home, port: int | None, schedule: 
     for name in event["deployments"]:
         console.print(f"serving [bold]{escape(name)}[/], {escape(str(schedule))}", soft_wrap=True)
     if port is not None:
-        console.print(f"UI: http://127.0.0.1:{port}  (it asks once for what `cat {home.path / 'auth'}` prints)")
-        console.print(f"commands: . {home.path / 'env'}; prefect flow-run ls", soft_wrap=True, highlight=False)
+        login = f"user {USER}; log in with what `cat {home.path / 'auth'}` prints"
+        console.print(f"UI: http://127.0.0.1:{port} ({login})", highlight=False, soft_wrap=True)
+        console.print(f"in a shell: . {home.path / 'env'}; prefect flow-run ls", highlight=False, soft_wrap=True)
     console.print(f"run one now: prefect deployment run '{event['deployments'][0]}'", highlight=False, soft_wrap=True)
 
 
