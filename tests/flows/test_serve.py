@@ -325,3 +325,16 @@ def test_a_misspelt_name_is_refused_by_the_api_before_a_run_exists(server: Serve
         made = client.create_flow_run_from_deployment(deployment, parameters={"params": {"proposals": "box"}})
         assert made.parameters["params"] == {"proposals": "box"}
         client.delete_deployment(deployment)
+
+
+def test_the_parameters_in_prefect_yaml_are_right() -> None:
+    root = Path(__file__).parents[2]
+    (nightly,) = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
+    file, _, name = nightly["entrypoint"].partition(":")
+    assert (root / file).exists() and name in command.FLOWS
+    merged, layers = merge([parse_yaml(yaml.safe_dump(nightly["parameters"]), "prefect.yaml")])
+    for section, kind in SECTIONS.items():
+        build(kind, section, merged, layers)
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    (schedule,) = nightly["schedules"]
+    serve.check_schedule(serve.Schedule(schedule["cron"], timezone=schedule["timezone"]))
