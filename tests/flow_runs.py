@@ -21,7 +21,7 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests")) if path not in
 
 from zygote import Zygote  # noqa: E402
 
-from benchmarks.soak_kill import MARK  # noqa: E402
+from benchmarks.soak_kill import MARK, survivors  # noqa: E402
 
 TINY = ("cfs", "--config", "demo-tiny", "--quiet")
 HERE = ("--workers", "0", "--set", "options.launch=inline")
@@ -93,6 +93,17 @@ def demo_tree(run: Done) -> Path:
     return found
 
 
+STARTED: list[Started] = []
+
+
+def end_all() -> None:
+    """Kill what is left of all started runs: a failed test must not leave processes to the others."""
+    while STARTED:
+        for pid in survivors(STARTED.pop().mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 @dataclass
 class Started:
     """A flow in a process of its own, forked from the zygote; the leader of its group."""
@@ -104,6 +115,7 @@ class Started:
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def __post_init__(self) -> None:
+        STARTED.append(self)
         self.out.mkdir(parents=True, exist_ok=True)
         self.output = self.out / f"log-{self.mark[:6]}"
         self.pid = self.zygote.start(

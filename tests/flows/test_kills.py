@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flow_runs import HERE, STACK, Done, Started
+from flow_runs import HERE, STACK, Done, Started, end_all
 from zygote import Zygote
 
 from artifacts import locks
@@ -25,6 +25,7 @@ OWN_PROCESS = ("--set", "options.loader_workers=1", "--workers", "0")
 def zygote() -> Iterator[Zygote]:
     with Zygote(STACK) as made:
         yield made
+    end_all()
 
 
 def masks_stored(out: Path) -> int:
