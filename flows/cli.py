@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False)],
     )
-    signal.signal(signal.SIGTERM, _terminate)
+    before = signal.signal(signal.SIGTERM, _terminate)
     set_defaults(PRIVATE, QUIET)
     try:
         return app(argv, exit_on_error=False, result_action="return_value") or OK
@@ -212,6 +212,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         log.debug("failed", exc_info=True)
         return _say(f"{error or type(error).__name__}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

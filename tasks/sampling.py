@@ -7,6 +7,7 @@ takes positions ``s * batch`` up to ``(s + 1) * batch``, of which rank ``r`` of 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -190,6 +191,8 @@ class _WorkerStart:
 
     def __call__(self, worker: int) -> None:
         die_with_parent(self._parent)
+        # The loader ends its workers by SIGTERM; a handler inherited from the run's process would turn that into an error.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if (cv2 := sys.modules.get("cv2")) is not None:
             cv2.setNumThreads(0)
 

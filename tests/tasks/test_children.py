@@ -32,9 +32,11 @@ STUBBORN = """
 
 @pytest.fixture
 def supervisor() -> Iterator[Supervisor]:
+    before = set(psutil.Process().children(recursive=True))  # servers and zygotes that the suite shares
     with Supervisor() as supervisor:
         yield supervisor
-    assert [c for c in psutil.Process().children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE] == []
+    now = [c for c in psutil.Process().children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE]
+    assert [child for child in now if child not in before] == []
 
 
 def python(code: str) -> list[str]:

@@ -55,8 +55,20 @@ def make(stop: threading.Event) -> Iterator[Callable[..., Pool]]:
     assert living_children() == []
 
 
+_SHARED: set[psutil.Process] = set()
+"""Children that were there before a test: servers and zygotes that the suite shares."""
+
+
+@pytest.fixture(autouse=True)
+def shared_children() -> None:
+    _SHARED.clear()
+    _SHARED.update(psutil.Process().children(recursive=True))
+
+
 def living_children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
+    """Those of the test itself."""
+    now = psutil.Process().children(recursive=True)
+    return [child for child in now if child not in _SHARED and child.status() != psutil.STATUS_ZOMBIE]
 
 
 def running(pid: int) -> bool:
