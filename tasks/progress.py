@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from types import TracebackType
 from typing import Protocol
@@ -64,6 +65,8 @@ class Lines:
 
     def __init__(self, every_s: float = 30.0) -> None:
         self._every_s = every_s
+        if not log.isEnabledFor(logging.INFO) and "MASKMILL_LOG" not in os.environ:
+            log.setLevel(logging.INFO)  # without a terminal these lines are all that says that something happens
         self._last: dict[str, float] = {}
         self._totals: dict[str, tuple[int, str]] = {}
 
@@ -71,7 +74,10 @@ class Lines:
         """Log the beginning."""
         self._totals[label] = (total, unit)
         self._last[label] = time.monotonic()
-        log.info("%s: %d of %d %s cached, %d to do", label, cached, total, unit, total - cached)
+        if total:
+            log.info("%s: %d of %d %s cached, %d to do", label, cached, total, unit, total - cached)
+        else:
+            log.info("%s: begins", label)
 
     def total(self, label: str, total: int) -> None:
         """Remember it."""

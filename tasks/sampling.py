@@ -191,7 +191,7 @@ class _WorkerStart:
 
     def __call__(self, worker: int) -> None:
         die_with_parent(self._parent)
-        # The loader ends its workers by SIGTERM; a handler inherited from the run's process would turn that into an error.
+        # The loader ends its workers by SIGTERM; a handler inherited from the run's process would make that an error.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if (cv2 := sys.modules.get("cv2")) is not None:
             cv2.setNumThreads(0)

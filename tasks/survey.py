@@ -140,7 +140,8 @@ def survey_map(
                 survey.skips.append(Skip(key, record.image, entry.reason or "", True, label))
             continue
         up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
-        survey.pending.append(Job(key, stamp, record.view(stage.reads), up))
+        stated_hw = record.size_hw if {"boxes", "scribbles"} & set(stage.reads) else None
+        survey.pending.append(Job(key, stamp, record.view(stage.reads), up, stated_hw))
     return survey
 
 

@@ -22,6 +22,10 @@ from tasks.stage import Arrays, Item, MapStage, SkipImage, check_outputs, resolv
 log = logging.getLogger("maskmill")
 
 
+class WrongFrame(DataError):
+    """Image and annotation have different sizes: positions of the one mean nothing in the other."""
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One image of a unit."""
@@ -32,6 +36,8 @@ class Job:
     """Only the declared label kinds."""
     up: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """role -> (address, stamp) of the upstream arrays."""
+    stated_hw: tuple[int, int] | None = None
+    """The image's size as its annotation states it, where the stage reads positions (boxes, scribbles)."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class WorkUnit:
         try:
             item = self._item(store, job)
             return check_outputs(self.stage, resolve(self.stage.function)(item, self.stage.params))
+        except WrongFrame as error:
+            return self._skip(job, str(error), permanent=False)
         except (SkipImage, DataError) as error:
             return self._skip(job, str(error), permanent=getattr(error, "permanent", True))
         except CorruptSegment as error:
@@ -116,6 +124,12 @@ class WorkUnit:
         image_rgb: ImageRGB | None = None
         if "image" in self.stage.reads:
             image_rgb = read_image_rgb(Path(job.record.image))
+            if job.stated_hw is not None and image_rgb.shape[:2] != job.stated_hw:
+                raise WrongFrame(
+                    f"{job.record.image}: the image is {image_rgb.shape[:2]} (height, width; turned as its EXIF data"
+                    f" say), its annotation was made for {job.stated_hw}: boxes would lie elsewhere. Annotate it anew,"
+                    " or give the image that was annotated"
+                )
         return Item(job.key, job.record, self.classes, image_rgb, up, self.nets, self.prefixes, self.device)
 
     def _skip(self, job: Job, reason: str, *, permanent: bool) -> Skip:

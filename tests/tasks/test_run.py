@@ -249,6 +249,19 @@ def test_a_part_of_a_checkpoint_is_the_one_that_a_map_reads(tmp_path: Path, work
     assert [mask[0, 0] for mask in masks] == [3, 5]
 
 
+def test_an_annotation_for_another_size_is_a_skip_where_positions_are_read(tmp_path: Path) -> None:
+    records = images(tmp_path / "i", ["a", "b"])
+    boxed = tuple(replace(r, boxes=(), size_hw=(6, 8) if r.image_id == "a" else (8, 6)) for r in records)
+    records = replace(records, records=boxed)
+    with Runner(options(tmp_path)) as run:
+        found = run.map(stage(reads=("image", "boxes")), records)
+        run.map(stage(), records)
+    (skip,) = run.skips
+    assert (skip.key, found.produced["set/a"].output is None) == ("set/b", False)
+    assert "the image is (6, 8)" in skip.reason
+    assert "made for (8, 6)" in skip.reason
+
+
 def test_undeclared_outputs_are_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(
