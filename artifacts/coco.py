@@ -6,7 +6,8 @@ each split is a file of its own and every image in it belongs to it. Otherwise b
 (``data.val_share``, a fifth).
 
 *Ids.* An image is known in the cache by the stem of its file name if no other image of the file has it, else by its
-relative path without suffix. Never by the number in the JSON, which tools like to renumber.
+relative path without suffix. Never by the number in the JSON, which tools like to renumber. With a file per split each
+is read by itself: equal file names in train and val give two images one id. Rename them where ids must tell them apart.
 
 *Classes* are the file's categories in order of their ids, 1..K. *Tags* are the categories present, crowds included.
 *Boxes* are ``x, y, x + width, y + height``, clipped to the image; ``Box.id`` is the annotation's index within its
@@ -87,7 +88,9 @@ def read_coco(
         OSError: the file cannot be read.
     """
     if not images.is_dir():
-        raise DataError(f"image folder {images} does not exist; expected coco:IMAGES,JSON")
+        raise DataError(f"{images} is not a folder; expected coco:IMAGES,JSON with the folder of the images first")
+    if not annotations.is_file():
+        raise DataError(f"{annotations} is not a file; expected coco:IMAGES,JSON with an instances file (JSON) second")
     notes = Notes()
     table = read_table(annotations, notes, classes)
     usable = _usable_images(table, Path(os.path.abspath(images)), dataset)

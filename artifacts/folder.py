@@ -6,8 +6,9 @@
 * ``boxes.csv``: ``image,class,x0,y0,x1,y1`` in pixel edges of the picture as a person sees it; columns ``difficult``
   and ``crowd`` (0 or 1) if needed,
 * ``masks/``: index PNGs as truth, named as the pictures (``sub/a.png`` for ``sub/a.jpg``); 0 background, 255 undecided,
-* ``classes.txt``: one class a line, number 1 first. Masks need it (or ``data.classes``): without it nobody knows what
-  a number means. Without it and without masks, the class table is the sorted names in the tables.
+* ``classes.txt``: one class a line, number 1 first (a line ``background`` is left out). Masks need it (or
+  ``data.classes``): without it nobody knows what a number means. Without it and without masks, the class table is the
+  sorted names in the tables.
 
 Tables are UTF-8 with a header line; a byte order mark, CRLF, quotes, other columns and any order of columns are fine.
 ``image`` is the relative path, with or without suffix. A row with an empty tag or class says "looked at, holds
@@ -15,8 +16,9 @@ nothing"; a picture that no row names has unknown labels. Where only boxes are g
 that cannot be used is dropped and named in a warning (file, line, fix). ``Box.id`` is the index among the picture's
 rows. Boxes are clipped to the picture.
 
-Splits: a column ``split`` in a table, else ``train.txt`` and ``val.txt``, else a stable hash of the relative path
-(``data.val_share``, a fifth). Ids are relative paths without suffix.
+Splits: a column ``split`` in a table (a picture without one there is in no split, with a warning), else ``train.txt``
+and ``val.txt``, else a stable hash of the relative path (``data.val_share``, a fifth). Ids are relative paths without
+suffix.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ from typing import Any
 from artifacts.folder_tables import ROW_DROPPED, BoxRow, Tables, write_boxes, write_folder_labels, write_tags
 from artifacts.paths import Notes, dataset_name, image_ids, list_images, read_skip, require_some, without_suffix
 from artifacts.records import Box, DataError, MaskHW, MaskRef, Record, RecordSet
-from artifacts.splits import EVERYTHING, Selection, SplitRule, read_lines, select
+from artifacts.splits import EVERYTHING, Selection, SplitRule, select
 from artifacts.voc_masks import class_mask_ref, load_class_mask
+from artifacts.voc_tree import read_classes
 
 __all__ = ["load_index_mask", "read", "read_folder", "write_boxes", "write_folder_labels", "write_tags"]
 
@@ -80,7 +83,8 @@ def read_folder(
     images, every, unusable = _pictures(root)
     notes = Notes()
     tables = Tables.read(root, every, notes)
-    listed = classes or _listed_classes(root)
+    class_file = root / "classes.txt"
+    listed = classes or (read_classes(class_file) if class_file.is_file() else ())
     class_table = listed or (*known, *sorted(tables.names() - set(known)))
     numbers = {name: number for number, name in enumerate(class_table, start=1)}
     tables.forget_unknown_classes(numbers, notes)
@@ -127,20 +131,14 @@ def _pictures(root: Path) -> tuple[Path, list[str], list[str]]:
     return images, every, unusable
 
 
-def _listed_classes(root: Path) -> tuple[str, ...]:
-    path = root / "classes.txt"
-    names = read_lines(path) if path.is_file() else []
-    if len(set(names)) != len(names):
-        raise DataError(f"{path}: {sorted({n for n in names if names.count(n) > 1})} stand there twice; remove one")
-    return tuple(names)
-
-
 def _choose(root: Path, every: Sequence[str], split: str, rule: SplitRule, tables: Tables, notes: Notes) -> Selection:
     if tables.has_splits and split not in EVERYTHING:
         rows = sorted(row for row, name in tables.splits.items() if name == split)
         if not rows:
             names = sorted({name for name in tables.splits.values() if name})
             raise DataError(f"{root}: no picture has split {split!r}; the split column holds {names}")
+        without = [relative for row, relative in enumerate(every) if not tables.splits.get(row)]
+        notes.add_all("picture that the split column gives no split, left out of every split", without)
         return Selection(rows, "column split")
     chosen = select(every, split, rule, root)
     notes.add_all(f"image in {split}.txt that is not there", chosen.unmatched)

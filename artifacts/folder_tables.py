@@ -13,6 +13,7 @@ from artifacts.atomic import write_text_atomic
 from artifacts.paths import Notes, without_suffix
 from artifacts.records import DataError, Record
 from artifacts.splits import read_text
+from artifacts.voc_tree import NO_CLASS
 
 TAGS_HEADER = ("image", "tags")
 BOXES_HEADER = ("image", "class", "x0", "y0", "x1", "y1")
@@ -208,6 +209,8 @@ def write_folder_labels(root: Path, records: Iterable[Record], classes: Sequence
     """Write ``classes.txt``, and ``tags.csv`` and ``boxes.csv`` of what the records know, below ``root``."""
     every = list(records)
     _check_names(root / "classes.txt", classes)
+    if left_out := [name for name in classes if name.lower() in NO_CLASS]:
+        raise DataError(f"{root / 'classes.txt'}: {left_out} would be left out on reading: no class is called that")
     write_text_atomic(root / "classes.txt", "".join(f"{name}\n" for name in classes))
     tagged = [(r.image_id, [classes[t - 1] for t in r.tags]) for r in every if r.tags is not None]
     if tagged:

@@ -364,7 +364,7 @@ def _read_index(path: Path, descriptor: int) -> bytes:
     size = os.fstat(descriptor).st_size
     footer = os.pread(descriptor, FOOTER.size, max(0, size - FOOTER.size))
     if len(footer) < FOOTER.size or not footer.startswith(MAGIC):
-        raise CorruptSegment(path, "it does not end as a segment does: cut, or no segment at all")
+        raise CorruptSegment(path, "it does not end as a segment does: cut, of an earlier layout, or no segment at all")
     if zlib.crc32(footer[:-4]) != int.from_bytes(footer[-4:], "little"):
         raise CorruptSegment(path, "checksum of the footer differs")
     _, version, said, *place, _ = FOOTER.unpack(footer)

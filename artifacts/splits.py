@@ -124,6 +124,21 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in (raw.strip() for raw in io.StringIO(read_text(path), newline=None)) if line]
 
 
+def read_names(path: Path) -> list[str]:
+    """Names, one a line, whose order gives them their numbers.
+
+    Empty lines at the end are passed over. Raises :class:`DataError` for one before a name: it would shift all numbers
+    that follow, or leave one without a name, and nothing says which.
+    """
+    lines = [line.strip() for line in io.StringIO(read_text(path), newline=None)]
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        place = f"{path}:{lines.index('') + 1}"
+        raise DataError(f"{place}: empty line between names, whose order gives them their numbers; remove or name it")
+    return lines
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 text file, byte order mark allowed. Raises :class:`DataError` naming the first byte that is not UTF-8."""
     data = path.read_bytes()

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from artifacts.paths import check_relative, without_suffix
 from artifacts.records import DataError
-from artifacts.splits import read_lines, read_text
+from artifacts.splits import read_lines, read_names, read_text
 from artifacts.voc_xml import read_annotation
 
 VOC_CLASSES: tuple[str, ...] = (
@@ -41,7 +41,8 @@ OFFICIAL_COUNTS = {"train": 1_464, "val": 1_449, "trainval": 2_913, "test": 1_45
 
 CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
 LIST_FOLDERS = ("Segmentation", "SegmentationAug", "Main", "")
-_NO_CLASS = frozenset({"background", "_background_", "__background__", "__ignore__", "_ignore_"})
+NO_CLASS = frozenset({"background", "_background_", "__background__", "__ignore__", "_ignore_"})
+"""Lines of a class file that name no class, in lower case."""
 _AUGMENTED = ("trainaug", "train_aug")
 
 EXPECTED = """\
@@ -186,8 +187,11 @@ def class_table(root: Path, wanted: tuple[str, ...], known: tuple[str, ...]) -> 
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names, one a line; lines for background and "ignore" are left out. Raises :class:`DataError` if twice."""
-    names = tuple(name for name in read_lines(path) if name.lower() not in _NO_CLASS)
+    """Class names, one a line, number 1 first; lines for background and "ignore" are left out.
+
+    Raises :class:`DataError` for a name that stands there twice and for an empty line between names.
+    """
+    names = tuple(name for name in read_names(path) if name.lower() not in NO_CLASS)
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path}: {', '.join(map(repr, twice))} stands in it twice; class names must differ")
     return names

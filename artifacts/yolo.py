@@ -8,7 +8,8 @@ Layouts, the first that fits:
   hash of the image's path (``data.val_share``, a fifth).
 
 ``IMAGES`` names the image folder where it is not ``PATH/images``. Class names: ``data.classes``, else ``classes.txt``
-(or ``labels/classes.txt``, ``obj.names``), else ``names`` in ``data.yaml`` (or ``dataset.yaml``).
+(or ``labels/classes.txt``, ``obj.names``), else ``names`` in ``data.yaml`` (or ``dataset.yaml``). The label files count
+these names from 0, so each line counts: ``background`` is a class as any other, an empty line between names an error.
 
 A label line is ``class cx cy width height``, the class counted from 0, the rest as shares of the image as a person sees
 it (EXIF rotation applied; the size comes from the file's header, no pixel is decoded), or a polygon
@@ -32,7 +33,7 @@ from typing import Any
 from artifacts.atomic import write_text_atomic
 from artifacts.paths import Notes, dataset_name, image_ids, inside, list_images, read_skip, require_some, without_suffix
 from artifacts.records import Box, DataError, Record, RecordSet, Skip
-from artifacts.splits import SplitRule, list_file, read_lines, read_text, select
+from artifacts.splits import SplitRule, list_file, read_names, read_text, select
 
 DROPPED = "label line dropped"
 CLIPPED = "box that sticks out of the image by more than a pixel, clipped"
@@ -167,7 +168,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     """The class table of a YOLO tree, in the order of the numbers 0, 1, ... of its label files."""
     for path in (root / "classes.txt", root / "labels" / "classes.txt", root / "obj.names"):
         if path.is_file():
-            return _checked_names(read_lines(path), path)
+            return _checked_names(read_names(path), path)
     for path in (root / "data.yaml", root / "dataset.yaml"):
         if path.is_file():
             return _checked_names(_yaml_names(path), path)

@@ -228,6 +228,11 @@ def test_a_file_per_split(tmp_path):
     assert dataset_name("/d/coco/images") == "coco"
     with pytest.raises(DataError, match="expected coco:IMAGES,JSON"):
         coco.read("coco:/only/one", "train", data)
+    with pytest.raises(DataError, match=r"/sets/test/images is not a folder; expected coco:IMAGES,JSON"):
+        coco.read(spec, "test", data)
+    (tmp_path / "sets" / "val" / "i.json").unlink()
+    with pytest.raises(DataError, match=r"/sets/val/i\.json is not a file; expected coco:IMAGES,JSON"):
+        coco.read(spec, "val", data)
 
 
 # Broken input: an error or a recorded skip, the rest is read
@@ -369,7 +374,7 @@ def test_a_missing_image_is_a_skip_and_all_missing_an_error(tmp_path):
     os.unlink(tmp_path / "images" / "sub folder/ü 2.jpg")
     with pytest.raises(DataError, match="none of the 3 images"):
         read(tmp_path)
-    with pytest.raises(DataError, match="nowhere does not exist"):
+    with pytest.raises(DataError, match="nowhere is not a folder"):
         read_coco(tmp_path / "nowhere", tmp_path / "i.json", dataset="d")
 
 

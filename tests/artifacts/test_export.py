@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import unquote
 
 import cv2
 import h5py
@@ -16,8 +17,9 @@ from pycocotools.coco import COCO
 
 from artifacts import export, runs
 from artifacts.export import export_run
-from artifacts.exported import FORMATS
-from artifacts.objects import pack_objects
+from artifacts.export_hdf5 import write_hdf5_export
+from artifacts.exported import FORMATS, ExportImage, Source
+from artifacts.objects import Object, pack_objects
 from artifacts.records import DataError
 from artifacts.store import MaskStore
 
@@ -126,8 +128,27 @@ def test_hdf5_reads_with_plain_h5py(run: tuple[Path, dict[str, Any]], tmp_path: 
     with h5py.File(out / "masks.h5") as file:
         assert list(file.attrs["classes"]) == ["background", "cat", "dog"]
         for index, image_id in enumerate(IDS):
-            assert np.array_equal(file[f"masks/{image_id}"][()], mask(index))
-            assert file[f"objects/{image_id}/classes"][()].tolist() == [1 + index % 2]
+            name = image_id.replace("/", "%2F")
+            assert np.array_equal(file[f"masks/{name}"][()], mask(index))
+            assert file[f"masks/{name}"].attrs["image_id"] == image_id
+            assert file[f"objects/{name}/classes"][()].tolist() == [1 + index % 2]
+            assert file[f"objects/{name}/ids"][()].tolist() == [4]
+
+
+def test_hdf5_holds_an_image_and_those_in_a_folder_of_its_name(tmp_path: Path) -> None:
+    ids = ("a", "a/b", "a%2Fb", "100%/%25")
+    objects = [(Object(7, (0, 0, 8, 6), np.ones((6, 8), np.uint8)), 1)]
+    images = [ExportImage(i, Path("x.png"), mask(n), objects) for n, i in enumerate(ids)]
+
+    class Images:
+        split, classes = "train", ("cat",)
+
+        def __iter__(self) -> Iterator[ExportImage]:
+            return iter(images)
+
+    assert write_hdf5_export(tmp_path, cast(Source, Images())) == {"images": 4, "objects": 4}
+    with h5py.File(tmp_path / "masks.h5") as file:
+        assert sorted(map(unquote, file["masks"])) == sorted(map(unquote, file["objects"])) == sorted(ids)
 
 
 def test_changed_masks_replace_an_untouched_export(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

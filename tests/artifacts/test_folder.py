@@ -158,6 +158,15 @@ def test_a_class_list_is_kept_to(tmp_path):
     assert read(tmp_path, classes=("cat", "zebra")).records[0].tags == (1,)
 
 
+def test_background_is_no_class_of_the_list(tmp_path):
+    pictures(tmp_path, "a.jpg")
+    table(tmp_path / "classes.txt", "Background\ncat\n\n")
+    table(tmp_path / "tags.csv", "image,tags\na,cat\n")
+    assert read(tmp_path).classes == ("cat",) and read(tmp_path).records[0].tags == (1,)
+    with pytest.raises(DataError, match="left out on reading"):
+        write_folder_labels(tmp_path, read(tmp_path), ["background", "cat"])
+
+
 def test_a_new_class_does_not_renumber_the_known_ones(tmp_path):
     pictures(tmp_path, "a.jpg")
     table(tmp_path / "tags.csv", "image,tags\na,zebra;ape;cat\n")
@@ -172,7 +181,8 @@ def test_a_new_class_does_not_renumber_the_known_ones(tmp_path):
         ("boxes.csv", "image;class;x0;y0;x1;y1\n", r"boxes\.csv:1: no column image, class"),
         ("tags.csv", "", r"tags\.csv is empty; the first line must hold image,tags"),
         ("tags.csv", 'image,tags\na,"cat\n', r"tags\.csv:\d: not CSV"),
-        ("classes.txt", "cat\ncat\n", r"\['cat'\] stand there twice"),
+        ("classes.txt", "cat\ncat\n", r"classes\.txt: 'cat' stands in it twice"),
+        ("classes.txt", "cat\n\ndog\n", r"classes\.txt:2: empty line between names"),
     ],
 )
 def test_a_table_that_is_none_is_an_error(tmp_path, name, text, message):
@@ -271,6 +281,9 @@ def test_the_split_column_wins_then_lists_then_the_hash(tmp_path):
     table(tmp_path / "tags.csv", "image,tags,split\n07,cat,train\n08,cat,val\n09,cat,\n07,dog,val\n")
     found = [folder.read(f"folder:{tmp_path}", s, DATA) for s in ("train", "val", "all")]
     assert [[r.image_id for r in f] for f in found[:2]] == [["07"], ["08"]] and len(found[2]) == 30
+    assert found[0].warnings[1].startswith("28 x picture that the split column gives no split") and not any(
+        "no split" in line for line in found[2].warnings
+    )
     assert "split given twice" in found[0].warnings[0] and found[0].records[0].tags == (1, 2)
     with pytest.raises(DataError, match=r"no picture has split 'test'; the split column holds \['train', 'val'\]"):
         folder.read(str(tmp_path), "test", DATA)

@@ -173,6 +173,13 @@ def test_hdf5_of_another_program_is_found_on_opening(tmp_path: Path) -> None:
         Segment(path)
 
 
+def test_a_segment_without_footer_is_told_to_be_computed_again(tmp_path: Path) -> None:
+    path = written(tmp_path, masks())
+    path.write_bytes(path.read_bytes()[: -segments.FOOTER.size])
+    with pytest.raises(CorruptSegment, match="of an earlier layout, .*maskmill cache verify --repair"):
+        Segment(path)
+
+
 def test_bytes_behind_the_end_are_found(tmp_path: Path) -> None:
     path = written(tmp_path, masks())
     footer = path.read_bytes()[-segments.FOOTER.size :]

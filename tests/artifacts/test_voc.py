@@ -237,13 +237,16 @@ def test_parts_comments_and_cdata_do_not_fool_the_name_scan(root: Path) -> None:
 
 
 def test_a_class_file_or_parameter_is_the_table(root: Path) -> None:
-    (root / "class_names.txt").write_text("__ignore__\n_background_\ncat\n\ndog\n")
+    (root / "class_names.txt").write_text("__ignore__\n_background_\ncat\ndog\n\n")
     assert read(root).classes == ("cat", "dog")
     (root / "classes.txt").write_text("dog\ncat\n")
     assert read(root).classes == ("dog", "cat") and read(root).records[0].tags == (2,)
     assert read(root, classes=("cat",)).records[0].tags == (1,)
     (root / "classes.txt").write_text("dog\ncat\ndog\n")
     with pytest.raises(DataError, match=r"classes.txt: 'dog' stands in it twice"):
+        read(root)
+    (root / "classes.txt").write_text("dog\n\ncat\n")
+    with pytest.raises(DataError, match=r"classes.txt:2: empty line between names"):
         read(root)
 
 

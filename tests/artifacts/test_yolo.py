@@ -164,6 +164,11 @@ def test_names_from_yaml(tmp_path, text, names):
     assert class_names(tmp_path) == names
 
 
+def test_each_line_of_the_class_file_counts(tmp_path):
+    (tmp_path / "classes.txt").write_text("background\ncat\n\n\n")
+    assert class_names(tmp_path) == ("background", "cat")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -172,6 +177,8 @@ def test_names_from_yaml(tmp_path, text, names):
         ("data.yaml", "a: [", "not YAML"),
         ("classes.txt", "cat\ncat\n", "twice: cat"),
         ("classes.txt", "\n", "no names"),
+        ("classes.txt", "cat\n \ndog\n", r"classes\.txt:2: empty line between names"),
+        ("obj.names", "\r\ncat\r\n", r"obj\.names:1: empty line"),
         ("other.txt", "", r"write .*classes\.txt"),
     ],
 )
