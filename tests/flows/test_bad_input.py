@@ -370,7 +370,7 @@ def test_all_images_broken(tiny: Done, tmp_path: Path) -> None:
         ("params: {deeplab: {iterations: 0}}", "iterations"),
         ("options: {workers: -7}", "workers=-7 must be at least -1"),
         ("option: {workers: 1}", "unknown section 'option' (did you mean 'options'?)"),
-        ("flow: rrm", "is for the flow 'rrm'"),
+        ("flow: rrm", "flow 'rrm'"),
         ("data: {source: 'nowhere:/x'}", "source must start with one of voc"),
         ("params: [1, 2", "line 2: not YAML"),
     ],
