@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from cyclopts import App, Parameter
 from rich import box
@@ -16,12 +17,13 @@ from rich.table import Table
 
 from artifacts.cache_fits import FitInfo, FitsRemoved
 from artifacts.records import DataError
-from artifacts.store import MaskStore
+from artifacts.store import MaskStore, StoreError
 
+T = TypeVar("T")
 app = App(name="cache", help="Look into the mask cache, check it, tidy it.")
 Root = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
 NAMES = "addresses, fits (address/stamp), stage labels, or beginnings of addresses"
-Names = Annotated[list[str] | None, Parameter(help=f"{NAMES}; default: all")]
+Names = Annotated[str, Parameter(help=f"{NAMES}; default: all")]
 DEFAULT = Path("maskmill-cache")
 SHOWN_KEYS = 20
 
@@ -75,6 +77,7 @@ def _fits_table(fits: Sequence[FitInfo]) -> Table:
 @app.command
 def show(
     name: Annotated[str, Parameter(help="an address, its beginning, or a stage's label")],
+    /,
     *,
     cache: Root = DEFAULT,
     key: Annotated[str | None, Parameter(help="with --out: the image, <data set>/<image id>")] = None,
@@ -84,9 +87,11 @@ def show(
     from artifacts import cache as tools
     from artifacts.voc_write import voc_palette
 
+    if (key is None) != (out is None):
+        raise DataError("--key and --out go together: the image, and the file that shows its mask")
     store = _store(cache)
     console = Console(highlight=False)
-    for address in tools.resolve(store, [name]):
+    for address in _known(tools.resolve, store, [name]):
         if key is not None and out is not None:
             array = tools.save_picture(store, address, key, out, voc_palette().tolist())
             console.print(f"{escape(key)} ({array}) -> {escape(str(out))}", soft_wrap=True)
@@ -106,8 +111,7 @@ def show(
 
 @app.command
 def verify(
-    names: Names = None,
-    *,
+    *names: Names,
     cache: Root = DEFAULT,
     repair: Annotated[bool, Parameter(help="put damaged segments aside, keep their sound images", negative=())] = False,
 ) -> int:
@@ -135,13 +139,15 @@ def verify(
         console.print(f"put aside: {escape(str(path))}; the next run computes its damaged images anew", soft_wrap=True)
     if report.problems and not repair:
         console.print(
-            "`maskmill cache verify --repair` puts damaged segments aside, so that the next run computes them anew"
+            f"`maskmill cache verify --repair --cache {escape(shlex.quote(str(cache)))}` puts damaged segments aside,"
+            " so that the next run computes them anew",
+            soft_wrap=True,
         )
     return 0 if report.ok and not damaged else 1
 
 
 @app.command
-def compact(names: Names = None, *, cache: Root = DEFAULT) -> int:
+def compact(*names: Names, cache: Root = DEFAULT) -> int:
     """Merge small segments, keeping every image of every stamp; remove superseded publications and abandoned fits."""
     from artifacts import cache as tools
 
@@ -166,7 +172,8 @@ def compact(names: Names = None, *, cache: Root = DEFAULT) -> int:
 
 @app.command
 def rm(
-    names: Annotated[list[str], Parameter(help=NAMES)],
+    names: Annotated[list[str], Parameter(help=NAMES, negative=())],
+    /,
     *,
     cache: Root = DEFAULT,
     dry_run: Annotated[bool, Parameter(help="only say what would go", negative=())] = False,
@@ -175,7 +182,7 @@ def rm(
     from artifacts import cache as tools
 
     store = _store(cache)
-    addresses, fits = tools.resolve_all(store, names)
+    addresses, fits = _known(tools.resolve_all, store, names)
     gone = tools.remove_fits(cache, fits, dry_run=dry_run)
     report = tools.remove(store, addresses, dry_run=dry_run)
     console = Console(highlight=False)
@@ -213,11 +220,19 @@ def _store(cache: Path) -> MaskStore:
     return MaskStore(cache)
 
 
-def _wanted(store: MaskStore, names: list[str] | None) -> tuple[list[str] | None, list[FitInfo]]:
+def _known(find: Callable[[MaskStore, Iterable[str]], T], store: MaskStore, names: Iterable[str]) -> T:
+    """What ``names`` mean; a name that means nothing is wrong usage."""
+    try:
+        return find(store, names)
+    except StoreError as error:
+        raise DataError(str(error)) from error
+
+
+def _wanted(store: MaskStore, names: Sequence[str]) -> tuple[list[str] | None, list[FitInfo]]:
     """Addresses (``None``: all) and fits."""
     from artifacts import cache as tools
 
-    return tools.resolve_all(store, names) if names else (None, tools.list_fits(store.root))
+    return _known(tools.resolve_all, store, names) if names else (None, tools.list_fits(store.root))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from artifacts.records import DataError
 from flows.prefect_env import PRIVATE, QUIET, set_defaults
@@ -28,7 +29,10 @@ OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
 app = App(
     name="maskmill",
     help="Weak labels (tags, boxes, scribbles) into pixel masks, a trained DeepLab, and a dataset.",
-    help_epilogue="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with skipped images.",
+    help_epilogue=(
+        "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with skipped images,"
+        " 130 and 143 stopped by SIGINT and SIGTERM."
+    ),
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # main says what was kept
 )
@@ -47,7 +51,10 @@ Source = Annotated[
 Config = Annotated[
     str | None, Parameter(name="--config", help="a YAML file, or the name of a shipped one (demo, demo-tiny, ...)")
 ]
-Sets = Annotated[tuple[str, ...], Parameter(name="--set", help="one value: params.deeplab.iterations=100; repeatable")]
+Sets = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", help="one value: params.deeplab.iterations=100; repeatable", negative=()),
+]
 Cache = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
 
 
@@ -122,13 +129,15 @@ def export(
 def score(
     *,
     cache: Cache = Path("maskmill-cache"),
-    run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
-    stage: Annotated[str, Parameter(help="label of the stage; default: the masks that the student learnt from")] = "",
+    run: Annotated[str | None, Parameter(help="a run's id, or latest; default latest")] = None,
+    stage: Annotated[
+        str | None, Parameter(help="label of the stage; default: the masks that the student learnt from")
+    ] = None,
     masks: Annotated[
         Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
     ] = None,
     data: Source = None,
-    split: Annotated[str, Parameter(help="with --masks: the split to score on")] = "val",
+    split: Annotated[str | None, Parameter(help="with --masks: the split to score on; default val")] = None,
     json: Annotated[Path | None, Parameter(help="write the numbers here, too")] = None,
 ) -> int:
     """Masks against truth: mIoU over the set, per class, both readings of 255."""
@@ -140,14 +149,18 @@ def score(
     if masks is not None:
         if data is None:
             raise ConfigError("--masks needs --data: the data set whose truth it is scored against")
+        if run is not None or stage is not None:
+            raise ConfigError("--run and --stage name masks in the cache, --masks a folder: give one or the other")
         given = {"data": {"source": data}}
         scores, scored = score_folder(
-            build(DataParams, "data", given, [Layer(given, "--data", {})]), split, masks, cache
+            build(DataParams, "data", given, [Layer(given, "--data", {})]), split or "val", masks, cache
         )
         title = str(masks)
     else:
-        scores, scored = score_run(cache, run, stage)
-        title = f"{stage or 'masks'} of run {run}"
+        if data is not None or split is not None:
+            raise ConfigError("--data and --split need --masks; a run is scored against the truth of its own data")
+        scores, scored = score_run(cache, run or "latest", stage or "")
+        title = f"{stage or 'masks'} of run {run or 'latest'}"
     console = Console()
     console.print(score_table(scores, title=title))
     for what, ids in (("without truth", scored.without_truth), ("without mask", scored.without_mask)):
@@ -223,11 +236,6 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _say(message: object, code: int) -> int:
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]maskmill:[/] {escape(str(message))}")
     return code
-
-
-def escape(text: str) -> str:
-    """Text in which rich sees no markup."""
-    return text.replace("[", "\\[")
 
 
 if __name__ == "__main__":

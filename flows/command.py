@@ -12,7 +12,7 @@ from rich.console import Console
 
 from artifacts.datasets import DataParams
 from flows import console as show
-from flows.config import ConfigError, Layer, as_yaml, build, merge, packaged, parse_set, read_config
+from flows.config import ConfigError, Layer, as_yaml, build, merge, packaged, parse_set, place_of, read_config
 from flows.page import Page, plan_page, read_sets, run_page, settle
 from tasks.options import RunParams
 from tasks.progress import Bars, Lines, Reporter
@@ -49,9 +49,12 @@ def configure(flow: str, data: str | None, config: str | None, sets: Sequence[st
         given["data"] = {"source": data}
     layers.append(Layer(given, "command line", {}))
     merged, layers = merge(layers)
-    named = merged.get("flow", flow)
-    if named != flow:
-        raise ConfigError(f"config {config} is for the flow {named!r}: run `maskmill {named} --config {config}`")
+    named = merged.get("flow")
+    if named is not None and named != flow:
+        meant = f"{place_of(('flow',), layers)}: this is for the flow {named!r}"
+        if named not in list(FLOWS):  # a list: whatever YAML gives may be compared, not all of it hashed
+            raise ConfigError(f"{meant}: no flow {named!r} yet; there are {', '.join(FLOWS)}")
+        raise ConfigError(f"{meant}: run `maskmill {named}` instead of `maskmill {flow}`")
     if not (merged.get("data") or {}).get("source"):
         raise ConfigError(
             "no data: give --data voc:PATH (or coco:, folder:, yolo:, demo), or data.source in the config"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from artifacts.records import DataError
 T = TypeVar("T")
 SECTIONS = ("flow", "data", "params", "options")
 Lines = dict[tuple[str, ...], int]
+SHOWN_INPUT = 60
+"""Characters of a wrong list or mapping that an error repeats; of a longer one, its place says enough."""
+BOOL = "tag:yaml.org,2002:bool"
 
 
 class ConfigError(DataError):
@@ -45,6 +49,17 @@ class Layer:
     lines: Lines
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML of which only ``true`` and ``false`` are booleans: ``crf: off`` means the word (YAML 1.1: ``False``)."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
 def packaged() -> list[str]:
     """Names of the configurations that ship with Maskmill."""
     return sorted(
@@ -55,11 +70,14 @@ def packaged() -> list[str]:
 def read_config(name_or_path: str) -> Layer:
     """A packaged configuration by name, or a YAML file by path."""
     if name_or_path in packaged():
-        text = (resources.files("flows.configs") / f"{name_or_path}.yaml").read_text()
+        text = (resources.files("flows.configs") / f"{name_or_path}.yaml").read_text(encoding="utf-8")
         return parse_yaml(text, f"config {name_or_path}")
     path = Path(name_or_path)
     try:
-        return parse_yaml(path.read_text(), str(path))
+        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigError(f"{path}, line {line}: not UTF-8 text: byte 0x{error.object[error.start]:02x}") from error
     except OSError as error:
         raise ConfigError(
             f"--config {name_or_path}: {error.strerror or error}; give a YAML file or one of {', '.join(packaged())}"
@@ -68,19 +86,20 @@ def read_config(name_or_path: str) -> Layer:
 
 def parse_yaml(text: str, origin: str) -> Layer:
     """YAML text as a layer. Raises :class:`ConfigError` with the line of a syntax error or of a repeated key."""
+    lines: Lines = {}
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{origin}{line}: not YAML: {error.problem or error}") from error
+        root = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
+        _collect_lines(root, (), lines, origin)
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        line, problem = _not_yaml(error, text)
+        raise ConfigError(f"{origin}{f', line {line}' if line else ''}: not YAML: {problem}") from error
     if values is None:
         return Layer({}, origin, {})
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: expected sections {', '.join(SECTIONS)}, found {type(values).__name__}")
-    lines: Lines = {}
-    _collect_lines(root, (), lines, origin)
     if unknown := [key for key in values if key not in SECTIONS]:
         name = str(unknown[0])
         raise ConfigError(f"{origin}, line {lines.get((name,), 1)}: unknown section {name!r}{_meant(name, SECTIONS)}")
@@ -100,9 +119,10 @@ def parse_set(assignments: Iterable[str]) -> Layer:
                 f"--set {assignment}: a name starts with {', '.join(SECTIONS[1:])}{_meant(path[0], SECTIONS)}"
             )
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment}: the value is not YAML: {error}") from error
+            value = yaml.load(text, Loader=_Loader)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            _, problem = _not_yaml(error, text)
+            raise ConfigError(f"--set {assignment}: the value is not YAML: {problem}") from error
         place = values
         for step in path[:-1]:
             place = place.setdefault(step, {})
@@ -113,10 +133,16 @@ def parse_set(assignments: Iterable[str]) -> Layer:
 
 
 def merge(layers: Iterable[Layer]) -> tuple[dict[str, Any], list[Layer]]:
-    """Later layers win, key by key (nested mappings are merged, lists replaced)."""
+    """Later layers win, key by key (nested mappings are merged, lists replaced).
+
+    Raises :class:`ConfigError` where a section of a layer is no mapping.
+    """
     kept = list(layers)
     merged: dict[str, Any] = {}
     for layer in kept:
+        for section in SECTIONS[1:]:
+            if not isinstance(layer.values.get(section), dict | None):
+                raise ConfigError(f"{place_of((section,), [layer])}: {_no_mapping(section, layer.values[section])}")
         merged = _merged(merged, layer.values)
     return merged, kept
 
@@ -161,6 +187,25 @@ def _yaml_lines(value: object, depth: int) -> list[str]:
     return lines
 
 
+def _not_yaml(error: Exception, text: str) -> tuple[int | None, str]:
+    """Line (if it is known) and problem of what PyYAML could not read."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark
+        return (mark.line + 1 if mark else None), error.problem or str(error)
+    if isinstance(error, yaml.reader.ReaderError):
+        problem = f"the character {chr(error.character)!r} is not allowed"
+        return text[: error.position].count("\n") + 1, problem
+    return None, "it is nested too deeply, or within itself" if isinstance(error, RecursionError) else str(error)
+
+
+def _no_mapping(section: str, value: object) -> str:
+    """What to write instead of ``data: voc:/x``."""
+    if section == "data":
+        source = value if isinstance(value, str) else "voc:PATH"
+        return f'data: expected a mapping; write data: {{source: "{source}"}}'
+    return f"{section}: expected a mapping, found {type(value).__name__}; write {section}: {{NAME: VALUE}}"
+
+
 def _collect_lines(node: yaml.Node | None, path: tuple[str, ...], lines: Lines, origin: str) -> None:
     """Line numbers of all keys; a key given twice is an error (YAML would take the last in silence)."""
     if not isinstance(node, yaml.MappingNode):
@@ -189,23 +234,26 @@ def _fault(kind: type[Any], section: str, fault: Any, layers: list[Layer]) -> st
     # A check of the whole object begins with the field's name, so that its place can be told.
     named = message.partition("=")[0].partition(" ")[0]
     path = (section, *steps, *([named] if named in field_names(kind, steps) else []))
-    origin, line = _origin(path, layers)
-    place = f"{origin}{f', line {line}' if line else ''}: {'.'.join(path)}"
+    where = f"{place_of(path, layers)}: {'.'.join(path)}"
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         names = field_names(kind, steps[:-1])
-        return f"{place}: no such parameter{_meant(steps[-1], names)}; there are {', '.join(names)}"
+        return f"{where}: no such parameter{_meant(steps[-1], names)}; there are {', '.join(names)}"
     if fault["type"] in ("missing", "missing_argument"):
-        return f"{place}: is required and not given"
-    return f"{place}: {message} (got {fault.get('input')!r})" if steps else f"{place}: {message}"
+        return f"{where}: is required and not given"
+    given = fault.get("input")
+    shown = bool(steps) and not (isinstance(given, dict | list | tuple) and len(repr(given)) > SHOWN_INPUT)
+    return f"{where}: {message} (got {given!r})" if shown else f"{where}: {message}"
 
 
-def _origin(path: tuple[str, ...], layers: list[Layer]) -> tuple[str, int | None]:
-    """The last layer that says something about ``path`` (or about the nearest thing above it)."""
+def place_of(path: tuple[str, ...], layers: Iterable[Layer]) -> str:
+    """Origin and line of the last layer that says something about ``path`` (or about the nearest thing above it)."""
+    kept = list(layers)
     for depth in range(len(path), 0, -1):
-        for layer in reversed(layers):
+        for layer in reversed(kept):
             if _holds(layer.values, path[:depth]):
-                return layer.origin, layer.lines.get(path[:depth])
-    return "defaults", None
+                line = layer.lines.get(path[:depth])
+                return f"{layer.origin}, line {line}" if line else layer.origin
+    return "defaults"
 
 
 def _holds(values: Any, path: tuple[str, ...]) -> bool:

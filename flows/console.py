@@ -13,13 +13,27 @@ from artifacts.report import score_table
 from flows.page import Plan
 
 SHOWN_SKIPS = 20
+WITH_ADDRESSES = 100
+"""Columns from which the plan shows addresses."""
 
 
 def plan(planned: Plan, console: Console) -> None:
-    """Per stage: cached, to compute, dependent on upstream, and the last run's time as the estimate."""
-    table = Table(title=f"maskmill {planned.flow}: what would be done", box=box.SIMPLE_HEAVY, title_justify="left")
-    for name in ("stage", "kind", "cached", "to compute", "depends on upstream", "estimate", "address"):
-        table.add_column(name, justify="left" if name in ("stage", "kind", "address") else "right")
+    """Per stage: cached, to compute, dependent on upstream, and the last run's time as the estimate.
+
+    Addresses are left out where they would make the rest wrap.
+    """
+    table = Table(
+        title=f"maskmill {planned.flow}: what would be done",
+        caption="waits: depends on upstream",
+        box=box.SIMPLE_HEAVY,
+        title_justify="left",
+        caption_justify="left",
+    )
+    wide = console.width >= WITH_ADDRESSES
+    for name in ("stage", "kind", "cached", "to compute", "waits", "est.", *(["address"] if wide else [])):
+        table.add_column(
+            name, justify="left" if name in ("stage", "kind", "address") else "right", no_wrap=name == "stage"
+        )
     for report in planned.stages:
         seconds = planned.estimates_s.get(report.label)
         nothing = not report.to_compute and not report.unknown
@@ -31,11 +45,11 @@ def plan(planned: Plan, console: Console) -> None:
             str(report.to_compute),
             str(report.unknown),
             estimate,
-            report.address[-12:],
+            *([report.address[-12:]] if wide else []),
         )
     console.print(table)
     for warning in planned.warnings:
-        console.print(f"[yellow]warning:[/] {escape(warning)}")
+        console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
 def summary(result: dict[str, Any], console: Console) -> None:

@@ -6,6 +6,7 @@ command line and a script share lies here; Prefect's side is ``flows/engine.py``
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,14 +16,22 @@ from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.export import check_target
 from artifacts.records import DataError, RecordSet
 from artifacts.runs import last_seconds
+from flows.config import ConfigError
 from tasks.finish import Result, dataset_folder
 from tasks.options import RunParams
 from tasks.progress import Reporter
 from tasks.run import Runner, Skin, StageFailed, StageReport
+from tasks.stage import MapHandle
 from tasks.survey import Sources
 
 P = TypeVar("P")
 Page = Callable[[Runner, RecordSet, RecordSet, P], Result]
+WHERE_LABELS = {
+    "tags": "tags.csv (folder:), Annotations or WeakTags (voc:)",
+    "boxes": "boxes.csv (folder:) or Annotations (voc:)",
+    "scribbles": "ScribbleSup (voc:)",
+}
+"""Weak label kind -> where readers look for it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,14 @@ class Plan:
 
 
 def settle(options: RunParams) -> RunParams:
-    """``cache`` follows ``out`` unless it is named: ``--out DIR`` keeps everything in one place."""
+    """``cache`` follows ``out`` unless it is named: ``--out DIR`` keeps everything in one place.
+
+    Raises :class:`ConfigError` where one of them is, or lies below, a file.
+    """
+    for name, folder in (("out", options.out), ("cache", options.cache)):
+        there = next((path for path in (Path(folder), *Path(folder).parents) if os.path.exists(path)), None)
+        if there is not None and not os.path.isdir(there):
+            raise ConfigError(f"--{name} {folder}: {there} is a file; name a folder")
     if options.out and options.cache == RunParams().cache:
         return replace(options, cache=str(Path(options.out) / "cache"))
     return options
@@ -65,18 +81,40 @@ def read_sets(data: DataParams, options: RunParams) -> tuple[RecordSet, RecordSe
 
 
 def plan_page(name: str, page: Page[P], sets: tuple[RecordSet, RecordSet], params: P, options: RunParams) -> Plan:
-    """Run the page with a planning Runner: no work, no folder. Checks ``rerun``."""
+    """Run the page with a planning Runner: no work, no run folder. Checks ``rerun`` and the labels.
+
+    The cache may be written to all the same: reading demo data, before, draws them into it. Raises
+    :class:`DataError` where no training image has a label kind that the page needs.
+    """
     train, val = sets
     with Runner(options, flow=name, planning=True) as run:
         page(run, train, val, params)
         run.check_rerun()
+    _check_labels(name, run, train)
+    warnings = tuple(dict.fromkeys(train.warnings + val.warnings))
     past = last_seconds(Path(options.cache), name)
     estimates: dict[str, float] = {}
     for report in run.reports:
         if report.label in past and past[report.label][1]:
             seconds, count = past[report.label]
             estimates[report.label] = seconds / count * (report.to_compute + report.unknown)
-    return Plan(name, tuple(run.reports), estimates, train.warnings + val.warnings, run.sources)
+    return Plan(name, tuple(run.reports), estimates, warnings, run.sources)
+
+
+def _check_labels(name: str, run: Runner, train: RecordSet) -> None:
+    """Some image has each weak label kind that the page's map stages over ``train`` declare."""
+    stages = [handle.stage for handle in run.handles if isinstance(handle, MapHandle) and handle.records is train]
+    declared = {kind for stage in stages for kind in stage.reads}
+    for kind, where in WHERE_LABELS.items():
+        if kind in declared and not _labelled(train, kind):
+            held = [other for other in WHERE_LABELS if _labelled(train, other)]
+            source = f"{train.format}:{train.root}" if train.root else train.dataset
+            has = f" (it has {', '.join(held)})" if held else ""
+            raise DataError(f"{name} needs {kind}, and {source} has none{has}: add {where}")
+
+
+def _labelled(records: RecordSet, kind: str) -> bool:
+    return any(getattr(record, kind) is not None for record in records)
 
 
 def run_page(

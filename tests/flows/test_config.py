@@ -62,11 +62,38 @@ def test_file_and_set_are_merged_key_by_key() -> None:
         ("params:\n  steps: 1\n  steps: 2\n", (), r"my.yaml, line 3: params.steps is given twice \(first in line 2\)"),
         ("params: {steps: 1\n", (), r"my.yaml, line 2: not YAML"),
         ("- 1\n", (), r"my.yaml: expected sections"),
+        ("data: voc:/x\n", (), r'my.yaml, line 1: data: expected a mapping; write data: {source: "voc:/x"}'),
+        ("", ("data=[1]",), r'--set: data: expected a mapping; write data: {source: "voc:PATH"}'),
+        ("\noptions: [1]\n", (), r"my.yaml, line 2: options: expected a mapping, found list"),
+        ("params:\n  steps: \x07\n", (), r"my.yaml, line 2: not YAML: the character '\\x07' is not allowed"),
+        ("", ("params.steps=\x07",), r"--set params.steps=.*not YAML: the character '\\x07' is not allowed"),
+        ("params: {steps: 2024-13-45}\n", (), r"my.yaml: not YAML: month must be in"),
+        ("params: &p {inner: *p}\n", (), r"my.yaml: not YAML: it is nested too deeply, or within itself"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(text: str, sets: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         built(text, *sets)
+
+
+def test_words_that_yaml_1_1_takes_for_booleans_stay_words() -> None:
+    assert built("params: {names: [off, on, yes, no, Off]}\n").names == ("off", "on", "yes", "no", "Off")
+    assert parse_set(["params.crf=off"]).values == {"params": {"crf": "off"}}
+    assert parse_set(["params.a=true", "params.b=False"]).values == {"params": {"a": True, "b": False}}
+
+
+def test_a_file_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_bytes(b"params:\n  names: [\xff]\n")
+    with pytest.raises(ConfigError, match=r"my.yaml, line 2: not UTF-8 text: byte 0xff"):
+        read_config(str(tmp_path / "my.yaml"))
+
+
+def test_a_long_wrong_value_is_not_repeated() -> None:
+    with pytest.raises(ConfigError, match=r"params.steps: .*got \[1\]"):
+        built("params: {steps: [1]}\n")
+    with pytest.raises(ConfigError) as caught:
+        built(f"params: {{steps: {list(range(100))}}}\n")
+    assert "got" not in str(caught.value)
 
 
 def test_every_fault_is_listed_at_once() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from artifacts.datasets import DataParams
 from artifacts.records import DataError, RecordSet
+from flows.cfs import CFSFlowParams, page
 from flows.command import configure
-from flows.page import run_page
+from flows.page import plan_page, read_sets, run_page, settle
 from tasks import deeplab
 from tasks.deeplab import DeepLabParams
 from tasks.finish import Result
@@ -46,6 +48,37 @@ def test_demo_data_bring_their_own_parameters() -> None:
     assert job.params.deeplab == deeplab.PRESETS["demo-tiny"]
     assert job.data.source == "demo-tiny"
     assert configure("cfs", "demo", "demo-tiny", (), {}).data.source == "demo", "the option wins over the file"
+
+
+def test_a_configuration_for_another_flow_says_where_and_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text("data: {source: demo-tiny}\nflow: rrm\n")
+    with pytest.raises(DataError, match=r"my.yaml, line 2: .*no flow 'rrm' yet; there are cfs"):
+        configure("cfs", None, str(tmp_path / "my.yaml"), (), {})
+    with pytest.raises(DataError, match=r"^--set: .*no flow 'rrm' yet"):
+        configure("cfs", "demo-tiny", None, ("flow=rrm",), {})
+
+
+def test_a_file_is_no_folder_for_output_or_cache(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(DataError, match=rf"--out {file}: {file} is a file"):
+        settle(RunParams(out=str(file)))
+    with pytest.raises(DataError, match=rf"--cache {file}/below: {file} is a file"):
+        settle(RunParams(cache=str(file / "below")))
+
+
+def test_data_without_the_labels_that_the_flow_needs_are_refused_in_the_plan(tmp_path: Path) -> None:
+    options = RunParams(cache=str(tmp_path), device="cpu")
+    train, val = read_sets(DataParams("demo-tiny"), options)
+    doubled = replace(train, warnings=("odd",)), replace(val, warnings=("odd",))
+    assert plan_page("cfs", page, doubled, CFSFlowParams(), options).warnings == ("odd",)
+    bare = replace(train, records=tuple(replace(record, boxes=None, scribbles=None) for record in train))
+    with pytest.raises(
+        DataError, match=rf"cfs needs boxes, and .*{tmp_path}.* has none \(it has tags\): add boxes.csv"
+    ):
+        plan_page("cfs", page, (bare, val), CFSFlowParams(), options)
+    one = replace(train, records=(*bare.records, *train.records[:1]))
+    plan_page("cfs", page, (one, val), CFSFlowParams(), options)
 
 
 @pytest.mark.parametrize(
