@@ -35,13 +35,10 @@ from tasks.pool import Pool
 from tasks.progress import Reporter, Silent
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, stage_address
 from tasks.survey import Sources, remembered, survey_fit, survey_map
-from tasks.unit import Job, UnitResult, WorkUnit
+from tasks.unit import Job, UnitResult, WorkUnit, cut
 
 log = logging.getLogger("maskmill")
 T = TypeVar("T")
-SEGMENT_IMAGES = 64
-UNITS_PER_WORKER = 8
-"""A stage is cut so that each worker gets about this many units: small enough that all end together."""
 
 
 class StageFailed(RuntimeError):
@@ -255,8 +252,7 @@ class Runner:
         prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
         nets = {role: handle.path for role, handle in fits.items()}
         nets |= {role: str(path) for role, path in stage.inputs.items()}
-        workers = max(1, self.options.worker_count)
-        size = max(1, min(SEGMENT_IMAGES, -(-len(pending) // (workers * UNITS_PER_WORKER))))
+        parts = cut(pending, max(1, self.options.worker_count))
         counted = _Counter(self.reporter, label, len(produced))
         with self._hands(stage, label, len(produced)) as (pool, device), pool.reporting(label, counted):
             units = [
@@ -266,12 +262,12 @@ class Runner:
                     address,
                     stage,
                     records.classes,
-                    tuple(pending[i : i + size]),
+                    part,
                     nets,
                     prefixes,
                     device,
                 )
-                for i in range(0, len(pending), size)
+                for part in parts
             ]
             results = self._skin.units(label, units, pool.submit)
         paths = {job.key: (job.stamp, job.record.image) for job in pending}
