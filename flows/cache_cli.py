@@ -32,8 +32,8 @@ SHOWN_KEYS = 20
 def ls(*, cache: Root = DEFAULT) -> int:
     """Every map stage's address with its images, bytes and age; then the fits and the runs."""
     from artifacts import cache as tools
+    from artifacts.report_html import duration
     from artifacts.runs import list_runs
-    from flows.console import duration
 
     store = _store(cache)
     table = Table(box=box.SIMPLE_HEAVY)
@@ -62,7 +62,7 @@ def ls(*, cache: Root = DEFAULT) -> int:
 
 def _fits_table(fits: Sequence[FitInfo]) -> Table:
     """A fit that is listed as unfinished goes on from its checkpoint when a run wants it."""
-    from flows.console import duration
+    from artifacts.report_html import duration
 
     table = Table(box=box.SIMPLE_HEAVY)
     for name in ("fit", "address/stamp", "published", "unfinished", "size", "age"):

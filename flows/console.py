@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from artifacts.report import score_table
+from artifacts.report_html import duration
 from flows.page import Plan
 
 SHOWN_SKIPS = 20
@@ -76,12 +77,3 @@ def skips(items: list[dict[str, Any]], manifest: str, console: Console) -> None:
         console.print(f"  {escape(item['path'] or item['key'])}: {escape(item['reason'])}", soft_wrap=True)
     if len(items) > SHOWN_SKIPS:
         console.print(f"  ... and {len(items) - SHOWN_SKIPS} more in {escape(manifest)}", soft_wrap=True)
-
-
-def duration(seconds: float) -> str:
-    """``seconds`` for people."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

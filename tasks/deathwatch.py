@@ -1,8 +1,7 @@
 """A child that does not outlive its parent, not even one killed by ``kill -9``.
 
-Every process of a run calls :func:`die_with_parent` as its first act. Run as a script, the module does the
-same for any command: ``python tasks/deathwatch.py PARENT_PID COMMAND ...`` (the wish survives ``exec``).
-Only the standard library is imported, and little of it: this is on the path of every child's start.
+Every process of a run calls :func:`die_with_parent` as its first act; ``tasks/guard.py`` does it for commands that
+cannot. Only the standard library is imported, and little of it: this is on the path of every child's start.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -43,20 +41,3 @@ def _watch(expected: int) -> None:
     while True:
         time.sleep(0.5)
         _die_unless(expected)
-
-
-def main(arguments: list[str]) -> None:
-    """``PARENT_PID COMMAND ...``: become COMMAND, which dies with PARENT_PID. Exit code 127: cannot start it."""
-    die_with_parent(int(arguments[0]))
-    # Python ignores these two at its start, and what is ignored stays so through exec.
-    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(ignored, signal.SIG_DFL)
-    try:
-        os.execvp(arguments[1], arguments[1:])
-    except OSError as error:
-        print(f"cannot start {arguments[1]}: {error.strerror}", file=sys.stderr)
-        sys.exit(127)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
