@@ -278,6 +278,7 @@ class Runner:
             for skip in result.skips:
                 skips.append(skip)
                 produced.setdefault(skip.key, Produced(paths[skip.key][0], None, skip.reason))
+        _in_order(records, produced, skips)
         report.computed = len(pending)
         self.reporter.advance(label, len(records))
         self.reporter.done(label, f"{len(skips)} skipped" if skips else "")
@@ -423,6 +424,15 @@ def unique_skips(skips: Sequence[Skip]) -> list[Skip]:
 
 def _plain_skip(skip: Skip) -> dict[str, Any]:
     return {"key": skip.key, "path": skip.path, "reason": skip.reason, "permanent": skip.permanent, "stage": skip.stage}
+
+
+def _in_order(records: RecordSet, produced: dict[str, Produced], skips: list[Skip]) -> None:
+    """Results in the records' order, in whatever order the units ended."""
+    place = {records.key(record): number for number, record in enumerate(records)}
+    found = dict(produced)
+    produced.clear()
+    produced.update((key, found[key]) for key in place if key in found)
+    skips.sort(key=lambda skip: place.get(skip.key, -1))
 
 
 def _stamps(records: RecordSet, produced: Mapping[str, Produced]) -> dict[str, tuple[str | None, str]]:

@@ -74,7 +74,7 @@ def test_a_chain_of_kills_ends_like_an_undisturbed_run(zygote: Zygote, tiny: Don
     assert run.wait() == -signal.SIGKILL, run.said
     assert gone(run.mark, 2.0), "a worker outlived its run"
     stored = masks_stored(out)
-    assert 2 <= stored < 24
+    assert 1 <= stored < 24
     assert published(out) == checkpoints(out) == []
 
     # kill -9 of the flow alone, while two ranks with a loader worker each are fitting; no checkpoint is due.
