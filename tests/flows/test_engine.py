@@ -17,7 +17,7 @@ from typing import Any, cast
 import pytest
 import slow_cli
 import slow_flow
-from conftest import Server, Started, eventually
+from flow_servers import Server, Started, eventually
 
 from flows import command, engine
 from flows.engine import PrefectSkin, _do, _markdown, _tickets, call_flow, one_line, threads

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from conftest import Server, Started, eventually
+from flow_servers import Server, Started, eventually
 from rich.console import Console
 
 from artifacts.datasets import DataParams
