@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models.backbones import EXTRA_KEYS, FrozenBatchNorm2d, TinyBlock, convolutions
-from models.deeplab import check_same_keys, init_classifier
+from models.deeplab import check_same_keys
 from models.groups import GroupRule
 from models.losses import cross_entropy
 from models.normalise import IMAGENET, Normalisation, Normalise
@@ -169,15 +169,17 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(UpBlock(*each) for each in zip(inputs, (*reversed(skips), 0), widths, strict=True))
         self.head = nn.Conv2d(widths[-1], 2, 1)
         init_body(self.decoder)
-        init_classifier(self.head)
+        # Not DeepLab's deviation of 0.01: over 16 channels such a head learns for dozens of steps before it sees.
+        nn.init.kaiming_normal_(self.head.weight, nonlinearity="linear")
+        nn.init.zeros_(cast(Tensor, self.head.bias))
         self.rules = RULES
 
     def forward(self, images_nchw: Tensor, boxes_nhw: Tensor, classes_n: Tensor) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255, ``(N, H, W)`` box masks B_exp, ``(N,)`` classes -> logits ``(N, 2, H, W)``.
 
         Box masks are 1 (or True) inside the box, any dtype; classes are integers 1..K (looked at only if
-        ``class_channel``). Channel 0 is background, 1 foreground. Any H and W. Raises ``ValueError`` for shapes that
-        do not belong together and for a class outside 1..K.
+        ``class_channel``). Channel 0 is background, 1 foreground. Any H and W of 2 or more. Raises ``ValueError`` for
+        shapes that do not belong together and for a class outside 1..K.
         """
         size = (images_nchw.shape[2], images_nchw.shape[3])
         self._check(images_nchw, boxes_nhw, classes_n)
