@@ -1,0 +1,206 @@
+"""DeepLab with self-attention modules between its backbone and its head, and the random walk after it (LGSA).
+
+Xie et al., BMVC 2020, section 3.3 and Fig. 3; the equations are in :mod:`models.lgsa`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from models import deeplab
+from models.backbones import Atrous
+from models.deeplab import DeepLab, NetworkName
+from models.groups import GroupRule
+from models.lgsa import (
+    PIECE,
+    Affinity,
+    SelfAttention,
+    attention_row,
+    effective_alpha,
+    random_walk,
+    total_loss,
+    walked_cross_entropy,
+)
+from models.losses import LossAt, segmentation_loss
+from models.normalise import IMAGENET, Normalisation
+from models.resample import resize, sample_labels
+
+Walk = Literal["off", "probabilities", "logits"]
+Guided = Literal["all", "last"]
+
+
+class LGSAOutput(NamedTuple):
+    """What :class:`LGSADeepLab` gives, at its output grid."""
+
+    logits_bkhw: Tensor
+    """M, before the walk."""
+    walked_bkhw: Tensor | None
+    """M_rw, float32: probabilities or logits as ``walk`` says; ``None`` without a walk."""
+    attention: Tensor
+    """L_att, summed over the guided modules; 0 without labels."""
+
+
+class LGSADeepLab(nn.Module):
+    """A DeepLab with self-attention modules after its backbone; its tensors keep DeepLab's names.
+
+    ``walk``: over probabilities [infer], over logits, or none; the last module's W is used (section 4.1). ``guided``:
+    the modules that have a loss, all [infer] or the last. Without modules it is the plain network. ``rules`` as
+    DeepLab's.
+    """
+
+    def __init__(
+        self,
+        plain: DeepLab,
+        channels: int,
+        modules: int,
+        *,
+        embedding: int,
+        walk: Walk,
+        guided: Guided,
+        multipliers: tuple[float, float],
+        piece: int = PIECE,
+    ) -> None:
+        super().__init__()
+        self.normalise, self.backbone, self.head = plain.normalise, plain.backbone, plain.head
+        self.attention = nn.ModuleList(SelfAttention(channels, embedding, piece) for _ in range(modules))
+        self.walk, self.guided, self.piece = walk, guided, piece
+        self.rules = (*map(_not_attention, plain.rules), *(_attention_rules(multipliers) if modules else ()))
+
+    def features(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at output stride 8, before any module."""
+        return cast(Tensor, self.backbone(self.normalise(images_nchw)))
+
+    def forward(self, images_nchw: Tensor, labels_nhw: Tensor | None = None) -> LGSAOutput:
+        """``(N, 3, H, W)`` RGB 0..255, and for L_att ``(N, H, W)`` labels (255 = undecided), sampled at the grid."""
+        x = self.features(images_nchw)
+        size = (x.shape[2], x.shape[3])
+        labels = None if labels_nhw is None else sample_labels(labels_nhw, size).flatten(1)
+        attention = x.new_zeros((), dtype=torch.float32)
+        w: Affinity | None = None
+        for number, module in enumerate(self.attention, start=1):
+            guided = self.guided == "all" or number == len(self.attention)
+            x, w, loss = module(x, labels if guided else None)
+            attention = attention + loss
+        logits = cast(Tensor, self.head(x))
+        return LGSAOutput(logits, self._walked(w, logits), attention)
+
+    def _walked(self, w: Affinity | None, logits_bkhw: Tensor) -> Tensor | None:
+        if w is None or self.walk == "off":
+            return None
+        with torch.autocast(logits_bkhw.device.type, enabled=False):
+            segments = logits_bkhw.float()
+            segments = segments.softmax(1) if self.walk == "probabilities" else segments
+            return random_walk(w, segments, self.piece)
+
+    def probabilities(self, output: LGSAOutput, size_hw: tuple[int, int]) -> Tensor:
+        """``(N, K+1, H, W)`` float32 at ``size_hw``; each pixel's sum to 1."""
+        if output.walked_bkhw is not None and self.walk == "probabilities":
+            return resize(output.walked_bkhw, size_hw)
+        return resize(_scores(output).float(), size_hw).softmax(1)
+
+    def losses(
+        self, output: LGSAOutput, labels_nhw: Tensor, alpha: float, *, scaled: bool = True, at: LossAt = "crop"
+    ) -> dict[str, Tensor]:
+        """``loss`` (equation 10), ``segmentation`` (9) and ``attention`` (7, without alpha).
+
+        ``scaled``: alpha is brought to this grid's N by :func:`effective_alpha`. ``at`` as in
+        :func:`models.losses.segmentation_loss`. Without a walk L_seg is DeepLab's own.
+        """
+        grid = (output.logits_bkhw.shape[2], output.logits_bkhw.shape[3])
+        if output.walked_bkhw is not None and self.walk == "probabilities":
+            target = sample_labels(labels_nhw, grid) if at == "output" else labels_nhw
+            probabilities = self.probabilities(output, (target.shape[1], target.shape[2]))
+            segmentation = walked_cross_entropy(probabilities, target)
+        else:
+            segmentation = segmentation_loss(_scores(output), labels_nhw, at)
+        if scaled:
+            alpha = effective_alpha(alpha, grid[0] * grid[1])
+        loss = total_loss(segmentation, output.attention, alpha)
+        return {"loss": loss, "segmentation": segmentation.detach(), "attention": output.attention.detach()}
+
+    def attention_rows(self, images_nchw: Tensor, yx: tuple[float, float]) -> list[Tensor]:
+        """For each module, ``(N, h, w)``: W's row of the cell under pixel ``y, x`` of the images (Fig. 6).
+
+        Raises ``ValueError`` for a pixel outside the images.
+        """
+        x = self.features(images_nchw)
+        size = (x.shape[2], x.shape[3])
+        pixel = cell_under(yx, (images_nchw.shape[2], images_nchw.shape[3]), size)
+        rows = []
+        for module in self.attention:
+            x, w, _ = module(x)
+            rows.append(attention_row(w.theta_bcn, w.phi_bcn, pixel).view(-1, *size))
+        return rows
+
+
+def _scores(output: LGSAOutput) -> Tensor:
+    return output.logits_bkhw if output.walked_bkhw is None else output.walked_bkhw
+
+
+def cell_under(yx: tuple[float, float], image_hw: tuple[int, int], grid_hw: tuple[int, int]) -> int:
+    """Row-major index of the grid's cell that covers pixel ``y, x`` (0-based). ``ValueError`` if it is outside."""
+    if not all(0 <= at < side for at, side in zip(yx, image_hw, strict=True)):
+        raise ValueError(f"pixel y={yx[0]}, x={yx[1]} is outside the image of {image_hw} (height, width)")
+    y, x = (int((at + 0.5) * cells / side) for at, side, cells in zip(yx, image_hw, grid_hw, strict=True))
+    return min(y, grid_hw[0] - 1) * grid_hw[1] + min(x, grid_hw[1] - 1)
+
+
+def build(
+    name: NetworkName,
+    outputs: int,
+    *,
+    modules: int = 2,
+    embedding: int | None = None,
+    walk: Walk = "probabilities",
+    guided: Guided = "all",
+    multipliers: tuple[float, float] | None = None,
+    piece: int = PIECE,
+    normalisation: Normalisation = IMAGENET,
+    atrous: Atrous = "paper",
+    dropout: float = 0.5,
+    width: int = 16,
+) -> LGSADeepLab:
+    """A DeepLab (see :func:`models.deeplab.build`) with ``modules`` >= 0 self-attention modules in cascade.
+
+    ``embedding``: C', 512 or the backbone's channels if those are fewer [infer]. ``multipliers``: of the
+    learning rate for the modules' weights and biases; by default the classifier's (10 and 20; 1 and 1 for the tiny
+    network) [infer]. ``piece``: the largest part of W computed at once, in numbers; changes memory and time only.
+    A module on ResNet-101 has 4,197,888 parameters. Raises ``ValueError`` for impossible numbers and names.
+    """
+    if modules < 0:
+        raise ValueError(f"modules {modules} must not be negative")
+    if walk not in ("off", "probabilities", "logits") or guided not in ("all", "last"):
+        raise ValueError(f"unknown walk {walk!r} (off, probabilities, logits) or guided {guided!r} (all, last)")
+    plain = deeplab.build(name, outputs, normalisation=normalisation, atrous=atrous, dropout=dropout, width=width)
+    channels = int(cast(int, plain.backbone.channels))
+    return LGSADeepLab(
+        plain,
+        channels,
+        modules,
+        embedding=min(512, channels) if embedding is None else embedding,
+        walk=walk,
+        guided=guided,
+        multipliers=((1.0, 1.0) if name == "tiny" else (10.0, 20.0)) if multipliers is None else multipliers,
+        piece=piece,
+    )
+
+
+def _not_attention(rule: GroupRule) -> GroupRule:
+    """DeepLab's rule, for DeepLab's parameters only: some of them take whatever is no classifier."""
+    return GroupRule(
+        rule.name, lambda name: not name.startswith("attention.") and rule.matches(name), rule.multiplier, rule.decay
+    )
+
+
+def _attention_rules(multipliers: tuple[float, float]) -> Sequence[GroupRule]:
+    def ends(suffix: str) -> Callable[[str], bool]:
+        return lambda name: name.startswith("attention.") and name.endswith(suffix)
+
+    return (
+        GroupRule("attention-weights", ends(".weight"), multipliers[0]),
+        GroupRule("attention-biases", ends(".bias"), multipliers[1], decay=False),
+    )
