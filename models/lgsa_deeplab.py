@@ -19,6 +19,7 @@ from models.lgsa import (
     PIECE,
     Affinity,
     SelfAttention,
+    at_least_float32,
     attention_row,
     effective_alpha,
     random_walk,
@@ -92,7 +93,7 @@ class LGSADeepLab(nn.Module):
         if w is None or self.walk == "off":
             return None
         with torch.autocast(logits_bkhw.device.type, enabled=False):
-            segments = logits_bkhw.float()
+            segments = at_least_float32(logits_bkhw)
             segments = segments.softmax(1) if self.walk == "probabilities" else segments
             return random_walk(w, segments, self.piece)
 
@@ -100,7 +101,7 @@ class LGSADeepLab(nn.Module):
         """``(N, K+1, H, W)`` float32 at ``size_hw``; each pixel's sum to 1."""
         if output.walked_bkhw is not None and self.walk == "probabilities":
             return resize(output.walked_bkhw, size_hw)
-        return resize(_scores(output).float(), size_hw).softmax(1)
+        return resize(at_least_float32(_scores(output)), size_hw).softmax(1)
 
     def losses(
         self, output: LGSAOutput, labels_nhw: Tensor, alpha: float, *, scaled: bool = True, at: LossAt = "crop"
