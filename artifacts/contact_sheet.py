@@ -21,6 +21,7 @@ GAP = 12
 CAPTION = 30
 HEADER = 30
 STUDENT = "student"
+STUDENT_CRF = "student + CRF"
 
 Panel = tuple[str, MaskHW, float | None]
 """Name of the stage, its (H, W) mask, the image's own mean IoU (0..1) or ``None`` without truth."""
@@ -47,7 +48,7 @@ def contact_sheet(
     title: str = "",
     width: int = 216,
     rows_per_page: int = 8,
-    last: str = STUDENT,
+    last: Sequence[str] = (STUDENT, STUDENT_CRF),
 ) -> list[Path]:
     """Draw the sheet; returns its pages: ``path``, then ``<stem>-2.png``, ... (pages of an older, longer sheet go).
 
@@ -58,7 +59,7 @@ def contact_sheet(
         title: heading.
         width: width of a panel in pixels.
         rows_per_page: images on a page.
-        last: the panel that stands right of the truth.
+        last: the panels that stand right of the truth.
 
     Raises:
         ValueError: no rows.
@@ -90,11 +91,11 @@ def _page_path(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def _columns(rows: Sequence[SheetRow], last: str) -> list[str]:
+def _columns(rows: Sequence[SheetRow], last: Sequence[str]) -> list[str]:
     """Names of all panels in order of first appearance, truth before ``last``."""
     names = list(dict.fromkeys(name for row in rows for name, _, _ in row.panels))
     truth = [TRUTH] if any(row.truth is not None for row in rows) else []
-    return [*(n for n in names if n != last), *truth, *(n for n in names if n == last)]
+    return [*(n for n in names if n not in last), *truth, *(n for n in names if n in last)]
 
 
 def _panel_hw(row: SheetRow, width: int) -> tuple[int, int]:

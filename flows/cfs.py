@@ -6,7 +6,7 @@ GrabCut inside every box, the masks painted larger boxes first, DeepLab trained 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from prefect import State, flow
 
@@ -14,6 +14,7 @@ from artifacts.datasets import DataParams
 from artifacts.records import RecordSet
 from flows.engine import run_flow, show_help, threads
 from tasks import deeplab, grabcut, labels
+from tasks.crf_params import PRESETS, Preset
 from tasks.deeplab import DeepLabParams
 from tasks.finish import Result, finish
 from tasks.grabcut import GrabCutParams
@@ -32,7 +33,12 @@ class CFSFlowParams:
         default="grabcut", metadata={"help": "masks the student learns from: the boxes themselves, or GrabCut's"}
     )
     attention: Literal["none"] = field(default="none", metadata={"help": "attention after the student's backbone"})
-    crf: Literal["off"] = field(default="off", metadata={"help": "dense CRF at test time"})
+    crf: Literal["off", Preset] = field(
+        default="off",
+        metadata={
+            "help": f"dense CRF at test time, scored beside the student alone: off, {', '.join(get_args(Preset))}"
+        },
+    )
     grabcut: GrabCutParams = field(default_factory=GrabCutParams, metadata={"help": "GrabCut inside boxes"})
     deeplab: DeepLabParams = field(default_factory=DeepLabParams, metadata={"help": "the student"})
 
@@ -45,7 +51,8 @@ def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -
     else:
         masks = run.map(labels.box_masks(), train)
     student = run.fit(deeplab.fit(params.deeplab), train, monitor=val, target=masks)
-    return finish(run, masks, student, val, deeplab.predict(params.deeplab))
+    crf = None if params.crf == "off" else PRESETS[params.crf]
+    return finish(run, masks, student, val, deeplab.predict(params.deeplab, crf=crf))
 
 
 show_help(DataParams, CFSFlowParams, RunParams)

@@ -38,6 +38,7 @@ app = App(
 )
 log = logging.getLogger("maskmill")
 app.command("flows.cache_cli:app", name="cache", help="Look into the mask cache, check it, tidy it.")
+app.command("flows.crf_cli:crf", name="crf", help="A picture and label probabilities into a sharper mask: a dense CRF.")
 
 
 class Terminated(BaseException):
@@ -140,12 +141,18 @@ def score(
     split: Annotated[str | None, Parameter(help="with --masks: the split to score on; default val")] = None,
     json: Annotated[Path | None, Parameter(help="write the numbers here, too")] = None,
 ) -> int:
-    """Masks against truth: mIoU over the set, per class, both readings of 255."""
+    """Masks against truth: mIoU over the set, per class, both readings of 255; without and with a CRF.
+
+    A stage that keeps its masks with a dense CRF, too (params.crf of the run), is scored in both forms.
+    """
     from artifacts.datasets import DataParams
     from artifacts.report import score_table
+    from artifacts.score_lines import percent
     from flows.config import ConfigError, Layer, build
     from flows.export import save_scores, score_folder, score_run
+    from tasks.crf_params import CRF_MASK
 
+    with_crf = None
     if masks is not None:
         if data is None:
             raise ConfigError("--masks needs --data: the data set whose truth it is scored against")
@@ -159,17 +166,22 @@ def score(
     else:
         if data is not None or split is not None:
             raise ConfigError("--data and --split need --masks; a run is scored against the truth of its own data")
-        scores, scored = score_run(cache, run or "latest", stage or "")
+        scores, scored, kept = score_run(cache, run or "latest", stage or "")
         title = f"{stage or 'masks'} of run {run or 'latest'}"
+        if CRF_MASK in kept:
+            with_crf, *_ = score_run(cache, run or "latest", stage or "", array=CRF_MASK)
     console = Console()
     console.print(score_table(scores, title=title))
+    if with_crf is not None:
+        console.print(score_table(with_crf, title=f"{title}, with CRF"))
+        console.print(f"mIoU without CRF {percent(scores['miou'])}, with CRF {percent(with_crf['miou'])}")
     for what, ids in (("without truth", scored.without_truth), ("without mask", scored.without_mask)):
         if ids:
             console.print(f"{len(ids)} images {what}, not scored (the first: {escape(ids[0])})", soft_wrap=True)
     for skip in scored.skips:
         console.print(f"skipped {escape(skip.path)}: {escape(skip.reason)}", soft_wrap=True)
     if json is not None:
-        save_scores(json, scores)
+        save_scores(json, scores, with_crf)
     return SKIPPED if scored.skips else OK
 
 

@@ -39,8 +39,13 @@ def finished(cache: Path, run: str) -> dict[str, Any]:
     return manifest
 
 
-def score_run(cache: Path, run: str, stage: str) -> tuple[dict[str, Any], SetScores]:
-    """Scores of one stage of a finished run, by the cache and the data set as they are now."""
+def score_run(
+    cache: Path, run: str, stage: str, *, array: str = "mask_hw"
+) -> tuple[dict[str, Any], SetScores, tuple[str, ...]]:
+    """Scores of one stage of a finished run, by the cache and the data set as they are now.
+
+    ``array`` is which of the stage's masks is scored. The third value names all arrays that the stage keeps.
+    """
     manifest = finished(cache, run)
     found = next(
         (s for s in manifest["stages"] if s["label"] == (stage or manifest["masks"]) and s["kind"] == "map"), None
@@ -57,7 +62,7 @@ def score_run(cache: Path, run: str, stage: str) -> tuple[dict[str, Any], SetSco
         stamp, _ = stamps.get(records.key(record), (None, ""))
         if stamp is None:
             return None
-        return store.read(found["address"], records.key(record), stamp, ("mask_hw",))["mask_hw"]
+        return store.read(found["address"], records.key(record), stamp, (array,))[array]
 
     def windows_of(record: Record) -> dict[int, Window]:
         stamp, _ = stamps.get(records.key(record), (None, ""))
@@ -65,8 +70,8 @@ def score_run(cache: Path, run: str, stage: str) -> tuple[dict[str, Any], SetSco
         return windows(arrays)
 
     one = next(((key, stamp) for key, (stamp, _) in stamps.items() if stamp is not None), None)
-    with_objects = one is not None and "objects_flat" in store.read(found["address"], *one)
-    return _scored(records, mask_of, windows_of if with_objects else None)
+    kept = () if one is None else tuple(store.read(found["address"], *one))
+    return *_scored(records, mask_of, windows_of if "objects_flat" in kept else None), kept
 
 
 def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tuple[dict[str, Any], SetScores]:
@@ -99,6 +104,6 @@ def _scored(
     return scored.scores.as_dict(records.classes), scored
 
 
-def save_scores(path: Path, scores: dict[str, Any]) -> None:
-    """Write scores as JSON."""
-    write_scores_json(path, {"scores": scores})
+def save_scores(path: Path, scores: dict[str, Any], with_crf: dict[str, Any] | None = None) -> None:
+    """Write scores as JSON; those of the same masks with a CRF beside them as ``scores_crf``."""
+    write_scores_json(path, {"scores": scores} if with_crf is None else {"scores": scores, "scores_crf": with_crf})

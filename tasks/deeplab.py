@@ -16,6 +16,7 @@ import numpy as np
 from artifacts.keys import OPERATIONAL
 from artifacts.records import DataError
 from tasks import weights as weights_files
+from tasks.crf_params import CRF_MASK, CRFParams
 from tasks.gpus import has_gpu
 from tasks.stage import PARAMS_CONFIG, Arrays, FitStage, Item, MapStage
 
@@ -140,6 +141,17 @@ class PredictParams:
     test: TestTimeParams
 
 
+@dataclass(frozen=True)
+class CRFPredictParams(PredictParams):
+    """Prediction with a dense CRF behind it. A class of its own: predictions without one keep their address."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    crf: CRFParams
+    floor: float = 1e-5
+    """Least probability that the CRF is given (pydensecrf's)."""
+
+
 VOC_TEST = TestTimeParams(scales=(0.5, 0.75, 1.0, 1.25), flip=True)
 """BPG's: averaged over four scales and mirror images."""
 
@@ -215,14 +227,19 @@ def fit(params: DeepLabParams, *, name: str = "deeplab") -> FitStage:
     )
 
 
-def predict(params: DeepLabParams, *, name: str = "deeplab-predict") -> MapStage:
-    """The stage that labels images: role ``net`` is the fit, the output ``mask_hw`` (0 background, 1..K)."""
+def predict(params: DeepLabParams, *, name: str = "deeplab-predict", crf: CRFParams | None = None) -> MapStage:
+    """The stage that labels images: role ``net`` is the fit, the output ``mask_hw`` (0 background, 1..K).
+
+    With ``crf`` a dense CRF works on the same probabilities at the image's size, and its mask is a second output,
+    ``mask_crf_hw``: the network is asked once for both.
+    """
+    plain = (params.network, params.width, params.atrous, params.test)
     return MapStage(
         name=name,
         version=1,
-        params=PredictParams(params.network, params.width, params.atrous, params.test),
+        params=PredictParams(*plain) if crf is None else CRFPredictParams(*plain, crf),
         reads=("image",),
-        outputs=("mask_hw",),
+        outputs=("mask_hw",) if crf is None else ("mask_hw", CRF_MASK),
         function="tasks.deeplab:predict_item",
         holds_classes=True,
         uses_torch=True,
@@ -237,7 +254,10 @@ def train(context: FitContext) -> dict[str, Tensor]:
 
 
 def predict_item(item: Item, params: PredictParams) -> Arrays:
-    """``mask_hw (H, W) uint8`` of one image at its own size: arg max of the fused probabilities, never 255."""
+    """``mask_hw (H, W) uint8`` of one image at its own size: arg max of the fused probabilities, never 255.
+
+    With :class:`CRFPredictParams` also ``mask_crf_hw``, the arg max of the CRF's marginals.
+    """
     from tasks import segment
 
     if item.image_rgb is None:
@@ -246,4 +266,12 @@ def predict_item(item: Item, params: PredictParams) -> Arrays:
     network = segment.load_network(item.nets["net"], params, len(item.classes) + 1, item.device, prefix)
     test = params.test
     scores: Any = segment.predict_scores(network, item.image_rgb, test.scales, test.flip, test.fusion)
-    return {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
+    arrays = {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
+    if isinstance(params, CRFPredictParams):
+        from tasks.crf import dense_crf, from_probabilities
+
+        # Maxima of logits are no probabilities yet; means of probabilities are.
+        probs = scores.softmax(0) if test.fusion == "max" else scores
+        unary = from_probabilities(probs.to("cpu").numpy(), params.floor)
+        arrays[CRF_MASK] = dense_crf(item.image_rgb, unary, params.crf, device=item.device).argmax(0).astype(np.uint8)
+    return arrays

@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import report
+from artifacts.contact_sheet import STUDENT, STUDENT_CRF
 from artifacts.export import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
 from artifacts.records import DataError, MaskHW, Record, RecordSet
 from artifacts.store import CorruptSegment
+from tasks.crf_params import CRF_MASK
 from tasks.run import Runner, unique_skips
 from tasks.score import SetScores, Window, image_miou, score_set
 from tasks.stage import FitHandle, Handle, MapHandle, MapStage
@@ -38,7 +40,7 @@ class Result:
 
     run_id: str
     scores: Mapping[str, Mapping[str, Any]]
-    """``"masks (train)"``, ``"student (val)"`` -> numbers as in ``Scores.as_dict``."""
+    """``"masks (train)"``, ``"student (val)"``, ``"student + CRF (val)"`` -> numbers as in ``Scores.as_dict``."""
     files: Mapping[str, str]
     manifest: Mapping[str, Any]
     failures: tuple[str, ...] = ()
@@ -59,7 +61,10 @@ class Result:
 
 
 def finish(run: Runner, masks: MapHandle, student: FitHandle, val: RecordSet, predict: MapStage) -> Result:
-    """Predict on ``val``, score masks and predictions, draw the contact sheet, export, write the manifest."""
+    """Predict on ``val``, score masks and predictions, draw the contact sheet, export, write the manifest.
+
+    Where ``predict`` gives two masks (without and with a CRF), both are scored and shown.
+    """
     train = masks.records
     shown = _shown(train)
     predictions = run.map(predict, val, label="student", net=student)
@@ -71,7 +76,7 @@ def finish(run: Runner, masks: MapHandle, student: FitHandle, val: RecordSet, pr
     started = time.monotonic()
     scored = {
         f"masks ({train.split})": score_handle(run, masks),
-        f"student ({val.split})": score_handle(run, predictions),
+        **{f"{panel} ({val.split})": score_handle(run, predictions, array) for panel, array in _students(predictions)},
     }
     scores = {name: one.scores.as_dict(train.classes) for name, one in scored.items() if one.scores.images}
     for one in scored.values():
@@ -102,8 +107,14 @@ def dataset_folder(out: Path, kind: str) -> Path:
     return out / f"dataset-{kind}"
 
 
-def score_handle(run: Runner, handle: MapHandle) -> SetScores:
-    """Scores of a map stage's ``mask_hw`` over its own records; objects too, where the stage keeps them."""
+def _students(predictions: MapHandle) -> list[tuple[str, str]]:
+    """Name and array of each mask that the student's stage gives: without a CRF, and with one where there is one."""
+    both = [(STUDENT, "mask_hw"), (STUDENT_CRF, CRF_MASK)]
+    return [(panel, array) for panel, array in both if array in predictions.stage.outputs]
+
+
+def score_handle(run: Runner, handle: MapHandle, array: str = "mask_hw") -> SetScores:
+    """Scores of a map stage's masks (``array``) over its own records; objects too, where the stage keeps them."""
     with_objects = "objects_flat" in handle.stage.outputs
 
     def arrays(record: Record, names: tuple[str, ...] | None) -> dict[str, Any] | None:
@@ -114,8 +125,8 @@ def score_handle(run: Runner, handle: MapHandle) -> SetScores:
         return read_stored(run, handle, key, produced.stamp, names)
 
     def mask_of(record: Record) -> MaskHW | None:
-        found = arrays(record, ("mask_hw",))
-        return None if found is None else found["mask_hw"]
+        found = arrays(record, (array,))
+        return None if found is None else found[array]
 
     def windows_of(record: Record) -> dict[int, Window]:
         return windows(arrays(record, None) or {})
@@ -184,14 +195,15 @@ def _row(run: Runner, record: Record, stages: list[MapHandle], samples: MapHandl
     """One picture: the weak labels that this flow's stages declare, each stage's mask, truth, prediction."""
     truth_hw = record.truth.load() if record.truth is not None else None
     panels = []
-    for handle in [*stages, samples]:
+    shown = [(handle, handle.label, "mask_hw") for handle in stages]
+    for handle, panel, array in [*shown, *((samples, panel, array) for panel, array in _students(samples))]:
         key = handle.records.key(record)
         produced = handle.produced.get(key)
         if produced is None or produced.output is None:
             continue
-        mask_hw = read_stored(run, handle, key, produced.stamp, ("mask_hw",))["mask_hw"]
+        mask_hw = read_stored(run, handle, key, produced.stamp, (array,))[array]
         own = None if truth_hw is None else image_miou(mask_hw, truth_hw, len(handle.records.classes))
-        panels.append(("student" if handle is samples else handle.label, mask_hw, own))
+        panels.append((panel, mask_hw, own))
     seen = record.view({kind for handle in run.handles for kind in handle.stage.reads})
     return report.SheetRow(
         title=record.image_id,

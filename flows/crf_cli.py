@@ -1,0 +1,285 @@
+"""``maskmill crf``: a dense CRF for pictures and probabilities (or labels) at hand. No cache, no run, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+
+from artifacts.records import UNDECIDED, DataError
+from tasks.crf_params import PRESETS, Backend, CRFParams, Normalisation, Preset
+
+DEFAULT: Preset = "ahn-kwak-cam"
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
+
+
+def _own(name: str) -> Parameter:
+    """The option that sets one parameter; its help is the parameter's own."""
+    (found,) = (item for item in dataclasses.fields(CRFParams) if item.name == name)
+    return Parameter(help=f"{found.metadata['help']} [default: the preset's; {DEFAULT}: {found.default}]")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture: what is read, what is written."""
+
+    image: Path
+    source: Path
+    """Probabilities (.npy) or labels (.png)."""
+    out: Path
+    overlay: Path | None = None
+    marginals: Path | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How all pictures of one command are done."""
+
+    params: CRFParams
+    from_labels: bool
+    gt_prob: float
+    floor: float
+
+
+def crf(
+    *,
+    image: Annotated[Path, Parameter(help="a picture, or a folder of pictures")],
+    out: Annotated[Path, Parameter(help="the mask to write (PNG of label numbers), or a folder for NAME.png")],
+    probs: Annotated[
+        Path | None,
+        Parameter(help="(labels, height, width) probabilities as .npy, or a folder of NAME.npy; any grid, resized"),
+    ] = None,
+    labels: Annotated[
+        Path | None, Parameter(help="instead: a mask PNG (255: unknown) of the picture's size, or a folder of NAME.png")
+    ] = None,
+    gt_prob: Annotated[float, Parameter(help="with --labels: how far they are trusted, between 0 and 1")] = 0.5,
+    floor: Annotated[float, Parameter(help="with --probs: smaller probabilities are taken as this")] = 1e-5,
+    preset: Annotated[Preset, Parameter(help="a named set of parameters")] = DEFAULT,
+    iterations: Annotated[int | None, _own("iterations")] = None,
+    gaussian_sxy: Annotated[float | None, _own("gaussian_sxy")] = None,
+    gaussian_compat: Annotated[float | None, _own("gaussian_compat")] = None,
+    bilateral_sxy: Annotated[float | None, _own("bilateral_sxy")] = None,
+    bilateral_srgb: Annotated[float | None, _own("bilateral_srgb")] = None,
+    bilateral_compat: Annotated[float | None, _own("bilateral_compat")] = None,
+    normalisation: Annotated[Normalisation | None, _own("normalisation")] = None,
+    backend: Annotated[Backend | None, _own("backend")] = None,
+    overlay: Annotated[Path | None, Parameter(help="also the mask over the picture: PNG or JPEG, or a folder")] = None,
+    marginals: Annotated[
+        Path | None, Parameter(help="also the result's probabilities, float32 .npy, or a folder")
+    ] = None,
+    threads: Annotated[int, Parameter(help="pictures at once; -1: one per core")] = -1,
+    quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
+) -> int:
+    """A picture and label probabilities into a sharper mask, by a dense CRF (Krähenbühl & Koltun 2011)."""
+    given = {
+        "iterations": iterations,
+        "gaussian_sxy": gaussian_sxy,
+        "gaussian_compat": gaussian_compat,
+        "bilateral_sxy": bilateral_sxy,
+        "bilateral_srgb": bilateral_srgb,
+        "bilateral_compat": bilateral_compat,
+        "normalisation": normalisation,
+        "backend": backend,
+    }
+    try:
+        own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        params = dataclasses.replace(PRESETS[preset], **own)
+    except ValueError as error:
+        raise DataError(f"--{str(error).replace('_', '-', 1)}") from error
+    source = _source(probs, labels)
+    if threads == 0 or threads < -1:
+        raise DataError(f"--threads {threads}: give at least 1, or -1 for one per core")
+    settings = Settings(params, labels is not None, gt_prob, floor)
+    if image.is_dir():
+        jobs, skips = pair_folders(image, source, out, overlay, marginals, ".png" if labels is not None else ".npy")
+        return run_jobs(jobs, skips, settings, threads, quiet=quiet)
+    job = Job(image, source, out, overlay, marginals)
+    _check_targets(job)
+    work(job, settings)
+    Console().print(f"mask: {escape(str(out))}", soft_wrap=True)
+    return 0
+
+
+def _source(probs: Path | None, labels: Path | None) -> Path:
+    if (probs is None) == (labels is None):
+        raise DataError("give --probs or --labels, one of them")
+    source = probs if probs is not None else labels
+    assert source is not None
+    return source
+
+
+# --- one picture ----------------------------------------------------------------------------------------------------
+
+
+def work(job: Job, settings: Settings) -> None:
+    """Read, compute, write. Raises ``DataError`` naming the file, ``OSError`` where one cannot be read or written."""
+    from artifacts.atomic import write_atomic, write_bytes_atomic
+    from artifacts.images import read_image_rgb
+    from artifacts.voc_write import write_class_mask
+    from tasks.crf import dense_crf
+
+    image_rgb = read_image_rgb(job.image)
+    size_hw = image_rgb.shape[0], image_rgb.shape[1]
+    unary, numbers = read_labels(job, settings, size_hw) if settings.from_labels else read_probs(job, settings, size_hw)
+    try:
+        q_khw = dense_crf(image_rgb, unary, settings.params)
+    except ValueError as error:
+        raise DataError(f"{job.image}: {error}") from error
+    mask_hw = numbers[q_khw.argmax(axis=0)]
+    if job.marginals is not None:
+        write_atomic(job.marginals, lambda file: np.save(file, q_khw), durable=False)
+    if job.overlay is not None:
+        write_bytes_atomic(job.overlay, picture(image_rgb, mask_hw, job.overlay.suffix), durable=False)
+    write_class_mask(job.out, mask_hw)
+
+
+def read_probs(job: Job, settings: Settings, size_hw: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Energies at the picture's size, and each label's number: its place in the file."""
+    from tasks.crf import from_probabilities, resize_probabilities
+
+    try:
+        probs = np.load(job.source, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{job.source}: not an .npy file of plain numbers (numpy.save of one array)") from error
+    if not isinstance(probs, np.ndarray) or probs.ndim != 3 or not 1 <= len(probs) <= UNDECIDED:
+        shape = probs.shape if isinstance(probs, np.ndarray) else "an archive"
+        raise DataError(
+            f"{job.source}: expected (labels, height, width) with 1..{UNDECIDED} labels, not {shape};"
+            " labels last? array.transpose(2, 0, 1)"
+        )
+    try:
+        if np.issubdtype(probs.dtype, np.floating) and probs.size:
+            probs = resize_probabilities(probs, size_hw)
+        unary = from_probabilities(probs, settings.floor)
+    except ValueError as error:
+        raise DataError(f"{job.source}: {error}") from error
+    return unary, np.arange(len(probs), dtype=np.uint8)
+
+
+def read_labels(
+    job: Job, settings: Settings, size_hw: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Energies of the labels that the map holds, and their numbers."""
+    from artifacts.voc_masks import read_index_png
+    from tasks.crf import from_labels
+
+    mask_hw = np.asarray(read_index_png(str(job.source), size_hw))
+    numbers = np.unique(mask_hw)
+    numbers = numbers[numbers != UNDECIDED]
+    if not len(numbers):
+        raise DataError(f"{job.source}: every pixel is {UNDECIDED}, unknown: there is no label to spread")
+    places = np.full(256, UNDECIDED, dtype=np.int32)
+    places[numbers] = np.arange(len(numbers))
+    try:
+        unary = from_labels(places[mask_hw], len(numbers), settings.gt_prob)
+    except ValueError as error:
+        raise DataError(f"{job.source}: {error}") from error
+    return unary, numbers.astype(np.uint8)
+
+
+def picture(image_rgb: NDArray[np.uint8], mask_hw: NDArray[np.uint8], suffix: str) -> bytes:
+    """The mask in colours over the picture, as the bytes of a file."""
+    import cv2
+
+    from artifacts.contact_sheet import overlay as draw
+
+    good, data = cv2.imencode(suffix, np.ascontiguousarray(draw(image_rgb, mask_hw)[..., ::-1]))
+    if not good:
+        raise DataError(f"the overlay cannot be written as {suffix}")
+    return data.tobytes()
+
+
+def _check_targets(job: Job) -> None:
+    """Nothing that is read may be written over, and files get what their names say. Raises ``DataError``."""
+    if job.out.suffix.lower() != ".png":
+        raise DataError(f"--out {job.out}: a mask is a .png file (--image names one picture)")
+    if job.overlay is not None and job.overlay.suffix.lower() not in PICTURE_SUFFIXES:
+        raise DataError(f"--overlay {job.overlay}: name a .png or .jpg file")
+    if job.marginals is not None and job.marginals.suffix.lower() != ".npy":
+        raise DataError(f"--marginals {job.marginals}: name an .npy file")
+    _check_apart([job.image, job.source], job.out, job.overlay, job.marginals)
+
+
+def _check_apart(read: Sequence[Path], *written: Path | None) -> None:
+    targets = [path for path in written if path is not None]
+    for path in targets:
+        for other in [*read, *(one for one in targets if one is not path)]:
+            if path.resolve() == other.resolve():
+                raise DataError(f"{path}: would be written over, though it is {'read' if other in read else 'another'}")
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+def pair_folders(
+    images: Path, sources: Path, out: Path, overlay: Path | None, marginals: Path | None, suffix: str
+) -> tuple[list[Job], list[tuple[Path, str]]]:
+    """A job per picture, by file name without suffix; what has no partner is a skip (path, reason)."""
+    if not sources.is_dir():
+        raise DataError(f"--image {images} is a folder, {sources} is none: give both as folders, or both as files")
+    for folder in (out, overlay, marginals):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
+    _check_apart([images, sources] if suffix == ".png" else [images], out, overlay)
+    found = {path.stem: path for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix}
+    jobs: list[Job] = []
+    skips: list[tuple[Path, str]] = []
+    seen: set[str] = set()
+    for path in sorted(images.iterdir()):
+        name = path.stem
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if name in seen:
+            skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
+        elif name not in found:
+            skips.append((path, f"no {name}{suffix} in {sources}"))
+        else:
+            extra = overlay / f"{name}.png" if overlay is not None else None
+            numbers = marginals / f"{name}.npy" if marginals is not None else None
+            jobs.append(Job(path, found[name], out / f"{name}.png", extra, numbers))
+        seen.add(name)
+    skips += [(path, f"no picture of this name in {images}") for name, path in found.items() if name not in seen]
+    if not jobs and not skips:
+        raise DataError(f"--image {images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return jobs, skips
+
+
+def run_jobs(
+    jobs: Sequence[Job], skips: Iterable[tuple[Path, str]], settings: Settings, threads: int, *, quiet: bool
+) -> int:
+    """All pictures; one that fails is a skip. Returns the exit code: 0, 3 with skips, 1 if nothing was done."""
+    from tasks.crf_batch import in_threads
+    from tasks.progress import Bars, Lines, Silent
+
+    left = list(skips)
+    reporter = Silent() if quiet else Bars() if sys.stderr.isatty() else Lines()
+    done = 0
+    reporter.stage("crf", 0, 0, "pictures")  # nothing is cached here
+    reporter.total("crf", len(jobs))
+    try:
+        for outcome in in_threads(lambda job: work(job, settings), jobs, threads):
+            if outcome.error is None:
+                done += 1
+            elif isinstance(outcome.error, ValueError | OSError | MemoryError):
+                left.append((jobs[outcome.index].image, str(outcome.error) or type(outcome.error).__name__))
+            else:
+                raise outcome.error
+            reporter.advance("crf", outcome.index + 1)
+        reporter.done("crf")
+    finally:
+        reporter.close()
+    console = Console()
+    console.print(f"masks: {done}, skipped: {len(left)}")
+    for path, reason in left:
+        console.print(f"skipped {escape(str(path))}: {escape(reason)}", soft_wrap=True)
+    return (3 if left else 0) if done else 1
