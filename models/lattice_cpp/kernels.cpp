@@ -1,0 +1,99 @@
+// One set of passes per instruction set, and the choice between them when the module is loaded.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "lattice.hpp"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define MASKMILL_X86 1
+#endif
+
+namespace lattice {
+namespace base {
+constexpr int WIDE = 8;
+#include "build.inc"
+#include "passes.inc"
+}  // namespace base
+
+#ifdef MASKMILL_X86
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace avx2 {
+constexpr int WIDE = 8;
+#include "build.inc"
+#include "passes.inc"
+}  // namespace avx2
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512vl,avx512dq,avx512bw")
+namespace avx512 {
+constexpr int WIDE = 16;
+#include "build.inc"
+#include "passes.inc"
+}  // namespace avx512
+#pragma GCC pop_options
+#endif
+
+namespace {
+
+const std::vector<Kernels>& supported() {
+    static const std::vector<Kernels> all = [] {
+        std::vector<Kernels> found;
+#ifdef MASKMILL_X86
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
+            found.push_back({"avx512", avx512::build, avx512::apply, avx512::mean_field});
+        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+            found.push_back({"avx2", avx2::build, avx2::apply, avx2::mean_field});
+#endif
+        found.push_back({"base", base::build, base::apply, base::mean_field});
+        return found;
+    }();
+    return all;
+}
+
+const Kernels* chosen = nullptr;
+
+}  // namespace
+
+const Kernels& kernels() { return chosen ? *chosen : supported().front(); }
+
+std::vector<const char*> available() {
+    std::vector<const char*> names;
+    for (const Kernels& one : supported()) names.push_back(one.name);
+    return names;
+}
+
+bool choose(const char* name) {
+    for (const Kernels& one : supported())
+        if (std::strcmp(one.name, name) == 0) {
+            chosen = &one;
+            return true;
+        }
+    return false;
+}
+
+
+void diagonal(const Lattice& lattice, float* out_n) {
+    const int corners = lattice.dimensions + 1;
+    float between[MAX_DIMENSIONS + 1];
+    between[0] = 1.0f + 2.0f * std::pow(0.5f, static_cast<float>(corners));
+    for (int apart = 1; apart < corners; ++apart)
+        between[apart] = std::pow(0.5f, static_cast<float>(apart)) + std::pow(0.5f, static_cast<float>(corners - apart));
+    for (std::size_t n = 0; n < lattice.points; ++n) {
+        const Corner* corner = &lattice.corners[n * corners];
+        float sum = 0;
+        for (int r = 0; r < corners; ++r)
+            for (int s = 0; s < corners; ++s) sum += corner[r].weight * corner[s].weight * between[std::abs(r - s)];
+        out_n[n] = lattice.alpha() * sum;
+    }
+}
+
+
+}  // namespace lattice
