@@ -147,14 +147,19 @@ class DenseCRF:
     def _spatial(self) -> GaussianFilter:
         from models.gaussian import spatial_filter
 
-        return spatial_filter(*self.size_hw, self.params.gaussian_sxy, self.params.backend, self.device)
+        return spatial_filter(*self.size_hw, self.params.gaussian_sxy, self._backend, self.device)
 
     @functools.cached_property
     def _bilateral(self) -> GaussianFilter:
         from models.gaussian import GaussianFilter, bilateral_features
 
         features = bilateral_features(self.image_rgb, self.params.bilateral_sxy, self.params.bilateral_srgb)
-        return GaussianFilter(features, backend=self.params.backend, device=self.device)
+        return GaussianFilter(features, backend=self._backend, device=self.device)
+
+    @property
+    def _backend(self) -> str:
+        # A filter's own "auto" would take another algorithm for small images on a GPU.
+        return "lattice" if self.params.backend == "auto" else self.params.backend
 
 
 # --- what is checked ------------------------------------------------------------------------------------------------
@@ -297,7 +302,7 @@ def probs_item(item: Item, params: ProbsCRFParams) -> Arrays:
     if len(np.unique(classes)) != len(classes) or classes.max() > len(item.classes):
         raise DataError(f"{item.key}: classes_c {classes.tolist()} must be distinct numbers of 0..{len(item.classes)}")
     unary = from_probabilities(resize_probabilities(probs, _size(item.image_rgb)), params.floor)
-    q_khw = dense_crf(item.image_rgb, unary, params.crf, device=item.device)
+    q_khw = dense_crf(item.image_rgb, unary, params.crf, device=stage_device(params.crf, item.device))
     return {"mask_hw": classes.astype(np.uint8)[q_khw.argmax(axis=0)]}
 
 
@@ -309,8 +314,16 @@ def boxes_item(item: Item, params: BoxCRFParams) -> Arrays:
     numbers = [1 + present.index(box.class_id) for box in boxes]
     size_hw = _size(item.image_rgb)
     unary = from_box_prior([box.xyxy for box in boxes], numbers, size_hw, len(present), params.core)
-    q_khw = dense_crf(item.image_rgb, unary, params.crf, device=item.device)
+    q_khw = dense_crf(item.image_rgb, unary, params.crf, device=stage_device(params.crf, item.device))
     return {"mask_hw": np.array([0, *present], dtype=np.uint8)[q_khw.argmax(axis=0)]}
+
+
+def stage_device(params: CRFParams, device: str) -> str:
+    """Where a stage's CRF computes: on the run's device for a torch backend, else on the CPU.
+
+    So that masks under one address are the same whether the network beside the CRF ran on a GPU or not.
+    """
+    return device if params.uses_torch else "cpu"
 
 
 def resize_probabilities(probs_chw: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.float32]:

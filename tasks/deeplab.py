@@ -268,10 +268,11 @@ def predict_item(item: Item, params: PredictParams) -> Arrays:
     scores: Any = segment.predict_scores(network, item.image_rgb, test.scales, test.flip, test.fusion)
     arrays = {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
     if isinstance(params, CRFPredictParams):
-        from tasks.crf import dense_crf, from_probabilities
+        from tasks.crf import dense_crf, from_probabilities, stage_device
 
         # Maxima of logits are no probabilities yet; means of probabilities are.
         probs = scores.softmax(0) if test.fusion == "max" else scores
         unary = from_probabilities(probs.to("cpu").numpy(), params.floor)
-        arrays[CRF_MASK] = dense_crf(item.image_rgb, unary, params.crf, device=item.device).argmax(0).astype(np.uint8)
+        device = stage_device(params.crf, item.device)
+        arrays[CRF_MASK] = dense_crf(item.image_rgb, unary, params.crf, device=device).argmax(0).astype(np.uint8)
     return arrays
