@@ -38,6 +38,8 @@ log = logging.getLogger("maskmill")
 
 FILL_RGB = (124, 116, 104)
 """What lies outside the image: ImageNet's mean, so that a normalised network sees zeros."""
+CPU_BATCH = 8
+"""Crops looked at together on a CPU, at most: more of them leave its caches (224 px, ResNet-50: 16 take 15 % longer)."""
 
 
 # --- the fit --------------------------------------------------------------------------------------------------------
@@ -247,8 +249,10 @@ def box_probabilities(
     Crops that make a batch together change nothing but the last bits of each other.
     """
     found: list[NDArray[np.float16]] = []
-    for start in range(0, len(crops), params.predict_batch):
-        part = crops[start : start + params.predict_batch]
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    batch = min(params.predict_batch, CPU_BATCH) if on_cpu else params.predict_batch
+    for start in range(0, len(crops), batch):
+        part = crops[start : start + batch]
         pictures = np.stack([crop.image(image_rgb, FILL_RGB) for crop in part])
         masks = np.stack([crop.box() for crop in part])
         probs_nhw = crop_probabilities(network, pictures, masks, classes[start : start + len(part)], params)
