@@ -1,9 +1,9 @@
 """CFS inference: crops per second at batch, against a loop of single crops. `python -m benchmarks.cfs [--preset ...]`.
 
 Both sides decode the same JPEGs, crop, ask the same network and paste back. The loop is one process with one thread
-that asks for one crop after the other, as a first version would be written. The stage runs through the Runner, with a worker process for each core, or one on a
-GPU, all boxes of an image together, and stores its arrays; the workers' start is left out. The two take turns.
-`network` is the network alone on crops that are there already, by batch size.
+that asks for one crop after the other, as a first version would be written. The stage runs through the Runner, with a
+worker process for each core, or one on a GPU, all boxes of an image together, and stores its arrays; the workers'
+start is left out. The two take turns. `network` is the network alone on crops that are there already, by batch size.
 
 Bars: 2 times the loop on two cores, 10 times on a GPU. The network's weights are random: the time is the same.
 """
