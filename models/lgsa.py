@@ -30,6 +30,9 @@ PAPER_PIXELS = 41 * 41
 PIECE = 2**25
 """Largest piece of W that is computed at once, in numbers (of 4 bytes), the batch's images together."""
 
+ALL = slice(None)
+"""Every row of W."""
+
 LEAST_PROBABILITY = 1e-7
 """Smaller ones are taken as this under the logarithm of equation 9."""
 
@@ -50,13 +53,13 @@ def reweight(weights_brn: Tensor, values_bcn: Tensor) -> Tensor:
     return torch.bmm(values_bcn, weights_brn.transpose(1, 2))
 
 
-def target_affinity(labels_br: Tensor, labels_bn: Tensor, share_bn: Tensor) -> Tensor:
-    """Equation 6, normalised: rows ``r`` of W_gt, ``(B, r, N)`` in ``share_bn``'s dtype.
+def target_affinity(labels_bn: Tensor, share_bn: Tensor, rows: slice = ALL) -> Tensor:
+    """Equation 6, normalised: the given rows of W_gt, ``(B, r, N)`` in ``share_bn``'s dtype.
 
     1 where M(i) = M(j), divided by its column's sum, the pixels of j's class; ``share_bn`` is :func:`class_share`.
     Undecided pixels have neither row nor column: all 0.
     """
-    return (labels_br[:, :, None] == labels_bn[:, None, :]) * share_bn[:, None, :]
+    return (labels_bn[:, rows, None] == labels_bn[:, None, :]) * share_bn[:, None, :]
 
 
 def class_share(labels_bn: Tensor) -> Tensor:
@@ -70,14 +73,14 @@ def class_share(labels_bn: Tensor) -> Tensor:
     return (labels != UNDECIDED) / counts.gather(1, labels)
 
 
-def attention_loss(weights_brn: Tensor, labels_br: Tensor, labels_bn: Tensor, share_bn: Tensor) -> Tensor:
+def attention_loss(weights_brn: Tensor, labels_bn: Tensor, share_bn: Tensor, rows: slice = ALL) -> Tensor:
     """Equation 7: L_att = MSE(W, W_gt), the given rows' part of the mean over N x N and over the batch; a scalar.
 
     Pairs with an undecided pixel (255) count as no error [infer]: the sum over valid pairs is divided by N^2. With
-    all rows (``labels_br`` is ``labels_bn``) it is the loss; pieces of the rows add up to it. ``share_bn`` is
-    :func:`class_share`. Keeps W alone for the backward pass.
+    all rows it is the loss; pieces of the rows add up to it. ``share_bn`` is :func:`class_share`. Keeps W alone for
+    the backward pass.
     """
-    error = _SquaredError.apply(weights_brn, labels_br, labels_bn, share_bn)
+    error = _SquaredError.apply(weights_brn, labels_bn, share_bn, rows)
     return cast(Tensor, error) / (labels_bn.shape[0] * labels_bn.shape[1] ** 2)
 
 
@@ -121,21 +124,23 @@ class _SquaredError(torch.autograd.Function):
     """Sum of (W - W_gt)^2; the error is computed again in the backward pass, so that of N x N only W is kept."""
 
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, labels_br: Tensor, labels_bn: Tensor, share_bn: Tensor) -> Tensor:
-        ctx.save_for_backward(weights, labels_br, labels_bn, share_bn)
-        return _error(weights, labels_br, labels_bn, share_bn).square_().sum()
+    def forward(ctx: Any, weights: Tensor, labels_bn: Tensor, share_bn: Tensor, rows: slice) -> Tensor:
+        ctx.save_for_backward(weights, labels_bn, share_bn)
+        ctx.rows = rows
+        return _error(weights, labels_bn, share_bn, rows).square_().sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _error(*ctx.saved_tensors).mul_(2.0 * gradient), None, None, None
+        weights, labels_bn, share_bn = ctx.saved_tensors
+        return _error(weights, labels_bn, share_bn, ctx.rows).mul_(2.0 * gradient), None, None, None
 
 
-def _error(weights: Tensor, labels_br: Tensor, labels_bn: Tensor, share_bn: Tensor) -> Tensor:
+def _error(weights: Tensor, labels_bn: Tensor, share_bn: Tensor, rows: slice) -> Tensor:
     """W - W_gt, 0 where row or column is undecided."""
-    error = target_affinity(labels_br, labels_bn, share_bn.to(weights.dtype)).neg_().add_(weights)
-    error.mul_((labels_br != UNDECIDED)[:, :, None])
-    return error.mul_((labels_bn != UNDECIDED)[:, None, :])
+    error = target_affinity(labels_bn, share_bn.to(weights.dtype), rows).neg_().add_(weights)
+    decided = labels_bn != UNDECIDED
+    return error.mul_(decided[:, rows, None]).mul_(decided[:, None, :])
 
 
 class Affinity(NamedTuple):
@@ -161,30 +166,28 @@ def attend(
     values = at_least_float32(values_bcn)
     guide = None if labels_bn is None else (labels_bn, class_share(labels_bn))
     if w.whole_bnn is not None:
-        return _attend(w.whole_bnn, values, labels_bn, guide)
+        return _attend(w.whole_bnn, values, guide, ALL)
     batch, _, pixels = w.theta_bcn.shape
     step = max(1, piece // (batch * pixels))
-    results = []
-    for rows in (slice(start, start + step) for start in range(0, pixels, step)):
-        own = None if labels_bn is None else labels_bn[:, rows]
-        results.append(_again(_attend_rows, w.theta_bcn[:, :, rows], w.phi_bcn, values, own, guide))
+    results = [
+        _again(_attend_rows, w.theta_bcn[:, :, rows], w.phi_bcn, values, guide, rows)
+        for rows in (slice(start, start + step) for start in range(0, pixels, step))
+    ]
     return torch.cat([out for out, _ in results], 2), torch.stack([loss for _, loss in results]).sum()
 
 
 Guide = tuple[Tensor, Tensor]
 
 
-def _attend(weights: Tensor, values: Tensor, labels_br: Tensor | None, guide: Guide | None) -> tuple[Tensor, Tensor]:
-    out = reweight(weights, values)
-    if labels_br is None or guide is None:
-        return out, out.new_zeros(())
-    return out, attention_loss(weights, labels_br, *guide)
+def _attend(weights_brn: Tensor, values: Tensor, guide: Guide | None, rows: slice) -> tuple[Tensor, Tensor]:
+    out = reweight(weights_brn, values)
+    return out, out.new_zeros(()) if guide is None else attention_loss(weights_brn, *guide, rows)
 
 
 def _attend_rows(
-    theta_bcr: Tensor, phi_bcn: Tensor, values: Tensor, labels_br: Tensor | None, guide: Guide | None
+    theta_bcr: Tensor, phi_bcn: Tensor, values: Tensor, guide: Guide | None, rows: slice
 ) -> tuple[Tensor, Tensor]:
-    return _attend(affinity(theta_bcr, phi_bcn), values, labels_br, guide)
+    return _attend(affinity(theta_bcr, phi_bcn), values, guide, rows)
 
 
 def _again(function: Callable[..., tuple[Tensor, Tensor]], *arguments: object) -> tuple[Tensor, Tensor]:

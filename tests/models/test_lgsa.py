@@ -41,7 +41,7 @@ def target_by_hand(labels: list[int]) -> Tensor:
 
 
 def target(labels_bn: Tensor) -> Tensor:
-    return lgsa.target_affinity(labels_bn, labels_bn, lgsa.class_share(labels_bn))
+    return lgsa.target_affinity(labels_bn, lgsa.class_share(labels_bn))
 
 
 def naive_loss(weights_bnn: Tensor, labels_bn: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def test_shares_count_each_image_alone() -> None:
 
 
 def attention_loss(weights: Tensor, labels: Tensor) -> Tensor:
-    return lgsa.attention_loss(weights, labels, labels, lgsa.class_share(labels).double())
+    return lgsa.attention_loss(weights, labels, lgsa.class_share(labels).double())
 
 
 @settings(max_examples=30, deadline=None)

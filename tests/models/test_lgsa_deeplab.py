@@ -122,7 +122,7 @@ def test_modules_in_cascade_then_the_head_then_the_walk_by_the_last_w(walk: Walk
     assert (walked - torch.einsum("bnm,bkm->bkn", first, segments).view_as(logits)).abs().max() > 1e-3
     sampled = sample_labels(labels, (8, 6)).flatten(1)
     share = lgsa.class_share(sampled).double()
-    expected = sum(lgsa.attention_loss(w, sampled, sampled, share) for w in (first, last))
+    expected = sum(lgsa.attention_loss(w, sampled, share) for w in (first, last))
     torch.testing.assert_close(output.attention, expected, check_dtype=False)
     probabilities = network.probabilities(output, (64, 48))
     if walk == "off":
