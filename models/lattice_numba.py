@@ -38,6 +38,8 @@ MAX_DIMENSIONS = 7
 KEY_BITS = 62
 _BUILD_LANES: Lanes = (0,) * 8
 _NO_SCALE = np.empty(0, np.float32)
+_NO_TERMS = ((np.empty(0, np.int32), _NO_SCALE, 0, _NO_SCALE, _NO_SCALE, _NO_SCALE, _NO_SCALE),) * 2
+"""numba cannot loop over an empty tuple. Without a term nothing iterates, so that this is never read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +112,7 @@ def build(features_nd: Float32) -> Lattice:
     """Lattice of ``features_nd`` float32 (N, D), D = 1..7, in units of the Gaussian's standard deviation.
 
     Raises ``ValueError`` on another dtype or shape, no point, NaN, infinity, or features that spread too wide for the
-    integer keys (with D = 5 some hundred standard deviations in each direction).
+    integer keys (D = 5: some hundred standard deviations along each dimension; D = 7: some ten).
     """
     if features_nd.dtype != np.float32 or features_nd.ndim != 2:
         raise ValueError(f"features must be float32 (N, D), not {features_nd.dtype} {features_nd.shape}")
@@ -161,12 +163,29 @@ def apply(lattice: Lattice, values_nk: Float32, reverse: bool = False) -> Float3
     return np.ascontiguousarray(out.reshape(n, width)[:, :k])
 
 
+def return_paths(dimensions: int) -> Float32:
+    """B (D + 1, D + 1): what the blur leads from corner r of a simplex to corner s on the complete lattice.
+
+    The two are joined by |r - s| steps along as many axes, or by D + 1 - |r - s| steps back along the others: B[r, s] =
+    .5**|r-s| + .5**(D+1-|r-s|). A corner meets itself without a step or once around: B[r, r] = 1 + 2 * .5**(D+1).
+    """
+    corner = np.arange(dimensions + 1)
+    steps = np.abs(corner[:, None] - corner)
+    there, around = 0.5**steps, 0.5 ** (dimensions + 1 - steps)
+    paths: Float32 = np.where(steps == 0, there + 2 * around, there + around).astype(np.float32)
+    return paths
+
+
 def diagonal(lattice: Lattice) -> Float32:
     """K_ii of every point, float32 (N,): what a point gets back of its own value on the COMPLETE lattice.
 
-    The lattice that is built leaves out vertices that no point touches, so that its own diagonal is a little smaller.
+    alpha * sum over r, s of w_r w_s B[r, s]. The lattice that is built leaves out vertices that no point touches, so
+    that its own diagonal is a little smaller.
     """
-    return lattice.alpha * building.diagonal_sums(lattice.weights, lattice.dimensions + 1)
+    weights = lattice.weights.reshape(lattice.points, -1)
+    sums: Float32 = np.einsum("nr,nr->n", weights @ return_paths(lattice.dimensions), weights)
+    sums *= np.float32(lattice.alpha)
+    return sums
 
 
 Term = tuple[Lattice, Float32 | None, Float32 | None, Compat]
@@ -246,9 +265,11 @@ def mean_field(unary_ln: Float32, terms: Sequence[Term], iterations: int) -> Flo
     if not finite:
         raise ValueError("unary must be finite, there is NaN or infinity in it")
     messages = [_Message(term, labels, lanes, width) for term in terms]
+    if not messages:
+        iterations = 0
     q_ln = np.empty((labels, n), np.float32)
     for iteration in range(iterations + 1):
-        arrays = tuple(message.arrays() for message in messages)
+        arrays = tuple(message.arrays() for message in messages) or _NO_TERMS
         kernels.update(packed, q_ln, arrays, iteration > 0, iteration < iterations, width, lanes)
         if iteration < iterations:
             for message in messages:

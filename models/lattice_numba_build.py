@@ -1,4 +1,4 @@
-"""What :mod:`models.lattice_numba` compiles to build the lattice: simplices, vertices, neighbours, diagonal.
+"""What :mod:`models.lattice_numba` compiles to build the lattice: simplices, vertices, neighbours.
 
 Indices are trusted, so only the public module calls this.
 """
@@ -16,6 +16,7 @@ from models.simd_numba import (
     Lanes,
     add,
     compiled,
+    compiled_inside,
     fill,
     item,
     less,
@@ -46,7 +47,7 @@ def feature_ranges(features: Float32) -> tuple[Float32, Float32]:
     return low, high
 
 
-@compiled
+@compiled_inside
 def slot_of(table: Int64, bits: int, key: Any) -> Any:
     """Index of the pair (key, vertex) in the hash table, or of the free pair (key 0) where it belongs."""
     product = np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)
@@ -57,7 +58,7 @@ def slot_of(table: Int64, bits: int, key: Any) -> Any:
     return 2 * slot
 
 
-@compiled
+@compiled_inside
 def grown(keys: Int64, count: int, bits: int) -> tuple[Int64, Int64]:
     """Hash table of ``2**bits`` pairs with the first ``count`` vertices' keys, and their list with room for more."""
     table = np.zeros(2 << bits, np.int64)
@@ -70,7 +71,7 @@ def grown(keys: Int64, count: int, bits: int) -> tuple[Int64, Int64]:
     return table, room
 
 
-@compiled
+@compiled_inside
 def enclosing_simplices(
     point: Float32, scale: Float32, vertex: Float32, order: Float32, weight: Float32,
     away: Float32, rank: Float32, lanes: Lanes,
@@ -137,7 +138,10 @@ def find_corners(
     n, sides = len(features), len(scale) + 1
     corners, weights = np.empty(n * sides, np.int32), np.empty(n * sides, np.float32)
     ones, turns = key_steps(shifts)
-    keys, count, bits, start = np.zeros(0, np.int64), np.int64(0), np.int64(11), np.int64(0)
+    keys = np.zeros(0, np.int64)
+    count: Any = np.int64(0)  # numpy's, for numba would compile all once more for the constant 0
+    start: Any = np.int64(0)
+    bits: Any = np.int64(11)
     while start < n:
         bits += 1
         table, keys = grown(keys, count, bits)
@@ -160,7 +164,7 @@ def find_corners(
     return corners, weights, keys[:count].copy(), table, bits
 
 
-@compiled
+@compiled_inside
 def _fill_corners(
     features: Float32, scale: Float32, shifts: Int64, lowest: Int64, ones: int, turns: Int64, start: int,
     corners: Int32, weights: Float32, keys: Int64, count: int, table: Int64, bits: int, lanes: Lanes,
@@ -205,7 +209,7 @@ def _fill_corners(
     return n, count
 
 
-@compiled
+@compiled_inside
 def key_steps(shifts: Int64) -> tuple[Any, Int64]:
     """What is added to a key to add 1 to all coordinates, and D + 1 to each one (0 for the last: it has no field)."""
     turns = np.zeros(len(shifts) + 1, np.int64)
@@ -230,23 +234,3 @@ def find_neighbours(keys: Int64, table: Int64, bits: int, shifts: Int64) -> Int3
                 neighbours[(axis * count + vertex) * 2] = other
                 neighbours[(axis * count + other) * 2 + 1] = vertex
     return neighbours
-
-
-@compiled
-def diagonal_sums(weights: Float32, sides: int) -> Float32:
-    """sum over r, s of w_r w_s B[r, s] for each point, from the flat weights; B is how the blur leads from r to s.
-
-    On the complete lattice two corners r, s of a simplex are joined by \\|r - s\\| steps along as many axes, or by the
-    D + 1 - \\|r - s\\| steps along the others: B = .5**\\|r-s\\| + .5**(D+1-\\|r-s\\|), and B[r, r] = 1 + 2 * .5**(D+1)
-    (around either way, or not at all).
-    """
-    powers = np.float32(0.5) ** np.arange(sides + 1).astype(np.float32)
-    sums = np.zeros(len(weights) // sides, np.float32)
-    for point in range(len(sums)):
-        for r in range(sides):
-            w = weights[point * sides + r]
-            sums[point] += w * w * (np.float32(1.0) + np.float32(2.0) * powers[sides])
-            for s in range(r):
-                joined = powers[r - s] + powers[sides - r + s]
-                sums[point] += np.float32(2.0) * w * weights[point * sides + s] * joined
-    return sums

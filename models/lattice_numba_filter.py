@@ -17,6 +17,7 @@ from models.simd_numba import (
     Lanes,
     add,
     compiled,
+    compiled_inside,
     divide,
     exp,
     fill,
@@ -31,14 +32,14 @@ from models.simd_numba import (
     total,
 )
 
-BLOCK = 8192
-"""Numbers a block of points takes: 32 KB, the nearest cache or little more."""
+BLOCK = 16384
+"""Numbers a block of points takes: 64 KB stay in the second cache; a quarter of it would be 8 % slower."""
 
 NO_LABEL = -1e30
 """Energy of the lanes that fill up a vector: their probability is exactly 0."""
 
 
-@compiled
+@compiled_inside
 def _splat_corners(
     source: Float32, first: int, stop: int, corners: Int32, weights: Float32, sides: Any, scale: Float32,
     values: Float32, width: int, lanes: Lanes,
@@ -54,7 +55,7 @@ def _splat_corners(
                 store(values, place, multiply_add(given, share, load(values, place, lanes)))
 
 
-@compiled
+@compiled_inside
 def _slice_corners(
     target: Float32, first: int, stop: int, corners: Int32, weights: Float32, sides: Any, scale: Float32,
     values: Float32, width: int, lanes: Lanes,
@@ -139,7 +140,7 @@ def packed_energies(unary_ln: Float32, width: int) -> tuple[Float32, bool]:
     return packed, bad == 0
 
 
-@compiled
+@compiled_inside
 def softmax(block: Float32, points: int, width: int, lanes: Lanes) -> None:
     """exp and normalise (algorithm 1, initialisation and step 5) of each row of ``block``, in place."""
     for row in range(0, points * width, width):

@@ -52,6 +52,14 @@ def compiled(function: _Function) -> _Function:
     return result
 
 
+def compiled_inside(function: _Function) -> _Function:
+    """:func:`compiled` for functions that compiled functions alone call: without the way in from Python."""
+    inside: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    decorate: Callable[[_Function], Any] = njit(nogil=True, cache=True, error_model="numpy", **inside)
+    result: _Function = decorate(function)
+    return result
+
+
 def _intrinsic(function: Callable[..., Any]) -> Any:
     """numba's ``intrinsic``: its own types describe the function that writes the code, not the one that is called."""
     return intrinsic(function)
