@@ -1,64 +1,29 @@
-"""CFS at work: what a sample holds, that a fit learns objects from noisy masks, and that every box is answered."""
+"""CFS at work: what a sample holds, and that every box is answered in its own pixels."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artifacts.fits import METRICS, Publication
 from artifacts.objects import pack_objects, unpack_objects
 from artifacts.records import Box, DataError, Record
-from artifacts.store import MaskStore
 from models import unet
 from tasks import cfs, cfs_net, grabcut
 from tasks.cfs import DEMO, CFSParams
 from tasks.cfs_crop import BoxCrop
-from tasks.fit import FitSpec, plain_params, run_spec
 from tasks.grabcut import GrabCutParams
 from tasks.rng import generator
 from tasks.stage import Item, SkipImage, check_outputs, resolve
-from tasks.unit import Job
-from tasks.weights import WeightsError
 
-SMALL = dataclasses.replace(DEMO, width=4, crop=16, batch=4, iterations=2, test_flip=False)
-CLASSES = ("disc", "bar")
-WHERE = (20, 14, 56, 50)
-
-
-def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A 64 x 72 picture with one object in :data:`WHERE`, a red disc or a green bar: (image, object)."""
-    rng = np.random.default_rng(seed)
-    mask = np.zeros((64, 72), np.uint8)
-    if seed % 2:
-        cv2.circle(mask, (38, 32), 17, 1, -1)
-    else:
-        cv2.rectangle(mask, (20, 26), (55, 38), 2, -1)
-    colours = np.array([[120, 120, 120], [200, 70, 60], [60, 190, 90]])
-    return np.clip(colours[mask] + rng.normal(0, 12, (64, 72, 3)), 0, 255).astype(np.uint8), mask > 0
-
-
-def box_of(seed: int, **fields: Any) -> Box:
-    return dataclasses.replace(Box(7, 1 + (seed + 1) % 2, *map(float, WHERE)), **fields)
-
-
-def coarse(boxes: list[Box], mask: np.ndarray) -> dict[str, Any]:
-    """Packed masks of boxes that lie in the image: what a coarse stage found."""
-    windows = [tuple(int(v) for v in box.xyxy) for box in boxes]
-    return pack_objects([box.id for box in boxes], windows, [mask[y0:y1, x0:x1] for x0, y0, x1, y1 in windows])
-
-
-def item_of(image: np.ndarray, boxes: list[Box], mask: np.ndarray | None = None, **nets: str) -> Item:
-    up = {} if mask is None else {"coarse": coarse(boxes, mask)}
-    return Item("set/one", Record("one", "one.png", boxes=tuple(boxes)), CLASSES, image, up, nets)
+sys.path.insert(0, str(Path(__file__).parent))
+from cfs_scenes import CLASSES, SMALL, WHERE, box_of, item_of, scene
 
 
 class TestSample:
@@ -139,161 +104,6 @@ class TestSample:
             assert torch.equal(one["image"][0] == 255, one["target"] == 1)
             lefts.add(bool(one["target"][:, :27].any()))
         assert lefts == {True, False}
-
-
-Fit = Callable[..., Publication]
-
-
-@pytest.fixture
-def fit(tmp_path: Path) -> Fit:
-    """``fit(params, boxes=..., masks=...)`` fits four scenes whose coarse objects lie in a store."""
-
-    def run(
-        params: CFSParams,
-        *,
-        boxes: Callable[[int], list[Box]] = lambda seed: [box_of(seed)],
-        masks: Callable[[int, np.ndarray], np.ndarray] = lambda seed, mask: mask,
-        covered: Callable[[Box], bool] = lambda box: not box.crowd,
-        name: str = "a",
-        **fields: Any,
-    ) -> Publication:
-        store = MaskStore(tmp_path / name)
-        jobs = []
-        for i in range(4):
-            image, mask = scene(i)
-            cv2.imwrite(str(tmp_path / f"{i}.png"), image[..., ::-1])
-            found = coarse([b for b in boxes(i) if covered(b)], masks(i, mask))
-            store.write_segment("coarse-0", [(f"d/{i}", f"s{i}", found)], meta={})
-            record = Record(str(i), str(tmp_path / f"{i}.png"), boxes=tuple(boxes(i)))
-            jobs.append(Job(f"d/{i}", f"s{i}", record, {"coarse": ("coarse-0", f"s{i}")}))
-        stage = cfs.fit(params)
-        params_type, plain = plain_params(stage.params)
-        spec = FitSpec(
-            cache=str(tmp_path / name),
-            label="cfs",
-            address="cfs-0",
-            stamp="0",
-            function=stage.function,
-            params_type=params_type,
-            params=plain,
-            train=tuple(jobs),
-            classes=CLASSES,
-            reads=stage.reads,
-            seed=stage.seed,
-            inputs={role: str(path) for role, path in stage.inputs.items()},
-            device="cpu",
-            **fields,
-        )
-        events: list[dict[str, Any]] = []
-        publication = run_spec(spec, events.append)
-        publication.info["events"] = events  # type: ignore[index]
-        return publication
-
-    return run
-
-
-def lines(publication: Publication) -> list[dict[str, float]]:
-    text = (publication.weights.parent / METRICS).read_text()
-    return [line for line in map(json.loads, text.splitlines()) if "loss" in line]
-
-
-def losses(publication: Publication) -> list[float]:
-    return [line["loss"] for line in lines(publication)]
-
-
-def same(one: Publication, other: Publication) -> bool:
-    a, b = load_file(one.weights), load_file(other.weights)
-    return set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
-
-
-class TestFit:
-    def test_objects_are_learnt_from_masks_with_holes_and_spots_and_found_precisely(self, fit: Fit) -> None:
-        def noisy(seed: int, mask: np.ndarray) -> np.ndarray:
-            """Squares of the mask are wrong: other ones in every picture."""
-            wrong = np.random.default_rng(100 + seed).random((16, 18)) < 0.2
-            return mask ^ wrong.repeat(4, 0).repeat(4, 1)
-
-        params = dataclasses.replace(SMALL, width=8, crop=32, batch=8, iterations=60, margin_jitter=0.2, lr=1e-2)
-        publication = fit(params, masks=noisy)
-        assert losses(publication)[-1] < 0.6 * losses(publication)[0]
-        stage = cfs.predict(params)
-        for i in range(4):
-            image, mask = scene(i)
-            item = item_of(image, [box_of(i)], net=str(publication.weights))
-            found = check_outputs(stage, resolve(stage.function)(item, stage.params))["mask_hw"]
-            taught, inside = noisy(i, mask)[14:50, 20:56], (slice(14, 50), slice(20, 56))
-            learnt = (found[inside] > 0) == mask[inside]
-            assert learnt.mean() > (taught == mask[inside]).mean() + 0.05
-            assert set(np.unique(found)) == {0, box_of(i).class_id}
-
-    def test_small_boxes_and_crowds_teach_nothing(self, fit: Fit) -> None:
-        def with_others(seed: int) -> list[Box]:
-            return [Box(1, 1, 0, 0, 9, 30), box_of(seed), Box(2, 1, 0, 0, 40, 40, crowd=True)]
-
-        assert same(fit(SMALL, name="a"), fit(SMALL, boxes=with_others, name="b"))
-        small_ones = dataclasses.replace(SMALL, min_side=9.0)
-        assert not same(fit(small_ones, name="c"), fit(small_ones, boxes=with_others, name="d"))
-
-    def test_an_image_without_a_usable_box_contributes_nothing(self, fit: Fit) -> None:
-        only = fit(SMALL, boxes=lambda seed: [box_of(seed)] if seed == 2 else [])
-        assert only.info["skips"] == [] and losses(only)
-
-    def test_no_usable_box_at_all_says_what_to_change(self, fit: Fit) -> None:
-        with pytest.raises(DataError, match=r"none of 4 training images has a box.*50 px.*params\.cfs\.min_side"):
-            fit(dataclasses.replace(SMALL, min_side=50.0))
-
-    def test_a_class_that_occurs_once_is_learnt_like_the_others(self, fit: Fit) -> None:
-        publication = fit(SMALL, boxes=lambda seed: [box_of(seed, class_id=1 + (seed == 3))])
-        weights = load_file(publication.weights)
-        assert bool(weights["prior.classes"][:, 1].any()) and publication.info["skips"] == []
-
-    def test_a_box_that_the_coarse_stage_left_out_is_a_named_skip(self, fit: Fit) -> None:
-        publication = fit(
-            SMALL, boxes=lambda seed: [box_of(seed, difficult=seed == 1)], covered=lambda b: not b.difficult
-        )
-        skips = [(key, reason) for key, _, reason, _ in publication.info["skips"]]
-        assert len(skips) == 1 and skips[0][0] == "d/1" and "no coarse mask of object 7" in skips[0][1]
-
-    def test_epochs_become_iterations(self, fit: Fit) -> None:
-        publication = fit(dataclasses.replace(SMALL, iterations=0, epochs=3, batch=2))
-        assert lines(publication)[-1]["step"] == 6  # 4 objects, 2 at a time, 3 times
-
-    def test_loader_workers_change_no_weight_and_the_seed_changes_all(self, fit: Fit) -> None:
-        alone = fit(SMALL, name="a")
-        assert same(alone, fit(SMALL, name="b", loader_workers=2))
-        assert not same(alone, fit(dataclasses.replace(SMALL, seed=1), name="c"))
-
-    @pytest.mark.parametrize("change", [{"class_channel": False}, {"deep_refeed": False}, {"optimizer": "sgd"}])
-    def test_switches_give_a_network_that_predicts(self, fit: Fit, change: dict[str, Any]) -> None:
-        params = dataclasses.replace(SMALL, **change)
-        publication = fit(params)
-        item = item_of(scene(1)[0], [box_of(1)], net=str(publication.weights))
-        assert cfs.predict_item(item, cfs.predict(params).params)["objects_flat"].dtype == np.float16
-        if "optimizer" not in change:
-            with pytest.raises(WeightsError, match="does not fit this network"):
-                cfs.predict_item(item, cfs.predict(SMALL).params)
-
-    def test_weights_file_and_init_are_what_a_fit_starts_from(self, fit: Fit, tmp_path: Path) -> None:
-        torch.manual_seed(9)
-        start = unet.build("tiny", 2, width=4)
-        save_file(start.state_dict(), tmp_path / "start.safetensors")
-        slow = dataclasses.replace(SMALL, lr=1e-8, iterations=1, weights=str(tmp_path / "start.safetensors"))
-        from_file = load_file(fit(slow, name="a").weights)
-        from_init = load_file(
-            fit(dataclasses.replace(slow, weights="none"), name="b", init=str(tmp_path / "start.safetensors")).weights
-        )
-        for name, tensor in start.named_parameters():
-            torch.testing.assert_close(from_file[name], tensor.data, rtol=0, atol=1e-6)
-            torch.testing.assert_close(from_init[name], tensor.data, rtol=0, atol=1e-6)
-
-    def test_golden_fit(self, fit: Fit) -> None:
-        """Golden: if these change, every cached fit is stale, and the stage needs a new version."""
-        assert cfs.fit(DEMO).version == 1
-        found = losses(fit(dataclasses.replace(SMALL, iterations=40)))
-        assert found == pytest.approx(GOLDEN_LOSSES, rel=0.01)
-
-
-GOLDEN_LOSSES = [0.5437, 0.4060]
 
 
 @pytest.fixture(scope="module")
