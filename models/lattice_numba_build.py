@@ -85,7 +85,9 @@ def enclosing_simplices(
     d, step = len(scale), len(lanes)
     rows = (d + 1) * step
     one, side, inverse = fill(1.0, lanes), fill(d + 1.0, lanes), fill(np.float32(1.0) / np.float32(d + 1), lanes)
-    rest = fill(0.0, lanes)  # elevate: y = E p, from the last coordinate to the first (p. 5)
+    # Elevate: y = E p, from the last coordinate to the first (p. 5). Rounded as pydensecrf rounds, without fused
+    # multiply-add: equal colours are ties, and which corner of weight 0 a tie touches decides which vertices exist.
+    rest = fill(0.0, lanes)
     for j in range(d, 0, -1):
         scaled = multiply(load(point, (j - 1) * step, lanes), fill(scale[j - 1], lanes))
         store(away, j * step, subtract(rest, multiply(fill(j, lanes), scaled)))
