@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +12,15 @@
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define MASKMILL_X86 1
+#include <immintrin.h>
+#endif
+
+#if defined(__clang__)
+#define MASKMILL_NO_CONTRACTION
+#define MASKMILL_NO_CONTRACTION_HERE _Pragma("clang fp contract(off)")
+#else
+#define MASKMILL_NO_CONTRACTION __attribute__((optimize("fp-contract=off")))
+#define MASKMILL_NO_CONTRACTION_HERE
 #endif
 
 namespace lattice {

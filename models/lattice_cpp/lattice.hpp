@@ -39,7 +39,7 @@ void diagonal(const Lattice& lattice, float* out_n);
 // A linear map of the labels' messages, added to -unary: one weight, a weight a label, or a full matrix.
 struct Compatibility {
     enum Kind { SCALAR, DIAGONAL, FULL } kind = SCALAR;
-    float weight = 1.0f;
+    float weight = 1.0f;            // of SCALAR; 1 for the others
     const float* values = nullptr;  // (L) or (L, L), row = the label that receives
 };
 
