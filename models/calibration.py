@@ -59,10 +59,11 @@ def mean_row_sum(backend: str, device: str, size_hw: tuple[int, int], sigmas: tu
 def position_colour_features(image_3hw: Tensor, sigma_xy: float, sigma_rgb: float) -> Tensor:
     """``(h w, 5)`` float32 on the image's device, row by row: x and y over ``sigma_xy``, r, g, b over ``sigma_rgb``."""
     _, height, width = image_3hw.shape
-    x = torch.arange(width, device=image_3hw.device, dtype=torch.float32) / sigma_xy
-    y = torch.arange(height, device=image_3hw.device, dtype=torch.float32) / sigma_xy
-    places = torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
-    return torch.cat([places, image_3hw.float() / sigma_rgb]).flatten(1).T.contiguous()
+    features = torch.empty(height, width, 5, device=image_3hw.device)
+    features[:, :, 0] = torch.arange(width, device=features.device) / sigma_xy
+    features[:, :, 1] = torch.arange(height, device=features.device)[:, None] / sigma_xy
+    torch.div(image_3hw.detach().float().permute(1, 2, 0), sigma_rgb, out=features[:, :, 2:])
+    return features.view(-1, 5)
 
 
 def calibration_picture(height: int, width: int) -> NDArray[np.float32]:

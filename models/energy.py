@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,45 +52,40 @@ def dense_energy_loss(
     Computed in float32 under autocast too (float64 stays float64). ``ValueError`` on other shapes, dtypes, devices, NaN
     or infinity, values that are no probabilities, no RGB or no mask, and on options out of range.
     """
-    inside_nhw = torch.ones_like(reliability_nhw) if inside_nhw is None else inside_nhw
     _check_options(sigma_xy, sigma_rgb, scale, weight, threads)
     _check_shapes(probs_nkhw, images_n3hw, reliability_nhw, inside_nhw, scale)
-    _check_values(probs_nkhw.detach(), images_n3hw, reliability_nhw, inside_nhw)
     with torch.autocast(probs_nkhw.device.type, enabled=False):
         probs = _scaled(_at_least_float32(probs_nkhw), scale, "bilinear")
         images = _scaled(images_n3hw.detach().float(), scale, "bilinear")
-        reliable = _scaled(reliability_nhw[:, None].float(), scale, "nearest-exact")[:, 0] > 0
-        inside = _scaled(inside_nhw[:, None].float(), scale, "nearest-exact")[:, 0] > 0
-        soft = soft_filter(probs, reliable)
-        sigmas = (sigma_xy * scale, sigma_rgb)
+        reliable = _scaled(reliability_nhw[:, None].float(), scale, "nearest-exact")[:, 0]
+        inside = None if inside_nhw is None else _scaled(inside_nhw[:, None].float(), scale, "nearest-exact")[:, 0]
+        _check_values(probs.detach(), images, reliable, inside)
+        batch = _Batch(probs.detach(), images, soft_filter(probs, reliable > 0), inside)
 
-        def measure(n: int) -> tuple[Tensor, Tensor]:
-            return _weighted_image(probs[n].detach(), images[n], soft[n], inside[n], sigmas, weight, backend)
+        def measure(n: int, gradient_khw: Tensor | None) -> Tensor:
+            return batch.measure(n, gradient_khw, (sigma_xy * scale, sigma_rgb), weight, backend)
 
         energy: Tensor = _Energy.apply(probs, measure, threads)
         return energy / len(probs)
 
 
 def gaussian_kernel(
-    image_3hw: Tensor, sigma_xy: float, sigma_rgb: float, backend: str = "auto", inside_hw: Tensor | None = None
+    image_3hw: Tensor, sigma_xy: float, sigma_rgb: float, backend: str = "auto", points_p: Tensor | None = None
 ) -> GaussianFilter:
-    """G of eq. 11 as a filter over the pixels of ``(3, h, w)`` RGB, row by row; over those ``inside`` alone if given.
+    """G of eq. 11 as a filter over the pixels of ``(3, h, w)`` RGB, row by row; over ``points_p`` alone if given.
 
     Without its 1/W: the authors' sum is unnormalised, and the weight of 1e-7 belongs to that sum.
     """
     features = position_colour_features(image_3hw, sigma_xy, sigma_rgb)
-    if inside_hw is not None:
-        features = features[inside_hw.flatten()]
-    return GaussianFilter(features, backend, str(image_3hw.device))
+    return GaussianFilter(features if points_p is None else features[points_p], backend, str(image_3hw.device))
 
 
-def potts_energy(probs_pk: Tensor, filtered_pk: Tensor, row_sums_p: Tensor) -> Tensor:
+def potts_energy(probs_pk: Tensor, against_pk: Tensor) -> Tensor:
     """``sum_j E(i, j)`` of eq. 12 (eq. 10 for probabilities that add up to 1) for every pixel i: ``(P,)``.
 
-    ``sum_c P_c(i) sum_j G(i, j) (1 - P_c(j))`` from ``filtered = G P`` ``(P, K)`` and ``row_sums = G 1`` ``(P,)``,
-    both with i = j left out.
+    ``sum_c P_c(i) sum_j G(i, j) (1 - P_c(j))`` from ``against = G (1 - P)`` ``(P, K)``, i = j left out.
     """
-    return (probs_pk * (row_sums_p[:, None] - filtered_pk)).sum(dim=1)
+    return (probs_pk * against_pk).sum(dim=1)
 
 
 def weighted_energy(soft_p: Tensor, potts_p: Tensor) -> Tensor:
@@ -106,79 +102,96 @@ def soft_filter(probs_nkhw: Tensor, reliable_nhw: Tensor) -> Tensor:
     return torch.where(reliable_nhw, doubt, torch.ones_like(doubt))
 
 
-def energy_gradient(soft_p: Tensor, row_sums_p: Tensor, filtered_pk: Tensor, returned_pk: Tensor) -> Tensor:
-    """Gradient of eq. 13 in P, S constant: ``S (G 1 - G P) - G^T (S P)``; ``(P, K)``.
+def energy_gradient(soft_p: Tensor, against_pk: Tensor, returned_pk: Tensor) -> Tensor:
+    """Gradient of eq. 13 in P, S constant: ``S G (1 - P) - G^T (S P)``; ``(P, K)``.
 
     Both roles of a pixel, as i and as j: S makes the weight of a pair depend on its order, and the lattice's G is not
-    symmetric itself. (The released code doubles one role and leaves ``S G 1`` out.) ``returned = G^T (S P)``, all
-    with i = j left out.
+    symmetric itself. (The released code doubles one role and leaves ``S G 1`` out.) ``against = G (1 - P)`` and
+    ``returned = G^T (S P)``, both ``(P, K)`` with i = j left out.
     """
-    return soft_p[:, None] * (row_sums_p[:, None] - filtered_pk) - returned_pk
+    return soft_p[:, None] * against_pk - returned_pk
 
 
-def energy_and_gradient(probs_pk: Tensor, soft_p: Tensor, kernel: GaussianFilter) -> tuple[Tensor, Tensor]:
-    """Eq. 13 of one image and its gradient in P: a scalar and ``(P, K)``.
+def energy_and_gradient(
+    probs_pk: Tensor, soft_p: Tensor, kernel: GaussianFilter, with_gradient: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Eq. 13 of one image and its gradient in P: a scalar and ``(P, K)``, None without ``with_gradient``.
 
     ``probs_pk`` ``(P, K)`` and ``soft_p`` ``(P,)`` over the filter's points. One application of the filter and one of
     its transpose; of a symmetric filter a single one.
     """
-    # G 1 rides along as one more channel.
-    values = torch.cat([probs_pk, torch.ones_like(probs_pk[:, :1])], dim=1)
+    others = 1 - probs_pk
     weighted = soft_p[:, None] * probs_pk
-    if kernel.symmetric:
-        both = kernel.apply(torch.cat([values, weighted], dim=1))
-        filtered, returned = both[:, : values.shape[1]], both[:, values.shape[1] :]
+    returned: Tensor | None = None
+    if kernel.symmetric and with_gradient:
+        against, returned = kernel.apply(torch.cat([others, weighted], dim=1)).tensor_split(2, dim=1)
     else:
-        filtered, returned = kernel.apply(values), kernel.apply(weighted, transpose=True)
+        against = kernel.apply(others)
+        returned = kernel.apply(weighted, transpose=True) if with_gradient else None
     own = torch.as_tensor(kernel.diagonal(), dtype=probs_pk.dtype, device=probs_pk.device)[:, None]
-    filtered, returned = filtered - own * values, returned - own * weighted
-    row_sums, filtered = filtered[:, -1], filtered[:, :-1]
-    energy = weighted_energy(soft_p, potts_energy(probs_pk, filtered, row_sums))
-    return energy, energy_gradient(soft_p, row_sums, filtered, returned)
+    against = torch.addcmul(against, own, others, value=-1)
+    energy = weighted_energy(soft_p, potts_energy(probs_pk, against))
+    if returned is None:
+        return energy, None
+    return energy, energy_gradient(soft_p, against, torch.addcmul(returned, own, weighted, value=-1))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the images' energies are measured from, on the loss' own grid."""
+
+    probs_nkhw: Tensor
+    images_n3hw: Tensor
+    soft_nhw: Tensor
+    inside_nhw: Tensor | None
+
+    def measure(
+        self, n: int, gradient_khw: Tensor | None, sigmas: tuple[float, float], weight: float, backend: str
+    ) -> Tensor:
+        """Image n's energy times its calibrated weight; so much of the gradient fills ``gradient_khw``."""
+        image, probs_kp, soft_p = self.images_n3hw[n], self.probs_nkhw[n].flatten(1), self.soft_nhw[n].flatten()
+        points_p = None if self.inside_nhw is None else self.inside_nhw[n].flatten().nonzero()[:, 0]
+        if points_p is not None:
+            probs_kp, soft_p = probs_kp[:, points_p], soft_p[points_p]
+            if gradient_khw is not None:
+                gradient_khw.zero_()
+        if not len(soft_p):
+            return soft_p.sum()
+        with torch.no_grad():  # threads of a pool do not inherit it
+            kernel = gaussian_kernel(image, *sigmas, backend, points_p)
+            factor = calibrated_weight(weight, kernel, (image.shape[1], image.shape[2]), sigmas)
+            # The energy and its gradient are linear in S.
+            energy, gradient_pk = energy_and_gradient(
+                probs_kp.T.contiguous(), factor * soft_p, kernel, gradient_khw is not None
+            )
+            if gradient_khw is not None and gradient_pk is not None:
+                where = slice(None) if points_p is None else points_p
+                gradient_khw.view(len(probs_kp), -1)[:, where] = gradient_pk.T
+        return energy
 
 
 class _Energy(torch.autograd.Function):
     """Sum of the images' energies. Forward keeps the finished gradient alone: one lattice a thread lives at a time."""
 
     @staticmethod
-    def forward(ctx: Any, probs_nkhw: Tensor, measure: Callable[[int], tuple[Tensor, Tensor]], threads: int) -> Tensor:
+    def forward(ctx: Any, probs_nkhw: Tensor, measure: Callable[[int, Tensor | None], Tensor], threads: int) -> Tensor:
         images = range(len(probs_nkhw))
+        wanted = ctx.needs_input_grad[0]
+        gradient = torch.empty(probs_nkhw.shape if wanted else 0, dtype=probs_nkhw.dtype, device=probs_nkhw.device)
+        parts = list(gradient) if wanted else [None for _ in images]
         if threads > 1 and len(images) > 1:
             with ThreadPoolExecutor(min(threads, len(images))) as pool:
-                measured = list(pool.map(measure, images))
+                energies = list(pool.map(measure, images, parts))
         else:
-            measured = [measure(n) for n in images]
-        ctx.save_for_backward(torch.stack([gradient for _, gradient in measured]))
-        return torch.stack([energy for energy, _ in measured]).sum()
+            energies = list(map(measure, images, parts))
+        ctx.save_for_backward(gradient)
+        return torch.stack(energies).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient_nkhw,) = ctx.saved_tensors
         return grad * gradient_nkhw, None, None
-
-
-def _weighted_image(
-    probs_khw: Tensor,
-    image_3hw: Tensor,
-    soft_hw: Tensor,
-    inside_hw: Tensor,
-    sigmas: tuple[float, float],
-    weight: float,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """One image's energy and gradient ``(K, h, w)``, both times the calibrated weight; 0 on padding."""
-    gradient = torch.zeros_like(probs_khw)
-    where = inside_hw.flatten().nonzero()[:, 0]
-    if not len(where):
-        return probs_khw.new_zeros(()), gradient
-    with torch.no_grad():  # threads of a pool do not inherit it
-        kernel = gaussian_kernel(image_3hw, *sigmas, backend, inside_hw)
-        probs_pk = probs_khw.flatten(1).T[where]
-        energy, gradient_pk = energy_and_gradient(probs_pk, soft_hw.flatten()[where], kernel)
-        factor = calibrated_weight(weight, kernel, (image_3hw.shape[1], image_3hw.shape[2]), sigmas)
-        gradient.flatten(1)[:, where] = factor * gradient_pk.T
-    return factor * energy, gradient
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
@@ -205,14 +218,14 @@ def _check_options(sigma_xy: float, sigma_rgb: float, scale: float, weight: floa
         raise ValueError(f"threads must be 1 or more, not {threads}")
 
 
-def _check_shapes(probs: Tensor, images: Tensor, reliability: Tensor, inside: Tensor, scale: float) -> None:
+def _check_shapes(probs: Tensor, images: Tensor, reliability: Tensor, inside: Tensor | None, scale: float) -> None:
     if probs.ndim != 4 or not probs.is_floating_point():
         raise ValueError(f"floating probabilities (N, K, H, W) expected, got {probs.dtype} {tuple(probs.shape)}")
     count, _, height, width = probs.shape
     wanted = {
         "images": (images, (count, 3, height, width)),
         "reliability": (reliability, (count, height, width)),
-        "inside": (inside, (count, height, width)),
+        "inside": (reliability if inside is None else inside, (count, height, width)),
     }
     for name, (given, shape) in wanted.items():
         if tuple(given.shape) != shape:
@@ -227,31 +240,19 @@ def _check_shapes(probs: Tensor, images: Tensor, reliability: Tensor, inside: Te
         raise ValueError(f"images uint8 or floating expected, got {images.dtype}")
 
 
-def _check_values(probs: Tensor, images: Tensor, reliability: Tensor, inside: Tensor) -> None:
-    """All questions in one transfer from the device."""
-    probs, images = probs.float(), images.float()
-    finite, colours, low, high, off, colour_low, colour_high, mask_low, mask_high = torch.stack(
-        [
-            probs.isfinite().all().float(),
-            images.isfinite().all().float(),
-            probs.amin(),
-            probs.amax(),
-            (probs.sum(dim=1) - 1).abs().amax(),
-            images.amin(),
-            images.amax(),
-            torch.minimum(reliability.amin(), inside.amin()).float(),
-            torch.maximum(reliability.amax(), inside.amax()).float(),
-        ]
-    ).tolist()
-    if not finite:
+def _check_values(probs: Tensor, images: Tensor, reliable: Tensor, inside: Tensor | None) -> None:
+    """All questions in one transfer from the device; NaN and infinity travel through least, greatest and sums."""
+    masks = [reliable] if inside is None else [reliable, inside]
+    answers = [probs.amin(), (probs.sum(dim=1) - 1).abs().amax(), *torch.aminmax(images)]
+    answers += [extreme for mask in masks for extreme in torch.aminmax(mask)]
+    low, off, colour_low, colour_high, *marks = torch.stack([answer.double() for answer in answers]).tolist()
+    if not math.isfinite(low + off):
         raise ValueError("probabilities hold NaN or infinity")
-    if not colours:
+    if not math.isfinite(colour_low + colour_high):
         raise ValueError("images hold NaN or infinity")
-    if low < -_SUM_TOLERANCE or high > 1 + _SUM_TOLERANCE or off > _SUM_TOLERANCE:
-        raise ValueError(
-            f"values from {low:.3g} to {high:.3g}, sums up to {off:.3g} off 1: no probabilities (softmax?)"
-        )
+    if low < -_SUM_TOLERANCE or off > _SUM_TOLERANCE:
+        raise ValueError(f"values down to {low:.3g}, sums up to {off:.3g} off 1: no probabilities (softmax?)")
     if colour_low < -1 or colour_high > 256:
         raise ValueError(f"images from {colour_low:.3g} to {colour_high:.3g}: RGB 0..255 expected, not normalised")
-    if mask_low < 0 or mask_high > 1:
-        raise ValueError(f"masks hold {mask_low:g} to {mask_high:g}: reliability and inside are 0 or 1 (labels != 255)")
+    if min(marks) < 0 or max(marks) > 1:
+        raise ValueError(f"masks hold {min(marks):g} to {max(marks):g}: 0 and 1 expected (reliable: labels != 255)")
