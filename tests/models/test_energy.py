@@ -238,6 +238,7 @@ PHOTOGRAPHS = sorted((Path(__file__).resolve().parents[3] / "shared/data/voc-min
 @pytest.mark.skipif(not PHOTOGRAPHS, reason="no photographs here")
 @pytest.mark.parametrize("number", [0, 50])
 def test_so_it_does_on_a_photograph(number: int) -> None:
+    # Of 30 photographs 29 reach .995 (median .998); an even wall gives .994 here and .995 on the grid of 160.
     import cv2
 
     image = cv2.imread(str(PHOTOGRAPHS[number % len(PHOTOGRAPHS)]))[:, :, ::-1]
