@@ -44,10 +44,10 @@ def dense_energy_loss(
 
     ``sigma_xy`` in pixels of H x W, ``sigma_rgb`` in grey values. The text prints 15 for position and 100 for colour;
     a colour sigma of 100 makes nearly all colours alike, and the authors' code has them the other way round, so that
-    is the default. Everything is resized to ``scale`` first (probabilities and images bilinearly, the masks by nearest
-    sampling), sigma_xy with it. ``weight`` is meant as on the authors' 160 x 160 grid with the lattice;
-    :func:`models.calibration.calibrated_weight` carries it to other sizes and backends (an image with padding counts
-    as much less as it has fewer pixels). ``threads``: images of the batch at a time.
+    is the default. Everything is resized to ``scale`` first (probabilities and images bilinearly, reliability by
+    nearest sampling; a cell with padding in it is padding), sigma_xy with it. ``weight`` is meant as on the authors'
+    160 x 160 grid with the lattice; :func:`models.calibration.calibrated_weight` carries it to other sizes and backends
+    (an image with padding counts as much less as it has fewer pixels). ``threads``: images of the batch at a time.
 
     Computed in float32 under autocast too (float64 stays float64). ``ValueError`` on other shapes, dtypes, devices, NaN
     or infinity, values that are no probabilities, no RGB or no mask, and on options out of range.
@@ -58,7 +58,8 @@ def dense_energy_loss(
         probs = _scaled(_at_least_float32(probs_nkhw), scale, "bilinear")
         images = _scaled(images_n3hw.detach().float(), scale, "bilinear")
         reliable = _scaled(reliability_nhw[:, None].float(), scale, "nearest-exact")[:, 0]
-        inside = None if inside_nhw is None else _scaled(inside_nhw[:, None].float(), scale, "nearest-exact")[:, 0]
+        # Bilinearly: a cell is inside only where nothing of it is padding.
+        inside = None if inside_nhw is None else _scaled(inside_nhw[:, None].float(), scale, "bilinear")[:, 0]
         _check_values(probs.detach(), images, reliable, inside)
         batch = _Batch(probs.detach(), images, soft_filter(probs, reliable > 0), inside)
 
@@ -150,7 +151,7 @@ class _Batch:
     ) -> Tensor:
         """Image n's energy times its calibrated weight; so much of the gradient fills ``gradient_khw``."""
         image, probs_kp, soft_p = self.images_n3hw[n], self.probs_nkhw[n].flatten(1), self.soft_nhw[n].flatten()
-        points_p = None if self.inside_nhw is None else self.inside_nhw[n].flatten().nonzero()[:, 0]
+        points_p = None if self.inside_nhw is None else (self.inside_nhw[n].flatten() > 1 - 1e-4).nonzero()[:, 0]
         if points_p is not None:
             probs_kp, soft_p = probs_kp[:, points_p], soft_p[points_p]
             if gradient_khw is not None:

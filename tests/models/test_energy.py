@@ -274,6 +274,18 @@ def test_padding_takes_no_part_at_all() -> None:
     assert results[0][0] == pytest.approx(wanted / 2 * _factor(6, 8, (4.0, 15.0), 1), rel=1e-5)
 
 
+def test_a_cell_with_padding_in_it_is_padding() -> None:
+    probs, images, reliable = _batch(1, 3, 8, 8)
+    inside = torch.ones(1, 8, 8, dtype=torch.bool)
+    inside[:, :, 5:] = False  # the third column of cells is half padding
+    losses = []
+    for seed in (5, 6):
+        other_probs, other_images, _ = _batch(1, 3, 8, 8, seed=seed)
+        filled, colours = torch.where(inside, probs, other_probs), torch.where(inside, images, other_images)
+        losses.append(dense_energy_loss(filled, colours, reliable, inside, sigma_xy=4, backend="exact").item())
+    assert losses[0] == losses[1] > 0
+
+
 def test_an_image_of_padding_only_is_zero() -> None:
     probs, images, reliable = _batch(1, 3, 6, 8)
     probs.requires_grad_()
