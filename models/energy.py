@@ -162,13 +162,25 @@ class _Batch:
             kernel = gaussian_kernel(image, *sigmas, backend, points_p)
             factor = calibrated_weight(weight, kernel, (image.shape[1], image.shape[2]), sigmas)
             # The energy and its gradient are linear in S.
-            energy, gradient_pk = energy_and_gradient(
-                probs_kp.T.contiguous(), factor * soft_p, kernel, gradient_khw is not None
-            )
-            if gradient_khw is not None and gradient_pk is not None:
+            energy, gradient_kp = _measured(probs_kp, factor * soft_p, kernel, gradient_khw is not None)
+            if gradient_khw is not None and gradient_kp is not None:
                 where = slice(None) if points_p is None else points_p
-                gradient_khw.view(len(probs_kp), -1)[:, where] = gradient_pk.T
+                gradient_khw.view(len(probs_kp), -1)[:, where] = gradient_kp
         return energy
+
+
+def _measured(
+    probs_kp: Tensor, soft_p: Tensor, kernel: GaussianFilter, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """:func:`energy_and_gradient` of class-by-class probabilities; the compiled lattice does it in one call."""
+    if kernel.backend == "lattice-cpp" and probs_kp.dtype == torch.float32:
+        from models import _lattice
+
+        probs, soft = probs_kp.contiguous().numpy(), soft_p.contiguous().numpy()
+        energy, gradient = _lattice.pair_energy(kernel.lattice, probs, soft, with_gradient)
+        return soft_p.new_tensor(energy), None if gradient is None else torch.from_numpy(gradient)
+    found, gradient_pk = energy_and_gradient(probs_kp.T.contiguous(), soft_p, kernel, with_gradient)
+    return found, None if gradient_pk is None else gradient_pk.T
 
 
 class _Energy(torch.autograd.Function):

@@ -58,11 +58,14 @@ const std::vector<Kernels>& supported() {
 #ifdef MASKMILL_X86
         if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw"))
-            found.push_back({"avx512", avx512::build, avx512::apply, avx512::mean_field});
+            found.push_back({"avx512", avx512::build, avx512::diagonal, avx512::apply, avx512::pair_energy,
+                             avx512::mean_field});
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-            found.push_back({"avx2", avx2::build, avx2::apply, avx2::mean_field});
+            found.push_back({"avx2", avx2::build, avx2::diagonal, avx2::apply, avx2::pair_energy,
+                             avx2::mean_field});
 #endif
-        found.push_back({"base", base::build, base::apply, base::mean_field});
+        found.push_back({"base", base::build, base::diagonal, base::apply, base::pair_energy,
+                             base::mean_field});
         return found;
     }();
     return all;
@@ -88,22 +91,5 @@ bool choose(const char* name) {
         }
     return false;
 }
-
-
-void diagonal(const Lattice& lattice, float* out_n) {
-    const int corners = lattice.dimensions + 1;
-    float between[MAX_DIMENSIONS + 1];
-    between[0] = 1.0f + 2.0f * std::pow(0.5f, static_cast<float>(corners));
-    for (int apart = 1; apart < corners; ++apart)
-        between[apart] = std::pow(0.5f, static_cast<float>(apart)) + std::pow(0.5f, static_cast<float>(corners - apart));
-    for (std::size_t n = 0; n < lattice.points; ++n) {
-        const Corner* corner = &lattice.corners[n * corners];
-        float sum = 0;
-        for (int r = 0; r < corners; ++r)
-            for (int s = 0; s < corners; ++s) sum += corner[r].weight * corner[s].weight * between[std::abs(r - s)];
-        out_n[n] = lattice.alpha() * sum;
-    }
-}
-
 
 }  // namespace lattice

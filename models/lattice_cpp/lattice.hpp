@@ -33,9 +33,6 @@ struct Lattice {
     float alpha() const { return 1.0f / (1.0f + 1.0f / static_cast<float>(1 << dimensions)); }
 };
 
-// K_ii of the complete lattice (every neighbour present), one value a point.
-void diagonal(const Lattice& lattice, float* out_n);
-
 // A linear map of the labels' messages, added to -unary: one weight, a weight a label, or a full matrix.
 struct Compatibility {
     enum Kind { SCALAR, DIAGONAL, FULL } kind = SCALAR;
@@ -55,7 +52,11 @@ struct Kernels {
     const char* name;
     // Throws std::invalid_argument on features that are not finite or too widely spread.
     Lattice (*build)(const float* features_nd, std::size_t points, int dimensions);
+    // K_ii of the complete lattice (every neighbour present), one value a point.
+    void (*diagonal)(const Lattice&, float* out_n);
     void (*apply)(const Lattice&, const float* values_nk, int channels, bool reverse, float* out_nk);
+    // Returns the energy; fills gradient_kn unless it is nullptr.
+    double (*pair_energy)(const Lattice&, const float* probs_kn, int labels, const float* soft_n, float* gradient_kn);
     void (*mean_field)(const float* unary_ln, int labels, std::size_t points, const std::vector<Term>& terms,
                        int iterations, float* q_ln);
 };

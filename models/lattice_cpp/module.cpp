@@ -57,8 +57,24 @@ Array diagonal(const Lattice& lattice) {
     Array out(static_cast<py::ssize_t>(lattice.points));
     float* target = out.mutable_data();
     py::gil_scoped_release unlocked;
-    lattice::diagonal(lattice, target);
+    lattice::kernels().diagonal(lattice, target);
     return out;
+}
+
+py::tuple pair_energy(const Lattice& lattice, const Array& probs, const Array& soft, bool with_gradient) {
+    const auto points = static_cast<py::ssize_t>(lattice.points);
+    expect(probs, "probs_kn", {-1, points});
+    expect(soft, "soft_n", {points});
+    Array gradient({with_gradient ? probs.shape(0) : 0, points});
+    const float *data = probs.data(), *factors = soft.data();
+    const auto labels = static_cast<int>(probs.shape(0));
+    float* target = with_gradient ? gradient.mutable_data() : nullptr;
+    double energy;
+    {
+        py::gil_scoped_release unlocked;
+        energy = lattice::kernels().pair_energy(lattice, data, labels, factors, target);
+    }
+    return py::make_tuple(energy, with_gradient ? py::object(gradient) : py::none());
 }
 
 lattice::Compatibility compatibility_of(const py::object& given, py::ssize_t labels, std::vector<Array>& kept) {
@@ -126,6 +142,8 @@ PYBIND11_MODULE(_lattice, module) {
     module.def("build", &build, py::arg("features_nd").noconvert());
     module.def("apply", &apply, py::arg("lattice"), py::arg("values_nk").noconvert(), py::arg("reverse"));
     module.def("diagonal", &diagonal, py::arg("lattice"));
+    module.def("pair_energy", &pair_energy, py::arg("lattice"), py::arg("probs_kn").noconvert(),
+               py::arg("soft_n").noconvert(), py::arg("with_gradient"));
     module.def("mean_field", &mean_field, py::arg("unary_ln").noconvert(), py::arg("terms"), py::arg("iterations"));
     module.def("instruction_sets", [] { return lattice::available(); });
     module.def("use", [](const std::string& name) {
