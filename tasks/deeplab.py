@@ -18,6 +18,7 @@ from artifacts.records import DataError
 from tasks import weights as weights_files
 from tasks.crf_params import CRF_MASK, CRFParams
 from tasks.gpus import has_gpu
+from tasks.lgsa import AttentionNet, LGSAParams, net_of
 from tasks.stage import PARAMS_CONFIG, Arrays, FitStage, Item, MapStage
 
 if TYPE_CHECKING:
@@ -130,6 +131,26 @@ _BOUNDS = (
 
 
 @dataclass(frozen=True)
+class AttentionFitParams(DeepLabParams):
+    """A fit with self-attention. A class of its own: fits without keep their address."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    lgsa: LGSAParams = field(default_factory=LGSAParams)
+    """As :func:`tasks.lgsa.chosen` settles it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.multi_scale_inputs:
+            raise ValueError("multi_scale_inputs fuses logits, self-attention gives probabilities: use one of them")
+
+    @property
+    def attention(self) -> AttentionNet:
+        """What the network is built with."""
+        return net_of(self.lgsa)
+
+
+@dataclass(frozen=True)
 class PredictParams:
     """What of :class:`DeepLabParams` decides a prediction, given the checkpoint."""
 
@@ -150,6 +171,30 @@ class CRFPredictParams(PredictParams):
     crf: CRFParams
     floor: float = 1e-5
     """Least probability that the CRF is given (pydensecrf's)."""
+
+
+@dataclass(frozen=True)
+class AttentionPredictParams(PredictParams):
+    """Prediction by a network with self-attention."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    attention: AttentionNet
+
+
+@dataclass(frozen=True)
+class AttentionCRFPredictParams(CRFPredictParams):
+    """Prediction by a network with self-attention, with a dense CRF behind it."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    attention: AttentionNet = field(kw_only=True)
+
+
+def attention_of(params: object) -> AttentionNet | None:
+    """The self-attention of a fit's or a prediction's params; ``None`` without."""
+    with_attention = AttentionFitParams, AttentionPredictParams, AttentionCRFPredictParams
+    return params.attention if isinstance(params, with_attention) else None
 
 
 VOC_TEST = TestTimeParams(scales=(0.5, 0.75, 1.0, 1.25), flip=True)
@@ -205,17 +250,22 @@ def check_run(params: DeepLabParams, options: RunParams, *, name: str = "deeplab
         raise DataError(f"params.{name}.precision=fp16 needs a GPU, and this run has none; set precision to 32 or bf16")
 
 
-def fit(params: DeepLabParams, *, name: str = "deeplab") -> FitStage:
+def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None = None) -> FitStage:
     """The stage that learns from label maps: role ``target`` gives ``mask_hw``.
 
-    How the network is asked afterwards is no part of it. A weights file is an input, known by its content.
-    Raises :class:`tasks.weights.WeightsError` if a named file is not there.
+    With ``lgsa`` (:func:`tasks.lgsa.chosen`'s) the network has self-attention, and the label maps guide it, too. How
+    the network is asked afterwards is no part of the stage. A weights file is an input, known by its content.
+    Raises :class:`tasks.weights.WeightsError` if a named file is not there, ``ValueError`` for multi-scale inputs
+    with self-attention.
     """
     weights = weights_files.parse(params.weights)
     inputs: dict[str, Path] = {}
     if weights.path is not None:
         inputs["weights"] = weights_files.require_file(weights.path, f"params.{name}.weights")
     semantic = dataclasses.replace(params, weights=weights.semantic, test=TestTimeParams())
+    if lgsa is not None:
+        own = {entry.name: getattr(semantic, entry.name) for entry in dataclasses.fields(DeepLabParams)}
+        semantic = AttentionFitParams(**own, lgsa=lgsa)
     return FitStage(
         name=name,
         version=1,
@@ -227,23 +277,38 @@ def fit(params: DeepLabParams, *, name: str = "deeplab") -> FitStage:
     )
 
 
-def predict(params: DeepLabParams, *, name: str = "deeplab-predict", crf: CRFParams | None = None) -> MapStage:
+def predict(
+    params: DeepLabParams,
+    *,
+    name: str = "deeplab-predict",
+    crf: CRFParams | None = None,
+    lgsa: LGSAParams | None = None,
+) -> MapStage:
     """The stage that labels images: role ``net`` is the fit, the output ``mask_hw`` (0 background, 1..K).
 
-    With ``crf`` a dense CRF works on the same probabilities at the image's size, and its mask is a second output,
-    ``mask_crf_hw``: the network is asked once for both.
+    ``lgsa`` as the fit had it. With ``crf`` a dense CRF works on the same probabilities at the image's size, and its
+    mask is a second output, ``mask_crf_hw``: the network is asked once for both.
     """
-    plain = (params.network, params.width, params.atrous, params.test)
     return MapStage(
         name=name,
         version=1,
-        params=PredictParams(*plain) if crf is None else CRFPredictParams(*plain, crf),
+        params=_predict_params(params, crf, lgsa),
         reads=("image",),
         outputs=("mask_hw",) if crf is None else ("mask_hw", CRF_MASK),
         function="tasks.deeplab:predict_item",
         holds_classes=True,
         uses_torch=True,
     )
+
+
+def _predict_params(params: DeepLabParams, crf: CRFParams | None, lgsa: LGSAParams | None) -> PredictParams:
+    plain = (params.network, params.width, params.atrous, params.test)
+    if lgsa is None:
+        return PredictParams(*plain) if crf is None else CRFPredictParams(*plain, crf)
+    attention = net_of(lgsa)
+    if crf is None:
+        return AttentionPredictParams(*plain, attention)
+    return AttentionCRFPredictParams(*plain, crf, attention=attention)
 
 
 def train(context: FitContext) -> dict[str, Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,21 +16,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from artifacts.records import UNDECIDED, DataError
-from models import deeplab
+from models import deeplab, lgsa_deeplab
+from models.deeplab import DeepLab
 from models.groups import parameter_groups
+from models.lgsa import LEAST_PROBABILITY
+from models.lgsa_deeplab import LGSADeepLab
 from models.losses import summed_loss
 from models.normalise import NORMALISATIONS
 from models.resample import resize
-from tasks import deeplab as deeplab_stage
 from tasks import rng
 from tasks import weights as weights_files
 from tasks.augment import Augmentation, augment
 from tasks.context import FitContext, FitData
-from tasks.loop import Batch, Monitor, Nets, poly, train_loop
+from tasks.deeplab import AttentionFitParams, DeepLabParams, attention_of
+from tasks.lgsa import AttentionNet, warmed_up
+from tasks.loop import Batch, Monitor, Nets, Step, poly, train_loop
 from tasks.sampling import Sample
 from tasks.score import confusion, read_as_wrong
 
 log = logging.getLogger("maskmill")
+Segmenter = DeepLab | LGSADeepLab
 
 MIN_SIDE = 16
 """Smallest side that a network is shown; a thinner image is extended by its border and the result cut back."""
@@ -47,18 +52,40 @@ class NetworkParams(Protocol):
     def atrous(self) -> Literal["paper", "exact"]: ...  # noqa: D102
 
 
-def build_network(params: NetworkParams, outputs: int, normalisation: str = "imagenet") -> deeplab.DeepLab:
-    """The network that ``params`` describe, randomly initialised from torch's global generator."""
-    return deeplab.build(
-        params.network,
+def build_network(params: NetworkParams, outputs: int, normalisation: str = "imagenet") -> Segmenter:
+    """The network that ``params`` describe, randomly initialised from torch's global generator.
+
+    Backbone and head are the same numbers with self-attention and without.
+    """
+    guided = params.lgsa.guided if isinstance(params, AttentionFitParams) else "all"
+    return _build((params.network, params.width, params.atrous, attention_of(params)), outputs, normalisation, guided)
+
+
+Shape = tuple[deeplab.NetworkName, int, Literal["paper", "exact"], AttentionNet | None]
+"""Name, width, atrous, self-attention."""
+
+
+def _build(
+    shape: Shape, outputs: int, normalisation: str = "imagenet", guided: lgsa_deeplab.Guided = "all"
+) -> Segmenter:
+    name, width, atrous, attention = shape
+    numbers = NORMALISATIONS[normalisation]
+    if attention is None:
+        return deeplab.build(name, outputs, normalisation=numbers, atrous=atrous, width=width)
+    return lgsa_deeplab.build(
+        name,
         outputs,
-        normalisation=NORMALISATIONS[normalisation],
-        atrous=params.atrous,
-        width=params.width,
+        modules=attention.modules,
+        embedding=attention.embedding or None,
+        walk=attention.walk,
+        guided=guided,
+        normalisation=numbers,
+        atrous=atrous,
+        width=width,
     )
 
 
-def load_network(path: str, params: NetworkParams, outputs: int, device: str, prefix: str = "") -> deeplab.DeepLab:
+def load_network(path: str, params: NetworkParams, outputs: int, device: str, prefix: str = "") -> Segmenter:
     """The trained network of a checkpoint, in eval mode on ``device``; kept for the process's next images.
 
     ``prefix``: the beginning of its tensors' names where the checkpoint holds several networks.
@@ -66,20 +93,17 @@ def load_network(path: str, params: NetworkParams, outputs: int, device: str, pr
     Raises :class:`tasks.weights.WeightsError` if the file is cut short or of another network.
     """
     file = Path(weights_files.require_file(Path(path), "the run's fit")).stat()
-    shape = (params.network, params.width, params.atrous)
+    shape = (params.network, params.width, params.atrous, attention_of(params))
     return _load(path, file.st_mtime_ns, file.st_size, shape, outputs, device, prefix)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(
-    path: str, mtime_ns: int, size: int, shape: tuple[Any, ...], outputs: int, device: str, prefix: str
-) -> deeplab.DeepLab:
-    name, width, atrous = shape
+def _load(path: str, mtime_ns: int, size: int, shape: Shape, outputs: int, device: str, prefix: str) -> Segmenter:
     if device == "cpu":
         # One process per core does the work already; more threads would only wait for each other.
         torch.set_num_threads(1)
     with torch.device("meta"):
-        network = deeplab.build(name, outputs, width=width, atrous=atrous)
+        network = _build(shape, outputs)
     network.to_empty(device="cpu")
     weights_files.load_into(network, weights_files.read_part(Path(path), prefix), path)
     network = network.eval().requires_grad_(False).to(device)
@@ -91,27 +115,23 @@ def train(context: FitContext) -> dict[str, Tensor]:
 
     Raises ``DataError`` naming the image whose label map does not fit it or holds a class that does not exist.
     """
-    params: deeplab_stage.DeepLabParams = context.params
+    params: DeepLabParams = context.params
     network = initial_network(context)
     if params.channels_last:
         network = network.to(memory_format=torch.channels_last)
     model = deeplab.MultiScaleInputs(network) if params.multi_scale_inputs else network
-
-    def step(nets: Nets, batch: Batch, index: int) -> dict[str, Tensor]:
-        images = batch["image"]
-        if params.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return {"loss": summed_loss(nets["deeplab"](images), batch["labels"], params.loss_at)}
-
+    schedule = poly(params.iterations, params.poly_power)
+    if isinstance(params, AttentionFitParams):
+        schedule = warmed_up(schedule, params.lgsa, len(context.train), params.batch)
     tensors = train_loop(
         context,
         modules={"deeplab": model.train()},
         optimizers={"deeplab": make_optimizer(network, params)},
         sample=sampler(context.train, params, network.normalise.mean),
-        step=step,
+        step=_step(network, params),
         iterations=params.iterations,
         batch_size=params.batch,
-        schedule=poly(params.iterations, params.poly_power),
+        schedule=schedule,
         precision=params.precision,
         monitor=val_miou(network, context.monitor),
         monitor_every=params.monitor_every,
@@ -120,23 +140,47 @@ def train(context: FitContext) -> dict[str, Tensor]:
     return {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
 
 
-def initial_network(context: FitContext) -> deeplab.DeepLab:
+def _step(network: Segmenter, params: DeepLabParams) -> Step:
+    """What one batch costs: cross entropy; with self-attention equation 10's L_seg + alpha L_att (Xie et al.)."""
+
+    def images_of(batch: Batch) -> Tensor:
+        images: Tensor = batch["image"]
+        return images.contiguous(memory_format=torch.channels_last) if params.channels_last else images
+
+    def step(nets: Nets, batch: Batch, index: int) -> dict[str, Tensor]:
+        return {"loss": summed_loss(nets["deeplab"](images_of(batch)), batch["labels"], params.loss_at)}
+
+    if not (isinstance(network, LGSADeepLab) and isinstance(params, AttentionFitParams)):
+        return step
+    lgsa, alpha = params.lgsa, params.lgsa.alpha or 0.0
+
+    def guided_step(nets: Nets, batch: Batch, index: int) -> dict[str, Tensor]:
+        labels = batch["labels"]
+        # Without a weight no N x N error need be worked out.
+        output = nets["deeplab"](images_of(batch), labels if alpha else None)
+        return network.losses(output, labels, alpha, scaled=lgsa.alpha_scaled, at=params.loss_at)
+
+    return guided_step
+
+
+def initial_network(context: FitContext) -> Segmenter:
     """The network to train: the fit's ``init`` if it has one, else the weights that ``params.weights`` names.
 
     Random weights come from the seed alone; the global generator is left as it was.
     """
-    params: deeplab_stage.DeepLabParams = context.params
+    params: DeepLabParams = context.params
     weights = weights_files.parse(params.weights)
     with rng.preserved():
         rng.seed_all(context.seed, "weights")
         network = build_network(params, len(context.classes) + 1, weights.normalisation)
     if (state := context.initial_weights()) is not None:
-        weights_files.load_into(network, state, str(context.init))
+        weights_files.load_into(network, _with_attention(network, state), str(context.init))
     elif weights.kind == "imagenet":
         state = weights_files.imagenet_state(params.network, "params.deeplab.weights")
         weights_files.load_into(network, state, f"torchvision's {params.network}")
     elif weights.kind == "file":
-        weights_files.load_into(network, context.input_weights("weights"), context.inputs["weights"])
+        state = _with_attention(network, context.input_weights("weights"))
+        weights_files.load_into(network, state, context.inputs["weights"])
     elif params.network.startswith("resnet"):
         context.warn(
             f"{params.network} starts from random weights although its batch norms are frozen, and will learn badly; "
@@ -145,7 +189,14 @@ def initial_network(context: FitContext) -> deeplab.DeepLab:
     return network
 
 
-def make_optimizer(network: deeplab.DeepLab, params: deeplab_stage.DeepLabParams) -> torch.optim.Optimizer:
+def _with_attention(network: Segmenter, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``state``, and the network's own new modules where it is a whole DeepLab without any: they start as nothing."""
+    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("attention.")}
+    whole = any(name.startswith("backbone.") for name in state)
+    return {**(own if whole and not own.keys() & state.keys() else {}), **state}
+
+
+def make_optimizer(network: Segmenter, params: DeepLabParams) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW, over the network's declared groups; every frozen parameter is logged by name."""
     found = parameter_groups(network, network.rules, lr=params.lr, weight_decay=params.weight_decay)
     for group in found.groups:
@@ -157,7 +208,7 @@ def make_optimizer(network: deeplab.DeepLab, params: deeplab_stage.DeepLabParams
     return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum)
 
 
-def sampler(data: FitData, params: deeplab_stage.DeepLabParams, mean_rgb: Tensor) -> Sample:
+def sampler(data: FitData, params: DeepLabParams, mean_rgb: Tensor) -> Sample:
     """``(index, epoch, generator) -> {"image": (3, crop, crop) uint8, "labels": (crop, crop) uint8}``.
 
     ``mean_rgb`` (three values on 0..255) is what smaller images are padded with: a normalised network sees zeros.
@@ -228,7 +279,8 @@ def predict_scores(
     """Scores ``(K+1, H, W) float32`` at the image's own size, which is never cropped.
 
     For each scale (and mirror image) the resized image's logits are brought to the image's size, then fused:
-    ``mean`` averages probabilities, ``max`` takes the larger logit (DeepLab v2's fusion).
+    ``mean`` averages probabilities, ``max`` takes the larger logit (DeepLab v2's fusion). A network with a random walk
+    gives probabilities; their logarithms stand for logits.
     """
     device = next(network.parameters()).device
     height, width = image_rgb.shape[:2]
@@ -241,9 +293,7 @@ def predict_scores(
         for scale in scales:
             scaled = _scaled(image, scale)
             for mirrored in (False, True) if flip else (False,):
-                logits = network(scaled.flip(3) if mirrored else scaled).float()
-                logits = resize(logits.flip(3) if mirrored else logits, size)
-                scores = logits if fusion == "max" else logits.softmax(1)
+                scores = _scores(network, scaled, size, mirrored, fusion)
                 count += 1
                 if fused is None:
                     fused = scores
@@ -253,6 +303,20 @@ def predict_scores(
         raise ValueError("predict_scores needs at least one scale")
     fused = fused[0, :, :height, :width]
     return fused if fusion == "max" else fused / count
+
+
+def _scores(
+    network: nn.Module, images_nchw: Tensor, size_hw: tuple[int, int], mirrored: bool, fusion: Literal["mean", "max"]
+) -> Tensor:
+    """Scores of one scale, ``(N, K+1, H, W)`` at ``size_hw``, turned back if the mirror image was asked."""
+    output = network(images_nchw.flip(3) if mirrored else images_nchw)
+    if isinstance(network, LGSADeepLab):
+        probabilities = network.probabilities(output, size_hw)
+        probabilities = probabilities.flip(3) if mirrored else probabilities
+        return probabilities.clamp(min=LEAST_PROBABILITY).log() if fusion == "max" else probabilities
+    logits = output.float()
+    logits = resize(logits.flip(3) if mirrored else logits, size_hw)
+    return logits if fusion == "max" else logits.softmax(1)
 
 
 def _scaled(image_nchw: Tensor, scale: float) -> Tensor:

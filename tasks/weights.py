@@ -13,12 +13,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from models.deeplab import DeepLab
+    from models.lgsa_deeplab import LGSADeepLab
 
 PRESETS = ("imagenet", "caffe")
 """Names of :data:`models.normalise.NORMALISATIONS`."""
@@ -163,8 +164,8 @@ def imagenet_state(network: str, key: str = "weights") -> dict[str, Tensor]:
     return state
 
 
-def load_into(network: DeepLab, state: Mapping[str, Tensor], source: str) -> None:
-    """Load an ImageNet backbone, or a whole DeepLab that Maskmill wrote, into ``network``.
+def load_into(network: DeepLab | LGSADeepLab, state: Mapping[str, Tensor], source: str) -> None:
+    """Load an ImageNet backbone, or a whole DeepLab that Maskmill wrote, into ``network``; attention stays its own.
 
     Raises :class:`WeightsError` naming ``source`` and the first keys or shapes that differ.
     """
@@ -175,6 +176,6 @@ def load_into(network: DeepLab, state: Mapping[str, Tensor], source: str) -> Non
             check_same_keys(network.state_dict(), state, set(), source)
             network.load_state_dict(dict(state))
         else:
-            load_backbone(network, state, source=source)
+            load_backbone(cast("DeepLab", network), state, source=source)  # the same backbone, the same head
     except ValueError as error:
         raise WeightsError(str(error)) from error
