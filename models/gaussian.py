@@ -221,10 +221,7 @@ class _TorchLattice(_Torch):
 
     @property
     def nbytes(self) -> int:
-        import torch
-
-        held = vars(self.torch_lattice).values()
-        return int(sum(value.nbytes for value in held if isinstance(value, torch.Tensor)))
+        return int(self.torch_lattice.nbytes)
 
     def apply_tensor(self, values_nk: Tensor, transpose: bool) -> Tensor:
         found: Tensor = _tensor_function().apply(values_nk, self.torch_lattice, transpose)

@@ -44,6 +44,8 @@ def mean_field(unary_ln: NDArray[np.floating[Any]], terms: Sequence[Term], itera
     for term in terms:
         _check_term(term, *unary.shape)
     module = _compiled(terms)
+    if terms and all(term.filter.backend in ("lattice-torch", "exact") for term in terms):
+        return _on_device(unary, terms, iterations)
     if module is not None:
         return np.asarray(module.mean_field(unary, [_plain(term) for term in terms], iterations))
     q = initial(unary)
@@ -100,6 +102,35 @@ def scales(term: Term) -> tuple[FloatArray | None, FloatArray | None]:
         return both, both
     one = (1 / sums).astype(np.float32)
     return (one, None) if term.normalisation == "before" else (None, one)
+
+
+def _on_device(unary_ln: FloatArray, terms: Sequence[Term], iterations: int) -> FloatArray:
+    """The same loop on the filters' device: one copy of the unaries there, one of the marginals back."""
+    import torch
+
+    device = terms[0].filter.device
+    start = -torch.from_numpy(np.ascontiguousarray(unary_ln.T)).to(device)
+    plain = []
+    for term in terms:
+        before, after = (None if s is None else torch.from_numpy(s[:, None]).to(device) for s in scales(term))
+        plain.append((term, before, after, torch.from_numpy(_added(term.compat, len(unary_ln))).to(device)))
+    with torch.inference_mode():
+        q_nl = start.softmax(1)
+        for _ in range(iterations):
+            energy = start
+            for term, before, after, added in plain:
+                found = term.filter.apply(q_nl if before is None else q_nl * before)
+                energy = energy + (found if after is None else found * after) @ added.T
+            q_nl = energy.softmax(1)
+    return np.ascontiguousarray(q_nl.cpu().numpy().T)
+
+
+def _added(compat: float | NDArray[Any], labels: int) -> FloatArray:
+    """What a message is multiplied by before it is added to ``-unary``: ``-mu`` as ``(L, L)``."""
+    if np.ndim(compat) == 0:
+        return np.asarray(np.float32(compat) * np.eye(labels, dtype=np.float32))
+    mu = np.asarray(compat, np.float32)
+    return np.ascontiguousarray(-(np.diag(mu) if mu.ndim == 1 else mu))
 
 
 def _compiled(terms: Sequence[Term]) -> Any:
