@@ -39,7 +39,7 @@ log = logging.getLogger("maskmill")
 FILL_RGB = (124, 116, 104)
 """What lies outside the image: ImageNet's mean, so that a normalised network sees zeros."""
 CPU_BATCH = 8
-"""Crops looked at together on a CPU, at most: more of them leave its caches (224 px, ResNet-50: 16 take 15 % longer)."""
+"""Crops looked at together on a CPU, at most: more leave its caches (ResNet-50 at 224 px: 16 take 15 % longer)."""
 
 
 # --- the fit --------------------------------------------------------------------------------------------------------
