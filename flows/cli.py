@@ -38,6 +38,7 @@ app = App(
 )
 log = logging.getLogger("maskmill")
 app.command("flows.cache_cli:app", name="cache", help="Look into the mask cache, check it, tidy it.")
+app.command("flows.compare:compare", name="compare", help="Variants of one flow side by side: one table, one picture.")
 app.command("flows.crf_cli:crf", name="crf", help="A picture and label probabilities into a sharper mask: a dense CRF.")
 
 
