@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from artifacts.export_hdf5 import write_hdf5_export
 from artifacts.export_voc import write_voc_export, write_voc_server_export
 from artifacts.exported import ExportImage, Source
 from artifacts.images import ImageDigests
-from artifacts.objects import unpack_objects
+from artifacts.objects import Object, unpack_objects
 from artifacts.records import DataError
 from artifacts.runs import read_stamps
 from artifacts.store import MaskStore
@@ -72,13 +72,18 @@ class StageSource:
             objects = None
             if "objects_flat" in arrays and "object_classes_n" in arrays:
                 classes = arrays["object_classes_n"].tolist()
-                objects = [(item, class_id) for item, class_id in zip(unpack_objects(arrays), classes, strict=True)]
+                objects = list(zip(map(_as_mask, unpack_objects(arrays)), classes, strict=True))
             yield ExportImage(key.partition("/")[2], Path(image), np.asarray(arrays["mask_hw"]), objects)
 
     @property
     def absent(self) -> list[str]:
         """Image ids that the stage has no mask for."""
         return sorted(key.partition("/")[2] for key, (stamp, _) in self.stamps.items() if stamp is None)
+
+
+def _as_mask(item: Object) -> Object:
+    """The object with a mask where a stage keeps probabilities: no format has a place for those."""
+    return replace(item, values_hw=item.mask_hw.astype(np.uint8)) if item.values_hw.dtype.kind == "f" else item
 
 
 def export_run(

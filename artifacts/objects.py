@@ -45,6 +45,13 @@ class Object:
         x0, y0, x1, y1 = self.window_xyxy
         return (x1 - x0) * (y1 - y0)
 
+    @property
+    def mask_hw(self) -> NDArray[np.bool_]:
+        """Where the object is in its window: nonzero, or above :data:`THRESHOLD` where values are probabilities."""
+        least = THRESHOLD if self.values_hw.dtype.kind == "f" else 0
+        found: NDArray[np.bool_] = self.values_hw > least
+        return found
+
 
 def pack_objects(
     object_ids: Sequence[int], windows_xyxy: Sequence[Sequence[int]], masks: Sequence[NDArray[Any]]

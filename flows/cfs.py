@@ -1,6 +1,8 @@
-"""Boxes to masks (Xie et al., "Learning Effectively from Noisy Supervision", Fig. 1), first form.
+"""Boxes to masks (Xie et al., "Learning Effectively from Noisy Supervision", BMVC 2020), Fig. 1 as a page.
 
-GrabCut inside every box, the masks painted larger boxes first, DeepLab trained on them.
+GrabCut inside every box, a network (CFS) that learns from its masks what is foreground, GrabCut again from the
+network's probabilities, the masks painted larger boxes first; DeepLab with loss-guided self-attention (LGSA) learns
+from them. Each of the paper's ablations is a value of one parameter.
 """
 
 from __future__ import annotations
@@ -13,46 +15,80 @@ from prefect import State, flow
 from artifacts.datasets import DataParams
 from artifacts.records import RecordSet
 from flows.engine import run_flow, show_help, threads
-from tasks import deeplab, grabcut, labels
+from tasks import cfs as cfs_stage
+from tasks import deeplab, grabcut, labels, lgsa
+from tasks.cfs import CFSParams
 from tasks.crf_params import PRESETS, Preset
 from tasks.deeplab import DeepLabParams
 from tasks.finish import Result, finish
 from tasks.grabcut import GrabCutParams
+from tasks.lgsa import Attention, LGSAParams
 from tasks.options import RunParams
 from tasks.run import Runner
-from tasks.stage import PARAMS_CONFIG
+from tasks.stage import PARAMS_CONFIG, MapHandle
+
+Proposals = Literal["box", "grabcut", "cfs", "cfs-refined"]
 
 
 @dataclass(frozen=True)
 class CFSFlowParams:
-    """Everything that decides what the flow ``cfs`` gives."""
+    """Everything that decides what the flow ``cfs`` gives. As it stands: the paper's whole figure."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
-    proposals: Literal["box", "grabcut"] = field(
-        default="grabcut", metadata={"help": "masks the student learns from: the boxes themselves, or GrabCut's"}
+    proposals: Proposals = field(
+        default="cfs-refined",
+        metadata={
+            "help": "masks the student learns from: box (the boxes themselves), grabcut, cfs (above .5), cfs-refined"
+        },
     )
-    attention: Literal["none"] = field(default="none", metadata={"help": "attention after the student's backbone"})
+    attention: Attention = field(
+        default="lgsa",
+        metadata={"help": "self-attention in the student: none, nonlocal (no guidance, no walk), lgsa"},
+    )
     crf: Literal["off", Preset] = field(
         default="off",
         metadata={
             "help": f"dense CRF at test time, scored beside the student alone: off, {', '.join(get_args(Preset))}"
         },
     )
-    grabcut: GrabCutParams = field(default_factory=GrabCutParams, metadata={"help": "GrabCut inside boxes"})
+    grabcut: GrabCutParams = field(
+        default_factory=GrabCutParams, metadata={"help": "GrabCut inside boxes, first and for the refinement"}
+    )
+    cfs: CFSParams = field(default_factory=CFSParams, metadata={"help": "the network that looks into boxes"})
     deeplab: DeepLabParams = field(default_factory=DeepLabParams, metadata={"help": "the student"})
+    lgsa: LGSAParams = field(default_factory=LGSAParams, metadata={"help": "the student's self-attention"})
+
+    def __post_init__(self) -> None:
+        if self.attention != "none" and self.deeplab.multi_scale_inputs:
+            raise ValueError("attention needs deeplab.multi_scale_inputs=false: its fusion is of logits")
+        if self.proposals in ("cfs", "cfs-refined") and self.cfs.difficult != self.grabcut.difficult:
+            raise ValueError("cfs.difficult and grabcut.difficult must be alike: both look into the same boxes")
 
 
 def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -> Result:
-    """The whole method on one page."""
+    """The whole method on one page (Fig. 1): a1 to a4 are :func:`proposals`, b is the student."""
     deeplab.check_run(params.deeplab, run.options)
-    if params.proposals == "grabcut":
-        masks = run.map(grabcut.propose(params.grabcut), train)
-    else:
-        masks = run.map(labels.box_masks(), train)
-    student = run.fit(deeplab.fit(params.deeplab), train, monitor=val, target=masks)
+    masks = proposals(run, train, params)
+    attention = lgsa.chosen(params.attention, params.lgsa)
+    student = run.fit(deeplab.fit(params.deeplab, lgsa=attention), train, monitor=val, target=masks)
     crf = None if params.crf == "off" else PRESETS[params.crf]
-    return finish(run, masks, student, val, deeplab.predict(params.deeplab, crf=crf))
+    return finish(run, masks, student, val, deeplab.predict(params.deeplab, crf=crf, lgsa=attention))
+
+
+def proposals(run: Runner, train: RecordSet, params: CFSFlowParams) -> MapHandle:
+    """The masks that the student learns from (section 3.2), as far along the figure as ``params.proposals`` says."""
+    if params.proposals == "box":
+        return run.map(labels.box_masks(), train)
+    coarse = run.map(grabcut.propose(params.grabcut), train)
+    if params.proposals == "grabcut":
+        return coarse
+    cfs_stage.check_run(params.cfs, run.options)
+    net = run.fit(cfs_stage.fit(params.cfs), train, coarse=coarse)
+    dense = run.map(cfs_stage.predict(params.cfs), train, net=net)
+    if params.proposals == "cfs":
+        return dense
+    return run.map(grabcut.refine(params.grabcut), train, dense=dense)
 
 
 show_help(DataParams, CFSFlowParams, RunParams)
@@ -60,5 +96,5 @@ show_help(DataParams, CFSFlowParams, RunParams)
 
 @flow(name="cfs", persist_result=False, task_runner=threads())
 def cfs(data: DataParams, params: CFSFlowParams = CFSFlowParams(), options: RunParams = RunParams()) -> State[Any]:
-    """Boxes -> GrabCut -> masks -> DeepLab -> scores, as a Prefect flow run."""
+    """Boxes -> GrabCut -> CFS -> GrabCut -> masks -> DeepLab with LGSA -> scores, as a Prefect flow run."""
     return run_flow("cfs", page, data, params, options)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import report
@@ -40,7 +39,8 @@ class Result:
 
     run_id: str
     scores: Mapping[str, Mapping[str, Any]]
-    """``"masks (train)"``, ``"student (val)"``, ``"student + CRF (val)"`` -> numbers as in ``Scores.as_dict``."""
+    """Set of masks -> numbers as in ``Scores.as_dict``: ``"masks (train)"``, what the student learnt from; stages
+    before it by their labels, ``"grabcut (train)"``; ``"student (val)"``, ``"student + CRF (val)"``."""
     files: Mapping[str, str]
     manifest: Mapping[str, Any]
     failures: tuple[str, ...] = ()
@@ -63,7 +63,8 @@ class Result:
 def finish(run: Runner, masks: MapHandle, student: FitHandle, val: RecordSet, predict: MapStage) -> Result:
     """Predict on ``val``, score masks and predictions, draw the contact sheet, export, write the manifest.
 
-    Where ``predict`` gives two masks (without and with a CRF), both are scored and shown.
+    The other stages that gave masks of the training images are scored and drawn beside ``masks``. Where ``predict``
+    gives two masks (without and with a CRF), both are scored and shown.
     """
     train = masks.records
     shown = _shown(train)
@@ -74,12 +75,14 @@ def finish(run: Runner, masks: MapHandle, student: FitHandle, val: RecordSet, pr
     out = Path(run.options.out) if run.options.out else run.folder.path
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
+    before = {f"{h.label} ({train.split})": score_handle(run, h) for h in _mask_stages(run, train) if h is not masks}
     scored = {
         f"masks ({train.split})": score_handle(run, masks),
         **{f"{panel} ({val.split})": score_handle(run, predictions, array) for panel, array in _students(predictions)},
     }
-    scores = {name: one.scores.as_dict(train.classes) for name, one in scored.items() if one.scores.images}
-    for one in scored.values():
+    all_scored = {**before, **scored}
+    scores = {name: one.scores.as_dict(train.classes) for name, one in all_scored.items() if one.scores.images}
+    for one in all_scored.values():
         run.skips.extend(one.skips)
     files = _draw(run, out, shown, masks, samples, scores)
     warnings = [*train.warnings, *val.warnings, *_unscored(scored)]
@@ -135,10 +138,13 @@ def score_handle(run: Runner, handle: MapHandle, array: str = "mask_hw") -> SetS
 
 
 def windows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Window]:
-    """Object id -> window and mask before painting; empty for an image (or a stage) without objects."""
+    """Object id -> window and mask before painting; empty for an image (or a stage) without objects.
+
+    Of probabilities, those above .5 are the mask.
+    """
     if "objects_flat" not in arrays:
         return {}
-    return {item.id: (item.window_xyxy, item.values_hw.astype(np.bool_)) for item in unpack_objects(arrays)}
+    return {item.id: (item.window_xyxy, item.mask_hw) for item in unpack_objects(arrays)}
 
 
 def read_stored(
@@ -159,6 +165,12 @@ def mending(run: Runner) -> Iterator[None]:
         raise
 
 
+def _mask_stages(run: Runner, records: RecordSet) -> list[MapHandle]:
+    """The run's stages that gave these records masks, in page order."""
+    maps = (handle for handle in run.handles if isinstance(handle, MapHandle))
+    return [handle for handle in maps if handle.records is records and "mask_hw" in handle.stage.outputs]
+
+
 def _shown(train: RecordSet) -> RecordSet:
     """The first records that hold objects: the contact sheet's rows."""
     with_objects = (record for record in train if record.boxes or record.tags or record.scribbles)
@@ -170,11 +182,7 @@ def _draw(
     run: Runner, out: Path, shown: RecordSet, masks: MapHandle, samples: MapHandle, scores: Mapping[str, Any]
 ) -> dict[str, str]:
     """Contact sheet, scores.json and the fits' curves; a picture that fails costs a warning, not the run."""
-    stages = [
-        h
-        for h in run.handles
-        if isinstance(h, MapHandle) and h.records is masks.records and "mask_hw" in h.stage.outputs
-    ]
+    stages = _mask_stages(run, masks.records)
     rows = []
     for record in shown:
         try:

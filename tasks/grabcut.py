@@ -16,6 +16,7 @@ One iteration is enough then: more of them move less than the difference between
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ Trimap = NDArray[np.uint8]
 Proposal = tuple[Window, MaskBool, bool]
 """Window in the image, mask in the window, and whether the box was taken instead of the cut."""
 
+REFINE_ONLY = ("trimap_low", "trimap_high", "refine_iterations")
+"""Params that decide the refinement alone."""
 PLAIN_ITERATIONS = 5
 """``variant="plain"`` is a named baseline: nothing of it is a parameter but the fallback."""
 
@@ -302,8 +305,9 @@ OUTPUTS = (*LABEL_OUTPUTS, "fell_back_n")
 
 
 def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
-    """Boxes -> coarse masks."""
-    return _stage("grabcut", params, "tasks.grabcut:propose_item")
+    """Boxes -> coarse masks. How probabilities would be refined is no part of it: another refinement keeps these."""
+    settled = {name: getattr(GrabCutParams(), name) for name in REFINE_ONLY}
+    return _stage("grabcut", dataclasses.replace(params, **settled), "tasks.grabcut:propose_item")
 
 
 def refine(params: GrabCutParams = GrabCutParams()) -> MapStage:

@@ -150,3 +150,10 @@ def test_arrays_that_do_not_fit_each_other_are_refused() -> None:
 def test_an_object_without_a_class_is_refused() -> None:
     with pytest.raises(ValueError, match=r"objects \[3\] have no class"):
         paint_label_map([Object(3, (0, 0, 1, 1), np.ones((1, 1), np.uint8))], {4: 1}, (1, 1))
+
+
+def test_a_mask_is_what_is_not_zero_and_of_probabilities_what_exceeds_a_half() -> None:
+    values = np.array([[0, 1, 2]], np.uint8)
+    assert Object(0, (0, 0, 3, 1), values).mask_hw.tolist() == [[False, True, True]]
+    probabilities = np.array([[0.0, 0.4, 0.5, 0.6]], np.float16)
+    assert Object(0, (0, 0, 4, 1), probabilities).mask_hw.tolist() == [[False, False, False, True]]
