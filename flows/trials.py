@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ from artifacts.report_html import duration
 from artifacts.runs import list_runs
 from flows.config import ConfigError
 from flows.page import plan_page, run_page
-from flows.variants import Variant, shared_options, with_seed, without_seeds
+from flows.variants import SeedPath, Variant, seed_paths, shared_options, with_seed, without_seeds
 from tasks.children import Stopped
 from tasks.finish import Result
 from tasks.options import RunParams
@@ -128,25 +129,38 @@ def make_trials(variants: Sequence[Variant], sets: Sets, options: RunParams) -> 
     """All trials, the first seed of every variant before the second of any: a run cut short leaves whole columns.
 
     Every page is planned, so that what cannot run is refused here. Raises :class:`ConfigError` where several seeds are
-    asked for and the flow has no fit that takes one.
+    asked for and a fit of the flow takes none.
     """
-    kinds = {variant.name: fit_kinds(variant, sets, options) for variant in variants}
+    paths = {variant.name: fit_seeds(variant, sets, options) for variant in variants}
     trials = []
     for place in range(max(len(variant.seeds) for variant in variants)):
-        for variant in variants:
-            if place >= len(variant.seeds):
-                continue
-            params, count = with_seed(variant.params, variant.seeds[place], kinds[variant.name])
-            if not count and len(variant.seeds) > 1:
-                raise ConfigError(f"variant {variant.name!r}: no fit of its flow takes a seed; give one seed")
-            trials.append(Trial(variant, variant.seeds[place], params))
+        for variant in (variant for variant in variants if place < len(variant.seeds)):
+            seed = variant.seeds[place]
+            trials.append(Trial(variant, seed, with_seed(variant.params, seed, paths[variant.name])))
     return trials
 
 
-def fit_kinds(variant: Variant, sets: Sets, options: RunParams) -> tuple[type[Any], ...]:
-    """The params classes of the fits that the variant's page runs."""
-    fits = [handle for handle in _planned(variant, sets, options) if isinstance(handle, FitHandle)]
-    return tuple({type(handle.stage.params) for handle in fits})
+def fit_seeds(variant: Variant, sets: Sets, options: RunParams) -> list[SeedPath]:
+    """Where the seeds of the variant's fits stand in its params, found by trying.
+
+    Seeds of map stages are none of them: a stage that all seeds share is computed once. Raises :class:`ConfigError`
+    for a fit whose seed no parameter decides.
+    """
+    every = seed_paths(variant.params)
+    probe = 1 + max((operator.attrgetter(".".join(path))(variant.params) for path in every), default=0)
+    found = [
+        path for path in every if probe in _seeds(variant, with_seed(variant.params, probe, [path]), sets, options)
+    ]
+    seeds = _seeds(variant, with_seed(variant.params, probe, found), sets, options)
+    if len(variant.seeds) > 1 and seeds != {probe}:
+        raise ConfigError(f"variant {variant.name!r}: not every fit of its flow takes a seed; give one seed")
+    return found
+
+
+def _seeds(variant: Variant, params: Any, sets: Sets, options: RunParams) -> set[int]:
+    """The seeds of the fits that the variant's page plans with ``params``."""
+    handles = _planned(replace(variant, params=params), sets, options)
+    return {handle.stage.seed for handle in handles if isinstance(handle, FitHandle)}
 
 
 def weak_kinds(variant: Variant, sets: Sets, options: RunParams) -> set[Kind]:

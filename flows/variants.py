@@ -138,22 +138,28 @@ def _own_set(where: str, assignment: str) -> str:
     return assignment if key.startswith(PREFIX) else PREFIX + assignment
 
 
-def with_seed(params: Any, seed: int, kinds: tuple[type[Any], ...]) -> tuple[Any, int]:
-    """``params`` with ``seed`` in every dataclass of ``kinds`` (what fits are made of), and how many were set.
+SeedPath = tuple[str, ...]
+"""Where a seed stands in a flow's params: ``("deeplab", "seed")``."""
 
-    Seeds of map stages stay as they are: a stage that all seeds share is computed once.
-    """
-    changed: dict[str, Any] = {}
-    count = 0
+
+def seed_paths(params: Any) -> list[SeedPath]:
+    """Every field called ``seed`` in a params dataclass and those below it, of map stages too."""
+    found: list[SeedPath] = []
     for item in dataclasses.fields(params):
         value = getattr(params, item.name)
-        if item.name == SEED and isinstance(params, kinds):
-            changed[SEED] = seed
-            count += 1
+        if item.name == SEED:
+            found.append((SEED,))
         elif dataclasses.is_dataclass(value):
-            changed[item.name], below = with_seed(value, seed, kinds)
-            count += below
-    return (dataclasses.replace(params, **changed) if changed else params), count
+            found.extend((item.name, *path) for path in seed_paths(value))
+    return found
+
+
+def with_seed(params: Any, seed: int, paths: Iterable[SeedPath]) -> Any:
+    """``params`` with ``seed`` in each of ``paths``."""
+    for first, *rest in paths:
+        value = with_seed(getattr(params, first), seed, [tuple(rest)]) if rest else seed
+        params = dataclasses.replace(params, **{first: value})
+    return params
 
 
 def without_seeds(plain: Any) -> Any:

@@ -16,14 +16,17 @@ from artifacts.datasets import DataParams
 from flows.command import load
 from flows.config import ConfigError
 from flows.page import read_sets
-from flows.trials import Attempt, Forecast, History, as_lines, make_trials, run_trials
+from flows.trials import Attempt, Forecast, History, as_lines, fit_seeds, make_trials, run_trials
 from flows.variants import Variant
+from tasks import deeplab, labels
 from tasks.children import Stopped
+from tasks.deeplab import DeepLabParams
 from tasks.finish import Result
 from tasks.options import RunParams
 
 VARIANTS = ("box: proposals=box", "grabcut: proposals=grabcut", "grab & more: proposals=grabcut deeplab.iterations=4")
 SHARED = ("compare", "cfs", "--config", "demo-tiny", "--quiet", *HERE, "--set", "params.deeplab.iterations=3")
+SHARED += ("--set", "params.attention=none")
 SEEDS = (0, 3)
 COLUMN = {"masks (train) mIoU": ("masks (train)", "miou"), "student (val) mIoU": ("student (val)", "miou")}
 
@@ -209,12 +212,44 @@ def test_an_estimate_is_of_the_same_configuration_whatever_its_seed_else_of_any(
     assert history.seconds("rrm", short, "deeplab") is None
 
 
-def test_several_seeds_without_a_fit_that_takes_one_are_refused(cache: Path) -> None:
-    _, params_class, _ = load("cfs")
-    variant = Variant("a", "cfs", lambda *_: Result("", {}, {}, {}), params_class(), (0, 1))
+def planned_variant(page: Any = None, seeds: tuple[int, ...] = (0, 1), **params: Any) -> Variant:
+    own_page, params_class, _ = load("cfs")
+    return Variant("a", "cfs", page or own_page, params_class(**params), seeds)
+
+
+@pytest.mark.parametrize(
+    ("proposals", "attention", "paths"),
+    [
+        ("grabcut", "none", [("deeplab", "seed")]),
+        ("grabcut", "lgsa", [("deeplab", "seed")]),
+        ("cfs-refined", "none", [("cfs", "seed"), ("deeplab", "seed")]),
+    ],
+)
+def test_a_seed_goes_to_every_fit_and_to_no_map_stage(
+    cache: Path, proposals: str, attention: str, paths: list[tuple[str, ...]]
+) -> None:
     options = RunParams(cache=str(cache))
-    with pytest.raises(ConfigError, match="takes a seed"):
-        make_trials([variant], read_sets(DataParams("demo-tiny"), options), options)
+    sets = read_sets(DataParams("demo-tiny"), options)
+    variant = planned_variant(seeds=(2, 5), proposals=proposals, attention=attention)
+    assert fit_seeds(variant, sets, options) == paths
+    first, second = make_trials([variant], sets, options)
+    assert (first.params.deeplab.seed, second.params.deeplab.seed) == (2, 5)
+    assert second.params.cfs.seed == (5 if ("cfs", "seed") in paths else 0)
+    assert second.params.grabcut == variant.params.grabcut
+
+
+def test_several_seeds_for_a_fit_that_takes_none_are_refused(cache: Path) -> None:
+    def deaf(run: Any, train: Any, val: Any, params: Any) -> Result:
+        run.fit(deeplab.fit(DeepLabParams(seed=3)), train, target=run.map(labels.box_masks(), train))
+        return Result("", {}, {}, {})
+
+    options = RunParams(cache=str(cache))
+    sets = read_sets(DataParams("demo-tiny"), options)
+    for page in (deaf, lambda *_: Result("", {}, {}, {})):
+        with pytest.raises(ConfigError, match="takes a seed"):
+            make_trials([planned_variant(page)], sets, options)
+    (trial,) = make_trials([planned_variant(deaf, seeds=(0,))], sets, options)
+    assert trial.params == planned_variant().params
 
 
 def test_a_variant_of_which_nothing_is_done_has_its_line() -> None:

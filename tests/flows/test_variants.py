@@ -18,6 +18,7 @@ from flows.variants import (
     parse_seeds,
     parse_variant,
     read_variants,
+    seed_paths,
     with_seed,
     without_seeds,
 )
@@ -107,30 +108,30 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_variants(tmp_path / "none.yaml")
 
 
-def test_a_seed_goes_to_fits_alone() -> None:
+def test_a_seed_goes_where_it_is_sent_and_nowhere_else() -> None:
     params = CFSFlowParams()
-    found, count = with_seed(params, 7, (DeepLabParams,))
-    assert count == 1 and found.deeplab.seed == 7
-    assert found.grabcut == params.grabcut, "a map stage's seed would make a stage that all share another one"
+    found = with_seed(params, 7, [("deeplab", "seed")])
+    assert found.deeplab.seed == 7 and found.grabcut.seed == params.grabcut.seed == 0
     assert dataclasses.replace(found, deeplab=params.deeplab) == params
+    assert with_seed(params, 7, []) == params
 
 
-def test_seeds_are_found_however_deep_and_what_has_none_stays_as_it_is() -> None:
+def test_seeds_are_found_however_deep() -> None:
     @dataclasses.dataclass(frozen=True)
     class Outer:
+        seed: int = 4
         both: tuple[int, ...] = ()
         cfs: CFSParams = dataclasses.field(default_factory=CFSParams)
         flow: CFSFlowParams = dataclasses.field(default_factory=CFSFlowParams)
 
-    found, count = with_seed(Outer(), 5, (DeepLabParams, CFSParams))
-    assert count >= 2 and found.cfs.seed == found.flow.deeplab.seed == 5
-    same = Outer()
-    assert with_seed(same, 5, ()) == (same, 0)
+    paths = seed_paths(Outer())
+    assert {("seed",), ("cfs", "seed"), ("flow", "deeplab", "seed"), ("flow", "grabcut", "seed")} <= set(paths)
+    found = with_seed(Outer(), 5, paths)
+    assert found.seed == found.cfs.seed == found.flow.deeplab.seed == found.flow.grabcut.seed == 5
 
 
 def test_params_without_seeds_are_the_same_for_all_seeds() -> None:
-    one, _ = with_seed(CFSFlowParams(), 1, (DeepLabParams,))
-    two, _ = with_seed(CFSFlowParams(), 2, (DeepLabParams,))
+    one, two = (with_seed(CFSFlowParams(), seed, [("deeplab", "seed")]) for seed in (1, 2))
     plain = without_seeds(dataclasses.asdict(one))
     assert plain == without_seeds(dataclasses.asdict(two)) and "iterations" in plain["deeplab"]
     assert plain != without_seeds(dataclasses.asdict(CFSFlowParams(deeplab=DeepLabParams(iterations=3))))
