@@ -26,6 +26,8 @@ from benchmarks.soak_kill import MARK, survivors  # noqa: E402
 TINY = ("cfs", "--config", "demo-tiny", "--quiet")
 HERE = ("--workers", "0", "--set", "options.launch=inline")
 """Map stages and fits in the process itself: the cheapest way, with the same result."""
+FIGURE = ("--set", "params.proposals=cfs-refined", "--set", "params.attention=lgsa")
+"""The paper's whole figure instead of the frame's flow."""
 STACK = ("cv2", "lightning.fabric", "matplotlib.figure", "flows.cli", "flows.command", "flows.cfs", "tasks.fit")
 STACK += ("tasks.loop", "tasks.segment", "artifacts.report", "benchmarks.soak_kill")
 

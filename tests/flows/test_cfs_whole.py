@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from flow_runs import Done, copy_of, demo_tree, maskmill, run_cfs
+from flow_runs import FIGURE, Done, copy_of, demo_tree, maskmill, run_cfs
 from PIL import Image
 
 from artifacts.objects import unpack_objects
@@ -28,7 +28,6 @@ from tasks.deeplab import DeepLabParams
 from tasks.grabcut import GrabCutParams
 from tasks.run import Runner
 
-FIGURE = ("--set", "params.proposals=cfs-refined", "--set", "params.attention=lgsa")
 TRAIN, VAL = 24, 8
 STAGES = {
     "grabcut": TRAIN,
@@ -40,15 +39,6 @@ STAGES = {
     "student-shown": 8,
 }
 NOTHING = dict.fromkeys(STAGES, 0)
-
-
-@pytest.fixture(scope="module")
-def whole(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """ONE undisturbed run of the whole figure, on top of the frame's run. To change it, copy it."""
-    out = copy_of(tiny, tmp_path_factory.mktemp("whole") / "run")
-    done = run_cfs(out, *FIGURE)
-    assert done.code == 0, done.said
-    return done
 
 
 def stage_of(done: Done, label: str) -> dict[str, Any]:

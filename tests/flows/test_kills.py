@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flow_runs import HERE, STACK, Done, Started, end_all
+from flow_runs import FIGURE, HERE, STACK, Done, Started, copy_of, end_all
 from zygote import Zygote
 
 from artifacts import locks
@@ -114,3 +114,19 @@ def test_a_chain_of_kills_ends_like_an_undisturbed_run(zygote: Zygote, tiny: Don
     last = Done(out, 0, "", "")
     assert last.computed == dict.fromkeys(tiny.computed, 0), "everything but the export was done"
     assert last.manifest["scores"] == tiny.manifest["scores"]
+
+
+def test_killed_in_the_fit_of_cfs_it_goes_on_there(zygote: Zygote, tiny: Done, whole: Done, tmp_path: Path) -> None:
+    """GrabCut's masks are there: the first fit is that of CFS, killed half a checkpoint written, then run again."""
+    out = copy_of(tiny, tmp_path / "run")
+    run = Started(zygote, out, [*FIGURE, *HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_checkpoint:5"})
+    assert run.wait() == -signal.SIGKILL, run.said
+    assert gone(run.mark, 2.0), f"{survivors(run.mark)}: something outlived its run"
+    assert checkpoints(out) == ["step-000000003.ckpt", "step-000000004.ckpt"]
+    assert [path.parts[-4][:4] for path in (out / "cache" / "fits").glob("*/*/work/*.ckpt")] == ["cfs-"] * 2
+
+    run = Started(zygote, out, [*FIGURE, *HERE])
+    assert run.wait() == 0, run.said
+    assert differences(fingerprint(out), fingerprint(whole.out)) == []
+    last = Done(out, 0, "", "")
+    assert (last.computed, last.manifest["scores"]) == (whole.computed, whole.manifest["scores"])
