@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 DEMO_OUT ?= demo-out
 DEMO_CFS_OUT ?= demo-cfs-out
 
-.PHONY: help setup demo demo-cfs test lint format bench soak-kill clean
+.PHONY: help setup demo demo-cfs test lint format bench soak-kill claims-cfs clean
 
 help:
 	@echo "make demo       set up, then boxes -> GrabCut -> masks -> DeepLab -> scores on the embedded demo data"
@@ -14,6 +14,7 @@ help:
 	@echo "make test       set up, then the test suite"
 	@echo "make lint       ruff, mypy --strict, import-linter"
 	@echo "make bench      benchmarks, as ratios against a peer in the same run"
+	@echo "make claims-cfs the paper's orderings against ours, with a table; BUDGET=30m stops in time, again goes on"
 	@echo "make soak-kill  kill the demo at every named point and 20 times at random; compare byte for byte"
 
 setup: $(READY)
@@ -52,6 +53,9 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks
+
+claims-cfs: $(READY)
+	$(BIN)/python -m benchmarks.claims cfs $(if $(BUDGET),--budget $(BUDGET))
 
 soak-kill: $(READY)
 	$(BIN)/python -m benchmarks.soak_kill

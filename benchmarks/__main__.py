@@ -17,8 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "../shared/data/voc-mini"
-APART = ("soak_kill",)
-"""A test that takes its time rather than a benchmark: `make soak-kill`."""
+APART = ("soak_kill", "claims")
+"""What takes its time and is no benchmark: `make soak-kill`, `make claims-cfs`."""
 
 
 def names() -> list[str]:

@@ -80,7 +80,8 @@ def compare(
     sets = read_sets(job.data, job.options)
     trials = make_trials(built, sets, job.options)
     console = Console()
-    forecast_table(trials, sets, job, console)
+    history = History(Path(job.options.cache), [flow])
+    forecast_table(trials, sets, job, history, console)
     if dry_run:
         return 0
 
@@ -92,8 +93,9 @@ def compare(
         job.data,
         sets,
         job.options,
+        history,
         budget_s=budget_s,
-        reporter=lambda: _reporter(job),
+        reporter=lambda: reporter_of(job),
         say=lambda text: console.print(escape(text), soft_wrap=True, highlight=False),
         after=after,
     )
@@ -105,7 +107,8 @@ def compare(
     return 3 if any(attempt.skipped for attempt in attempts) else 0
 
 
-def _reporter(job: Job) -> Reporter | None:
+def reporter_of(job: Job) -> Reporter | None:
+    """A new progress reporter, if the job wants one."""
     if not job.options.progress:
         return None
     return Bars() if sys.stderr.isatty() else Lines()
@@ -114,12 +117,8 @@ def _reporter(job: Job) -> Reporter | None:
 # -- before ----------------------------------------------------------------------------------------------------------
 
 
-def forecast_table(trials: Sequence[Trial], sets: Sets, job: Job, console: Console) -> float:
-    """Print what is to be done, a row for each trial; work that an earlier row does is not counted again.
-
-    Returns the seconds of all, as far as earlier runs tell them.
-    """
-    history = History(Path(job.options.cache), {trial.variant.flow for trial in trials})
+def forecast_table(trials: Sequence[Trial], sets: Sets, job: Job, history: History, console: Console) -> None:
+    """Print what is to be done, a row for each trial; work that an earlier row does is not counted again."""
     table = Table(title="what is to be done", box=box.SIMPLE_HEAVY, title_justify="left")
     for name in ("variant", "seed", "to compute", "est."):
         table.add_column(name, justify="right" if name in ("seed", "est.") else "left")
@@ -134,7 +133,6 @@ def forecast_table(trials: Sequence[Trial], sets: Sets, job: Job, console: Conso
     console.print(table)
     known = f"{'at least ' if unknown else 'about '}{duration(total)}" if total else "not known: nothing was timed yet"
     console.print(f"{len(trials)} runs; time: {known}")
-    return total
 
 
 # -- after -----------------------------------------------------------------------------------------------------------

@@ -90,10 +90,11 @@ class Forecast:
 class History:
     """Seconds per image (or fit) of earlier runs in a cache: of the same configuration if there is one, else of any."""
 
-    def __init__(self, cache: Path, flows: Iterable[str]) -> None:
-        self._same: dict[tuple[str, str, str], float] = {}
-        self._any: dict[tuple[str, str], float] = {}
+    def __init__(self, cache: Path, flows: Iterable[str], prior_s: Mapping[str, float] | None = None) -> None:
+        """``prior_s``: stage -> seconds of one image or fit, believed until a run in the cache says otherwise."""
         wanted = set(flows)
+        self._same: dict[tuple[str, str, str], float] = {}
+        self._any = {(flow, label): seconds for flow in wanted for label, seconds in (prior_s or {}).items()}
         for run in list_runs(cache)[-LOOKED_AT:]:
             try:
                 manifest = run.manifest()
@@ -211,6 +212,7 @@ def run_trials(
     data: DataParams,
     sets: Sets,
     options: RunParams,
+    history: History,
     *,
     budget_s: float | None = None,
     reporter: Callable[[], Reporter | None] = lambda: None,
@@ -224,6 +226,7 @@ def run_trials(
         data: what they learn from.
         sets: the same, read.
         options: cache and hands of all; reports go to ``out/runs/<variant>/seed-<n>``.
+        history: of the cache; what is done here is added to it.
         budget_s: before a trial that would not end within so many seconds from now, by the times of earlier runs, the
             work ends. A trial without such a time is begun while any time is left.
         reporter: a new progress reporter for each trial.
@@ -233,7 +236,6 @@ def run_trials(
     Returns:
         The attempts, and why the rest was not done ("" if all were).
     """
-    history = History(Path(options.cache), {trial.variant.flow for trial in trials})
     started = time.monotonic()
     attempts: list[Attempt] = []
     for number, trial in enumerate(trials, 1):

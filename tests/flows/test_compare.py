@@ -158,7 +158,8 @@ def scripted(cache: Path, results: dict[str, float | Exception], budget_s: float
     options = RunParams(cache=str(cache), out=str(cache.parent / "out"), workers=0, progress=False)
     data = DataParams("demo-tiny")
     sets = read_sets(data, options)
-    return run_trials(make_trials(variants, sets, options), data, sets, options, budget_s=budget_s)
+    history = History(Path(options.cache), ["cfs"])
+    return run_trials(make_trials(variants, sets, options), data, sets, options, history, budget_s=budget_s)
 
 
 def test_no_time_means_no_work_and_says_so(cache: Path) -> None:
@@ -210,6 +211,15 @@ def test_an_estimate_is_of_the_same_configuration_whatever_its_seed_else_of_any(
     assert history.seconds("cfs", short, "grabcut") == 2.0, "an image's share, of another configuration"
     assert history.seconds("cfs", dataclasses.replace(short, crf="off", proposals="box"), "deeplab") == 10.0
     assert history.seconds("rrm", short, "deeplab") is None
+
+
+def test_what_was_measured_replaces_what_was_believed(tmp_path: Path) -> None:
+    _, params_class, _ = load("cfs")
+    params = params_class(proposals="box")
+    history = History(tmp_path, ["cfs"], {"deeplab": 99.0})
+    assert history.seconds("cfs", params, "deeplab") == 99.0
+    history.add(manifest(14.0, 1, dataclasses.asdict(params), deeplab=10.0))
+    assert history.seconds("cfs", params_class(proposals="grabcut"), "deeplab") == 10.0
 
 
 def planned_variant(page: Any = None, seeds: tuple[int, ...] = (0, 1), **params: Any) -> Variant:
