@@ -37,6 +37,9 @@ app = App(
     suppress_keyboard_interrupt=False,  # main says what was kept
 )
 log = logging.getLogger("maskmill")
+app.command(
+    "flows.attention_cli:attention", name="attention", help="Heat map of a student's self-attention at a pixel."
+)
 app.command("flows.cache_cli:app", name="cache", help="Look into the mask cache, check it, tidy it.")
 app.command("flows.compare:compare", name="compare", help="Variants of one flow side by side: one table, one picture.")
 app.command("flows.crf_cli:crf", name="crf", help="A picture and label probabilities into a sharper mask: a dense CRF.")
@@ -85,7 +88,7 @@ def cfs(
     ] = False,
     quiet: Annotated[bool, Parameter(help="no progress bars", negative=())] = False,
 ) -> int:
-    """Boxes -> GrabCut -> masks -> DeepLab -> scores."""
+    """Boxes -> GrabCut -> CFS -> refined masks -> DeepLab with self-attention -> scores."""
     from flows import command
 
     options = {

@@ -12,6 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.records import UNDECIDED, MaskHW
 from tasks.stage import PARAMS_CONFIG
 
 Attention = Literal["none", "nonlocal", "lgsa"]
@@ -102,6 +106,21 @@ def paper_alpha(modules: int) -> float:
 def net_of(params: LGSAParams) -> AttentionNet:
     """The part that decides the network and how it is asked."""
     return AttentionNet(params.modules, params.embedding, params.walk)
+
+
+def share_on_class(weights_hw: NDArray[np.float32], truth_hw: MaskHW, xy: tuple[float, float]) -> float | None:
+    """Share of a heat map's weight that lies on the class of pixel ``x, y``, of all on decided cells.
+
+    The truth is sampled at the cells' centres. ``None`` where the pixel, or all weight, is undecided.
+    """
+    own = truth_hw[int(xy[1]), int(xy[0])]
+    rows, columns = (
+        np.minimum(((np.arange(cells) + 0.5) * side / cells).astype(int), side - 1)
+        for cells, side in zip(weights_hw.shape, truth_hw.shape, strict=True)
+    )
+    labels_hw = truth_hw[np.ix_(rows, columns)]
+    decided = float(weights_hw[labels_hw != UNDECIDED].sum())
+    return None if own == UNDECIDED or decided <= 0 else float(weights_hw[labels_hw == own].sum()) / decided
 
 
 def warmed_up(schedule: Schedule, params: LGSAParams, images: int, batch: int) -> Schedule:

@@ -319,6 +319,21 @@ def _scores(
     return logits if fusion == "max" else logits.softmax(1)
 
 
+def attention_maps(
+    network: nn.Module, image_rgb: NDArray[np.uint8], xy: tuple[float, float]
+) -> list[NDArray[np.float32]]:
+    """Of each self-attention module, W's row of the cell under pixel ``x, y``: ``(h, w) float32`` that sums to 1.
+
+    ``ValueError`` for a network without modules, or a pixel outside the image.
+    """
+    if not isinstance(network, LGSADeepLab):
+        raise ValueError("this network has no self-attention")
+    device = next(network.parameters()).device
+    image = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None].to(device).float()
+    with torch.inference_mode():
+        return [row[0].cpu().numpy() for row in network.attention_rows(image, (xy[1], xy[0]))]
+
+
 def _scaled(image_nchw: Tensor, scale: float) -> Tensor:
     if scale == 1.0:
         return image_nchw
