@@ -55,7 +55,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks
 
 claims-cfs: $(READY)
-	$(BIN)/python -m benchmarks.claims cfs $(if $(BUDGET),--budget $(BUDGET))
+	$(BIN)/python -m benchmarks.claims cfs --name claims_cfs $(if $(BUDGET),--budget $(BUDGET))
 
 soak-kill: $(READY)
 	$(BIN)/python -m benchmarks.soak_kill

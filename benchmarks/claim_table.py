@@ -104,7 +104,7 @@ def evaluate(claims: Claims, scores: Scores) -> dict[str, Any]:
                 "source": one.source,
                 "difference": None if result.difference is None else asdict(result.difference),
                 "verdict": "undecided" if invalid else result.verdict,
-                "why": f"not valid: {invalid}" if invalid else result.why,
+                "why": "table not valid" if invalid else result.why,
                 "paper": None if None in both else round(both[1] - both[0], 1),  # type: ignore[operator]
                 "aim": one.aim,
             }

@@ -3,7 +3,7 @@
 Every row is an ordinary cached run of the flow, so that the same command goes on where it was stopped. Main rows have
 three seeds, the others one unless there is a GPU; iterations are fixed, the last checkpoint counts, nothing is chosen
 on the images that are scored. The estimate is printed first. Leaves claims.md, compare.json and the main rows'
-contact sheet in --out; figures go to benchmarks/results/claims_<flow>.json, with commit, machine and time.
+contact sheet in --out; with --name, figures go to benchmarks/results, with commit, machine and time.
 
 Exit status 1 if a run failed; an ordering that does not hold is a result.
 """
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from artifacts.atomic import write_text_atomic
+from artifacts.records import DataError
 from benchmarks import results
 from benchmarks.claim_table import Claims, Row, as_markdown, evaluate, scores_of
 from flows.command import Job, configure
 from flows.compare import draw, forecast_table, reporter_of, save
 from flows.page import read_sets
-from flows.trials import Attempt, History, Trial, as_lines, make_trials, run_trials
+from flows.trials import Attempt, History, Sets, Trial, as_lines, make_trials, run_trials
 from flows.variants import Variant, build_variants, parse_budget, parse_seeds
 from tasks.gpus import has_gpu
+from tasks.options import RunParams
 
 FLOWS = {"cfs": "benchmarks.claims_cfs"}
 
@@ -48,97 +51,131 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it may take")
-    parser.add_argument("--no-results", action="store_true", help="leave benchmarks/results as it is")
+    parser.add_argument("--name", default="", help="keep the figures as benchmarks/results/NAME.json")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     asked = parser.parse_args(given)
+    try:
+        table = prepare(asked)
+        sets = read_sets(table.job.data, table.job.options)
+        trials = [
+            trial for part in (table.main, table.others) if part for trial in make_trials(part, sets, table.options)
+        ]
+    except DataError as error:
+        print(f"claims: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    history = History(Path(table.options.cache), {variant.flow for variant in table.variants}, table.prior_s)
+    forecast_table(trials, sets, table.job, history, console)
+    if asked.dry_run:
+        return 0
+    attempts = run(table, trials, sets, history, console)
+    if attempts and asked.name:
+        console.print(f"figures: {results.save(asked.name, table.figures)}", markup=False, soft_wrap=True)
+    return int(any(attempt.status == "failed" for attempt in attempts))
+
+
+@dataclass
+class Table:
+    """What one command is to fill."""
+
+    claims: Claims
+    job: Job
+    config: str
+    sets: tuple[str, ...]
+    main: list[Variant]
+    others: list[Variant]
+    out: Path
+    budget_s: float | None
+    gpu: bool
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> list[Variant]:
+        """All rows, main ones first."""
+        return [*self.main, *self.others]
+
+    @property
+    def options(self) -> RunParams:
+        """How all are run."""
+        return self.job.options
+
+    @property
+    def prior_s(self) -> Mapping[str, float]:
+        """The times that are believed at first are of one setting."""
+        ours = self.config == self.claims.config and not self.sets and not self.gpu
+        return self.claims.prior_s if ours else {}
+
+
+def prepare(asked: argparse.Namespace) -> Table:
+    """The rows as variants. Raises :class:`DataError` for whatever is wrong with the command."""
     claims: Claims = importlib.import_module(FLOWS[asked.flow]).CLAIMS
     out = asked.out or Path("runs") / f"claims-{asked.flow}"
     options = {"out": str(out), "device": asked.device, "workers": asked.workers}
     options |= {"progress": False} if asked.quiet else {}
-    shared: dict[str, Any] = {"data": asked.data, "config": asked.config or claims.config, "sets": asked.set}
-    job = configure(claims.flow, shared["data"], shared["config"], shared["sets"], options)
-    gpu = asked.device != "cpu" and has_gpu()
+    config = asked.config or claims.config
+    shared = {"data": asked.data, "config": config, "sets": tuple(asked.set), "options": options}
+    job = configure(claims.flow, asked.data, config, asked.set, options)
     seeds = parse_seeds(asked.seeds)
+    gpu = asked.device != "cpu" and has_gpu()
     others = parse_seeds(asked.secondary_seeds) if asked.secondary_seeds else seeds if gpu else seeds[:1]
-    rows = [row for row in claims.rows if row.main or not asked.main_only]
-    variants = {row.name: variant_of(row, claims, seeds if row.main else others, shared, options) for row in rows}
-    return run(claims, job, rows, variants, shared, asked, out)
+    return Table(
+        claims,
+        job,
+        config,
+        shared["sets"],
+        [variant_of(row, claims.flow, seeds, shared) for row in claims.rows if row.main],
+        [variant_of(row, claims.flow, others, shared) for row in claims.rows if not (row.main or asked.main_only)],
+        out,
+        parse_budget(asked.budget) if asked.budget else None,
+        gpu,
+    )
 
 
-def variant_of(row: Row, claims: Claims, seeds: tuple[int, ...], shared: dict[str, Any], options: Any) -> Variant:
+def variant_of(row: Row, flow: str, seeds: tuple[int, ...], shared: Mapping[str, Any]) -> Variant:
     """The row as a variant; one with a page of its own is called by it in manifests."""
-    (variant,) = build_variants(claims.flow, [(row.name, row.sets)], seeds, **shared, options=options)
+    (variant,) = build_variants(flow, [(row.name, row.sets)], seeds, **shared)
     if row.page is None:
         return variant
-    flow = f"{claims.flow}-{row.page.__name__.removesuffix('_page')}"  # type: ignore[attr-defined]
-    return Variant(row.name, flow, row.page, variant.params, seeds, variant.says)
+    own = f"{flow}-{row.page.__name__.removesuffix('_page')}"
+    return replace(variant, flow=own, page=row.page)
 
 
-def run(
-    claims: Claims,
-    job: Job,
-    rows: Sequence[Row],
-    variants: dict[str, Variant],
-    shared: dict[str, Any],
-    asked: argparse.Namespace,
-    out: Path,
-) -> int:
-    """All trials, main rows first; what is done is evaluated even if the rest is left."""
-    console = Console()
-    sets = read_sets(job.data, job.options)
-    trials: list[Trial] = []
-    for main_rows in (True, False):
-        if part := [variants[row.name] for row in rows if row.main == main_rows]:
-            trials += make_trials(part, sets, job.options)
-    prior = claims.prior_s if shared["config"] == claims.config and not shared["sets"] else {}
-    history = History(Path(job.options.cache), {variant.flow for variant in variants.values()}, prior)
-    forecast_table(trials, sets, job, history, console)
-    if asked.dry_run:
-        return 0
-    every = list(variants.values())
+def run(table: Table, trials: Sequence[Trial], sets: Sets, history: History, console: Console) -> list[Attempt]:
+    """All trials; what is done is evaluated even if the rest is left."""
 
     def after(attempts: list[Attempt]) -> None:
-        save(out, job, every, attempts)
+        save(table.out, table.job, table.variants, attempts)
 
     attempts, left = run_trials(
         trials,
-        job.data,
+        table.job.data,
         sets,
-        job.options,
+        table.options,
         history,
-        budget_s=parse_budget(asked.budget) if asked.budget else None,
-        reporter=lambda: reporter_of(job),
+        budget_s=table.budget_s,
+        reporter=lambda: reporter_of(table.job),
         say=lambda text: console.print(escape(text), soft_wrap=True, highlight=False),
         after=after,
     )
-    save(out, job, every, attempts, left)
-    draw(out / "compare.png", [variants[row.name] for row in rows if row.main], attempts, sets, job)
-    figures = figures_of(claims, job, every, attempts, left, shared)
-    text = as_markdown(figures)
-    write_text_atomic(out / "claims.md", text)
+    save(table.out, table.job, table.variants, attempts, left)
+    draw(table.out / "compare.png", table.main, attempts, sets, table.job)
+    table.figures = figures_of(table, attempts, left)
+    text = as_markdown(table.figures)
+    write_text_atomic(table.out / "claims.md", text)
     console.print(text, markup=False, soft_wrap=True)
     if left:
         console.print(f"stopped: {left}; the same command goes on", markup=False, soft_wrap=True)
-    if attempts and not asked.no_results:
-        console.print(f"figures: {results.save(f'claims_{claims.flow}', figures)}", markup=False, soft_wrap=True)
-    return int(any(attempt.status == "failed" for attempt in attempts))
+    return attempts
 
 
-def figures_of(
-    claims: Claims,
-    job: Job,
-    variants: Sequence[Variant],
-    attempts: Sequence[Attempt],
-    left: str,
-    shared: dict[str, Any],
-) -> dict[str, Any]:
+def figures_of(table: Table, attempts: Sequence[Attempt], left: str) -> dict[str, Any]:
     """What was set, how much of it is done, rows and verdicts."""
-    lines = as_lines(variants, attempts)
+    lines = as_lines(table.variants, attempts)
     found = {line.name: line.scores for line in lines}
-    scores = scores_of(list(found), found, job.data.train, job.data.val)
+    data = table.job.data
     return {
-        "setting": {"config": shared["config"], "data": job.data.source, "set": list(shared["sets"])},
-        "seeds": {variant.name: list(variant.seeds) for variant in variants},
+        "setting": {"config": table.config, "data": data.source, "set": list(table.sets)},
+        "seeds": {variant.name: list(variant.seeds) for variant in table.variants},
         "complete": all(line.done == line.planned for line in lines),
         "left": left,
         "failed": [
@@ -146,8 +183,8 @@ def figures_of(
             for attempt in attempts
             if attempt.status == "failed"
         ],
-        "seconds": round(sum(attempt.seconds for attempt in attempts), 1),
-        **evaluate(claims, scores),
+        "seconds_this_time": round(sum(attempt.seconds for attempt in attempts), 1),
+        **evaluate(table.claims, scores_of(list(found), found, data.train, data.val)),
     }
 
 

@@ -94,7 +94,7 @@ class History:
         """``prior_s``: stage -> seconds of one image or fit, believed until a run in the cache says otherwise."""
         wanted = set(flows)
         self._same: dict[tuple[str, str, str], float] = {}
-        self._any = {(flow, label): seconds for flow in wanted for label, seconds in (prior_s or {}).items()}
+        self._any = dict(prior_s or {})
         for run in list_runs(cache)[-LOOKED_AT:]:
             try:
                 manifest = run.manifest()
@@ -111,12 +111,12 @@ class History:
             times[AROUND] = max(0.0, manifest["seconds"] - sum(stage["seconds"] for stage in manifest["stages"]))
         for label, seconds in times.items():
             self._same[flow, params, label] = seconds
-            self._any[flow, label] = seconds
+            self._any[label] = seconds
 
     def seconds(self, flow: str, params: Any, label: str) -> float | None:
         """Of one image or fit; ``None`` if no run in the cache has done that stage."""
         same = self._same.get((flow, _identity(asdict(params)), label))
-        return self._any.get((flow, label)) if same is None else same
+        return self._any.get(label) if same is None else same
 
 
 def _identity(plain_params: Any) -> str:

@@ -94,10 +94,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Row -> handles of its page, planned on the tiny demo data."""
     options = RunParams(cache=str(tmp_path_factory.mktemp("cache")))
     sets = read_sets(DataParams("demo-tiny"), options)
-    shared = {"data": None, "config": "demo-tiny", "sets": ()}
+    shared = {"data": None, "config": "demo-tiny", "sets": (), "options": {}}
     found = {}
     for row in CLAIMS.rows:
-        variant = claims.variant_of(row, CLAIMS, (0,), shared, {})
+        variant = claims.variant_of(row, CLAIMS.flow, (0,), shared)
         kept: list[Any] = []
 
         def looked_at(run: Any, train: Any, val: Any, params: Any, page: Any = variant.page, kept: Any = kept) -> Any:
@@ -160,9 +160,13 @@ def test_the_command_runs_evaluates_and_keeps_its_figures(
     given = ["cfs", "--out", str(out), "--seeds", "4", "--device", "cpu", "--workers", "0", "--quiet"]
     given += ["--set", "options.launch=inline", "--set", "params.deeplab.iterations=2"]
     assert claims.main([*given, "--dry-run"]) == 0
-    assert "given-masks 24" in " ".join(capsys.readouterr().out.split()) and not (tmp_path / "claims_cfs.json").exists()
-    assert claims.main(given) == 0
-    saved = json.loads((tmp_path / "claims_cfs.json").read_text())
+    assert (
+        "given-masks 24" in " ".join(capsys.readouterr().out.split()) and not (tmp_path / "claims_here.json").exists()
+    )
+    assert claims.main([*given, "--set", "params.deeplab.iteration=2"]) == 2
+    assert "did you mean 'iterations'" in capsys.readouterr().err
+    assert claims.main([*given, "--name", "claims_here"]) == 0
+    saved = json.loads((tmp_path / "claims_here.json").read_text())
     assert {"commit", "machine", "time"} <= set(saved)
     figures = saved["figures"]
     assert figures["complete"] and not figures["valid"], "two iterations reach no 60 mIoU"

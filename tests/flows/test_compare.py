@@ -210,7 +210,7 @@ def test_an_estimate_is_of_the_same_configuration_whatever_its_seed_else_of_any(
     assert history.seconds("cfs", other_seed, "") == 4.0, "scores and pictures"
     assert history.seconds("cfs", short, "grabcut") == 2.0, "an image's share, of another configuration"
     assert history.seconds("cfs", dataclasses.replace(short, crf="off", proposals="box"), "deeplab") == 10.0
-    assert history.seconds("rrm", short, "deeplab") is None
+    assert history.seconds("cfs-supervised", short, "deeplab") == 40.0 / 4, "another page, the same stage"
 
 
 def test_what_was_measured_replaces_what_was_believed(tmp_path: Path) -> None:
