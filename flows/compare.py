@@ -247,12 +247,13 @@ def draw(path: Path, variants: Sequence[Variant], attempts: Sequence[Attempt], s
 
 
 def _mask_columns(manifests: Mapping[str, Mapping[str, Any]]) -> list[Column]:
-    """The masks that the students learnt from, equal ones once under all their names."""
+    """The masks that the students learnt from; equal ones once, under the first name and the number of the others."""
     names: dict[tuple[str, str], list[str]] = {}
     for name, manifest in manifests.items():
         stage = next(stage for stage in manifest["stages"] if stage["label"] == manifest["masks"])
         names.setdefault((stage["address"], stage["stamps"]), []).append(name)
-    return [Column(f"masks: {', '.join(found)}", *place) for place, found in names.items()]
+    panels = [f"masks: {first}{f' (+{len(others)})' if others else ''}" for first, *others in names.values()]
+    return [Column(panel, *place) for panel, place in zip(panels, names, strict=True)]
 
 
 def _student_columns(manifests: Mapping[str, Mapping[str, Any]], store: MaskStore, cache: Path) -> list[Column]:
