@@ -24,7 +24,8 @@ from artifacts.records import DataError, Kind, MaskHW, Record
 from artifacts.report_html import duration
 from artifacts.runs import RunFolder, read_stamps
 from artifacts.store import MaskStore
-from flows.command import Job, configure
+from flows.command import FLOWS, Job, configure
+from flows.config import ConfigError
 from flows.page import read_sets
 from flows.trials import Attempt, History, Sets, Trial, as_lines, forecast, make_trials, run_trials, weak_kinds
 from flows.variants import Variant, build_variants, parse_budget, parse_seeds, parse_variant, read_variants
@@ -38,7 +39,7 @@ SHOWN_STAGE = "student-shown"
 
 
 def compare(
-    flow: str,
+    flow: Annotated[str, Parameter(help=f"which: {', '.join(FLOWS)}")],
     /,
     *,
     variant: Annotated[
@@ -73,6 +74,8 @@ def compare(
         "device": device,
         "progress": False if quiet else None,
     }
+    if flow not in FLOWS:
+        raise ConfigError(f"no flow {flow!r}; there are {', '.join(FLOWS)}")
     budget_s = None if budget is None else parse_budget(budget)
     job = configure(flow, data, config, set_, options)
     given = [*(parse_variant(text) for text in variant), *(read_variants(variants) if variants else ())]

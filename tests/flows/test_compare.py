@@ -132,6 +132,11 @@ def test_a_wrong_command_does_nothing(tmp_path: Path, arguments: tuple[str, ...]
     assert not out.exists()
 
 
+def test_a_flow_that_is_none_is_named(tmp_path: Path) -> None:
+    found = maskmill(tmp_path, "compare", "csf", "--data", "demo-tiny", "--variant", "a: proposals=box")
+    assert found.code == 2 and "no flow 'csf'; there are cfs" in found.said
+
+
 # -- budgets and times -----------------------------------------------------------------------------------------------
 
 
