@@ -104,4 +104,6 @@ def maps(manifest: dict[str, Any], cache: Path, image_rgb: Any, xy: tuple[float,
 
 
 def _title(manifest: dict[str, Any]) -> str:
-    return f"{manifest['recipe']['params']['attention']} ({manifest['run']})"
+    params = manifest["recipe"]["params"]
+    alpha = "" if params["lgsa"]["alpha"] is None else f", alpha {params['lgsa']['alpha']:g}"
+    return f"{params['attention']}{alpha if params['attention'] == 'lgsa' else ''} ({manifest['run']})"
