@@ -78,9 +78,13 @@ class Lattice:
 
 
 def elevation_scale(dimensions: int) -> Float32:
-    """Diagonal of E (Adams et al. 2010, p. 5) times the standard deviation of the blur, (D + 1) sqrt(2/3) (p. 6)."""
+    """Diagonal of E (Adams et al. 2010, p. 5) times the standard deviation of the blur, (D + 1) sqrt(2/3) (p. 6).
+
+    Rounded as in Krähenbühl and Koltun's code: the last bit decides ties, and so which vertices exist.
+    """
+    deviation = float(np.float32(math.sqrt(2 / 3) * (dimensions + 1)))
     i = np.arange(dimensions)
-    return (math.sqrt(2 / 3) * (dimensions + 1) / np.sqrt((i + 1.0) * (i + 2.0))).astype(np.float32)
+    return np.asarray(1 / np.sqrt((i + 1.0) * (i + 2.0)) * deviation, np.float32)
 
 
 def _key_fields(features_nd: Float32, scale: Float32) -> tuple[Int64, Int64]:

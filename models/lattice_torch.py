@@ -126,8 +126,10 @@ def _elevate(features_nd: Tensor) -> Tensor:
     dimensions = features_nd.shape[1]
     elevated = features_nd.new_empty(len(features_nd), dimensions + 1)
     carried = torch.zeros_like(features_nd[:, 0])
+    # Rounded as in Krähenbühl and Koltun's code: the last bit decides ties, and so which vertices exist.
+    deviation = float(torch.tensor(math.sqrt(2 / 3) * (dimensions + 1), dtype=torch.float32))
     for axis in range(dimensions, 0, -1):
-        scale = math.sqrt(2 / 3) * (dimensions + 1) / math.sqrt(axis * (axis + 1))
+        scale = 1 / math.sqrt(axis * (axis + 1)) * deviation
         scaled = features_nd[:, axis - 1] * scale
         elevated[:, axis] = carried - axis * scaled
         carried = carried + scaled

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models import _lattice, gaussian
+from models import _lattice, gaussian, lattice_numba, lattice_torch
 from models.energy import energy_and_gradient
 from models.exact import brute_kernel
 from models.gaussian import (
@@ -148,13 +148,20 @@ def test_points_on_the_border_of_simplices_have_their_vertices(chosen_instructio
     rng = np.random.default_rng(4)
     image = (rng.integers(0, 19, (60, 60, 3)) * 13).astype(np.uint8)
     features = bilateral_features(image, 5.0, 13.0)
-    from models import lattice_numba
-
     counts = {"numba": lattice_numba.build(features).vertices}
     for name in _lattice.instruction_sets():
         chosen_instructions(name)
         counts[name] = _lattice.build(features).vertices
     assert len(set(counts.values())) == 1, counts
+
+
+def test_elevation_is_rounded_as_in_the_authors_code() -> None:
+    """float32(1 / sqrt((i + 1)(i + 2)) * float32(6 sqrt(2 / 3))), printed by C++; a last bit off moves vertices."""
+    printed = ["0x1.bb67b0p+1", "0x1.0p+1", "0x1.6a09e8p+0", "0x1.186f18p+0", "0x1.c9f25ep-1"]
+    expected = [float.fromhex(text) for text in printed]
+    assert lattice_numba.elevation_scale(5).tolist() == expected
+    # The first coordinate is the sum of the scaled features: of a unit vector, its scale.
+    assert lattice_torch._elevate(torch.eye(5))[:, 0].tolist() == expected
 
 
 def test_wide_spreads_take_longer_keys_and_wider_ones_are_refused() -> None:

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from crf_pictures import cam_like, energies, labelled_photographs, photographs, picture, scene
@@ -39,7 +40,7 @@ def agree(ours: np.ndarray, theirs: np.ndarray) -> None:
 # Against pydensecrf
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 8, 9, 16, 21])
+@pytest.mark.parametrize("k", range(1, 22))
 def test_any_number_of_labels(k: int) -> None:
     image, unary = picture(37, 53, k), energies(k, 37, 53, k)
     agree(dense_crf(image, unary), oracle(image, unary, AHN_KWAK))
@@ -49,6 +50,16 @@ def test_any_number_of_labels(k: int) -> None:
 def test_any_size(size: tuple[int, int]) -> None:
     image, unary = picture(*size, seed=3), energies(3, *size, seed=4)
     agree(dense_crf(image, unary), oracle(image, unary, AHN_KWAK))
+
+
+def test_a_large_picture() -> None:
+    """Millions of pixels meet a tie sooner or later: elevation a last bit off was .03 apart here."""
+    size = (1500, 2000)
+    rng = np.random.default_rng(6)
+    ground = cv2.resize(rng.normal(128, 90, (5, 6, 3)).astype(np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
+    image = np.clip(ground + rng.normal(0, 3, ground.shape), 0, 255).astype(np.uint8)
+    unary, params = energies(2, *size, seed=6), CRFParams(iterations=2)
+    agree(dense_crf(image, unary, params), oracle(image, unary, params))
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
