@@ -49,6 +49,7 @@ class GaussianFilter:
         self.device = device
         self.backend = choose_backend(backend, device, self.points)
         self._engine = _ENGINES[self.backend](features_nd, device)
+        self._row_sums: FloatArray | None = None
 
     @property
     def symmetric(self) -> bool:
@@ -90,10 +91,13 @@ class GaussianFilter:
         """``K_ii`` ``(N,) float32``, of the complete lattice for lattice backends: what ``i != j`` takes away."""
         return np.asarray(self._engine.diagonal(), dtype=np.float32)
 
-    @functools.cached_property
+    @property
     def row_sums(self) -> FloatArray:
-        """``K 1`` ``(N,) float32``: what a CRF normalises by."""
-        return self.apply(np.ones((self.points, 1), np.float32))[:, 0]
+        """``K 1`` ``(N,) float32``: what a CRF normalises by; kept."""
+        # No functools.cached_property: in Python 3.11 one lock of all filters would make threads wait for each other.
+        if self._row_sums is None:
+            self._row_sums = self.apply(np.ones((self.points, 1), np.float32))[:, 0]
+        return self._row_sums
 
 
 def choose_backend(name: str, device: str, points: int) -> str:

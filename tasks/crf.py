@@ -7,7 +7,6 @@ probabilities, labels and boxes in :mod:`tasks.crf_unary`. The filter and the me
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -90,6 +89,7 @@ class DenseCRF:
         self.image_rgb = check_image(image_rgb)
         self.params = params
         self.device = device
+        self._built: GaussianFilter | None = None
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -143,18 +143,21 @@ class DenseCRF:
             terms.append(Term(self._bilateral, bilateral, self.params.normalisation))
         return terms
 
-    @functools.cached_property
+    @property
     def _spatial(self) -> GaussianFilter:
         from models.gaussian import spatial_filter
 
         return spatial_filter(*self.size_hw, self.params.gaussian_sxy, self._backend, self.device)
 
-    @functools.cached_property
+    @property
     def _bilateral(self) -> GaussianFilter:
         from models.gaussian import GaussianFilter, bilateral_features
 
-        features = bilateral_features(self.image_rgb, self.params.bilateral_sxy, self.params.bilateral_srgb)
-        return GaussianFilter(features, backend=self._backend, device=self.device)
+        # No functools.cached_property: in Python 3.11 one lock of all images would let one thread build at a time.
+        if self._built is None:
+            features = bilateral_features(self.image_rgb, self.params.bilateral_sxy, self.params.bilateral_srgb)
+            self._built = GaussianFilter(features, backend=self._backend, device=self.device)
+        return self._built
 
     @property
     def _backend(self) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 from crf_pictures import energies, picture
 
+from models import gaussian
 from tasks.crf import CRFParams, dense_crf
 from tasks.crf_batch import AHEAD, best_label, dense_crf_batch, in_threads
 
@@ -16,6 +18,7 @@ SIZES = [(20, 25), (7, 40), (31, 9), (1, 1), (16, 16), (24, 30)]
 IMAGES = [picture(*size, seed=i) for i, size in enumerate(SIZES)]
 UNARIES = [energies(2 + i % 3, *size, seed=i) for i, size in enumerate(SIZES)]
 PARAMS = CRFParams(iterations=3)
+NO_POSITION = CRFParams(iterations=3, gaussian_compat=0.0)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4, -1])
@@ -76,6 +79,26 @@ def test_a_generator_is_drawn_on_as_results_are_taken() -> None:
 def test_threads_work_at_the_same_time() -> None:
     together = threading.Barrier(3, timeout=20)
     assert [one.get() >= 0 for one in in_threads(lambda _: together.wait(), range(3), 3)] == [True] * 3
+
+
+def test_lattices_and_row_sums_of_different_images_are_made_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that waits for another image's lattice is a core that stands still."""
+    building, summing = (threading.Barrier(2, timeout=20) for _ in range(2))
+
+    class Together(gaussian.GaussianFilter):
+        def __init__(self, features_nd: Any, backend: str = "auto", device: str = "cpu") -> None:
+            building.wait()
+            super().__init__(features_nd, backend, device)
+
+        def apply(self, values_nk: Any, transpose: bool = False) -> Any:
+            summing.wait()
+            return super().apply(values_nk, transpose)
+
+    expected = [dense_crf(image, unary, NO_POSITION) for image, unary in zip(IMAGES[:2], UNARIES[:2], strict=True)]
+    monkeypatch.setattr(gaussian, "GaussianFilter", Together)
+    found = [one.get() for one in dense_crf_batch(IMAGES[:2], UNARIES[:2], NO_POSITION, threads=2)]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("threads", [0, -2])
