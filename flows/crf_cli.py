@@ -231,6 +231,8 @@ def pair_folders(
         if folder is not None and folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
     _check_apart([images, sources] if suffix == ".png" else [images], out, overlay)
+    if suffix == ".npy":
+        _check_apart([sources], marginals)
     found = {path.stem: path for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix}
     jobs: list[Job] = []
     skips: list[tuple[Path, str]] = []

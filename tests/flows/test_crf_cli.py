@@ -191,6 +191,7 @@ def test_two_pictures_of_one_name_are_not_written_over_each_other(folders: Path)
         (("--image", "images", "--probs", "p.npy", "--out", "masks"), "is a folder, p.npy is none"),
         (("--image", "images", "--probs", "probs", "--out", "p.npy"), "p.npy is a file"),
         (("--image", "images", "--labels", "images", "--out", "images"), "would be written over"),
+        (("--image", "images", "--probs", "probs", "--out", "masks", "--marginals", "probs"), "would be written over"),
         (("--image", "empty", "--probs", "empty", "--out", "masks"), "holds no pictures"),
     ],
 )
