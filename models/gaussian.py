@@ -302,13 +302,13 @@ def _array_function() -> Any:
         @staticmethod
         def forward(ctx: Any, values_nk: Tensor, engine: Any, transpose: bool) -> Tensor:
             ctx.engine, ctx.transpose = engine, transpose
-            return torch.from_numpy(engine.apply_array(values_nk.detach().numpy(), transpose))
+            return torch.from_numpy(engine.apply_array(_as_array(values_nk), transpose)).to(values_nk.dtype)
 
         @staticmethod
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, grad_nk: Tensor) -> tuple[Tensor, None, None]:
-            found = ctx.engine.apply_array(grad_nk.detach().numpy(), not ctx.transpose)
-            return torch.from_numpy(found), None, None
+            found = ctx.engine.apply_array(_as_array(grad_nk), not ctx.transpose)
+            return torch.from_numpy(found).to(grad_nk.dtype), None, None
 
     return ArrayFilter
 
@@ -362,7 +362,9 @@ def _check_values(values_nk: Any, points: int) -> None:
         raise ValueError(f"values must be floating numbers, not {values_nk.dtype}")
 
 
-def _as_array(features_nd: Any) -> NDArray[Any]:
-    if isinstance(features_nd, np.ndarray):
-        return features_nd
-    return np.asarray(features_nd.detach().cpu().numpy())
+def _as_array(given: Any) -> NDArray[Any]:
+    if isinstance(given, np.ndarray):
+        return given
+    tensor = given.detach().cpu()
+    # What numpy does not have is bfloat16.
+    return np.asarray((tensor.float() if tensor.itemsize < 4 else tensor).numpy())

@@ -222,6 +222,18 @@ def test_the_gradient_is_the_transpose(backend: str) -> None:
     np.testing.assert_allclose(gradient.numpy(), kernel.apply(out.numpy()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", EVERY)
+def test_short_floats_go_in_and_come_out(backend: str) -> None:
+    features = torch.from_numpy(features_of(20, 2)).bfloat16()
+    kernel = GaussianFilter(features, backend)
+    values = torch.rand(20, 3, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    filtered = kernel.apply(values)
+    (gradient,) = torch.autograd.grad(filtered, values, torch.ones_like(filtered))
+    assert filtered.dtype == gradient.dtype == torch.bfloat16
+    expected = GaussianFilter(features.float(), backend).apply(values.detach().float())
+    torch.testing.assert_close(filtered.float(), expected, rtol=1e-2, atol=1e-2)
+
+
 def test_exact_passes_gradcheck_in_double() -> None:
     kernel = GaussianFilter(features_of(12, 3).astype(np.float64), "exact")
     values = torch.randn(12, 2, dtype=torch.float64, requires_grad=True)
