@@ -18,6 +18,8 @@ from models.gaussian import FloatArray, GaussianFilter
 Normalisation = Literal["none", "before", "after", "symmetric"]
 TINY = 1e-20
 """Added to a row sum before it is divided by, as pydensecrf does."""
+LARGEST = 2.0**96
+"""Energies beyond it leave float32 once they are scaled, or are worse than the lanes that stand for no label."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ def _check_unary(unary_ln: Any) -> FloatArray:
     unary = np.ascontiguousarray(unary, dtype=np.float32)
     if not np.isfinite(unary).all():
         raise ValueError("unaries hold NaN or infinity")
+    if max(float(unary.max()), -float(unary.min())) > LARGEST:
+        raise ValueError(f"unaries from {unary.min():g} to {unary.max():g}: energies within {LARGEST:g} expected")
     return unary
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from models.exact import brute_kernel
 from models.gaussian import GaussianFilter, bilateral_features, position_features
-from models.mean_field import Term, compatibility, initial, mean_field, message, normalise, scales, step
+from models.mean_field import LARGEST, Term, compatibility, initial, mean_field, message, normalise, scales, step
 from tests.crf_pictures import energies, picture
 
 NORMALISATIONS: Any = ["none", "before", "after", "symmetric"]
@@ -105,6 +105,16 @@ def test_terms_of_different_backends_and_none_at_all() -> None:
     np.testing.assert_allclose(mean_field(unary, mixed, 0), initial(unary), rtol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["lattice-cpp", "lattice-numba", "lattice-torch", "exact", "brute"])
+def test_the_largest_energies_still_give_distributions(backend: str) -> None:
+    unary, position, _ = small()
+    unary = np.full_like(unary, LARGEST)
+    unary[0, :9] = -LARGEST
+    q = mean_field(unary, [Term(GaussianFilter(position, backend), 3.0)], 2)
+    np.testing.assert_allclose(q.sum(axis=0), 1, rtol=1e-5)
+    assert (q[0, :9] == 1).all()
+
+
 def test_energies_far_apart_leave_no_denormals() -> None:
     """A padded or hopeless label is exactly 0: denormal numbers would cost more than the labels themselves."""
     unary, position, _ = small(3)
@@ -132,6 +142,8 @@ def test_scales_are_the_row_sums() -> None:
         ({"unary": np.zeros((3, 4, 5), np.float32)}, r"\(labels, points\)"),
         ({"unary": np.zeros((3, 63), np.int32)}, "not int32"),
         ({"unary": np.full((3, 63), np.nan, np.float32)}, "NaN or infinity"),
+        ({"unary": np.full((3, 63), 3e38, np.float32)}, "energies within 7.92282e\\+28 expected"),
+        ({"unary": np.full((3, 63), -3e38, np.float32)}, "energies within 7.92282e\\+28 expected"),
         ({"unary": np.zeros((3, 62), np.float32)}, "63 points, the unaries have 62"),
         ({"compat": np.zeros(4)}, r"shape \(4,\) with 3 labels"),
         ({"compat": np.full((3, 3), np.inf)}, "compat holds NaN"),
