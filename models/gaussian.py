@@ -76,7 +76,8 @@ class GaussianFilter:
         """``K v`` (or ``K^T v``) for ``(N, K)`` floating values: an array for an array, a tensor for a tensor.
 
         Lattices compute in float32, the others in the values' dtype (float32 at least; ``brute`` in float64). The
-        result has the values' dtype. For tensors the gradient in the values is the filter's transpose.
+        result has the values' dtype. For tensors the gradient in the values is the filter's transpose. Raises
+        ``ValueError`` on another shape or dtype, and on NaN or infinity in an array.
         """
         _check_values(values_nk, self.points)
         if isinstance(values_nk, np.ndarray):
@@ -360,6 +361,9 @@ def _check_values(values_nk: Any, points: int) -> None:
     floating = np.issubdtype(values_nk.dtype, np.floating) if is_array else values_nk.is_floating_point()
     if not floating:
         raise ValueError(f"values must be floating numbers, not {values_nk.dtype}")
+    # Of tensors only what comes from a network: asking a GPU would wait for it.
+    if is_array and not np.isfinite(values_nk.sum(dtype=np.float64)) and not np.isfinite(values_nk).all():
+        raise ValueError("values hold NaN or infinity: they would spread to every point")
 
 
 def _as_array(given: Any) -> NDArray[Any]:

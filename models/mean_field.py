@@ -115,24 +115,25 @@ def _on_device(unary_ln: FloatArray, terms: Sequence[Term], iterations: int) -> 
     plain = []
     for term in terms:
         before, after = (None if s is None else torch.from_numpy(s[:, None]).to(device) for s in scales(term))
-        plain.append((term, before, after, torch.from_numpy(_added(term.compat, len(unary_ln))).to(device)))
+        plain.append((term, before, after, torch.from_numpy(_added(term.compat)).to(device)))
     with torch.inference_mode():
         q_nl = start.softmax(1)
         for _ in range(iterations):
             energy = start
             for term, before, after, added in plain:
                 found = term.filter.apply(q_nl if before is None else q_nl * before)
-                energy = energy + (found if after is None else found * after) @ added.T
+                found = found if after is None else found * after
+                # A full matrix as a sum of products: a matrix product may be rounded to TF32 on a GPU.
+                found = (found[:, None, :] * added).sum(2) if added.ndim == 2 else found * added
+                energy = energy + found
             q_nl = energy.softmax(1)
     return np.ascontiguousarray(q_nl.cpu().numpy().T)
 
 
-def _added(compat: float | NDArray[Any], labels: int) -> FloatArray:
-    """What a message is multiplied by before it is added to ``-unary``: ``-mu`` as ``(L, L)``."""
-    if np.ndim(compat) == 0:
-        return np.asarray(np.float32(compat) * np.eye(labels, dtype=np.float32))
+def _added(compat: float | NDArray[Any]) -> FloatArray:
+    """What a message is multiplied by before it is added to ``-unary``: a Potts weight, or ``-mu``."""
     mu = np.asarray(compat, np.float32)
-    return np.ascontiguousarray(-(np.diag(mu) if mu.ndim == 1 else mu))
+    return mu if mu.ndim == 0 else np.ascontiguousarray(-mu)
 
 
 def _compiled(terms: Sequence[Term]) -> Any:
@@ -152,9 +153,8 @@ def _compiled(terms: Sequence[Term]) -> Any:
 def _plain(term: Term) -> tuple[Any, FloatArray | None, FloatArray | None, float | FloatArray]:
     """A term as the lattice modules take it; there a compatibility is what is added to ``-unary``."""
     before, after = scales(term)
-    if np.ndim(term.compat) == 0:
-        return term.filter.lattice, before, after, float(cast("float", term.compat))
-    return term.filter.lattice, before, after, np.ascontiguousarray(-np.asarray(term.compat), dtype=np.float32)
+    added = _added(term.compat)
+    return term.filter.lattice, before, after, added if added.ndim else float(added)
 
 
 def _check_unary(unary_ln: Any) -> FloatArray:

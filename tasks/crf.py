@@ -330,10 +330,15 @@ def stage_device(params: CRFParams, device: str) -> str:
 
 
 def resize_probabilities(probs_chw: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """``(C, H, W) float32`` at another grid: bilinear between cell centres (``align_corners=False``)."""
+    """``(C, H, W) float32`` at another grid: bilinear between cell centres (``align_corners=False``).
+
+    Raises ``ValueError`` for anything but three dimensions with something in them.
+    """
     import cv2
 
     probs = np.ascontiguousarray(probs_chw, dtype=np.float32)
+    if probs.ndim != 3 or not probs.size:
+        raise ValueError(f"probabilities must be (labels, height, width), at least one of each, not {probs.shape}")
     if probs.shape[1:] == size_hw:
         return probs
     height, width = size_hw

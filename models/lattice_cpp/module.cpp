@@ -112,6 +112,7 @@ Array mean_field(const Array& unary, const py::sequence& terms, int iterations) 
             throw py::value_error("a term is (lattice, scale_in_n, scale_out_n, compatibility), not " +
                                   std::to_string(term.size()) + " values");
         lattices.push_back(term[0].cast<std::shared_ptr<Lattice>>());
+        if (!lattices.back()) throw py::value_error("a term's lattice is None");
         if (static_cast<py::ssize_t>(lattices.back()->points) != points)
             throw py::value_error("a term's lattice has " + std::to_string(lattices.back()->points) +
                                   " points, unary_ln " + std::to_string(points));

@@ -326,6 +326,9 @@ def test_values_of_another_shape_are_refused(backend: str) -> None:
             kernel.apply(values)
     with pytest.raises(ValueError, match="not int32"):
         kernel.apply(np.zeros((6, 1), np.int32))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="would spread to every point"):
+            kernel.apply(np.full((6, 2), bad, np.float32))
 
 
 def test_unknown_and_impossible_backends_are_refused() -> None:

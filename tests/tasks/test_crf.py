@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts.images import read_image_rgb
-from tasks.crf import PRESETS, CRFParams, DenseCRF, dense_crf, from_labels, preset
+from tasks.crf import PRESETS, CRFParams, DenseCRF, dense_crf, from_labels, preset, resize_probabilities
 from tasks.crf_params import BOUNDS
 
 AHN_KWAK = PRESETS["ahn-kwak-cam"]
@@ -381,3 +381,9 @@ def test_what_is_tested_covers_all_choices() -> None:
 
     assert set(NORMALISATIONS) == set(get_args(Normalisation))
     assert list(itertools.chain(PRESETS)) == list(get_args(Preset))
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 5), (0, 3, 3), (4, 4)])
+def test_probabilities_of_no_grid_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\(labels, height, width\)"):
+        resize_probabilities(np.zeros(shape, np.float32), (6, 7))
