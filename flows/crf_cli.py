@@ -157,6 +157,8 @@ def read_probs(job: Job, settings: Settings, size_hw: tuple[int, int]) -> tuple[
             f"{job.source}: expected (labels, height, width) with 1..{UNDECIDED} labels, not {shape};"
             " labels last? array.transpose(2, 0, 1)"
         )
+    if np.issubdtype(probs.dtype, np.floating) and probs.size:
+        _check_probs(job, probs)
     try:
         if np.issubdtype(probs.dtype, np.floating) and probs.size:
             probs = resize_probabilities(probs, size_hw)
@@ -164,6 +166,19 @@ def read_probs(job: Job, settings: Settings, size_hw: tuple[int, int]) -> tuple[
     except ValueError as error:
         raise DataError(f"{job.source}: {error}") from error
     return unary, np.arange(len(probs), dtype=np.uint8)
+
+
+def _check_probs(job: Job, probs: NDArray[np.floating[Any]]) -> None:
+    """Raise :class:`DataError` for numbers that are none, and for labels that lie along the last axis."""
+    if not np.isfinite(probs).all():
+        label, y, x = np.argwhere(~np.isfinite(probs))[0]
+        raise DataError(f"{job.source}: holds {probs[label, y, x]} at label {label}, row {y}, column {x}")
+    first, last = (np.abs(probs.sum(axis=axis, dtype=np.float64) - 1).max() for axis in (0, -1))
+    if last < 0.01 < 0.1 < first:
+        raise DataError(
+            f"{job.source}: {probs.shape} sums up to 1 along its last axis, not its first: labels last?"
+            " array.transpose(2, 0, 1)"
+        )
 
 
 def read_labels(

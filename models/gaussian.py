@@ -122,8 +122,8 @@ def _cpu_lattice() -> str:
         from models import _lattice  # noqa: F401
     except ImportError as error:
         log.warning(
-            "the compiled lattice is missing (%s): numba's is used, about half as fast; "
-            "install a C++ compiler and run `make setup` to build it",
+            "the compiled lattice is missing (%s): numba's is used, at some two thirds of the speed; "
+            "install a C++ compiler and run `make -B setup` to build it",
             error,
         )
         return "lattice-numba"
@@ -266,7 +266,7 @@ def _cpp(features_nd: Any, device: str) -> _ArrayLattice:
         from models import _lattice
     except ImportError as error:
         raise ValueError(
-            f"backend 'lattice-cpp' is not compiled ({error}); run `make setup`, or use 'lattice'"
+            f"backend 'lattice-cpp' is not compiled ({error}); run `make -B setup`, or use 'lattice'"
         ) from error
     return _ArrayLattice(_lattice, features_nd)
 

@@ -111,6 +111,8 @@ def test_the_overlay_is_a_picture_of_the_pictures_size(here: Path) -> None:
         (("--image", "a.png", "--out", "m.png", "--probs", "a.png"), "a.png: not an .npy file of plain numbers"),
         (("--image", "a.png", "--out", "m.png", "--probs", "logits.npy"), "are these logits?"),
         (("--image", "a.png", "--out", "m.png", "--probs", "last.npy"), "labels last? array.transpose(2, 0, 1)"),
+        (("--image", "a.png", "--out", "m.png", "--probs", "hwk.npy"), "sums up to 1 along its last axis"),
+        (("--image", "a.png", "--out", "m.png", "--probs", "nan.npy"), "holds nan at label 1, row 2, column 3"),
         (("--image", "a.png", "--out", "m.png", "--labels", "small.png"), "small.png"),
         (("--image", "a.png", "--out", "m.png", "--labels", "open.png"), "every pixel is 255"),
         (("--image", "p.npy", "--out", "m.png", "--probs", "p.npy"), "p.npy"),
@@ -120,6 +122,10 @@ def test_the_overlay_is_a_picture_of_the_pictures_size(here: Path) -> None:
 def test_wrong_usage_is_told_and_writes_nothing(here: Path, arguments: tuple[str, ...], message: str) -> None:
     np.save("logits.npy", np.full((2, 4, 4), 7.0))
     np.save("last.npy", np.full((4, 400, 2), 0.5)[None, ..., 0, 0])
+    np.save("hwk.npy", np.full((9, 8, 5), 0.2))
+    holed = np.full((2, 4, 4), 0.5)
+    holed[1, 2, 3] = np.nan
+    np.save("nan.npy", holed)
     write_class_mask(Path("small.png"), np.zeros((4, 4), np.uint8))
     write_class_mask(Path("open.png"), np.full((60, 80), 255, np.uint8))
     before = {path.name: path.read_bytes() for path in here.iterdir()}
@@ -158,7 +164,7 @@ def test_a_folder_is_done_by_threads_and_what_is_skipped_is_listed(folders: Path
         assert "masks: 3, skipped: 3" in done.said
         for line in (
             "skipped images/alone.png: no alone.npy in probs",
-            "skipped images/broken.png: probs/broken.npy: probabilities must lie in 0..1",
+            "skipped images/broken.png: probs/broken.npy: holds nan at label 0, row 0, column 0",
             "skipped probs/nobody.npy: no picture of this name in images",
         ):
             assert line in done.said

@@ -287,7 +287,7 @@ def test_without_the_extension_numba_is_used_and_said(monkeypatch: Any, caplog: 
         kernel = GaussianFilter(features_of(9, 2))
     gaussian._cpu_lattice.cache_clear()
     assert kernel.backend == "lattice-numba"
-    assert "no compiler was here" in caplog.text and "make setup" in caplog.text
+    assert "no compiler was here" in caplog.text and "make -B setup" in caplog.text
     with pytest.raises(ValueError, match="is not compiled"):
         GaussianFilter(features_of(9, 2), "lattice-cpp")
 
