@@ -148,9 +148,8 @@ DEMO = CFSParams(
 )
 """From scratch on 96 px pictures, in about two minutes of one core. Chosen on the demo's training pictures (1 seed):
 without the jitters raw masks lose 2 mIoU, crops of 48 px 1 and a faster decay another 2, 24 channels learn what 16 do,
-and after 40 epochs the masks' mistakes are learnt by heart. What decides how far the refined masks pass GrabCut's is
-the number of pictures, and that the refinement may decide more than the paper's .4 to .6 (GrabCutParams.trimap_low
-.2, trimap_high .8)."""
+and after 40 epochs the masks' mistakes are learnt by heart. The refinement gains where it may decide more than the
+paper's .4 to .6 (GrabCutParams.trimap_low .2, trimap_high .8)."""
 
 DEMO_TINY = dataclasses.replace(DEMO, width=8, crop=32, batch=4, iterations=20)
 """Twenty iterations: shows that everything runs, learns next to nothing."""

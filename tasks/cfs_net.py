@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from artifacts.objects import Object, pack_objects, paste_object, unpack_objects
+from artifacts.objects import pack_objects, paste_object, unpack_objects
 from artifacts.records import Box, DataError, ImageRGB
 from models import unet
 from models.deeplab import check_same_keys
@@ -192,17 +192,10 @@ def object_sample(
             " (difficult= alike in both)"
         )
     ox0, oy0, ox1, oy1 = found.window_xyxy
-    mask_hw = paste_object(object_mask(found), (ox0 - x0, oy0 - y0, ox1 - x0, oy1 - y0), (y1 - y0, x1 - x0))
+    mask_hw = paste_object(found.mask_hw, (ox0 - x0, oy0 - y0, ox1 - x0, oy1 - y0), (y1 - y0, x1 - x0))
     left, top, right, bottom = 1.0 + params.margin_jitter * generator.uniform(-1.0, 1.0, 4)
     crop = BoxCrop.around(window_xyxy, params.context, params.crop, (left, top, right, bottom))
     return crop.image(item.image_rgb, FILL_RGB), crop.box(), crop.target(mask_hw)
-
-
-def object_mask(one: Object) -> NDArray[np.bool_]:
-    """Where an object is, in its window: above .5 for probabilities, nonzero for masks."""
-    values_hw = one.values_hw
-    mask_hw: NDArray[np.bool_] = values_hw > 0.5 if values_hw.dtype.kind == "f" else values_hw != 0
-    return mask_hw
 
 
 # --- one image ------------------------------------------------------------------------------------------------------
