@@ -16,7 +16,7 @@ from artifacts.datasets import DataParams
 from artifacts.records import RecordSet
 from flows.engine import run_flow, show_help, threads
 from tasks import cfs as cfs_stage
-from tasks import deeplab, grabcut, labels, lgsa
+from tasks import deeplab, grabcut, labels, lgsa, refine
 from tasks.cfs import CFSParams
 from tasks.crf_params import PRESETS, Preset
 from tasks.deeplab import DeepLabParams
@@ -24,6 +24,7 @@ from tasks.finish import Result, finish
 from tasks.grabcut import GrabCutParams
 from tasks.lgsa import Attention, LGSAParams
 from tasks.options import RunParams
+from tasks.refine import RefineParams
 from tasks.run import Runner
 from tasks.stage import PARAMS_CONFIG, MapHandle
 
@@ -52,18 +53,22 @@ class CFSFlowParams:
             "help": f"dense CRF at test time, scored beside the student alone: off, {', '.join(get_args(Preset))}"
         },
     )
-    grabcut: GrabCutParams = field(
-        default_factory=GrabCutParams, metadata={"help": "GrabCut inside boxes, first and for the refinement"}
-    )
+    grabcut: GrabCutParams = field(default_factory=GrabCutParams, metadata={"help": "the first GrabCut, inside boxes"})
     cfs: CFSParams = field(default_factory=CFSParams, metadata={"help": "the network that looks into boxes"})
+    refine: RefineParams = field(
+        default_factory=RefineParams, metadata={"help": "GrabCut again, from the network's probabilities"}
+    )
     deeplab: DeepLabParams = field(default_factory=DeepLabParams, metadata={"help": "the student"})
     lgsa: LGSAParams = field(default_factory=LGSAParams, metadata={"help": "the student's self-attention"})
 
     def __post_init__(self) -> None:
         if self.attention != "none" and self.deeplab.multi_scale_inputs:
             raise ValueError("attention needs deeplab.multi_scale_inputs=false: its fusion is of logits")
-        if self.proposals in ("cfs", "cfs-refined") and self.cfs.difficult != self.grabcut.difficult:
-            raise ValueError("cfs.difficult and grabcut.difficult must be alike: both look into the same boxes")
+        difficult = {"grabcut": self.grabcut.difficult, "cfs": self.cfs.difficult, "refine": self.refine.difficult}
+        looking = {"cfs": ("grabcut", "cfs"), "cfs-refined": ("grabcut", "cfs", "refine")}.get(self.proposals, ())
+        if len({difficult[name] for name in looking}) > 1:
+            found = ", ".join(f"{name}.difficult={difficult[name]}" for name in looking)
+            raise ValueError(f"{found} must be alike: these stages look into the same boxes")
 
 
 def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -> Result:
@@ -88,7 +93,7 @@ def proposals(run: Runner, train: RecordSet, params: CFSFlowParams) -> MapHandle
     dense = run.map(cfs_stage.predict(params.cfs), train, net=net)
     if params.proposals == "cfs":
         return dense
-    return run.map(grabcut.refine(params.grabcut), train, dense=dense)
+    return run.map(refine.refine(params.refine), train, dense=dense)
 
 
 show_help(DataParams, CFSFlowParams, RunParams)

@@ -3,7 +3,7 @@
 
 A network that sees one box at a time, is told where the box is and which class it holds, and learns foreground from
 GrabCut's noisy masks; what the masks have in common is learnt before their mistakes are. Its probabilities are made
-precise by :func:`tasks.grabcut.refine`.
+precise by :func:`tasks.refine.refine`.
 
 Params and stage descriptions only: crops are :mod:`tasks.cfs_crop`, torch lives in :mod:`tasks.cfs_net`, imported
 when a stage runs.
@@ -57,7 +57,7 @@ class CFSParams:
         default=50.0, metadata={"help": "boxes with a shorter side are not learnt from, pixels; all are predicted"}
     )
     difficult: bool = field(
-        default=True, metadata={"help": "learn from difficult objects and look at them (as grabcut.difficult says)"}
+        default=True, metadata={"help": "learn from difficult objects and look at them (alike in grabcut and refine)"}
     )
     flip: bool = field(default=True, metadata={"help": "training: mirror every second crop"})
     margin_jitter: float = field(
@@ -149,7 +149,7 @@ DEMO = CFSParams(
 """From scratch on 96 px pictures, in about two minutes of one core. Chosen on the demo's training pictures (1 seed):
 without the jitters raw masks lose 2 mIoU, crops of 48 px 1 and a faster decay another 2, 24 channels learn what 16 do,
 and after 40 epochs the masks' mistakes are learnt by heart. The refinement gains where it may decide more than the
-paper's .4 to .6 (GrabCutParams.trimap_low .2, trimap_high .8)."""
+paper's .4 to .6 (RefineParams.trimap_low .2, trimap_high .8)."""
 
 DEMO_TINY = dataclasses.replace(DEMO, width=8, crop=32, batch=4, iterations=20)
 """Twenty iterations: shows that everything runs, learns next to nothing."""
@@ -215,7 +215,7 @@ def predict(params: CFSParams, *, name: str = "cfs-predict") -> MapStage:
     """The stage that looks into every box, small ones too: role ``net`` is the fit.
 
     Packed objects of float16 foreground probabilities, each in the pixels of its box (nothing outside of it is
-    foreground), in the layout that :func:`tasks.grabcut.refine` reads as role ``dense``; and ``mask_hw``, where they
+    foreground), in the layout that :func:`tasks.refine.refine` reads as role ``dense``; and ``mask_hw``, where they
     exceed .5, larger boxes first.
     """
     asked = {entry.name: getattr(params, entry.name) for entry in dataclasses.fields(CFSPredictParams)}

@@ -1,4 +1,4 @@
-"""GrabCut inside boxes (Rother et al. 2004, OpenCV's implementation), and refinement from probabilities (CFS, 3.2).
+"""GrabCut inside boxes (Rother et al. 2004, OpenCV's implementation); :mod:`tasks.refine` cuts from probabilities.
 
 What everybody calls ("plain": the whole image, the box as rectangle) collapses to almost nothing in 4 of 10 boxes of
 real pictures: where the colours do not separate, the shortest cut is no object at all. The default ("crop") differs
@@ -16,18 +16,17 @@ One iteration is enough then: more of them move less than the difference between
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.objects import Window, paste_object, unpack_objects
-from artifacts.records import Box, DataError, ImageRGB
+from artifacts.objects import Window
+from artifacts.records import Box, ImageRGB
 from tasks.boxes import LABEL_OUTPUTS, label_arrays, lies_inside, pixel_window, usable_boxes
 from tasks.crop import Crop, MaskBool
 from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
@@ -35,27 +34,61 @@ from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
 Trimap = NDArray[np.uint8]
 """OpenCV's mask values: GC_BGD 0, GC_FGD 1 (certain), GC_PR_BGD 2, GC_PR_FGD 3 (to be decided)."""
 
+Bounds = tuple[str, float, float]
+"""A field's name, its least and its largest value."""
+
 Proposal = tuple[Window, MaskBool, bool]
 """Window in the image, mask in the window, and whether the box was taken instead of the cut."""
 
-REFINE_ONLY = ("trimap_low", "trimap_high", "refine_iterations")
-"""Params that decide the refinement alone."""
 PLAIN_ITERATIONS = 5
 """``variant="plain"`` is a named baseline: nothing of it is a parameter but the fallback."""
 
 
 @dataclass(frozen=True)
-class GrabCutParams:
-    """How boxes become masks. Lengths in pixels, shares and cores as fractions of the box."""
+class CutParams:
+    """What the first cut and the refinement both have, each with values of its own.
+
+    Lengths in pixels, shares as fractions of the box.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    working_size: int = field(default=384, metadata={"help": "longest side of the scaled crop, pixels"})
+    context: float = field(default=0.3, metadata={"help": "context on each side of the box, fraction of its side"})
+    fallback: Literal["share", "sdi", "none"] = field(
+        default="share",
+        metadata={"help": "take the box where a cut keeps too little: by share, by SDI's rule, or never"},
+    )
+    fallback_share: float = field(default=0.05, metadata={"help": "share: the box where less of it is kept"})
+    sdi_iou: float = field(default=0.15, metadata={"help": "sdi: the box where the mask's own box has a smaller IoU"})
+    sdi_area: float = field(default=0.5, metadata={"help": "sdi: the box where less of its area is kept"})
+    difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
+    seed: int = field(default=0, metadata={"help": "seed of OpenCV's colour clustering"})
+
+    def check(self, stage: str, *own: Bounds) -> None:
+        """Raise ``ValueError``, as ``stage.field``, where a field of these or of ``own`` is out of its bounds."""
+        for name, low, high in (
+            ("working_size", 16, 4096),
+            ("context", 0.0, 4.0),
+            ("fallback_share", 0.0, 1.0),
+            ("sdi_iou", 0.0, 1.0),
+            ("sdi_area", 0.0, 1.0),
+            ("seed", 0, 2**31 - 1),
+            *own,
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{stage}.{name} must be {low}..{high}, not {value}")
+
+
+@dataclass(frozen=True)
+class GrabCutParams(CutParams):
+    """How boxes become masks. Cores as fractions of the box's sides."""
 
     variant: Literal["crop", "plain"] = field(
         default="crop",
         metadata={"help": "crop: scaled crop, probe, core; plain: whole image, rectangle start, 5 iterations"},
     )
-    working_size: int = field(default=384, metadata={"help": "longest side of the scaled crop, pixels"})
-    context: float = field(default=0.3, metadata={"help": "context on each side of the box, fraction of its side"})
     iterations: int = field(default=1, metadata={"help": "GrabCut iterations of the cut (variant crop)"})
     core: float = field(default=0.35, metadata={"help": "certain foreground: ellipse of this share of the box's sides"})
     probe_size: int = field(
@@ -66,42 +99,17 @@ class GrabCutParams:
     inner_boxes: bool = field(
         default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}
     )
-    fallback: Literal["share", "sdi", "none"] = field(
-        default="share",
-        metadata={"help": "take the box where a cut keeps too little: by share, by SDI's rule, or never"},
-    )
-    fallback_share: float = field(default=0.05, metadata={"help": "share: the box where less of it is kept"})
-    sdi_iou: float = field(default=0.15, metadata={"help": "sdi: the box where the mask's own box has a smaller IoU"})
-    sdi_area: float = field(default=0.5, metadata={"help": "sdi: the box where less of its area is kept"})
-    trimap_low: float = field(default=0.4, metadata={"help": "refine: a probability below is certain background"})
-    trimap_high: float = field(default=0.6, metadata={"help": "refine: a probability above is certain foreground"})
-    refine_iterations: int = field(default=5, metadata={"help": "GrabCut iterations of the refinement"})
-    difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
-    seed: int = field(default=0, metadata={"help": "seed of OpenCV's colour clustering"})
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("working_size", 16, 4096),
-            ("context", 0.0, 4.0),
+        self.check(
+            "grabcut",
             ("iterations", 1, 100),
             ("core", 0.0, 1.0),
             ("probe_share", 0.0, 1.0),
             ("core_collapsed", 0.0, 1.0),
-            ("fallback_share", 0.0, 1.0),
-            ("sdi_iou", 0.0, 1.0),
-            ("sdi_area", 0.0, 1.0),
-            ("trimap_low", 0.0, 1.0),
-            ("trimap_high", 0.0, 1.0),
-            ("refine_iterations", 1, 100),
-            ("seed", 0, 2**31 - 1),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"grabcut.{name} must be {low}..{high}, not {value}")
+        )
         if self.probe_size and not 16 <= self.probe_size <= 4096:
             raise ValueError(f"grabcut.probe_size must be 0 (no probe) or 16..4096, not {self.probe_size}")
-        if self.trimap_low > self.trimap_high:
-            raise ValueError(f"grabcut.trimap_low must be <= trimap_high, not {self.trimap_low} and {self.trimap_high}")
 
 
 # --- one object -------------------------------------------------------------------------------------------------
@@ -124,25 +132,22 @@ def propose_object(
     Returns the window (the box's pixels in the image), the mask in it, and whether it is the box that was taken
     because the cut failed or kept too little. Raises ``ValueError`` for an inverted or non-finite box.
     """
-    window_xyxy = pixel_window(box_xyxy, _size(image_rgb))
-    x0, y0, x1, y1 = window_xyxy
-    if x0 == x1:
+    window_xyxy = pixel_window(box_xyxy, size_of(image_rgb))
+    if window_xyxy[0] == window_xyxy[2]:
         return window_xyxy, np.zeros((0, 0), dtype=np.bool_), True
     if params.variant == "plain":
         mask_hw = _plain(image_rgb, window_xyxy, seed)
     else:
         mask_hw = _cropped(image_rgb, window_xyxy, params, seed)
-    if mask_hw is None or keeps_too_little(mask_hw, params):
-        return window_xyxy, np.ones((y1 - y0, x1 - x0), dtype=np.bool_), True
-    return window_xyxy, mask_hw, False
+    return mask_or_box(window_xyxy, mask_hw, params)
 
 
 def _plain(image_rgb: ImageRGB, window_xyxy: Window, seed: int) -> MaskBool | None:
     """The baseline: the whole image, the box as rectangle."""
     x0, y0, x1, y1 = window_xyxy
-    trimap = np.zeros(_size(image_rgb), dtype=np.uint8)
+    trimap = np.zeros(size_of(image_rgb), dtype=np.uint8)
     trimap[y0:y1, x0:x1] = cv2.GC_PR_FGD
-    cut_hw = _cut(image_rgb, trimap, PLAIN_ITERATIONS, seed)
+    cut_hw = cut(image_rgb, trimap, PLAIN_ITERATIONS, seed)
     return None if cut_hw is None else cut_hw[y0:y1, x0:x1]
 
 
@@ -169,9 +174,9 @@ def _cut_crop(
     image_rgb: ImageRGB, window_xyxy: Window, size: int, core: float, params: GrabCutParams, seed: int
 ) -> MaskBool | None:
     """Cut on the box with context, longest side scaled to ``size``; the mask comes back in the window's pixels."""
-    crop = Crop.around(window_xyxy, _size(image_rgb), params.context, size)
+    crop = Crop.around(window_xyxy, size_of(image_rgb), params.context, size)
     trimap = box_trimap(crop.scaled_hw, crop.scaled(window_xyxy), core)
-    cut_hw = _cut(crop.scale(image_rgb), trimap, params.iterations, seed)
+    cut_hw = cut(crop.scale(image_rgb), trimap, params.iterations, seed)
     return None if cut_hw is None else crop.back(cut_hw, window_xyxy)
 
 
@@ -202,7 +207,15 @@ def ellipse(size_hw: tuple[int, ...], share: float) -> MaskBool:
     return inside
 
 
-def keeps_too_little(mask_hw: MaskBool, params: GrabCutParams) -> bool:
+def mask_or_box(window_xyxy: Window, mask_hw: MaskBool | None, params: CutParams) -> Proposal:
+    """The mask of a cut, or the whole window where there is none or it keeps too little."""
+    if mask_hw is None or keeps_too_little(mask_hw, params):
+        x0, y0, x1, y1 = window_xyxy
+        return window_xyxy, np.ones((y1 - y0, x1 - x0), dtype=np.bool_), True
+    return window_xyxy, mask_hw, False
+
+
+def keeps_too_little(mask_hw: MaskBool, params: CutParams) -> bool:
     """Whether the box replaces a cut: the mask is empty, or the fallback's rule holds.
 
     ``sdi`` is the rule of Simple Does It (Khoreva et al. 2017) as used with CFS: below 15 % IoU (of the mask's own
@@ -220,62 +233,13 @@ def keeps_too_little(mask_hw: MaskBool, params: GrabCutParams) -> bool:
     return bool(extent / mask_hw.size < params.sdi_iou or share < params.sdi_area)
 
 
-def refine_object(
-    image_rgb: ImageRGB,
-    prob_hw: NDArray[Any],
-    window_xyxy: Window,
-    box_xyxy: Sequence[float],
-    params: GrabCutParams,
-    seed: int,
-) -> Proposal:
-    """A probability map made precise by GrabCut with CFS's trimap (section 3.2).
-
-    Above ``trimap_high`` certain foreground, below ``trimap_low`` certain background, the rest possible foreground;
-    nothing outside the box. Where the cut has nothing to do (all certain), the trimap is the mask.
-
-    Args:
-        image_rgb: (H, W, 3) uint8.
-        prob_hw: floating foreground probability, of ``window_xyxy``'s size (the window may stick out of the image).
-        window_xyxy: the map's window in the image.
-        box_xyxy: the object's box.
-        params: trimap, working size, fallback.
-        seed: as in :func:`propose_object`, and so is the result.
-    """
-    size_hw = _size(image_rgb)
-    target_xyxy = pixel_window(box_xyxy, size_hw)
-    x0, y0, x1, y1 = target_xyxy
-    if x0 == x1:
-        return target_xyxy, np.zeros((0, 0), dtype=np.bool_), True
-    crop = Crop.around(target_xyxy, size_hw, params.context, params.working_size)
-    prob_crop = paste_object(prob_hw.astype(np.float32), crop.frame(window_xyxy), crop.size_hw)
-    trimap = np.full(crop.scaled_hw, cv2.GC_BGD, dtype=np.uint8)
-    left, top, right, bottom = crop.scaled(target_xyxy)
-    inner = (slice(top, bottom), slice(left, right))
-    trimap[inner] = probability_trimap(crop.resize(prob_crop)[inner], params)
-    cut_hw = _cut(crop.scale(image_rgb), trimap, params.refine_iterations, seed)
-    if cut_hw is None:
-        cut_hw = _foreground(trimap)
-    mask_hw = crop.back(cut_hw, target_xyxy)
-    if keeps_too_little(mask_hw, params):
-        return target_xyxy, np.ones((y1 - y0, x1 - x0), dtype=np.bool_), True
-    return target_xyxy, mask_hw, False
-
-
-def probability_trimap(prob_hw: NDArray[np.floating[Any]], params: GrabCutParams) -> Trimap:
-    """CFS's trimap: > high certain foreground, < low certain background, the rest possible foreground."""
-    trimap = np.full(prob_hw.shape, cv2.GC_PR_FGD, dtype=np.uint8)
-    trimap[prob_hw > params.trimap_high] = cv2.GC_FGD
-    trimap[prob_hw < params.trimap_low] = cv2.GC_BGD
-    return trimap
-
-
 # --- the cut ---------------------------------------------------------------------------------------
 
 
-def _cut(image_rgb: ImageRGB, trimap: Trimap, iterations: int, seed: int) -> MaskBool | None:
+def cut(image_rgb: ImageRGB, trimap: Trimap, iterations: int, seed: int) -> MaskBool | None:
     """OpenCV's GrabCut from a trimap; ``None`` where it cannot work (no sample of one side, all of one colour)."""
-    foreground = _foreground(trimap)
-    if foreground.all() or not foreground.any():
+    start = foreground(trimap)
+    if start.all() or not start.any():
         return None
     decided = trimap.copy()
     no_rectangle = (0, 0, 0, 0)
@@ -286,15 +250,17 @@ def _cut(image_rgb: ImageRGB, trimap: Trimap, iterations: int, seed: int) -> Mas
         cv2.grabCut(pixels, decided, no_rectangle, background, foreground_model, iterations, cv2.GC_INIT_WITH_MASK)
     except cv2.error:
         return None
-    return _foreground(decided)
+    return foreground(decided)
 
 
-def _foreground(trimap: Trimap) -> MaskBool:
-    foreground: MaskBool = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
-    return foreground
+def foreground(trimap: Trimap) -> MaskBool:
+    """(H, W) bool: certain and probable foreground."""
+    found: MaskBool = (trimap == cv2.GC_FGD) | (trimap == cv2.GC_PR_FGD)
+    return found
 
 
-def _size(image_rgb: ImageRGB) -> tuple[int, int]:
+def size_of(image_rgb: ImageRGB) -> tuple[int, int]:
+    """Height and width."""
     return image_rgb.shape[0], image_rgb.shape[1]
 
 
@@ -305,24 +271,14 @@ OUTPUTS = (*LABEL_OUTPUTS, "fell_back_n")
 
 
 def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
-    """Boxes -> coarse masks. How probabilities would be refined is no part of it: another refinement keeps these."""
-    settled = {name: getattr(GrabCutParams(), name) for name in REFINE_ONLY}
-    return _stage("grabcut", dataclasses.replace(params, **settled), "tasks.grabcut:propose_item")
-
-
-def refine(params: GrabCutParams = GrabCutParams()) -> MapStage:
-    """Boxes and probabilities (upstream role ``dense``: packed objects, float16) -> precise masks."""
-    return _stage("refine", params, "tasks.grabcut:refine_item")
-
-
-def _stage(name: str, params: GrabCutParams, function: str) -> MapStage:
+    """Boxes -> coarse masks."""
     return MapStage(
-        name=name,
+        name="grabcut",
         version=1,
         params=params,
         reads=("image", "boxes"),
         outputs=OUTPUTS,
-        function=function,
+        function="tasks.grabcut:propose_item",
         holds_classes=True,
     )
 
@@ -336,7 +292,7 @@ def object_seed(seed: int, key: str, object_id: int) -> int:
 def propose_item(item: Item, params: GrabCutParams) -> Arrays:
     """Map function of :func:`propose`."""
     assert item.image_rgb is not None
-    _one_thread()
+    one_thread()
     boxes = usable_boxes(item.record, difficult=params.difficult)
     found = {
         box.id: propose_object(item.image_rgb, box.xyxy, params, object_seed(params.seed, item.key, box.id))
@@ -344,7 +300,7 @@ def propose_item(item: Item, params: GrabCutParams) -> Arrays:
     }
     if params.inner_boxes and params.variant == "crop":
         found = without_inner(boxes, found)
-    return _arrays(boxes, found, _size(item.image_rgb))
+    return object_arrays(boxes, found, size_of(item.image_rgb))
 
 
 def without_inner(boxes: Sequence[Box], found: Mapping[int, Proposal]) -> dict[int, Proposal]:
@@ -372,38 +328,14 @@ def _remove(mask_hw: MaskBool, window_xyxy: Window, other_hw: MaskBool, other_xy
         mask_hw[y0 - window_xyxy[1] : y1 - window_xyxy[1], x0 - window_xyxy[0] : x1 - window_xyxy[0]] &= ~covered
 
 
-def refine_item(item: Item, params: GrabCutParams) -> Arrays:
-    """Map function of :func:`refine`. Raises :class:`DataError` where ``dense`` lacks one of the boxes."""
-    assert item.image_rgb is not None
-    _one_thread()
-    dense = {one.id: one for one in unpack_objects(item.up["dense"])}
-    boxes = usable_boxes(item.record, difficult=params.difficult)
-    if missing := [box.id for box in boxes if box.id not in dense]:
-        raise DataError(
-            f"{item.key}: no probabilities for objects {missing}; the stage behind role 'dense' must cover the same"
-            " boxes (difficult= alike in both)"
-        )
-    found = {
-        box.id: refine_object(
-            item.image_rgb,
-            dense[box.id].values_hw,
-            dense[box.id].window_xyxy,
-            box.xyxy,
-            params,
-            object_seed(params.seed, item.key, box.id),
-        )
-        for box in boxes
-    }
-    return _arrays(boxes, found, _size(item.image_rgb))
-
-
-def _arrays(boxes: Sequence[Box], found: Mapping[int, Proposal], size_hw: tuple[int, int]) -> Arrays:
+def object_arrays(boxes: Sequence[Box], found: Mapping[int, Proposal], size_hw: tuple[int, int]) -> Arrays:
+    """The arrays of :data:`OUTPUTS` for one image of ``size_hw``, from what was found by the boxes' ids."""
     ordered = [found[box.id] for box in boxes]
     arrays = label_arrays(boxes, [one[0] for one in ordered], [one[1] for one in ordered], size_hw)
     arrays["fell_back_n"] = np.array([one[2] for one in ordered], dtype=np.bool_)
     return arrays
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
     """Workers share the cores by image; OpenCV's own threads would only get in their way."""
     cv2.setNumThreads(1)

@@ -226,7 +226,7 @@ def test_no_stage_of_the_flow_may_see_truth(tiny: Done) -> None:
             ("torch", "torchvision", "torchmetrics", "lightning", "matplotlib", "pycocotools", "numba"),
         ),
         (
-            "tasks.run, tasks.grabcut, tasks.labels, tasks.deeplab",
+            "tasks.run, tasks.grabcut, tasks.refine, tasks.labels, tasks.deeplab",
             ("prefect", "pydantic", "torch", "msgspec", "defusedxml"),
         ),
     ],

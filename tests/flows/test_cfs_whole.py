@@ -26,6 +26,7 @@ from tasks import cfs, deeplab
 from tasks.cfs import CFSParams
 from tasks.deeplab import DeepLabParams
 from tasks.grabcut import GrabCutParams
+from tasks.refine import RefineParams
 from tasks.run import Runner
 
 TRAIN, VAL = 24, 8
@@ -126,7 +127,7 @@ def test_a_second_run_computes_nothing_and_rerun_only_what_changes(whole: Done, 
 
 def test_a_change_is_felt_from_its_stage_on(whole: Done) -> None:
     for change, kept in (
-        ("grabcut.trimap_low=0.2", ["grabcut", "cfs", "cfs-predict"]),
+        ("refine.trimap_low=0.2", ["grabcut", "cfs", "cfs-predict"]),
         ("cfs.test_flip=false", ["grabcut", "cfs"]),
         ("cfs.deep_refeed=false", ["grabcut"]),
         ("lgsa.alpha=5000", ["grabcut", "cfs", "cfs-predict", "refine"]),
@@ -211,11 +212,36 @@ def test_every_ablation_of_the_paper_is_a_run_of_its_own(tiny: Done) -> None:
     assert address("refine", attention="none") == address("refine", crf="deeplab-v2") == address("refine")
 
 
+def test_each_grabcut_has_params_of_its_own(tiny: Done) -> None:
+    """The usual whole-image call comes first, and the refinement stays as it was set; or the other way round."""
+    first = CFSFlowParams()
+    plain, other = GrabCutParams(variant="plain", fallback="none"), RefineParams(working_size=96, fallback="sdi")
+    before, coarse, fine = (
+        {handle.label: handle for handle in planned(tiny, params).handles}
+        for params in (first, dataclasses.replace(first, grabcut=plain), dataclasses.replace(first, refine=other))
+    )
+    assert (coarse["grabcut"].stage.params, coarse["refine"].stage) == (plain, before["refine"].stage)
+    assert (fine["grabcut"].stage, fine["refine"].stage.params) == (before["grabcut"].stage, other)
+    same = [label for label in STAGES if fine[label].address == before[label].address]
+    assert same == ["grabcut", "cfs", "cfs-predict"]
+    assert coarse["grabcut"].address != before["grabcut"].address
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (("params.attention=lgsa", "params.deeplab.multi_scale_inputs=true"), "attention.*multi_scale_inputs"),
-        (("params.proposals=cfs", "params.cfs.difficult=false"), "cfs.difficult and grabcut.difficult must be alike"),
+        (
+            ("params.proposals=cfs", "params.cfs.difficult=false"),
+            "grabcut.difficult=True, cfs.difficult=False must be alike",
+        ),
+        (
+            ("params.proposals=cfs-refined", "params.refine.difficult=false"),
+            "grabcut.difficult=True, cfs.difficult=True, refine.difficult=False must be alike",
+        ),
+        (("params.refine.trimap_low=0.7",), "refine.trimap_low must be <= trimap_high"),
+        (("params.refine.trimap_lo=0.3",), "did you mean 'trimap_low'"),
+        (("params.grabcut.trimap_low=0.3",), "params.grabcut.trimap_low: no such parameter"),
         (("params.proposals=cfs-refind",), "params.proposals.*cfs-refined"),
         (("params.lgsa.modules=0",), "lgsa.modules must be 1..8"),
         (("params.lgsa.modulez=2",), "did you mean 'modules'"),
@@ -226,6 +252,7 @@ def test_what_cannot_be_is_refused_before_any_work(change: tuple[str, ...], mess
     with pytest.raises(ConfigError, match=message):
         configure("cfs", None, "demo-tiny", change, {})
     CFSFlowParams(proposals="grabcut", attention="none", cfs=CFSParams(difficult=False), grabcut=GrabCutParams())
+    CFSFlowParams(proposals="cfs", refine=RefineParams(difficult=False))
 
 
 def test_packaged_configurations_of_the_whole_figure() -> None:
@@ -236,6 +263,9 @@ def test_packaged_configurations_of_the_whole_figure() -> None:
     assert demo.cfs == cfs.PRESETS["demo"] and demo.deeplab == deeplab.PRESETS["demo"]
     assert configure("cfs", None, "demo-tiny", (), {}).params.cfs == cfs.PRESETS["demo-tiny"]
     assert voc.cfs == cfs.PRESETS["voc"]
+    assert demo.grabcut == GrabCutParams(working_size=96, probe_size=64)
+    assert demo.refine == RefineParams(working_size=96, trimap_low=0.2, trimap_high=0.8)
+    assert (voc.grabcut, voc.refine) == (GrabCutParams(), RefineParams())
     v2: DeepLabParams = deeplab.PRESETS["voc-resnet101"]
     # Section 4.1: 15 epochs of the 10,582 images, ten at a time; a dense CRF at test.
     assert voc.deeplab == dataclasses.replace(v2, iterations=round(15 * 10_582 / 10))

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from artifacts.objects import pack_objects, unpack_objects
 from artifacts.records import Box, DataError, Record
 from models import unet
-from tasks import cfs, cfs_net, grabcut
+from tasks import cfs, cfs_net
 from tasks.cfs import DEMO, CFSParams
 from tasks.cfs_crop import BoxCrop
-from tasks.grabcut import GrabCutParams
+from tasks.refine import RefineParams, refine_item
 from tasks.rng import generator
 from tasks.stage import Item, SkipImage, check_outputs, resolve
 
@@ -178,8 +178,8 @@ class TestPredict:
         outside = np.ones((64, 72), bool)
         outside[y0:y1, x0:x1] = False
         assert not arrays["mask_hw"][outside].any()
-        refined = grabcut.refine_item(
-            dataclasses.replace(item_of(image, [box]), up={"dense": arrays}), GrabCutParams(working_size=48)
+        refined = refine_item(
+            dataclasses.replace(item_of(image, [box]), up={"dense": arrays}), RefineParams(working_size=48)
         )
         assert refined["object_ids_n"].tolist() == [3]
 
@@ -241,7 +241,7 @@ class TestPredict:
         image, _ = scene(1)
         dense = pack_objects([7], [WHERE], [np.full((36, 36), 0.39, np.float16)])
         item = dataclasses.replace(item_of(image, [box_of(1)]), up={"dense": dense})
-        refined = grabcut.refine_item(item, GrabCutParams(working_size=48))
+        refined = refine_item(item, RefineParams(working_size=48))
         assert refined["fell_back_n"].tolist() == [True] and (refined["mask_hw"][14:50, 20:56] == 1).all()
 
     def test_one_of_several_networks_in_a_checkpoint_is_asked(self, weights: str, tmp_path: Path) -> None:

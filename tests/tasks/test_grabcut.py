@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import cv2
@@ -11,39 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifacts.objects import pack_objects, unpack_objects
-from artifacts.records import Box, DataError, Record
+from artifacts.objects import unpack_objects
+from artifacts.records import Box, Record
 from tasks import grabcut
 from tasks.boxes import lies_inside, pixel_window
 from tasks.crop import Crop
-from tasks.grabcut import GrabCutParams, propose_item, propose_object, refine_item, refine_object
+from tasks.grabcut import GrabCutParams, propose_item, propose_object
 from tasks.stage import Item, MapStage, SkipImage, check_outputs, resolve
+
+sys.path.insert(0, str(Path(__file__).parent))
+from grabcut_scenes import disc_image, iou, item, whole
 
 FAST = GrabCutParams(working_size=64, probe_size=48)
 SHARED = Path(__file__).parents[2] / "../shared/data/voc-mini"
-
-
-def disc_image(size=80, radius=22, centre=(40, 40), noise=12):
-    """A red disc on green grass: (image, truth)."""
-    rng = np.random.default_rng(0)
-    y, x = np.mgrid[:size, :size] + 0.5
-    truth = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 <= radius**2
-    image = np.where(truth[..., None], (200, 40, 40), (40, 150, 60)) + rng.normal(0, noise, (size, size, 3))
-    return image.clip(0, 255).astype(np.uint8), truth
-
-
-def whole(window, mask, size_hw):
-    image = np.zeros(size_hw, dtype=bool)
-    image[window[1] : window[3], window[0] : window[2]] = mask
-    return image
-
-
-def iou(a, b):
-    return (a & b).sum() / (a | b).sum()
-
-
-def item(image, boxes, key="set/one", **up):
-    return Item(key, Record("one", "one.png", boxes=tuple(boxes)), ("a", "b", "c"), image, up)
 
 
 class TestOneObject:
@@ -222,43 +203,6 @@ class TestFallback:
         assert mask.all() and fell_back
 
 
-class TestRefine:
-    def test_trimap_by_hand(self):
-        prob = np.array([[0.39, 0.4, 0.5, 0.6, 0.61]], dtype=np.float32)
-        assert grabcut.probability_trimap(prob, GrabCutParams()).tolist() == [[0, 3, 3, 3, 1]]
-
-    def test_a_blurred_probability_becomes_the_disc(self):
-        image, truth = disc_image()
-        prob = cv2.GaussianBlur(truth.astype(np.float32), (0, 0), 6).astype(np.float16)
-        window = (-10, 5, 75, 85)  # the map's window sticks out of the image
-        padded = np.zeros((100, 100), np.float16)
-        padded[10:90, 10:90] = prob
-        part = padded[5 + 10 : 85 + 10, 0 : 75 + 10]
-        params = dataclasses.replace(FAST, working_size=96)
-        found, mask, fell_back = refine_object(image, part, window, (18, 18, 62, 62), params, 1)
-        refined = iou(whole(found, mask, (80, 80)), truth)
-        assert found == (18, 18, 62, 62) and not fell_back
-        assert refined > 0.95 and refined > iou(prob > 0.5, truth)
-
-    def test_certain_pixels_stay_what_they_are(self):
-        image, _ = disc_image()
-        prob = np.zeros((40, 40), np.float16)
-        prob[:10] = 1.0  # certain although it is grass
-        prob[10:12] = 0.5
-        _, mask, _ = refine_object(image, prob, (20, 20, 60, 60), (20, 20, 60, 60), FAST, 1)
-        assert mask[:9].all() and not mask[14:].any()
-
-    def test_nothing_to_cut(self):
-        image, _ = disc_image()
-        box = (20, 20, 60, 60)
-        sure, none = np.full((40, 40), 0.9, np.float16), np.zeros((40, 40), np.float16)
-        # All of the image is one object: no background sample, so the trimap is the mask.
-        everything = refine_object(image[20:60, 20:60], sure, (0, 0, 40, 40), (0, 0, 40, 40), FAST, 1)
-        assert everything[1].all() and not everything[2]
-        assert refine_object(image, none, box, box, FAST, 1)[2]  # no foreground at all: the box, and said so
-        assert refine_object(image, none, box, (90, 90, 95, 95), FAST, 1)[1].size == 0
-
-
 class TestImage:
     def test_outputs_are_those_declared(self):
         image, truth = disc_image()
@@ -339,17 +283,6 @@ class TestImage:
         }
         assert not middle[True].any() and middle[False].all()
 
-    def test_refining_needs_all_boxes(self):
-        image, truth = disc_image()
-        prob = truth[18:62, 18:62].astype(np.float16)
-        dense = pack_objects([4], [(18, 18, 62, 62)], [prob])
-        boxes = [Box(4, 1, 18, 18, 62, 62)]
-        stage = grabcut.refine(FAST)
-        arrays = check_outputs(stage, resolve(stage.function)(item(image, boxes, dense=dense), FAST))
-        assert iou(arrays["mask_hw"] == 1, truth) > 0.9
-        with pytest.raises(DataError, match=r"no probabilities for objects \[5\]"):
-            refine_item(item(image, [*boxes, Box(5, 1, 0, 0, 9, 9)], dense=dense), FAST)
-
 
 class TestGeometry:
     @settings(max_examples=60, deadline=None)
@@ -401,17 +334,17 @@ class TestParams:
             ({"context": float("nan")}, "context must be"),
             ({"iterations": 0}, "iterations must be"),
             ({"seed": -1}, "seed must be"),
-            ({"trimap_low": 0.7}, "trimap_low must be <= trimap_high, not 0.7 and 0.6"),
+            ({"fallback_share": 1.5}, r"grabcut\.fallback_share must be 0\.0\.\.1\.0, not 1.5"),
         ],
     )
     def test_bounds(self, given, message):
         with pytest.raises(ValueError, match=message):
             GrabCutParams(**given)
 
-    def test_stages(self):
-        for stage, name in ((grabcut.propose(), "grabcut"), (grabcut.refine(), "refine")):
-            assert isinstance(stage, MapStage) and stage.name == name
-            assert stage.reads == ("image", "boxes") and stage.holds_classes and not stage.uses_torch
+    def test_stage(self):
+        stage = grabcut.propose()
+        assert isinstance(stage, MapStage) and stage.name == "grabcut"
+        assert stage.reads == ("image", "boxes") and stage.holds_classes and not stage.uses_torch
 
     def test_every_field_has_help(self):
         assert all(f.metadata.get("help") for f in dataclasses.fields(GrabCutParams))
