@@ -4,8 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "lattice.hpp"
 
@@ -15,6 +17,26 @@ using lattice::Lattice;
 namespace {
 
 using Array = py::array_t<float, py::array::c_style>;
+
+// The interpreter lock given back while it lives. Before 3.14 an interpreter that ends (a second Ctrl-C) makes
+// pthread_exit of a thread that asks for the lock: its unwinding would meet a destructor, which is noexcept, and abort
+// the process. The thread sleeps instead until the process is gone, as 3.14 has it.
+class Unlocked {
+public:
+    Unlocked() : state(PyEval_SaveThread()) {}
+    Unlocked(const Unlocked&) = delete;
+    Unlocked& operator=(const Unlocked&) = delete;
+    ~Unlocked() {
+        try {
+            PyEval_RestoreThread(state);
+        } catch (...) {  // not to be left: glibc aborts where its unwinding is caught and not gone on with
+            for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+        }
+    }
+
+private:
+    PyThreadState* state;
+};
 
 std::string shape_of(const py::array& array) {
     std::string text = "(";
@@ -38,7 +60,7 @@ std::shared_ptr<Lattice> build(const Array& features) {
     const float* data = features.data();
     const auto points = static_cast<std::size_t>(features.shape(0));
     const auto dimensions = static_cast<int>(features.shape(1));
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     return std::make_shared<Lattice>(lattice::kernels().build(data, points, dimensions));
 }
 
@@ -48,7 +70,7 @@ Array apply(const Lattice& lattice, const Array& values, bool reverse) {
     const float* data = values.data();
     const auto channels = static_cast<int>(values.shape(1));
     float* target = out.mutable_data();
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     lattice::kernels().apply(lattice, data, channels, reverse, target);
     return out;
 }
@@ -56,7 +78,7 @@ Array apply(const Lattice& lattice, const Array& values, bool reverse) {
 Array diagonal(const Lattice& lattice) {
     Array out(static_cast<py::ssize_t>(lattice.points));
     float* target = out.mutable_data();
-    py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     lattice::kernels().diagonal(lattice, target);
     return out;
 }
@@ -71,7 +93,7 @@ py::tuple pair_energy(const Lattice& lattice, const Array& probs, const Array& s
     float* target = with_gradient ? gradient.mutable_data() : nullptr;
     double energy;
     {
-        py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         energy = lattice::kernels().pair_energy(lattice, data, labels, factors, target);
     }
     return py::make_tuple(energy, with_gradient ? py::object(gradient) : py::none());
@@ -124,7 +146,7 @@ Array mean_field(const Array& unary, const py::sequence& terms, int iterations) 
     const float* data = unary.data();
     float* target = q.mutable_data();
     {
-        py::gil_scoped_release unlocked;
+        const Unlocked unlocked;
         lattice::kernels().mean_field(data, static_cast<int>(labels), static_cast<std::size_t>(points), plain,
                                       iterations, target);
     }

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,3 +109,38 @@ def test_lattices_and_row_sums_of_different_images_are_made_at_the_same_time(mon
 def test_impossible_thread_counts_are_refused(threads: int) -> None:
     with pytest.raises(ValueError, match="threads must be at least 1"):
         dense_crf_batch(IMAGES, UNARIES, threads=threads)
+
+
+ENDS_WHILE_THREADS_COMPUTE = """
+import threading, time
+from crf_pictures import energies, picture
+from tasks.crf import CRFParams, dense_crf
+
+begun = threading.Barrier(4)
+
+def work():
+    image, unary, params = picture(100, 150), energies(4, 100, 150), CRFParams(iterations=5, backend="lattice-cpp")
+    dense_crf(image, unary, params)
+    begun.wait()
+    while True:
+        dense_crf(image, unary, params)
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+begun.wait()
+time.sleep(0.05)
+"""
+
+
+def test_a_program_that_ends_while_threads_compute_does_not_abort() -> None:
+    """Two Ctrl-C are enough for it: the lattice then asked for the lock of an interpreter that ends."""
+    paths = map(str, (Path(__file__).parents[2], Path(__file__).parents[1]))
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_WHILE_THREADS_COMPUTE],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
