@@ -177,18 +177,20 @@ def _resize(image_rgb: ImageRGB, size_hw: tuple[int, int]) -> Picture:
     return np.asarray(cv2.resize(image_rgb, (size_hw[1], size_hw[0]), interpolation=how), np.uint8)
 
 
-def overlay(image_rgb: Picture, mask_hw: MaskHW) -> Picture:
+def overlay(image_rgb: Picture, mask_hw: MaskHW, colours: NDArray[np.uint8] | None = None) -> Picture:
     """The mask in class colours over the image (of the panel's size), outlined; 255 hatched grey, the rest pale.
 
     Args:
         image_rgb: (H, W, 3) uint8, the panel.
         mask_hw: (h, w) uint8 of any size; pixels are enlarged, never mixed.
+        colours: (256, 3) uint8, a palette whose entry i is class i's colour; default: the report's colours.
     """
     height, width = image_rgb.shape[:2]
     mask = np.asarray(cv2.resize(mask_hw, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
     table = np.zeros((256, 3), np.float32)
     for number in np.unique(mask):
-        table[number] = drawing.class_colour(int(number)) if 0 < number < UNDECIDED else drawing.UNDECIDED_GREY
+        own = drawing.class_colour(int(number)) if colours is None else colours[number]
+        table[number] = own if 0 < number < UNDECIDED else drawing.UNDECIDED_GREY
     image = image_rgb.astype(np.float32)
     grey = image.mean(axis=2, keepdims=True)
     pale = 0.62 * (0.35 * image + 0.65 * grey) + 0.38 * 255

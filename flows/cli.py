@@ -233,9 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, NoDevice) as error:
         return _say(error, USAGE)
     except KeyboardInterrupt:
-        return _say("stopped (SIGINT); the cache holds what was done, the same command goes on", 130)
+        return _say("stopped (SIGINT); what was done is kept, the same command goes on", 130)
     except Terminated:
-        return _say("stopped (SIGTERM); the cache holds what was done, the same command goes on", 143)
+        return _say("stopped (SIGTERM); what was done is kept, the same command goes on", 143)
     except BrokenPipeError:
         return FAILED
     except Exception as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from artifacts.records import UNDECIDED, DataError
+from flows.stopping import Writes, stopping
 from tasks.crf_params import PRESETS, Backend, CRFParams, Normalisation, Preset
+from tasks.progress import Bars, Lines, Reporter, Silent
 
 DEFAULT: Preset = "ahn-kwak-cam"
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -96,32 +99,43 @@ def crf(
         params = dataclasses.replace(PRESETS[preset], **own)
     except ValueError as error:
         raise DataError(f"--{str(error).replace('_', '-', 1)}") from error
-    source = _source(probs, labels)
+    for name, value in (("gt-prob", gt_prob), ("floor", floor)):
+        if not 0 < value < 1:  # nan, too
+            raise DataError(f"--{name} {value}: give a number between 0 and 1")
     if threads == 0 or threads < -1:
         raise DataError(f"--threads {threads}: give at least 1, or -1 for one per core")
+    source = _source(image, probs, labels)
     settings = Settings(params, labels is not None, gt_prob, floor)
     if image.is_dir():
         jobs, skips = pair_folders(image, source, out, overlay, marginals, ".png" if labels is not None else ".npy")
-        return run_jobs(jobs, skips, settings, threads, quiet=quiet)
+        _check_writable(out=out, overlay=overlay, marginals=marginals)
+        return run_jobs(jobs, skips, settings, threads, out, quiet=quiet)
     job = Job(image, source, out, overlay, marginals)
     _check_targets(job)
-    work(job, settings)
+    run_one(job, settings)
     Console().print(f"mask: {escape(str(out))}", soft_wrap=True)
     return 0
 
 
-def _source(probs: Path | None, labels: Path | None) -> Path:
+def _source(image: Path, probs: Path | None, labels: Path | None) -> Path:
+    """What the pictures are paired with. Raises ``DataError`` unless picture and it are two files or two folders."""
     if (probs is None) == (labels is None):
         raise DataError("give --probs or --labels, one of them")
-    source = probs if probs is not None else labels
+    option, source = ("probs", probs) if probs is not None else ("labels", labels)
     assert source is not None
+    for name, path in (("image", image), (option, source)):
+        if not path.exists():
+            raise DataError(f"--{name} {path}: no such file or folder")
+    if image.is_dir() != source.is_dir():
+        one, other = ("a folder", "none") if image.is_dir() else ("a file", "a folder")
+        raise DataError(f"--image {image} is {one}, {source} is {other}: give both as folders, or both as files")
     return source
 
 
 # --- one picture ----------------------------------------------------------------------------------------------------
 
 
-def work(job: Job, settings: Settings) -> None:
+def work(job: Job, settings: Settings, writes: Writes) -> None:
     """Read, compute, write. Raises ``DataError`` naming the file, ``OSError`` where one cannot be read or written."""
     from artifacts.atomic import write_atomic, write_bytes_atomic
     from artifacts.images import read_image_rgb
@@ -136,11 +150,21 @@ def work(job: Job, settings: Settings) -> None:
     except ValueError as error:
         raise DataError(f"{job.image}: {error}") from error
     mask_hw = numbers[q_khw.argmax(axis=0)]
-    if job.marginals is not None:
-        write_atomic(job.marginals, lambda file: np.save(file, q_khw), durable=False)
-    if job.overlay is not None:
-        write_bytes_atomic(job.overlay, picture(image_rgb, mask_hw, job.overlay.suffix), durable=False)
-    write_class_mask(job.out, mask_hw)
+    shown = picture(image_rgb, mask_hw, job.overlay.suffix) if job.overlay is not None else b""
+    with writes.one():
+        if job.marginals is not None:
+            _write(job.marginals, lambda path: write_atomic(path, lambda file: np.save(file, q_khw), durable=False))
+        if job.overlay is not None:
+            _write(job.overlay, lambda path: write_bytes_atomic(path, shown, durable=False))
+        _write(job.out, lambda path: write_class_mask(path, mask_hw))
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """Raises ``OSError`` that names ``path``: the system's own names the temporary file, or none (a full disk)."""
+    try:
+        write(path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read_probs(job: Job, settings: Settings, size_hw: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -203,12 +227,13 @@ def read_labels(
 
 
 def picture(image_rgb: NDArray[np.uint8], mask_hw: NDArray[np.uint8], suffix: str) -> bytes:
-    """The mask in colours over the picture, as the bytes of a file."""
+    """The mask in its PNG's own colours over the picture, as the bytes of a file."""
     import cv2
 
     from artifacts.contact_sheet import overlay as draw
+    from artifacts.voc_write import voc_palette
 
-    good, data = cv2.imencode(suffix, np.ascontiguousarray(draw(image_rgb, mask_hw)[..., ::-1]))
+    good, data = cv2.imencode(suffix, np.ascontiguousarray(draw(image_rgb, mask_hw, voc_palette())[..., ::-1]))
     if not good:
         raise DataError(f"the overlay cannot be written as {suffix}")
     return data.tobytes()
@@ -223,6 +248,38 @@ def _check_targets(job: Job) -> None:
     if job.marginals is not None and job.marginals.suffix.lower() != ".npy":
         raise DataError(f"--marginals {job.marginals}: name an .npy file")
     _check_apart([job.image, job.source], job.out, job.overlay, job.marginals)
+    folders: dict[str, Path | None] = {}
+    for name, path in (("out", job.out), ("overlay", job.overlay), ("marginals", job.marginals)):
+        if path is not None and path.is_dir():
+            raise DataError(f"--{name} {path}: is a folder; name a file (--image names one picture)")
+        folders[name] = path.parent if path is not None else None
+    _check_writable(**folders)
+
+
+def _check_writable(**folders: Path | None) -> None:
+    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet.
+
+    Asked before the work, which may take hours. Leaves nothing behind.
+    """
+    from artifacts.atomic import temporary_beside
+
+    for option, folder in folders.items():
+        if folder is None:
+            continue
+        there = folder
+        try:
+            while not (there.exists() or there.is_symlink()):
+                there = there.parent
+            if not there.is_dir():
+                raise DataError(f"--{option} {folder}: {there} is no folder; name another place")
+            probe = temporary_beside(there / "any")
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
+            raise DataError(
+                f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
+                " let yourself write there"
+            ) from error
 
 
 def _check_apart(read: Sequence[Path], *written: Path | None) -> None:
@@ -240,8 +297,6 @@ def pair_folders(
     images: Path, sources: Path, out: Path, overlay: Path | None, marginals: Path | None, suffix: str
 ) -> tuple[list[Job], list[tuple[Path, str]]]:
     """A job per picture, by file name without suffix; what has no partner is a skip (path, reason)."""
-    if not sources.is_dir():
-        raise DataError(f"--image {images} is a folder, {sources} is none: give both as folders, or both as files")
     for folder in (out, overlay, marginals):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
@@ -272,31 +327,74 @@ def pair_folders(
 
 
 def run_jobs(
-    jobs: Sequence[Job], skips: Iterable[tuple[Path, str]], settings: Settings, threads: int, *, quiet: bool
+    jobs: Sequence[Job],
+    skips: Iterable[tuple[Path, str]],
+    settings: Settings,
+    threads: int,
+    out: Path,
+    *,
+    quiet: bool,
 ) -> int:
     """All pictures; one that fails is a skip. Returns the exit code: 0, 3 with skips, 1 if nothing was done."""
     from tasks.crf_batch import in_threads
-    from tasks.progress import Bars, Lines, Silent
 
     left = list(skips)
     reporter = Silent() if quiet else Bars() if sys.stderr.isatty() else Lines()
-    done = 0
     reporter.stage("crf", 0, 0, "pictures")  # nothing is cached here
     reporter.total("crf", len(jobs))
     try:
-        for outcome in in_threads(lambda job: work(job, settings), jobs, threads):
-            if outcome.error is None:
-                done += 1
-            elif isinstance(outcome.error, ValueError | OSError | MemoryError):
-                left.append((jobs[outcome.index].image, str(outcome.error) or type(outcome.error).__name__))
-            else:
-                raise outcome.error
-            reporter.advance("crf", outcome.index + 1)
+        with _stoppable(out, len(jobs), reporter) as writes:
+            for outcome in in_threads(lambda job: work(job, settings, writes), jobs, threads):
+                if isinstance(outcome.error, ValueError | OSError | MemoryError):
+                    path = jobs[outcome.index].image
+                    left.append((path, reason(outcome.error, path)))
+                elif outcome.error is not None:
+                    raise outcome.error
+                reporter.advance("crf", outcome.index + 1)
         reporter.done("crf")
     finally:
         reporter.close()
     console = Console()
-    console.print(f"masks: {done}, skipped: {len(left)}")
-    for path, reason in left:
-        console.print(f"skipped {escape(str(path))}: {escape(reason)}", soft_wrap=True)
-    return (3 if left else 0) if done else 1
+    console.print(f"masks: {writes.done}, skipped: {len(left)}")
+    for path, why in left:
+        console.print(f"skipped {escape(str(path))}: {escape(why)}", soft_wrap=True)
+    return (3 if left else 0) if writes.done else 1
+
+
+def run_one(job: Job, settings: Settings) -> None:
+    """One picture, in a thread as well: the main one hears signals while it computes."""
+    from tasks.crf_batch import in_threads
+
+    with _stoppable(job.out, 1, Silent()) as writes:
+        for outcome in in_threads(lambda job: work(job, settings, writes), [job], 1):
+            outcome.get()
+
+
+@contextmanager
+def _stoppable(out: Path, total: int, reporter: Reporter) -> Iterator[Writes]:
+    """Within, a signal ends the command with words on what was written."""
+    writes = Writes()
+
+    def last_words(name: str) -> None:
+        reporter.close()
+        said = (
+            f"{out} holds {writes.done} of {total} masks, each of them whole; the same command makes all of them again"
+        )
+        if not writes.done:
+            said = "nothing was written; the same command begins again"
+        elif total == 1:
+            said = f"{out} was written"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[bold red]maskmill:[/] stopped ({name}); {escape(said)}"
+        )
+
+    with stopping(writes, last_words):
+        yield writes
+
+
+def reason(error: Exception, path: Path) -> str:
+    """What went wrong, for a line that begins with ``path``: the path is not said again."""
+    if isinstance(error, OSError) and error.strerror:
+        other = error.filename is not None and str(error.filename) != str(path)
+        return f"{error.filename}: {error.strerror}" if other else error.strerror
+    return str(error).removeprefix(f"{path}: ") or type(error).__name__

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -17,7 +20,8 @@ from crf_pictures import cam_like, scene
 from flow_runs import ROOT, Done, copy_of, maskmill, run_cfs
 from PIL import Image
 
-from artifacts.voc_write import write_class_mask
+from artifacts.atomic import TEMPORARY_PREFIX
+from artifacts.voc_write import voc_palette, write_class_mask
 from flows.cfs import CFSFlowParams
 from tasks.crf import PRESETS, CRFParams, dense_crf, from_labels, from_probabilities, resize_probabilities
 from tasks.crf_params import CRF_MASK
@@ -88,6 +92,22 @@ def test_the_overlay_is_a_picture_of_the_pictures_size(here: Path) -> None:
     assert np.abs(cv2.imread("o.jpg").astype(int) - cv2.imread("a.png")).mean() > 5
 
 
+def test_a_class_has_the_same_colour_in_mask_and_overlay(here: Path) -> None:
+    """Whoever lays the two files side by side takes equal colours for equal classes."""
+    Image.fromarray(np.full((60, 80, 3), 128, np.uint8)).save("grey.png")
+    labels = np.zeros((60, 80), np.uint8)
+    labels[:30, :40], labels[:30, 40:], labels[30:, 40:] = 1, 3, 15
+    write_class_mask(Path("all.png"), labels)
+    line = ("--image", "grey.png", "--labels", "all.png", "--gt-prob", "0.99", "--iterations", "0")
+    assert crf(*line, "--out", "m.png", "--overlay", "o.png").code == 0
+    shown, found = np.asarray(Image.open("o.png")).astype(float), mask("m.png")
+    assert set(np.unique(found)) == {0, 1, 3, 15}
+    colours = np.asarray(Image.open("m.png").convert("RGB")).astype(float)
+    np.testing.assert_array_equal(colours[0, 0], voc_palette()[1])
+    for y, x in ((15, 20), (15, 60), (45, 60)):
+        assert np.abs(shown[y, x] - (0.42 * 128 + 0.58 * colours[y, x])).max() <= 1, (y, x)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -107,7 +127,12 @@ def test_the_overlay_is_a_picture_of_the_pictures_size(here: Path) -> None:
             "--gaussian-sxy 0.0 is out",
         ),
         (("--image", "a.png", "--out", "m.png", "--probs", "p.npy", "--threads", "0"), "--threads 0"),
-        (("--image", "a.png", "--out", "m.png", "--probs", "p.npy", "--floor", "0"), "p.npy: floor 0.0"),
+        (("--image", "a.png", "--out", "m.png", "--probs", "p.npy", "--floor", "0"), "--floor 0.0: give a number"),
+        (("--image", "a.png", "--out", "m.png", "--labels", "l.png", "--gt-prob", "nan"), "--gt-prob nan: give"),
+        (("--image", "no.png", "--out", "m.png", "--probs", "p.npy"), "--image no.png: no such file"),
+        (("--image", "a.png", "--out", "m.png", "--probs", "no.npy"), "--probs no.npy: no such file"),
+        (("--image", "a.png", "--out", "m.png", "--labels", "no.png"), "--labels no.png: no such file"),
+        (("--image", "a.png", "--out", "m.png", "--probs", "."), "--image a.png is a file, . is a folder"),
         (("--image", "a.png", "--out", "m.png", "--probs", "a.png"), "a.png: not an .npy file of plain numbers"),
         (("--image", "a.png", "--out", "m.png", "--probs", "logits.npy"), "are these logits?"),
         (("--image", "a.png", "--out", "m.png", "--probs", "last.npy"), "labels last? array.transpose(2, 0, 1)"),
@@ -150,6 +175,8 @@ def folders(here: Path) -> Path:
     np.save(here / "probs" / "broken.npy", np.full((2, 5, 5), np.nan))
     np.save(here / "probs" / "nobody.npy", np.full((2, 5, 5), 0.5))
     (here / "images" / "notes.txt").write_text("no picture")
+    (here / "images" / "text.png").write_text("no picture")
+    shutil.copy(here / "probs" / "x.npy", here / "probs" / "text.npy")
     return here
 
 
@@ -161,11 +188,12 @@ def test_a_folder_is_done_by_threads_and_what_is_skipped_is_listed(folders: Path
             "--image", "images", "--probs", "probs", "--out", str(out), "--overlay", f"o{threads}", "--threads", threads
         )
         assert done.code == 3
-        assert "masks: 3, skipped: 3" in done.said
+        assert "masks: 3, skipped: 4" in done.said
         for line in (
             "skipped images/alone.png: no alone.npy in probs",
             "skipped images/broken.png: probs/broken.npy: holds nan at label 0, row 0, column 0",
             "skipped probs/nobody.npy: no picture of this name in images",
+            "skipped images/text.png: not an image file that Pillow knows",
         ):
             assert line in done.said
         assert sorted(path.name for path in (folders / f"o{threads}").iterdir()) == ["x.png", "y.png", "z.png"]
@@ -174,9 +202,9 @@ def test_a_folder_is_done_by_threads_and_what_is_skipped_is_listed(folders: Path
 
 
 def test_a_folder_of_good_pictures_ends_with_0_one_of_bad_with_1(folders: Path) -> None:
-    for name in ("alone", "broken"):
+    for name in ("alone", "broken", "text"):
         (folders / "images" / f"{name}.png").unlink()
-    for name in ("broken", "nobody"):
+    for name in ("broken", "nobody", "text"):
         (folders / "probs" / f"{name}.npy").unlink()
     done = crf("--image", "images", "--probs", "probs", "--out", "masks", "--quiet")
     assert (done.code, done.stdout, done.stderr) == (0, "masks: 3, skipped: 0\n", "")
@@ -199,12 +227,108 @@ def test_two_pictures_of_one_name_are_not_written_over_each_other(folders: Path)
         (("--image", "images", "--labels", "images", "--out", "images"), "would be written over"),
         (("--image", "images", "--probs", "probs", "--out", "masks", "--marginals", "probs"), "would be written over"),
         (("--image", "empty", "--probs", "empty", "--out", "masks"), "holds no pictures"),
+        (("--image", "images", "--probs", "nowhere", "--out", "masks"), "--probs nowhere: no such file or folder"),
+        (("--image", "images", "--probs", "probs", "--out", "masks", "--floor", "2"), "--floor 2.0: give a number"),
+        (("--image", "images", "--labels", "labels", "--out", "masks", "--gt-prob", "1"), "--gt-prob 1.0: give a"),
+        (("--image", "images", "--probs", "probs", "--out", "p.npy/masks"), "--out p.npy/masks: p.npy is no folder"),
+        (
+            ("--image", "images", "--probs", "probs", "--out", "/proc/none/masks"),
+            "--out /proc/none/masks: nothing can be written in /proc (No such file or directory); name another folder",
+        ),
+        (
+            ("--image", "images", "--probs", "probs", "--out", "masks", "--overlay", "/proc/none"),
+            "--overlay /proc/none: nothing can be written in /proc",
+        ),
+        (("--image", "images", "--probs", "probs", "--out", "masks", "--marginals", "gone"), "gone is no folder"),
+        (("--image", "a.png", "--probs", "p.npy", "--out", "/proc/none/m.png"), "--out /proc/none: nothing can be"),
+        (("--image", "a.png", "--probs", "p.npy", "--out", "folder.png"), "--out folder.png: is a folder"),
     ],
 )
-def test_wrong_folders_are_told(folders: Path, arguments: tuple[str, ...], message: str) -> None:
-    (folders / "empty").mkdir()
+def test_wrong_folders_are_told_before_the_work(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    for name in ("empty", "labels", "folder.png"):
+        (folders / name).mkdir()
+    (folders / "gone").symlink_to("nowhere")
+    monkeypatch.setattr("flows.crf_cli.work", lambda *_: pytest.fail("the work began"))
+    before = sorted(folders.rglob("*"))
     done = crf(*arguments)
     assert (done.code, message in done.said) == (2, True), done.said
+    assert TEMPORARY_PREFIX not in done.said and sorted(folders.rglob("*")) == before
+
+
+def test_a_mask_that_cannot_be_written_is_named_once_and_not_by_its_temporary_file(folders: Path) -> None:
+    (folders / "masks" / "x.png").mkdir(parents=True)
+    done = crf("--image", "images", "--probs", "probs", "--out", "masks")
+    assert done.code == 3 and "masks: 2, skipped: 5" in done.said
+    assert "skipped images/x.png: masks/x.png: cannot be written (Is a directory)" in done.said
+
+
+# Signals
+
+
+def start_crf(*arguments: str) -> subprocess.Popen[str]:
+    # Where the tests themselves run in the background, a shell has SIGINT ignored for all their children.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from flows.cli import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "crf", *arguments],
+        # numpy's matrix products start no threads of their own: computing() counts threads
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "code"), [("SIGINT", 1, 130), ("SIGINT", 5, 130), ("SIGTERM", 1, 143), ("SIGTERM", 5, 143)]
+)
+def test_a_signal_or_many_end_a_folder_at_once_with_whole_files(here: Path, number: str, times: int, code: int) -> None:
+    """Threads that come back from C++ into an interpreter that ends made it abort: a core instead of an exit code."""
+    for folder in ("images", "probs"):
+        (here / folder).mkdir()
+    image, labels = scene(200, 300, 1)
+    for name in range(40):
+        Image.fromarray(image).save(here / "images" / f"{name}.png")
+        np.save(here / "probs" / f"{name}.npy", probabilities(labels))
+    (here / "masks").mkdir()
+    line = ("--image", "images", "--probs", "probs", "--out", "masks", "--marginals", "q", "--iterations", "60")
+    process = start_crf(*line, "--threads", "2")
+    until = time.monotonic() + 60
+    while not list((here / "masks").glob("*.png")) and time.monotonic() < until:
+        time.sleep(0.01)
+    for _ in range(times):
+        process.send_signal(signal.Signals[number])
+        time.sleep(0.02)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    written = sorted(path.stem for path in (here / "masks").iterdir())
+    assert sorted(path.name for path in (here / "q").iterdir()) == [f"{name}.npy" for name in written]
+    for name in written:
+        assert mask(here / "masks" / f"{name}.png").shape == np.load(here / "q" / f"{name}.npy").shape[1:]
+    kept = f"masks holds {len(written)} of 40 masks, each of them whole; the same command makes all of them again"
+    assert f"stopped ({number}); {kept}" in " ".join(said.split()) and "cache" not in said
+
+
+def test_a_signal_while_one_large_picture_is_computed_is_heard_at_once(here: Path) -> None:
+    image, labels = scene(600, 800, 1)
+    Image.fromarray(image).save("large.png")
+    np.save("large.npy", probabilities(labels))
+    process = start_crf("--image", "large.png", "--probs", "large.npy", "--out", "m.png", "--iterations", "1000")
+    while process.poll() is None and not computing(process.pid):
+        time.sleep(0.02)
+    time.sleep(0.5)  # within the iterations
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, time.monotonic() - began < 5) == (130, True), said
+    assert "stopped (SIGINT); nothing was written" in said and not Path("m.png").exists()
+
+
+def computing(pid: int) -> bool:
+    """Whether the process has threads beside its first."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
 
 
 # Start-up and help
