@@ -153,6 +153,22 @@ def fit_text(text: str, size: int, width: float, *, bold: bool = False) -> str:
     return "…"
 
 
+def wrap_text(text: str, size: int, width: float, *, bold: bool = False) -> list[str]:
+    """``text`` in lines of at most ``width`` pixels, broken between words, and inside one that is wider than a line."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        if text_width(longer, size, bold=bold) <= width:
+            lines[-1] = longer
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if lines[-1] and text_width(lines[-1] + letter, size, bold=bold) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
 def save_png(path: Path, image: Image.Image) -> None:
     """Write a PNG without any metadata, whole or not at all."""
     buffer = io.BytesIO()

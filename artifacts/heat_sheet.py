@@ -21,7 +21,7 @@ RED = (230, 40, 40)
 
 @dataclass(frozen=True)
 class HeatPanel:
-    """One map: weights ``(h, w)`` >= 0 on any grid over the whole picture, with two lines of text."""
+    """One map: weights ``(h, w)`` >= 0 on any grid over the whole picture, with text above and below."""
 
     title: str
     weights_hw: NDArray[np.float32]
@@ -31,7 +31,8 @@ class HeatPanel:
 def heat_sheet(image_rgb: ImageRGB, xy: tuple[float, float], panels: Sequence[HeatPanel], path: Path) -> None:
     """Write a PNG: the picture with a red cross at pixel ``x, y``, then each map over it.
 
-    Each map is shown from 0 to its own largest value. Raises ``ValueError`` without panels or for a negative weight.
+    Each map is shown from 0 to its own largest value. Long titles and captions go on in the next line: what tells two
+    runs apart stands anywhere in them. Raises ``ValueError`` without panels or for a negative weight.
     """
     if not panels:
         raise ValueError("a heat sheet needs at least one map")
@@ -41,15 +42,19 @@ def heat_sheet(image_rgb: ImageRGB, xy: tuple[float, float], panels: Sequence[He
     picture = np.asarray(cv2.resize(image_rgb, (WIDTH, height), interpolation=how), np.uint8)
     at = ((xy[0] + 0.5) * scale - 0.5, (xy[1] + 0.5) * scale - 0.5)
     shown = [HeatPanel(f"x={xy[0]:g}, y={xy[1]:g}", np.zeros((1, 1), np.float32)), *panels]
-    sheet = Sheet(2 * MARGIN + len(shown) * (WIDTH + GAP) - GAP, 2 * MARGIN + height + 2 * LINE)
+    titles = [drawing.wrap_text(panel.title, 14, WIDTH, bold=True) for panel in shown]
+    captions = [drawing.wrap_text(panel.caption, 12, WIDTH) for panel in shown]
+    above, below = (LINE * max(map(len, lines)) for lines in (titles, captions))
+    sheet = Sheet(2 * MARGIN + len(shown) * (WIDTH + GAP) - GAP, 2 * MARGIN + above + height + below)
     for place, panel in enumerate(shown):
         x = MARGIN + place * (WIDTH + GAP)
-        title = drawing.fit_text(panel.title, 14, WIDTH, bold=True)
-        sheet.text(x, MARGIN - 6, title, size=14, bold=True)
+        for number, line in enumerate(titles[place]):
+            sheet.text(x, MARGIN - 6 + number * LINE, line, size=14, bold=True)
         tile = picture.copy() if place == 0 else heat_overlay(picture, panel.weights_hw)
         _cross(tile, at)
-        sheet.paste(tile, x, MARGIN + LINE - 4)
-        sheet.text(x, MARGIN + LINE + height + 2, drawing.fit_text(panel.caption, 12, WIDTH), size=12)
+        sheet.paste(tile, x, MARGIN + above - 4)
+        for number, line in enumerate(captions[place]):
+            sheet.text(x, MARGIN + above + height + 2 + number * LINE, line, size=12)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 

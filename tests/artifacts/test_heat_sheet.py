@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from artifacts import drawing
 from artifacts.heat_sheet import GAP, LINE, MARGIN, WIDTH, HeatPanel, heat_overlay, heat_sheet
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
@@ -42,3 +43,25 @@ def test_the_sheet_shows_the_picture_and_each_map_with_a_red_cross_at_the_pixel(
     assert (tmp_path / "new" / "heat.png").read_bytes() == first
     with pytest.raises(ValueError, match="at least one map"):
         heat_sheet(GREY, (20, 15), [], tmp_path / "none.png")
+
+
+def test_long_titles_and_captions_are_whole_in_more_lines(tmp_path: Path) -> None:
+    """Two runs of one flow had titles that differed in the part that was left out."""
+    title = (
+        "lgsa, alpha 0.0005 (a-run-of-last-tuesday-with-a-long-name-20260221-101500-1a2b3c4d-and-longer-than-a-line)"
+    )
+    caption = "97 % of the weight on the pixel's class, " * 3
+    lines = drawing.wrap_text(title, 14, WIDTH, bold=True)
+    assert len(lines) == 4 and "".join("".join(lines).split()) == "".join(title.split())
+    assert all(0 < drawing.text_width(line, 14, bold=True) <= WIDTH for line in lines)
+    assert drawing.wrap_text("", 12, WIDTH) == [""]
+    panels = [HeatPanel("short", np.ones((2, 2), np.float32)), HeatPanel(title, np.ones((2, 2), np.float32), caption)]
+    heat_sheet(GREY, (20, 15), panels, tmp_path / "heat.png")
+    page = np.asarray(Image.open(tmp_path / "heat.png")).astype(int)
+    below = LINE * len(drawing.wrap_text(caption, 12, WIDTH))
+    assert page.shape[0] == 2 * MARGIN + 4 * LINE + 240 + below
+    right = MARGIN + 2 * (WIDTH + GAP)
+    for top in (MARGIN - 6, MARGIN + 4 * LINE + 242):  # the last line of each has ink, and nothing sticks out
+        last = top + (3 * LINE if top < MARGIN else below - LINE)
+        assert (page[last : last + LINE - 4, right : right + WIDTH] < 100).any()
+    assert (page[:, right + WIDTH :] == 255).all()
