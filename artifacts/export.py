@@ -57,6 +57,8 @@ class StageSource:
     classes: tuple[str, ...]
     stamps: Mapping[str, tuple[str | None, str]]
     with_images: bool = True
+    array: str = "mask_hw"
+    """Which of the stage's masks; objects go with ``mask_hw`` alone, which they were painted to."""
 
     def __iter__(self) -> Iterator[ExportImage]:
         store = MaskStore(self.cache, readonly=True)
@@ -65,15 +67,15 @@ class StageSource:
             if stamp is None:
                 continue
             arrays = store.read(self.address, key, stamp)
-            if "mask_hw" not in arrays:
+            if self.array not in arrays:
                 raise DataError(
-                    f"{self.address} keeps {sorted(arrays)} and no mask_hw: export a stage that gives masks"
+                    f"{self.address} keeps {sorted(arrays)} and no {self.array}: export a stage that gives such masks"
                 )
             objects = None
-            if "objects_flat" in arrays and "object_classes_n" in arrays:
+            if self.array == "mask_hw" and "objects_flat" in arrays and "object_classes_n" in arrays:
                 classes = arrays["object_classes_n"].tolist()
                 objects = list(zip(map(_as_mask, unpack_objects(arrays)), classes, strict=True))
-            yield ExportImage(key.partition("/")[2], Path(image), np.asarray(arrays["mask_hw"]), objects)
+            yield ExportImage(key.partition("/")[2], Path(image), np.asarray(arrays[self.array]), objects)
 
     @property
     def absent(self) -> list[str]:
@@ -87,17 +89,25 @@ def _as_mask(item: Object) -> Object:
 
 
 def export_run(
-    cache: Path, manifest: Mapping[str, Any], label: str, kind: str, out: Path, *, with_images: bool = True
+    cache: Path,
+    manifest: Mapping[str, Any],
+    label: str,
+    kind: str,
+    out: Path,
+    *,
+    with_images: bool = True,
+    array: str = "mask_hw",
 ) -> Path:
     """Export stage ``label`` of the run that ``manifest`` describes to the folder ``out``; returns ``out``.
 
     Args:
         cache: the cache folder.
         manifest: a run's manifest (``runs/<id>/manifest.json``).
-        label: a map stage that gives ``mask_hw``.
+        label: a map stage that gives ``array``.
         kind: ``voc``, ``voc-server``, ``coco`` or ``hdf5``.
         out: the folder to make; if it is there, it must be an unchanged export.
         with_images: copy the images too, where the format has a place for them.
+        array: which of the stage's masks.
 
     Raises:
         DataError: unknown stage or format, or ``out`` holds what no export wrote.
@@ -113,6 +123,7 @@ def export_run(
         tuple(manifest["classes"]),
         read_stamps(cache, stage["stamps"]),
         with_images,
+        array,
     )
     said = _made_from(cache, manifest, stage, kind, source)
     if previous and json.loads(previous).items() >= said.items():
@@ -164,6 +175,7 @@ def _made_from(
         "flow": manifest["flow"],
         "stage": stage["label"],
         "split": stage["split"],
+        "array": source.array,
         "addresses": {one["label"]: one["address"] for one in manifest["stages"]},
         "masks": keys.digest({key: entries[pair].output for key, pair in pairs.items() if pair in entries}),
         "images": _image_digests(cache, source) if source.with_images else None,

@@ -120,12 +120,16 @@ def export(
     cache: Cache = Path("maskmill-cache"),
     run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
     stage: Annotated[str, Parameter(help="label of the stage; default: the masks that the student learnt from")] = "",
+    crf: Annotated[
+        bool,
+        Parameter(help="the masks with the dense CRF of a run with params.crf; default stage: student", negative=()),
+    ] = False,
     images: Annotated[bool, Parameter(help="copy the images too, where the format has a place for them")] = True,
 ) -> int:
     """A finished run's masks as a dataset."""
     from flows.export import export as write
 
-    folder = write(cache, run, stage, format_, to, images=images)
+    folder = write(cache, run, stage, format_, to, images=images, crf=crf)
     Console().print(f"exported: {escape(str(folder))}", soft_wrap=True)
     return OK
 

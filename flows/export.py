@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from artifacts.contact_sheet import STUDENT
 from artifacts.datasets import DataParams, read_split
 from artifacts.export import WRITERS, export_run
 from artifacts.records import DataError, MaskHW, Record, RecordSet
@@ -16,16 +17,38 @@ from artifacts.runs import find_run, read_stamps
 from artifacts.store import MaskStore
 from artifacts.voc_masks import read_index_png
 from flows.config import ConfigError, Layer, build
+from tasks.crf_params import CRF_MASK
 from tasks.finish import windows
 from tasks.score import SetScores, Window, score_set
 
 
-def export(cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bool = True) -> Path:
-    """Export one stage of one run. ``stage=""``: the masks that the run's student learnt from."""
+def export(cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bool = True, crf: bool = False) -> Path:
+    """Export one stage of one run. ``stage=""``: the masks that the run's student learnt from.
+
+    With ``crf`` the masks that a stage keeps with a dense CRF; ``stage=""`` is the student's then. Raises
+    :class:`DataError` if it keeps none.
+    """
     if kind not in WRITERS:
         raise ConfigError(f"--format {kind}: expected one of {', '.join(WRITERS)}")
     manifest = finished(cache, run)
-    return export_run(cache, manifest, stage or manifest["masks"], kind, to, with_images=images)
+    if not crf:
+        return export_run(cache, manifest, stage or manifest["masks"], kind, to, with_images=images)
+    label = stage or STUDENT
+    stages = [one for one in manifest["stages"] if one["kind"] == "map"]
+    having = [one["label"] for one in stages if CRF_MASK in _kept(cache, one)]
+    if label not in having and label in [one["label"] for one in stages]:
+        there = (
+            f"name one that does with --stage: {', '.join(having)}" if having else "run it with --set params.crf=NAME"
+        )
+        raise DataError(f"run {manifest['run']}: --crf: its stage {label!r} keeps no masks with a CRF; {there}")
+    return export_run(cache, manifest, label, kind, to, with_images=images, array=CRF_MASK)
+
+
+def _kept(cache: Path, stage: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the arrays that a map stage keeps for an image."""
+    stamps = read_stamps(cache, stage["stamps"])
+    one = next(((key, stamp) for key, (stamp, _) in stamps.items() if stamp is not None), None)
+    return () if one is None else tuple(MaskStore(cache, readonly=True).read(stage["address"], *one))
 
 
 def finished(cache: Path, run: str) -> dict[str, Any]:
@@ -69,8 +92,7 @@ def score_run(
         arrays = {} if stamp is None else store.read(found["address"], records.key(record), stamp)
         return windows(arrays)
 
-    one = next(((key, stamp) for key, (stamp, _) in stamps.items() if stamp is not None), None)
-    kept = () if one is None else tuple(store.read(found["address"], *one))
+    kept = _kept(cache, found)
     return *_scored(records, mask_of, windows_of if "objects_flat" in kept else None), kept
 
 

@@ -151,6 +151,28 @@ def test_hdf5_holds_an_image_and_those_in_a_folder_of_its_name(tmp_path: Path) -
         assert sorted(map(unquote, file["masks"])) == sorted(map(unquote, file["objects"])) == sorted(ids)
 
 
+def test_another_array_of_a_stage_is_another_export_without_its_objects(
+    run: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Both arrays have one digest in the cache: the second export to a folder must not pass for the first."""
+    cache, manifest = run
+    with pytest.raises(DataError, match=r"no mask_crf_hw: export a stage that gives such masks"):
+        export_run(cache, manifest, "cut", "voc", tmp_path / "none", array="mask_crf_hw")
+    assert not (tmp_path / "none").exists()
+    stamps = runs.read_stamps(cache, manifest["stages"][0]["stamps"])
+    arrays = MaskStore(cache, readonly=True).read(ADDRESS, "set/a", "s0")
+    with_crf = {**arrays, "mask_crf_hw": 2 * (mask(0) == 1).astype(np.uint8)}
+    MaskStore(cache).write_segment(ADDRESS, [("set/a", "both", with_crf)], meta={})
+    manifest["stages"][0]["stamps"] = runs.write_stamps(cache, {"set/a": ("both", stamps["set/a"][1])})
+    out = tmp_path / "out"
+    for array in ("mask_hw", "mask_crf_hw", "mask_hw"):
+        export_run(cache, manifest, "cut", "voc", out, array=array)
+        with Image.open(out / "SegmentationClass" / "a.png") as image:
+            assert np.array_equal(np.asarray(image), with_crf[array])
+        assert (out / "SegmentationObject").exists() == (array == "mask_hw")
+        assert json.loads((out / export.MANIFEST).read_text())["array"] == array
+
+
 def test_changed_masks_replace_an_untouched_export(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     cache, manifest = run
     out = export_run(cache, manifest, "cut", "voc", tmp_path / "out")

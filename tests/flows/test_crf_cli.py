@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from crf_pictures import cam_like, scene
-from flow_runs import ROOT, Done, copy_of, maskmill, run_cfs
+from flow_runs import ROOT, Done, copy_of, demo_tree, maskmill, run_cfs
 from PIL import Image
 
 from artifacts.atomic import TEMPORARY_PREFIX
@@ -400,6 +400,39 @@ def test_score_compares_without_and_with(tiny: Done, with_crf: Done, tmp_path: P
     assert written == {"scores": scores["student (val)"], "scores_crf": scores["student + CRF (val)"]}
     plain = maskmill(tmp_path, "score", "--cache", str(tiny.out / "cache"), "--stage", "student", "--json", str(told))
     assert plain.code == 0 and "CRF" not in plain.said and list(json.loads(told.read_text())) == ["scores"]
+
+
+def test_export_hands_on_the_students_masks_with_the_crf(with_crf: Done, tmp_path: Path) -> None:
+    cache = ("--cache", str(with_crf.out / "cache"))
+    for name, options in (("crf", ("--crf",)), ("plain", ("--stage", "student"))):
+        done = maskmill(tmp_path, "export", *cache, "--to", str(tmp_path / name), *options)
+        assert done.code == 0, done.said
+    found = {name: tmp_path / name / "SegmentationClass" for name in ("crf", "plain")}
+    ids = sorted(path.name for path in found["crf"].iterdir())
+    assert len(ids) == 8 and ids == sorted(path.name for path in found["plain"].iterdir())
+    assert any((mask(found["crf"] / one) != mask(found["plain"] / one)).any() for one in ids)
+    told = tmp_path / "scores.json"
+    data = ("--data", f"voc:{demo_tree(with_crf)}", "--json", str(told))
+    done = maskmill(tmp_path, "score", *cache, "--masks", str(found["crf"]), *data)
+    assert done.code == 0, done.said
+    expected = json.loads((with_crf.out / "scores.json").read_text())["student + CRF (val)"]
+    assert json.loads(told.read_text())["scores"]["miou"] == expected["miou"]
+
+
+def test_export_says_where_there_are_no_masks_with_a_crf(tiny: Done, with_crf: Done, tmp_path: Path) -> None:
+    for run, options, message in (
+        (tiny, (), "its stage 'student' keeps no masks with a CRF; run it with --set params.crf=NAME"),
+        (
+            with_crf,
+            ("--stage", "grabcut"),
+            "its stage 'grabcut' keeps no masks with a CRF; name one that does with --stage: student, student-shown",
+        ),
+        (with_crf, ("--stage", "nothing"), "no map stage 'nothing'; it has grabcut, student, student-shown"),
+    ):
+        where = ("--cache", str(run.out / "cache"), "--to", str(tmp_path / "out"))
+        done = maskmill(tmp_path, "export", *where, "--crf", *options)
+        assert (done.code, message in done.said) == (2, True), done.said
+        assert not (tmp_path / "out").exists()
 
 
 def test_with_a_crf_the_same_stages_run(tiny: Done) -> None:
