@@ -45,7 +45,8 @@ class DataParams:
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     source: str = _option(
-        "demo", "voc:PATH | coco:IMAGES,JSON | folder:PATH | yolo:PATH | demo | demo-tiny: format and place of the data"
+        "demo",
+        "voc:PATH | coco:IMAGES,JSON | folder:PATH | yolo:PATH | demo | demo-tiny | demo-claims: format and place",
     )
     name: str = _option("", "the data set's name in the cache; empty: the folder's name")
     train: str = _option("train", "split to learn from")

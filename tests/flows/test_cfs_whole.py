@@ -256,15 +256,16 @@ def test_what_cannot_be_is_refused_before_any_work(change: tuple[str, ...], mess
 
 
 def test_packaged_configurations_of_the_whole_figure() -> None:
-    assert {"demo-cfs", "voc-cfs"} <= set(packaged())
-    demo, voc = (configure("cfs", None, name, (), {}).params for name in ("demo-cfs", "voc-cfs"))
-    for params in (demo, voc, CFSFlowParams()):
+    demo, claims, voc = (configure("cfs", None, name, (), {}).params for name in ("demo-cfs", "claims-cfs", "voc-cfs"))
+    for params in (demo, claims, voc, CFSFlowParams()):
         assert (params.proposals, params.attention) == ("cfs-refined", "lgsa")
     assert demo.cfs == cfs.PRESETS["demo"] and demo.deeplab == deeplab.PRESETS["demo"]
+    assert claims.cfs == dataclasses.replace(demo.cfs, iterations=200) and claims.deeplab == demo.deeplab
+    assert (claims.grabcut.variant, claims.refine) == ("plain", RefineParams(working_size=192)), "the paper's trimap"
     assert configure("cfs", None, "demo-tiny", (), {}).params.cfs == cfs.PRESETS["demo-tiny"]
     assert voc.cfs == cfs.PRESETS["voc"]
-    assert demo.grabcut == GrabCutParams(working_size=96, probe_size=64)
-    assert demo.refine == RefineParams(working_size=96, trimap_low=0.2, trimap_high=0.8)
+    assert demo.grabcut == GrabCutParams(variant="plain")
+    assert demo.refine == RefineParams(working_size=192, trimap_low=0.2, trimap_high=0.8)
     assert (voc.grabcut, voc.refine) == (GrabCutParams(), RefineParams())
     v2: DeepLabParams = deeplab.PRESETS["voc-resnet101"]
     # Section 4.1: 15 epochs of the 10,582 images, ten at a time; a dense CRF at test.
