@@ -18,6 +18,7 @@ from artifacts.records import DataError, RecordSet
 from artifacts.runs import last_seconds
 from flows.config import ConfigError
 from tasks.finish import Result, dataset_folder
+from tasks.hands import Hands
 from tasks.options import RunParams
 from tasks.progress import Reporter
 from tasks.run import Runner, Skin, StageFailed, StageReport
@@ -126,8 +127,12 @@ def run_page(
     *,
     skin: Skin | None = None,
     reporter: Reporter | None = None,
+    hands: Hands | None = None,
 ) -> Result:
-    """Read, plan (so that a wrong ``rerun`` fails before any work), run. Returns the page's result."""
+    """Read, plan (so that a wrong ``rerun`` fails before any work), run. Returns the page's result.
+
+    ``hands``: lent to the run, for runs one after the other that are to share their workers.
+    """
     options = settle(options)
     sets = read_sets(data, options)
     plan = plan_page(name, page, sets, params, options)
@@ -137,7 +142,9 @@ def run_page(
         remember_dataset(Path(options.cache), records)
     recipe: dict[str, Any] = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
     try:
-        with Runner(options, flow=name, skin=skin, reporter=reporter, recipe=recipe, sources=plan.sources) as run:
+        with Runner(
+            options, flow=name, skin=skin, reporter=reporter, recipe=recipe, sources=plan.sources, hands=hands
+        ) as run:
             run.skips.extend(skip for records in sets for skip in records.skips)
             return page(run, *sets, params)
     except DataError as error:

@@ -1,10 +1,12 @@
 """Trials: each variant with each of its seeds, one after the other in ONE cache, so that what they share is done once.
 
 A trial is an ordinary run of its flow's page. Nothing is remembered here about what was done before: the cache knows.
+Only the worker processes are handed on from trial to trial: each would import torch again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import operator
@@ -26,6 +28,7 @@ from flows.page import plan_page, run_page
 from flows.variants import SeedPath, Variant, seed_paths, shared_options, with_seed, without_seeds
 from tasks.children import Stopped
 from tasks.finish import Result
+from tasks.hands import Hands
 from tasks.options import RunParams
 from tasks.progress import Reporter
 from tasks.run import Runner, StageReport
@@ -238,25 +241,37 @@ def run_trials(
     """
     started = time.monotonic()
     attempts: list[Attempt] = []
-    for number, trial in enumerate(trials, 1):
-        expected = forecast(trial, sets, options, history)
-        spent = time.monotonic() - started
-        if budget_s is not None and spent + expected.seconds > budget_s:
-            return attempts, (
-                f"{len(trials) - number + 1} of {len(trials)} trials are left: {trial.name} would take"
-                f" {expected.shown()}, and {duration(max(0.0, budget_s - spent))} of {duration(budget_s)} are left"
-            )
-        say(f"[{number}/{len(trials)}] {trial.name} ({expected.shown()})")
-        attempts.append(run_trial(trial, data, options, history, reporter()))
-        say(_said(attempts[-1]))
-        after(attempts)
+    with contextlib.ExitStack() as stack:
+        hands = stack.enter_context(Hands())
+        for number, trial in enumerate(trials, 1):
+            expected = forecast(trial, sets, options, history)
+            spent = time.monotonic() - started
+            if budget_s is not None and spent + expected.seconds > budget_s:
+                return attempts, (
+                    f"{len(trials) - number + 1} of {len(trials)} trials are left: {trial.name} would take"
+                    f" {expected.shown()}, and {duration(max(0.0, budget_s - spent))} of {duration(budget_s)} are left"
+                )
+            say(f"[{number}/{len(trials)}] {trial.name} ({expected.shown()})")
+            attempts.append(run_trial(trial, data, options, history, reporter(), hands))
+            if hands.stop.is_set():  # the trial failed, and has ended what was at work for it
+                hands = stack.enter_context(Hands())
+            say(_said(attempts[-1]))
+            after(attempts)
     return attempts, ""
 
 
 def run_trial(
-    trial: Trial, data: DataParams, options: RunParams, history: History, reporter: Reporter | None = None
+    trial: Trial,
+    data: DataParams,
+    options: RunParams,
+    history: History,
+    reporter: Reporter | None = None,
+    hands: Hands | None = None,
 ) -> Attempt:
-    """One ordinary run. Whatever goes wrong in it is its result; being told to stop is not."""
+    """One ordinary run. Whatever goes wrong in it is its result; being told to stop is not.
+
+    ``hands``: lent to the run; if it fails, they are spent.
+    """
     out = Path(options.out) / "runs" / slug(trial.variant.name) / f"seed-{trial.seed}"
     started = time.monotonic()
     try:
@@ -267,6 +282,7 @@ def run_trial(
             trial.params,
             shared_options(options, out),
             reporter=reporter,
+            hands=hands,
         )
     except (Stopped, LockAborted):
         raise

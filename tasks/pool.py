@@ -100,6 +100,11 @@ class Pool:
 
     # -- called from any thread --------------------------------------------------------------------------------------
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no work any more: it was closed, or stopped, or a fault of its own has ended it."""
+        return self._closing
+
     def submit(self, unit: Unit[R]) -> Future[R]:
         """Run ``unit``; its exceptions come through the future, the remote traceback as their cause."""
         with self._lock:

@@ -11,11 +11,9 @@ A *skin* decides how the pending units are waited for: :class:`PlainSkin` here, 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +27,9 @@ from artifacts.runs import RunFolder, library_versions, write_stamps
 from artifacts.store import MaskStore
 from tasks import fitting
 from tasks.children import Stopped, Supervisor
-from tasks.gpus import check_device, environment, hold_gpus, only_visible
+from tasks.gpus import check_device
+from tasks.hands import Hands
 from tasks.options import RunParams
-from tasks.pool import Pool
 from tasks.progress import Reporter, Silent
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, stage_address
 from tasks.survey import Sources, remembered, survey_fit, survey_map
@@ -128,8 +126,12 @@ class Runner:
         planning: bool = False,
         recipe: Mapping[str, Any] | None = None,
         sources: Sources | None = None,
+        hands: Hands | None = None,
     ) -> None:
-        """``recipe``: the flow's data and params as plain data, for the manifest. ``sources``: a planning run's."""
+        """``recipe``: the flow's data and params as plain data, for the manifest. ``sources``: a planning run's.
+
+        ``hands``: lent by whoever closes them; this run's own by default.
+        """
         check_device(options.device)
         self.options = options
         self.flow = flow
@@ -138,13 +140,13 @@ class Runner:
         self.reports: list[StageReport] = []
         self.handles: list[Handle] = []
         self.skips: list[Skip] = []
-        self.stop = threading.Event()
+        self._hands = hands or Hands()
+        self._hands_are_lent = hands is not None
+        self.stop = self._hands.stop
         self.recipe = dict(recipe or {})
         self.reporter: Reporter = reporter or Silent()
         self._skin: Skin = skin or PlainSkin()
         self._uses: dict[str, int] = {}
-        self._supervisor: Supervisor | None = None
-        self._pools: dict[bool, Pool] = {}
         self._sources = sources or Sources(
             ImageDigests(self.cache, verify=options.verify_inputs), MaskStore(self.cache)
         )
@@ -169,13 +171,9 @@ class Runner:
                 log.warning("no manifest was written: %s", second)
 
     def close(self) -> None:
-        """End every child and give the terminal back."""
-        for pool in self._pools.values():
-            pool.close()
-        self._pools.clear()
-        if self._supervisor is not None:
-            self._supervisor.stop_all()
-            self._supervisor = None
+        """End every child (idle workers that are lent and unhurt live on) and give the terminal back."""
+        if self.stop.is_set() or not self._hands_are_lent:
+            self._hands.close()
         self.reporter.close()
         if self.cache.is_dir():
             try:
@@ -254,7 +252,10 @@ class Runner:
         nets |= {role: str(path) for role, path in stage.inputs.items()}
         parts = cut(pending, max(1, self.options.worker_count))
         counted = _Counter(self.reporter, label, len(produced))
-        with self._hands(stage, label, len(produced)) as (pool, device), pool.reporting(label, counted):
+        with (
+            self._hands.pool(self.options, uses_torch=stage.uses_torch, on_wait=counted.wait) as (pool, device),
+            pool.reporting(label, counted),
+        ):
             units = [
                 WorkUnit(
                     str(self.cache),
@@ -283,37 +284,10 @@ class Runner:
         self.reporter.advance(label, len(records))
         self.reporter.done(label, f"{len(skips)} skipped" if skips else "")
 
-    @contextlib.contextmanager
-    def _hands(self, stage: MapStage, label: str, done: int) -> Iterator[tuple[Pool, str]]:
-        """Who does a map stage, and on which device. Workers on a GPU end with the stage, and then its lock.
-
-        The waiting is done here: a worker that waited would be taken for one that hangs, and could not be told to stop.
-        """
-
-        def on_wait(holder: str) -> None:
-            self.reporter.advance(label, done, f"waits for {holder}")
-
-        workers = self.options.worker_count
-        wanted = self.options.device if stage.uses_torch else "cpu"
-        with hold_gpus(wanted, 1, here=not workers, stop=self.stop, on_wait=on_wait) as taken:
-            if not taken:
-                if stage.uses_torch not in self._pools:
-                    self._pools[stage.uses_torch] = self._pool(workers)
-                yield self._pools[stage.uses_torch], "cpu"
-                return
-            with only_visible([] if workers else taken), self._pool(min(workers, 1), environment(taken)) as pool:
-                yield pool, "cuda"
-
-    def _pool(self, workers: int, env: Mapping[str, str] | None = None) -> Pool:
-        timeout_s = self.options.image_timeout_s
-        return Pool(workers, supervisor=self.supervisor, stop=self.stop, image_timeout_s=timeout_s, env=env)
-
     @property
     def supervisor(self) -> Supervisor:
         """The one thread that starts children, itself started on first use."""
-        if self._supervisor is None:
-            self._supervisor = Supervisor(self.stop)
-        return self._supervisor
+        return self._hands.supervisor
 
     # -- fit ---------------------------------------------------------------------------------------------------------
 
@@ -412,6 +386,10 @@ class _Counter:
 
     def __call__(self, done: int) -> None:
         self.reporter.advance(self.label, self.count + done)
+
+    def wait(self, holder: str) -> None:
+        """The stage waits for the GPU that ``holder`` has."""
+        self.reporter.advance(self.label, self.count, f"waits for {holder}")
 
 
 def unique_skips(skips: Sequence[Skip]) -> list[Skip]:

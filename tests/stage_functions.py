@@ -47,6 +47,16 @@ def sleepy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     return {"mask_hw": np.zeros((4, 4), np.uint8)}
 
 
+def level(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """The parameter as a mask."""
+    return {"mask_hw": np.full((2, 3), params.level, np.uint8)}
+
+
+def worker_pid(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Who has done it."""
+    return {"mask_hw": np.full((1, 1), os.getpid(), np.int32)}
+
+
 def seen_gpus(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     """Device and visible GPUs, as text in an array."""
     said = f"{item.device} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ.get('CUDA_DEVICE_ORDER')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from flow_runs import HERE, Done, maskmill
 
@@ -23,6 +25,7 @@ from tasks.children import Stopped
 from tasks.deeplab import DeepLabParams
 from tasks.finish import Result
 from tasks.options import RunParams
+from tasks.stage import MapStage
 
 VARIANTS = ("box: proposals=box", "grabcut: proposals=grabcut", "grab & more: proposals=grabcut deeplab.iterations=4")
 SHARED = ("compare", "cfs", "--config", "demo-tiny", "--quiet", *HERE, "--set", "params.deeplab.iterations=3")
@@ -196,6 +199,68 @@ def test_a_run_that_would_not_fit_is_not_begun(cache: Path, monkeypatch: pytest.
     attempts, left = scripted(cache, {"box": 0.5, "grabcut": 0.6}, 1000.0)
     assert [attempt.variant for attempt in attempts] == ["box"]
     assert "grabcut, seed 0 would take 1 h 23 min" in left
+
+
+# -- workers ---------------------------------------------------------------------------------------------------------
+
+
+def workers_left() -> list[psutil.Process]:
+    """Pool workers of this process."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if "tasks.pool_worker" in child.cmdline():
+                found.append(child)
+    return found
+
+
+def working(cache: Path, name: str, ends: dict[str, Exception | None]) -> tuple[list[Attempt], list[int]]:
+    """Trials whose page asks one worker for its number, then ends so; the numbers of those begun.
+
+    ``name``: of the stage, so that no other test's results are found.
+    """
+    pids: list[int] = []
+
+    def page(run: Any, train: Any, val: Any, params: Any) -> Result:
+        stage = MapStage(f"{name}-{params.proposals}", 1, None, ("boxes",), ("mask_hw",), "stage_functions:worker_pid")
+        handle = run.map(stage, train)
+        if run.planning:
+            return Result("", {}, {}, {})
+        (pid,) = {run.store.read(handle.address, k, p.stamp)["mask_hw"].item() for k, p in handle.produced.items()}
+        pids.append(pid)
+        if (error := ends[params.proposals]) is not None:
+            raise error
+        return Result(run.folder.run_id, {}, {}, run.write_manifest("finished"))
+
+    _, params_class, _ = load("cfs")
+    variants = [Variant(one, "cfs", page, params_class(proposals=one), (0,)) for one in ends]
+    options = RunParams(cache=str(cache), out=str(cache.parent / "out"), workers=1, device="cpu", progress=False)
+    data = DataParams("demo-tiny")
+    sets = read_sets(data, options)
+    try:
+        attempts, _ = run_trials(make_trials(variants, sets, options), data, sets, options, History(cache, ["cfs"]))
+        return attempts, pids
+    finally:
+        assert workers_left() == []
+
+
+def test_trials_share_their_workers(cache: Path) -> None:
+    attempts, pids = working(cache, "shared", {"box": None, "grabcut": None, "cfs": None})
+    assert [attempt.status for attempt in attempts] == ["done"] * 3
+    assert len(set(pids)) == 1
+
+
+def test_a_trial_that_fails_costs_the_others_no_more_than_new_workers(cache: Path) -> None:
+    failure = RuntimeError("out of luck")
+    attempts, pids = working(cache, "failing", {"box": None, "grabcut": failure, "cfs": None, "cfs-refined": None})
+    assert [attempt.status for attempt in attempts] == ["done", "failed", "done", "done"]
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+@pytest.mark.parametrize("told", [Stopped("stop"), KeyboardInterrupt()])
+def test_a_comparison_that_is_stopped_leaves_no_worker(cache: Path, told: Any) -> None:
+    with pytest.raises(type(told)):  # working() looks for what is left
+        working(cache, f"stopped-{type(told).__name__}", {"box": None, "grabcut": told, "cfs": None})
 
 
 def manifest(seconds: float, computed: int, params: Any, **stages: float) -> dict[str, Any]:

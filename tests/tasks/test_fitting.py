@@ -190,7 +190,7 @@ def test_a_stopped_fit_is_stopped_and_the_folder_of_the_start_is_not_its_path(
     supervisor: Any = _Supervisor()
     stage = FitStage("tiny", 1, PARAMS, ("image",), "fit_stages:fit")
     run = Runner(RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu"))
-    run._supervisor = supervisor
+    run._hands._supervisor = supervisor
     with pytest.raises(Stopped, match="tiny was stopped"), run:
         run.fit(stage, records)
     assert '"interrupted"' in (run.folder.path / "manifest.json").read_text()

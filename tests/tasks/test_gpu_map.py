@@ -82,7 +82,7 @@ def test_all_busy_is_said_and_waited_for_before_any_worker_is_started(tmp_path: 
         with Runner(options(tmp_path, workers=1), reporter=notes) as run:
 
             def free() -> None:
-                assert run._supervisor is None, "nothing was started"
+                assert run._hands._supervisor is None, "nothing was started"
                 busy.__exit__(None, None, None)
 
             notes.then = free
