@@ -120,9 +120,12 @@ class TinyBlock(nn.Module):
 
 
 class TinyBackbone(nn.Module):
-    """A backbone that trains from scratch in a minute on a CPU: ``width``, then 2 and 4 times it, output stride 8."""
+    """A backbone that trains from scratch in a minute on a CPU: ``width``, then 2 and 4 times it.
 
-    def __init__(self, width: int = 16) -> None:
+    Output stride 8, or 4: the last halving is left out, what follows sees the finer map.
+    """
+
+    def __init__(self, width: int = 16, output_stride: Literal[4, 8] = 8) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
@@ -131,7 +134,7 @@ class TinyBackbone(nn.Module):
             # A block before the second halving: what tells classes apart may be a few pixels wide.
             TinyBlock(width, width),
             TinyBlock(width, 2 * width, stride=2),
-            TinyBlock(2 * width, 4 * width, stride=2),
+            TinyBlock(2 * width, 4 * width, stride=output_stride // 4),
             TinyBlock(4 * width, 4 * width, dilation=2),
             TinyBlock(4 * width, 4 * width, dilation=4),
         )
@@ -140,7 +143,7 @@ class TinyBackbone(nn.Module):
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
 
     def forward(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` normalised -> ``(N, 4 width, ~H/8, ~W/8)``."""
+        """``(N, 3, H, W)`` normalised -> ``(N, 4 width, ~H/8, ~W/8)``; /4 with that stride."""
         return cast(Tensor, self.stages(self.stem(images_nchw)))
 
 

@@ -1,7 +1,7 @@
 """DeepLab: LargeFOV on VGG-16, v2 on ResNet-18/50/101, and a tiny one, in one class.
 
 ``network(images)`` is ``head(features(images))``, so that a module (LGSA, say) can be put between the two. Logits
-are given at the output grid (stride 8); :mod:`models.losses` brings them to the labels' size.
+are given at the output grid (stride 8; the tiny one's can be 4); :mod:`models.losses` brings them to the labels' size.
 """
 
 from __future__ import annotations
@@ -97,25 +97,34 @@ def build(
     atrous: Atrous = "paper",
     dropout: float = 0.5,
     width: int = 16,
+    output_stride: Literal[4, 8] = 8,
 ) -> DeepLab:
     """A DeepLab with ``outputs`` = K + 1 score maps, randomly initialised from torch's global generator.
 
     Sizes with 21 outputs: LargeFOV 20,505,429 parameters; ResNet-101 44,048,532, of which 105,344 are the frozen
-    batch norms' affine ones. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` to the tiny one.
-    Raises ``ValueError`` for an unknown name or fewer than 2 outputs.
+    batch norms' affine ones. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` and
+    ``output_stride`` to the tiny one: the others have 8. Raises ``ValueError`` for an unknown name, fewer than 2
+    outputs or a stride that the network has not.
     """
     if outputs < 2:
         raise ValueError(f"a segmenter needs background and at least one class: outputs {outputs} must be >= 2")
+    check_stride(name, output_stride)
     if name == "largefov":
         vgg = VggBackbone()
         return DeepLab(vgg, LargeFovHead(vgg.channels, outputs, dropout), LARGEFOV_RULES, normalisation)
     if name == "tiny":
-        tiny = TinyBackbone(width)
+        tiny = TinyBackbone(width, output_stride)
         return DeepLab(tiny, Aspp(tiny.channels, outputs, TINY_RATES), TINY_RULES, normalisation)
     if name in ("resnet18", "resnet50", "resnet101"):
         resnet = ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
         return DeepLab(resnet, Aspp(resnet.channels, outputs, ASPP_RATES), RESNET_RULES, normalisation)
     raise ValueError(f"unknown network {name!r}; known: tiny, largefov, resnet18, resnet50, resnet101")
+
+
+def check_stride(name: NetworkName, output_stride: int) -> None:
+    """Raise ``ValueError`` unless the network can have this output stride: 8, the tiny one 4 too."""
+    if output_stride not in ((4, 8) if name == "tiny" else (8,)):
+        raise ValueError(f"output_stride {output_stride} with network {name!r}: 8, or 4 with tiny")
 
 
 def _in(prefix: str, suffix: str = "") -> Callable[[str], bool]:

@@ -174,6 +174,7 @@ def build(
     atrous: Atrous = "paper",
     dropout: float = 0.5,
     width: int = 16,
+    output_stride: Literal[4, 8] = 8,
 ) -> LGSADeepLab:
     """A DeepLab (see :func:`models.deeplab.build`) with ``modules`` >= 0 self-attention modules in cascade.
 
@@ -186,7 +187,15 @@ def build(
         raise ValueError(f"modules {modules} must not be negative")
     if walk not in ("off", "probabilities", "logits") or guided not in ("all", "last"):
         raise ValueError(f"unknown walk {walk!r} (off, probabilities, logits) or guided {guided!r} (all, last)")
-    plain = deeplab.build(name, outputs, normalisation=normalisation, atrous=atrous, dropout=dropout, width=width)
+    plain = deeplab.build(
+        name,
+        outputs,
+        normalisation=normalisation,
+        atrous=atrous,
+        dropout=dropout,
+        width=width,
+        output_stride=output_stride,
+    )
     channels = int(cast(int, plain.backbone.channels))
     return LGSADeepLab(
         plain,

@@ -146,9 +146,10 @@ DEMO = CFSParams(
     weight_decay=0.05,
     test_flip=True,
 )
-"""From scratch on 96 px pictures, in half a minute of one core. Chosen on the demo's training pictures (1 seed): without
-the jitters raw masks lose 2 mIoU, crops of 48 px 1 and a faster decay another 2, 24 channels learn what 16 do. After 7
-epochs refined masks are best; after 14 the mistakes of the usual GrabCut are learnt by heart (raw 62 and 50 mIoU)."""
+"""From scratch on 96 px pictures, in half a minute of one core. Chosen on the demo's training pictures (1 seed):
+without the jitters raw masks lose 2 mIoU, crops of 48 px 1 and a faster decay another 2, 24 channels learn what 16 do.
+After 7 epochs refined masks are best; after 14 the mistakes of the usual GrabCut are learnt by heart (raw 62 and 50
+mIoU)."""
 
 DEMO_TINY = dataclasses.replace(DEMO, width=8, crop=32, batch=4, iterations=20)
 """Twenty iterations: shows that everything runs, learns next to nothing."""

@@ -66,6 +66,9 @@ class DeepLabParams:
 
     network: Network = field(default="tiny", metadata={"help": "largefov is VGG-16; resnet* are DeepLab v2"})
     width: int = field(default=16, metadata={"help": "channels of the tiny network's stem"})
+    output_stride: Literal[4, 8] = field(
+        default=8, metadata={"help": "pixels of the image to a cell of the network's map; 4 with the tiny network only"}
+    )
     atrous: Literal["paper", "exact"] = field(
         default="paper",
         metadata={
@@ -94,7 +97,8 @@ class DeepLabParams:
         default=False, metadata={"help": "DeepLab v2's: scales 1, .75, .5, fused by maximum, a loss on each"}
     )
     loss_at: Literal["crop", "output"] = field(
-        default="crop", metadata={"help": "crop: logits upsampled to the labels; output: labels sampled at stride 8"}
+        default="crop",
+        metadata={"help": "crop: logits upsampled to the labels; output: labels sampled at the network's map"},
     )
     precision: Literal["32", "bf16", "fp16"] = field(default="32", metadata={"help": "bf16 and fp16 are for GPUs"})
     seed: int = field(default=0, metadata={"help": "of initial weights, order and augmentation"})
@@ -111,6 +115,8 @@ class DeepLabParams:
         low, high = self.scale_range
         if not 0.1 <= low <= high <= 4.0:
             raise ValueError(f"scale_range {self.scale_range!r} must be low <= high within 0.1..4")
+        if self.output_stride not in ((4, 8) if self.network == "tiny" else (8,)):
+            raise ValueError(f"output_stride {self.output_stride} with network {self.network!r}: 8, or 4 with tiny")
         if weights_files.parse(self.weights).kind == "imagenet" and self.network == "tiny":
             raise ValueError("weights 'imagenet' with network 'tiny': there are none for it; set weights='none'")
 
@@ -158,6 +164,7 @@ class PredictParams:
 
     network: Network
     width: int
+    output_stride: Literal[4, 8]
     atrous: Literal["paper", "exact"]
     test: TestTimeParams
 
@@ -302,7 +309,7 @@ def predict(
 
 
 def _predict_params(params: DeepLabParams, crf: CRFParams | None, lgsa: LGSAParams | None) -> PredictParams:
-    plain = (params.network, params.width, params.atrous, params.test)
+    plain = (params.network, params.width, params.output_stride, params.atrous, params.test)
     if lgsa is None:
         return PredictParams(*plain) if crf is None else CRFPredictParams(*plain, crf)
     attention = net_of(lgsa)

@@ -49,6 +49,8 @@ class NetworkParams(Protocol):
     @property
     def width(self) -> int: ...  # noqa: D102
     @property
+    def output_stride(self) -> Literal[4, 8]: ...  # noqa: D102
+    @property
     def atrous(self) -> Literal["paper", "exact"]: ...  # noqa: D102
 
 
@@ -58,20 +60,27 @@ def build_network(params: NetworkParams, outputs: int, normalisation: str = "ima
     Backbone and head are the same numbers with self-attention and without.
     """
     guided = params.lgsa.guided if isinstance(params, AttentionFitParams) else "all"
-    return _build((params.network, params.width, params.atrous, attention_of(params)), outputs, normalisation, guided)
+    return _build(shape_of(params), outputs, normalisation, guided)
 
 
-Shape = tuple[deeplab.NetworkName, int, Literal["paper", "exact"], AttentionNet | None]
-"""Name, width, atrous, self-attention."""
+Shape = tuple[deeplab.NetworkName, int, Literal[4, 8], Literal["paper", "exact"], AttentionNet | None]
+"""Name, width, output stride, atrous, self-attention."""
+
+
+def shape_of(params: NetworkParams) -> Shape:
+    """What of the params decides the architecture, hashable."""
+    return params.network, params.width, params.output_stride, params.atrous, attention_of(params)
 
 
 def _build(
     shape: Shape, outputs: int, normalisation: str = "imagenet", guided: lgsa_deeplab.Guided = "all"
 ) -> Segmenter:
-    name, width, atrous, attention = shape
+    name, width, output_stride, atrous, attention = shape
     numbers = NORMALISATIONS[normalisation]
     if attention is None:
-        return deeplab.build(name, outputs, normalisation=numbers, atrous=atrous, width=width)
+        return deeplab.build(
+            name, outputs, normalisation=numbers, atrous=atrous, width=width, output_stride=output_stride
+        )
     return lgsa_deeplab.build(
         name,
         outputs,
@@ -82,6 +91,7 @@ def _build(
         normalisation=numbers,
         atrous=atrous,
         width=width,
+        output_stride=output_stride,
     )
 
 
@@ -93,8 +103,7 @@ def load_network(path: str, params: NetworkParams, outputs: int, device: str, pr
     Raises :class:`tasks.weights.WeightsError` if the file is cut short or of another network.
     """
     file = Path(weights_files.require_file(Path(path), "the run's fit")).stat()
-    shape = (params.network, params.width, params.atrous, attention_of(params))
-    return _load(path, file.st_mtime_ns, file.st_size, shape, outputs, device, prefix)
+    return _load(path, file.st_mtime_ns, file.st_size, shape_of(params), outputs, device, prefix)
 
 
 @functools.lru_cache(maxsize=2)

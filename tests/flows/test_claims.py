@@ -94,7 +94,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Row -> handles of its page, planned on the tiny demo data."""
     options = RunParams(cache=str(tmp_path_factory.mktemp("cache")))
     sets = read_sets(DataParams("demo-tiny"), options)
-    shared = {"data": None, "config": "demo-tiny", "sets": (), "options": {}}
+    shared = {"data": None, "config": CLAIMS.config, "sets": (), "options": {}}
     found = {}
     for row in CLAIMS.rows:
         variant = claims.variant_of(row, CLAIMS.flow, (0,), shared)

@@ -256,6 +256,16 @@ def test_fc6_takes_every_fourth_filter_at_positions_0_3_6() -> None:
     assert head.fc7.bias is not None and head.fc7.bias[7] == -28
 
 
+def test_the_tiny_networks_output_stride_can_be_4_with_the_same_weights() -> None:
+    fine, coarse = deeplab.build("tiny", 3, output_stride=4).eval(), deeplab.build("tiny", 3).eval()
+    coarse.load_state_dict(fine.state_dict())
+    with torch.no_grad():
+        assert fine(torch.zeros(1, 3, 96, 66)).shape == (1, 3, 24, 17)
+        assert coarse(torch.zeros(1, 3, 96, 66)).shape == (1, 3, 12, 9)
+    with pytest.raises(ValueError, match="output_stride 4 with network 'resnet18'"):
+        deeplab.build("resnet18", 3, output_stride=4)
+
+
 def test_unknown_network_and_too_few_outputs_are_refused() -> None:
     with pytest.raises(ValueError, match="vgg19"):
         deeplab.build(cast(NetworkName, "vgg19"), 21)

@@ -17,6 +17,7 @@ from artifacts.records import Record
 from models import deeplab as networks
 from tasks import deeplab, segment
 from tasks.deeplab import DEMO, PRESETS, DeepLabParams, TestTimeParams
+from tasks.lgsa import Attention, LGSAParams, chosen
 from tasks.stage import Item, stage_address
 from tasks.weights import WeightsError
 
@@ -37,6 +38,7 @@ from tasks.weights import WeightsError
         ("scale_range", (1.5, 0.5), "scale_range"),
         ("weights", "imagenet", "tiny"),
         ("weights", "", "weights is empty"),
+        ("output_stride", 16, "output_stride 16 with network 'tiny': 8, or 4 with tiny"),
     ],
 )
 def test_impossible_values_name_field_and_value(field: str, value: Any, message: str) -> None:
@@ -189,6 +191,22 @@ def test_one_of_several_networks_in_a_checkpoint_is_asked(tiny: networks.DeepLab
     np.testing.assert_array_equal(out["mask_hw"], segment.predict_scores(tiny, image).argmax(0).numpy())
     with pytest.raises(WeightsError, match=r"no tensor's name begins with 'judge\.'"):
         segment.load_network(str(file), params, 4, "cpu", "judge.")
+
+
+@pytest.mark.parametrize("attention", ["none", "lgsa"])
+def test_the_network_is_asked_at_the_stride_that_it_was_fitted_with(attention: Attention, tmp_path: Path) -> None:
+    """The weights fit every stride: only the params can tell."""
+    params = dataclasses.replace(DEMO, width=4, output_stride=4)
+    lgsa = chosen(attention, LGSAParams())
+    network = segment.build_network(deeplab.fit(params, lgsa=lgsa).params, 4)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    asked = segment.load_network(
+        str(tmp_path / "weights.safetensors"), deeplab.predict(params, lgsa=lgsa).params, 4, "cpu"
+    )
+    for one in (network, asked):
+        assert one.features(torch.zeros(1, 3, 32, 48)).shape == (1, 16, 8, 12)
+    with pytest.raises(ValueError, match="output_stride 4 with network 'resnet101'"):
+        dataclasses.replace(deeplab.PRESETS["voc-resnet101"], output_stride=4)
 
 
 # Golden: a change here without a new stage version would leave stale results in every cache
