@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # OpenMP's threads spin while they wait for each other. On cores that others use too, that made a training step
 # 20 to 40 times slower than letting them sleep (measured). Read once, when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors of tests are too small for two
 
 # Worker processes import stage functions by name: tests/stage_functions.py must be importable there, too.
 sys.path.insert(0, str(Path(__file__).parent))

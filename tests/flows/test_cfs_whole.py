@@ -20,7 +20,7 @@ from artifacts.store import MaskStore
 from benchmarks.soak_kill import differences, fingerprint
 from flows.cfs import CFSFlowParams, page
 from flows.command import configure
-from flows.config import ConfigError, packaged
+from flows.config import ConfigError
 from flows.page import plan_page, read_sets
 from tasks import cfs, deeplab
 from tasks.cfs import CFSParams

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flow_runs import ONE_THREAD
 
 from artifacts.datasets import DataParams
 from benchmarks import claims, results
@@ -158,7 +159,7 @@ def test_the_command_runs_evaluates_and_keeps_its_figures(
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     out = tmp_path / "out"
     given = ["cfs", "--out", str(out), "--seeds", "4", "--device", "cpu", "--workers", "0", "--quiet"]
-    given += ["--set", "options.launch=inline", "--set", "params.deeplab.iterations=2"]
+    given += ["--set", "options.launch=inline", *ONE_THREAD, "--set", "params.deeplab.iterations=2"]
     assert claims.main([*given, "--dry-run"]) == 0
     assert (
         "given-masks 24" in " ".join(capsys.readouterr().out.split()) and not (tmp_path / "claims_here.json").exists()

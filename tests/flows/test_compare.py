@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from flow_runs import HERE, Done, maskmill
+from flow_runs import HERE, ONE_THREAD, Done, maskmill
 
 from artifacts.datasets import DataParams
 from flows.command import load
@@ -28,7 +28,8 @@ from tasks.options import RunParams
 from tasks.stage import MapStage
 
 VARIANTS = ("box: proposals=box", "grabcut: proposals=grabcut", "grab & more: proposals=grabcut deeplab.iterations=4")
-SHARED = ("compare", "cfs", "--config", "demo-tiny", "--quiet", *HERE, "--set", "params.deeplab.iterations=3")
+SHARED = ("compare", "cfs", "--config", "demo-tiny", "--quiet", *HERE, *ONE_THREAD)
+SHARED += ("--set", "params.deeplab.iterations=3")
 SHARED += ("--set", "params.attention=none")
 SEEDS = (0, 3)
 COLUMN = {"masks (train) mIoU": ("masks (train)", "miou"), "student (val) mIoU": ("student (val)", "miou")}
