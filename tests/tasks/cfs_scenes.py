@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from fit_scenes import CLASSES
 
 from artifacts.objects import pack_objects
 from artifacts.records import Box, Record
@@ -25,7 +26,6 @@ SMALL = CFSParams(
     lr=2e-3,
     weight_decay=0.05,
 )
-CLASSES = ("disc", "bar")
 WHERE = (20, 14, 56, 50)
 
 

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
 
-from artifacts.fits import METRICS, Publication
-from artifacts.records import Box, DataError, Record
-from artifacts.store import MaskStore
+from artifacts.fits import Publication
+from artifacts.records import Box, DataError
 from models import unet
 from tasks import cfs, cfs_net
 from tasks.cfs import DEMO, CFSParams
-from tasks.fit import FitSpec, plain_params, run_spec
 from tasks.stage import check_outputs, resolve
-from tasks.unit import Job
 from tasks.weights import WeightsError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cfs_scenes import CLASSES, SMALL, box_of, coarse, item_of, scene
+from cfs_scenes import SMALL, box_of, coarse, item_of, scene
+from fit_scenes import Scene, fit_scenes, metrics
 
 Fit = Callable[..., Publication]
 
@@ -43,47 +39,20 @@ def fit(tmp_path: Path) -> Fit:
         boxes: Callable[[int], list[Box]] = lambda seed: [box_of(seed)],
         masks: Callable[[int, np.ndarray], np.ndarray] = lambda seed, mask: mask,
         covered: Callable[[Box], bool] = lambda box: not box.crowd,
-        name: str = "a",
         **fields: Any,
     ) -> Publication:
-        store = MaskStore(tmp_path / name)
-        jobs = []
+        scenes = []
         for i in range(4):
             image, mask = scene(i)
-            cv2.imwrite(str(tmp_path / f"{i}.png"), image[..., ::-1])
             found = coarse([b for b in boxes(i) if covered(b)], masks(i, mask))
-            store.write_segment("coarse-0", [(f"d/{i}", f"s{i}", found)], meta={})
-            record = Record(str(i), str(tmp_path / f"{i}.png"), boxes=tuple(boxes(i)))
-            jobs.append(Job(f"d/{i}", f"s{i}", record, {"coarse": ("coarse-0", f"s{i}")}))
-        stage = cfs.fit(params)
-        params_type, plain = plain_params(stage.params)
-        spec = FitSpec(
-            cache=str(tmp_path / name),
-            label="cfs",
-            address="cfs-0",
-            stamp="0",
-            function=stage.function,
-            params_type=params_type,
-            params=plain,
-            train=tuple(jobs),
-            classes=CLASSES,
-            reads=stage.reads,
-            seed=stage.seed,
-            inputs={role: str(path) for role, path in stage.inputs.items()},
-            device="cpu",
-            **fields,
-        )
-        events: list[dict[str, Any]] = []
-        publication = run_spec(spec, events.append)
-        publication.info["events"] = events  # type: ignore[index]
-        return publication
+            scenes.append(Scene(image, found, tuple(boxes(i))))
+        return fit_scenes(tmp_path, cfs.fit(params), "coarse", scenes, **fields)
 
     return run
 
 
 def lines(publication: Publication) -> list[dict[str, float]]:
-    text = (publication.weights.parent / METRICS).read_text()
-    return [line for line in map(json.loads, text.splitlines()) if "loss" in line]
+    return [line for line in metrics(publication) if "loss" in line]
 
 
 def losses(publication: Publication) -> list[float]:

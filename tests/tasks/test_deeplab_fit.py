@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from artifacts.fits import METRICS, Publication
+from artifacts.fits import Publication
 from artifacts.records import MaskRef, Record
-from artifacts.store import MaskStore
 from models import deeplab as networks
 from models.groups import parameter_groups
 from tasks import deeplab, segment
 from tasks.deeplab import DEMO, DeepLabParams
-from tasks.fit import FitSpec, plain_params, run_spec
 from tasks.stage import Item
-from tasks.unit import Job
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fit_scenes import CLASSES, Scene, fit_scenes, metrics
 
 SMALL = dataclasses.replace(DEMO, width=8, crop=32, batch=4, iterations=2, scale_range=(1.0, 1.0))
-CLASSES = ("disc", "bar")
 
 
 def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,56 +53,17 @@ Fit = Callable[..., Publication]
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Fit:
-    """``fit(params, masks=..., **spec fields)`` fits four scenes whose label maps lie in a store."""
+    """``fit(params, masks=..., monitor=..., **spec fields)`` fits four scenes whose label maps lie in a store."""
 
-    def run(
-        params: DeepLabParams, *, masks: Any = None, monitor: bool = False, name: str = "a", **fields: Any
-    ) -> Publication:
-        store = MaskStore(tmp_path / name)
-        jobs = []
+    def run(params: DeepLabParams, *, masks: Any = None, monitor: bool = False, **fields: Any) -> Publication:
+        scenes = []
         for i in range(4):
             image, mask = scene(i)
-            cv2.imwrite(str(tmp_path / f"{i}.png"), image[..., ::-1])
-            stored = mask if masks is None else masks(i, mask)
-            store.write_segment("target-0", [(f"d/{i}", f"s{i}", {"mask_hw": stored})], meta={})
-            record = Record(str(i), str(tmp_path / f"{i}.png"))
-            jobs.append(Job(f"d/{i}", f"s{i}", record, {"target": ("target-0", f"s{i}")}))
-        seen = [
-            dataclasses.replace(
-                job, up={}, record=dataclasses.replace(job.record, truth=MaskRef(f"{__name__}:load_truth", "", str(i)))
-            )
-            for i, job in enumerate(jobs)
-        ]
-        stage = deeplab.fit(params)
-        params_type, plain = plain_params(stage.params)
-        spec = FitSpec(
-            cache=str(tmp_path / name),
-            label="deeplab",
-            address="deeplab-0",
-            stamp="0",
-            function=stage.function,
-            params_type=params_type,
-            params=plain,
-            train=tuple(jobs),
-            classes=CLASSES,
-            reads=stage.reads,
-            seed=stage.seed,
-            monitor=tuple(seen) if monitor else (),
-            inputs={role: str(path) for role, path in stage.inputs.items()},
-            device="cpu",
-            **fields,
-        )
-        events: list[dict[str, Any]] = []
-        publication = run_spec(spec, events.append)
-        publication.info["events"] = events  # type: ignore[index]
-        return publication
+            truth = MaskRef(f"{__name__}:load_truth", "", str(i)) if monitor else None
+            scenes.append(Scene(image, {"mask_hw": mask if masks is None else masks(i, mask)}, truth=truth))
+        return fit_scenes(tmp_path, deeplab.fit(params), "target", scenes, **fields)
 
     return run
-
-
-def metrics(publication: Publication) -> list[dict[str, float]]:
-    text = (publication.weights.parent / METRICS).read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_tiny_learns_four_pictures_and_its_checkpoint_predicts_them(fit: Fit) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from artifacts import keys
 from artifacts.codec import from_plain, to_plain
-from artifacts.fits import METRICS, Publication
+from artifacts.fits import Publication
 from artifacts.records import Record
-from artifacts.store import MaskStore
 from models import deeplab as networks
 from models import lgsa as equations
 from models import lgsa_deeplab
@@ -27,16 +27,16 @@ from models.lgsa_deeplab import LGSADeepLab
 from tasks import deeplab, lgsa, segment
 from tasks.crf_params import PRESETS as CRFS
 from tasks.deeplab import DEMO, AttentionFitParams, DeepLabParams, TestTimeParams
-from tasks.fit import FitSpec, plain_params, run_spec
 from tasks.lgsa import LGSAParams, chosen
 from tasks.stage import Item, stage_address
-from tasks.unit import Job
 from tasks.weights import WeightsError
+
+sys.path.insert(0, str(Path(__file__).parent))
+from fit_scenes import CLASSES, Scene, fit_scenes, metrics
 
 SMALL = dataclasses.replace(
     DEMO, width=8, crop=32, batch=4, iterations=2, scale_range=(1.0, 1.0), test=TestTimeParams()
 )
-CLASSES = ("disc", "bar")
 PAPER = chosen("lgsa", LGSAParams())
 assert PAPER is not None
 
@@ -150,43 +150,13 @@ Fit = Callable[..., Publication]
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Fit:
-    """``fit(params, lgsa)`` fits four scenes whose label maps lie in a store."""
+    """``fit(params, lgsa, **spec fields)`` fits four scenes whose label maps lie in a store."""
 
-    def run(params: DeepLabParams, settings: LGSAParams | None, *, name: str = "a", **fields: Any) -> Publication:
-        store = MaskStore(tmp_path / name)
-        jobs = []
-        for i in range(4):
-            image, mask = scene(i)
-            cv2.imwrite(str(tmp_path / f"{i}.png"), image[..., ::-1])
-            store.write_segment("target-0", [(f"d/{i}", f"s{i}", {"mask_hw": mask})], meta={})
-            jobs.append(
-                Job(f"d/{i}", f"s{i}", Record(str(i), str(tmp_path / f"{i}.png")), {"target": ("target-0", f"s{i}")})
-            )
-        stage = deeplab.fit(params, lgsa=settings)
-        params_type, plain = plain_params(stage.params)
-        spec = FitSpec(
-            cache=str(tmp_path / name),
-            label="deeplab",
-            address="deeplab-0",
-            stamp="0",
-            function=stage.function,
-            params_type=params_type,
-            params=plain,
-            train=tuple(jobs),
-            classes=CLASSES,
-            reads=stage.reads,
-            seed=stage.seed,
-            inputs={role: str(path) for role, path in stage.inputs.items()},
-            device="cpu",
-            **fields,
-        )
-        return run_spec(spec, lambda event: None)
+    def run(params: DeepLabParams, settings: LGSAParams | None, **fields: Any) -> Publication:
+        scenes = [Scene(image, {"mask_hw": mask}) for image, mask in map(scene, range(4))]
+        return fit_scenes(tmp_path, deeplab.fit(params, lgsa=settings), "target", scenes, **fields)
 
     return run
-
-
-def metrics(publication: Publication) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (publication.weights.parent / METRICS).read_text().splitlines()]
 
 
 def test_it_learns_and_its_checkpoint_predicts(fit: Fit) -> None:
