@@ -289,9 +289,11 @@ def test_a_signal_or_many_end_a_folder_at_once_with_whole_files(here: Path, numb
     for folder in ("images", "probs"):
         (here / folder).mkdir()
     image, labels = scene(200, 300, 1)
+    Image.fromarray(image).save(here / "image.png")
+    np.save(here / "probs.npy", probabilities(labels))
     for name in range(40):
-        Image.fromarray(image).save(here / "images" / f"{name}.png")
-        np.save(here / "probs" / f"{name}.npy", probabilities(labels))
+        os.link(here / "image.png", here / "images" / f"{name}.png")
+        os.link(here / "probs.npy", here / "probs" / f"{name}.npy")
     (here / "masks").mkdir()
     line = ("--image", "images", "--probs", "probs", "--out", "masks", "--marginals", "q", "--iterations", "60")
     process = start_crf(*line, "--threads", "2")
