@@ -14,6 +14,7 @@ from typing import Any, Literal
 from artifacts.comparison import Values, markdown, paired, spread, spread_dict
 from artifacts.score_lines import DASH
 from flows.page import Page
+from tasks.deeplab import DeepLabParams
 
 What = Literal["masks", "student"]
 CEILING_AT_LEAST = 0.60
@@ -59,6 +60,8 @@ class Claims:
     orderings: tuple[Ordering, ...]
     supervised: str
     """Name of the row that is the ceiling."""
+    backbone: DeepLabParams | None = None
+    """What learns the backbone that all students of the shipped setting start from (:mod:`benchmarks.pretrained`)."""
     prior_s: Mapping[str, float] = field(default_factory=dict)
     """Stage -> seconds of one image or fit on two busy cores: the estimate as long as nothing was timed."""
 

@@ -23,13 +23,14 @@ from rich.markup import escape
 
 from artifacts.atomic import write_text_atomic
 from artifacts.records import DataError
-from benchmarks import results
+from benchmarks import pretrained, results
 from benchmarks.claim_table import Claims, Row, as_markdown, evaluate, scores_of
 from flows.command import Job, configure
 from flows.compare import draw, forecast_table, reporter_of, save
 from flows.page import read_sets
 from flows.trials import Attempt, History, Sets, Trial, as_lines, make_trials, run_trials
 from flows.variants import Variant, build_variants, parse_budget, parse_seeds
+from tasks.deeplab import DeepLabParams
 from tasks.gpus import has_gpu
 from tasks.options import RunParams
 
@@ -82,6 +83,8 @@ class Table:
     job: Job
     config: str
     sets: tuple[str, ...]
+    backbone: str
+    """What the students start from, for readers; "" for what the configuration says."""
     main: list[Variant]
     others: list[Variant]
     out: Path
@@ -115,6 +118,10 @@ def prepare(asked: argparse.Namespace) -> Table:
     config = asked.config or claims.config
     shared = {"data": asked.data, "config": config, "sets": tuple(asked.set), "options": options}
     job = configure(claims.flow, asked.data, config, asked.set, options)
+    backbone, start = "", tuple[str, ...]()
+    if claims.backbone is not None and config == claims.config and asked.data is None:
+        backbone, start = backbone_of(claims.backbone, job, asked.dry_run)
+        shared["sets"] = (*start, *asked.set)
     seeds = parse_seeds(asked.seeds)
     gpu = asked.device != "cpu" and has_gpu()
     others = parse_seeds(asked.secondary_seeds) if asked.secondary_seeds else seeds if gpu else seeds[:1]
@@ -122,13 +129,25 @@ def prepare(asked: argparse.Namespace) -> Table:
         claims,
         job,
         config,
-        shared["sets"],
+        tuple(asked.set),
+        backbone,
         [variant_of(row, claims.flow, seeds, shared) for row in claims.rows if row.main],
         [variant_of(row, claims.flow, others, shared) for row in claims.rows if not (row.main or asked.main_only)],
         out,
         parse_budget(asked.budget) if asked.budget else None,
         gpu,
     )
+
+
+def backbone_of(params: DeepLabParams, job: Job, dry_run: bool) -> tuple[str, tuple[str, ...]]:
+    """``(what it is, what sets it)``; learnt now if its file is not there, which a dry run leaves to the first run."""
+    file = pretrained.backbone_file(Path(job.options.cache), params)
+    if dry_run and not file.is_file():
+        print("first: a backbone, learnt on drawn pictures of other classes (minutes; not in the estimate)")
+        return "", ()
+    pretrained.make_backbone(params, job.options, reporter_of(job))
+    said = f"{params.network}, learnt from the masks of {pretrained.SOURCE} in {params.iterations} iterations"
+    return said, (f"params.deeplab.weights={file}",)
 
 
 def variant_of(row: Row, flow: str, seeds: tuple[int, ...], shared: Mapping[str, Any]) -> Variant:
@@ -174,7 +193,7 @@ def figures_of(table: Table, attempts: Sequence[Attempt], left: str) -> dict[str
     found = {line.name: line.scores for line in lines}
     data = table.job.data
     return {
-        "setting": {"config": table.config, "data": data.source, "set": list(table.sets)},
+        "setting": {"config": table.config, "data": data.source, "backbone": table.backbone, "set": list(table.sets)},
         "seeds": {variant.name: list(variant.seeds) for variant in table.variants},
         "complete": all(line.done == line.planned for line in lines),
         "left": left,
