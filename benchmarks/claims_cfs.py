@@ -92,6 +92,6 @@ PRIOR_S = {"grabcut": 0.03, "cfs": 60, "cfs-predict": 0.03, "refine": 0.05, "dee
 """Guessed from parts, on two cores."""
 PRIOR_S |= {"box-masks": 0.005, "given-masks": 0.005, "student-shown": 0.02}
 
-BACKBONE = replace(deeplab.DEMO, output_stride=4, iterations=1200)
+BACKBONE = replace(deeplab.DEMO, output_stride=4)
 
 CLAIMS = Claims("cfs", "claims-cfs", (*MAIN, *SECONDARY), ORDERINGS, SUPERVISED, BACKBONE, PRIOR_S)
