@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flow_runs import ONE_THREAD
+from flow_runs import ONE_THREAD, Done, share_demo
 
 from artifacts.datasets import DataParams
 from benchmarks import claims, results
@@ -91,9 +91,9 @@ def test_scores_are_those_of_the_splits_that_were_used() -> None:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+def pages(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """Row -> handles of its page, planned on the tiny demo data."""
-    options = RunParams(cache=str(tmp_path_factory.mktemp("cache")))
+    options = RunParams(cache=str(share_demo(tiny, tmp_path_factory.mktemp("cache"))))
     sets = read_sets(DataParams("demo-tiny"), options)
     shared = {"data": None, "config": CLAIMS.config, "sets": (), "options": {}}
     found = {}
@@ -151,13 +151,14 @@ def test_papers_numbers_are_given_where_the_paper_has_them() -> None:
 
 
 def test_the_command_runs_evaluates_and_keeps_its_figures(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = importlib.import_module("benchmarks.claims_cfs")
     rows = tuple(row for row in CLAIMS.rows if row.name in ("box", SUPERVISED))
     monkeypatch.setattr(module, "CLAIMS", Claims("cfs", "demo-tiny", rows, (), SUPERVISED))
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     out = tmp_path / "out"
+    share_demo(tiny, out / "cache")
     given = ["cfs", "--out", str(out), "--seeds", "4", "--device", "cpu", "--workers", "0", "--quiet"]
     given += ["--set", "options.launch=inline", *ONE_THREAD, "--set", "params.deeplab.iterations=2"]
     assert claims.main([*given, "--dry-run"]) == 0

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from flow_runs import HERE, ONE_THREAD, Done, maskmill
+from flow_runs import HERE, ONE_THREAD, Done, maskmill, share_demo
 
 from artifacts.datasets import DataParams
 from flows.command import load
@@ -54,8 +54,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, broken: str) -> Done:
-    return compare(tmp_path_factory.mktemp("compare"), variants=(VARIANTS[0], broken, *VARIANTS[1:]))
+def done(tiny: Done, tmp_path_factory: pytest.TempPathFactory, broken: str) -> Done:
+    out = tmp_path_factory.mktemp("compare")
+    share_demo(tiny, out / "cache")
+    return compare(out, variants=(VARIANTS[0], broken, *VARIANTS[1:]))
 
 
 def test_a_variant_that_fails_is_said_and_the_others_are_done(done: Done) -> None:
@@ -145,9 +147,9 @@ def test_a_flow_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache into which the demo data are drawn once."""
-    return tmp_path_factory.mktemp("cache")
+def cache(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the demo data and nothing else."""
+    return share_demo(tiny, tmp_path_factory.mktemp("cache"))
 
 
 def scripted(cache: Path, results: dict[str, float | Exception], budget_s: float | None) -> tuple[list[Attempt], str]:
