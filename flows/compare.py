@@ -260,10 +260,12 @@ def _mask_columns(manifests: Mapping[str, Mapping[str, Any]]) -> list[Column]:
 
 
 def _student_columns(manifests: Mapping[str, Mapping[str, Any]], store: MaskStore, cache: Path) -> list[Column]:
-    """What the students say of the shown images, without and (where there is one) with a CRF."""
+    """What the students say of the shown images, without and (where there is one) with a CRF; pages may have none."""
     columns = []
     for name, manifest in manifests.items():
-        stage = next(stage for stage in manifest["stages"] if stage["label"] == SHOWN_STAGE)
+        stage = next((stage for stage in manifest["stages"] if stage["label"] == SHOWN_STAGE), None)
+        if stage is None:
+            continue
         one = next(((key, s) for key, (s, _) in read_stamps(cache, stage["stamps"]).items() if s is not None), None)
         kept = store.read(stage["address"], *one) if one is not None else {}
         for panel, array in ((STUDENT, "mask_hw"), (STUDENT_CRF, CRF_MASK)):
