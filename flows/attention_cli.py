@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from artifacts.datasets import DataParams, read_split
-from artifacts.fits import FitStore
+from artifacts.fits import FitStore, Publication
 from artifacts.heat_sheet import HeatPanel, heat_sheet
 from artifacts.images import read_image_rgb
 from artifacts.records import DataError, Record
@@ -94,13 +94,26 @@ def maps(manifest: dict[str, Any], cache: Path, image_rgb: Any, xy: tuple[float,
     chosen = lgsa.chosen(getattr(params, "attention", "none"), getattr(params, "lgsa", lgsa.LGSAParams()))
     if chosen is None:
         raise DataError(f"run {run}: its student has no self-attention (params.attention=none); name one with --run")
-    stage = next(stage for stage in manifest["stages"] if stage["kind"] == "fit" and stage["label"] == "deeplab")
-    published = FitStore(cache).published(stage["address"], stage["stamps"])
-    if published is None or published.digest != stage["output"]:
-        raise DataError(f"run {run}: its student's checkpoint is not in {cache} any more; run the flow again")
     asked = deeplab.predict(params.deeplab, lgsa=chosen).params
-    network = segment.load_network(str(published.weights), asked, len(manifest["classes"]) + 1, "cpu")
+    weights = student_of(manifest, cache).weights
+    network = segment.load_network(str(weights), asked, len(manifest["classes"]) + 1, "cpu")
     return segment.attention_maps(network, image_rgb, xy)
+
+
+def student_of(manifest: dict[str, Any], cache: Path) -> Publication:
+    """The fit that a run's student was: that very one, also where it was learnt again since (``--rerun deeplab``).
+
+    Raises :class:`DataError` where it is gone.
+    """
+    stage = next(stage for stage in manifest["stages"] if stage["kind"] == "fit" and stage["label"] == "deeplab")
+    published = FitStore(cache).published(
+        stage["address"], stage["stamps"], accept=lambda one: one.digest == stage["output"]
+    )
+    if published is None:
+        raise DataError(
+            f"run {manifest['run']}: its student's checkpoint is not in {cache} any more; run the flow again"
+        )
+    return published
 
 
 def _title(manifest: dict[str, Any]) -> str:

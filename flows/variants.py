@@ -184,8 +184,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def parse_budget(text: str) -> float:
     """``30m``, ``1h30m``, ``90s`` or ``90`` in seconds. Raises :class:`ConfigError`."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text.strip())
-    if not text.strip() or found is None:
+    given = text.strip()
+    # Only a number alone is seconds without saying so: "1h30" was taken for an hour and 30 seconds.
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", f"{given}s" if given.isdecimal() else given)
+    if not given or found is None:
         raise ConfigError(f"--budget {text}: expected a time, e.g. 30m, 1h30m or 90s")
     return float(sum(int(part or 0) * unit for part, unit in zip(found.groups(), UNITS_S.values(), strict=True)))
 

@@ -107,11 +107,6 @@ def total_loss(segmentation: Tensor, attention: Tensor, alpha: float) -> Tensor:
     return segmentation + alpha * attention
 
 
-def paper_alpha(modules: int) -> float:
-    """The paper's alpha (section 4.1): 10,000 with two modules or more, 1,000 with one."""
-    return 10_000.0 if modules >= 2 else 1_000.0
-
-
 def effective_alpha(alpha: float, pixels: int) -> float:
     """``alpha (N / 1681)^2`` [infer]: L_att falls as 1/N^2, and the paper's alpha belongs to maps of 41 x 41."""
     return alpha * (pixels / PAPER_PIXELS) ** 2

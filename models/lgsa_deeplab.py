@@ -82,7 +82,7 @@ class LGSADeepLab(nn.Module):
         self.rules = (*map(_not_attention, plain.rules), *(_attention_rules(multipliers) if modules else ()))
 
     def features(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at output stride 8, before any module."""
+        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at the output grid, before any module."""
         return cast(Tensor, self.backbone(self.normalise(images_nchw)))
 
     def forward(self, images_nchw: Tensor, labels_nhw: Tensor | None = None) -> LGSAOutput:

@@ -65,12 +65,18 @@ def train(context: FitContext) -> dict[str, Tensor]:
     """
     params: CFSParams = context.params
     images = len(context.train)
+    boxes = sum(len(job.record.boxes or ()) for job in context.train.members)
     # The loop draws members of context.train: objects here.
     context.train = objects = ObjectData(context.train, params)
     if not len(objects):
         raise DataError(
             f"{context.label}: none of {images} training images has a box to learn from (both sides at least"
             f" {params.min_side:g} px, no crowd); lower params.cfs.min_side"
+        )
+    if 2 * len(objects) < boxes:
+        context.warn(
+            f"learns from {len(objects)} of {boxes} boxes; the others have a side under {params.min_side:g} px"
+            " (params.cfs.min_side), are crowds, or are difficult and not asked for"
         )
     network = initial_network(context)
     if params.channels_last:

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from flow_runs import FIGURE, Done, copy_of, maskmill, run_cfs
+from safetensors.numpy import save
 
+from artifacts.fits import FitStore
 from artifacts.images import read_image_rgb
-from flows.attention_cli import find_image, maps, pixel
+from artifacts.records import DataError
+from flows.attention_cli import find_image, maps, pixel, student_of
 from flows.export import finished
 from models.lgsa_deeplab import LGSADeepLab
 from tasks import segment
@@ -100,6 +103,17 @@ def test_a_student_without_attention_is_refused(tiny: Done, tmp_path: Path) -> N
     where = ("--cache", str(tiny.out / "cache"), "--image", IMAGE, "--at", "5,5", "--out", str(tmp_path / "heat.png"))
     done = maskmill(tmp_path, "attention", *where)
     assert done.code == 2 and "its student has no self-attention (params.attention=none)" in done.said
+
+
+def test_a_runs_own_student_is_asked_even_where_another_was_learnt_since(tmp_path: Path) -> None:
+    fits = FitStore(tmp_path)
+    own, newer = (fits.publish("deeplab-0", "s", save({"w": np.full(2, i)}), members=[]) for i in (0, 1))
+    stage = {"kind": "fit", "label": "deeplab", "address": "deeplab-0", "stamps": "s"}
+    for published in (own, newer):
+        found = student_of({"run": "a", "stages": [{**stage, "output": published.digest}]}, tmp_path)
+        assert found.weights == published.weights
+    with pytest.raises(DataError, match="run a: its student's checkpoint is not in .* any more; run the flow again"):
+        student_of({"run": "a", "stages": [{**stage, "output": "other"}]}, tmp_path)
 
 
 def test_pixels_are_numbers() -> None:

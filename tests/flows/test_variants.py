@@ -155,7 +155,7 @@ def test_budgets(text: str, seconds: float) -> None:
     assert parse_budget(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", " ", "m", "30 min", "-5m", "1.5h"])
+@pytest.mark.parametrize("text", ["", " ", "m", "30 min", "-5m", "1.5h", "1h30", "1m5"])
 def test_no_budgets(text: str) -> None:
     with pytest.raises(ConfigError, match="--budget"):
         parse_budget(text)

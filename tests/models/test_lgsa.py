@@ -196,8 +196,6 @@ def test_undecided_pixels_take_no_part_in_the_loss() -> None:
 
 
 def test_alpha_belongs_to_the_papers_grid() -> None:
-    assert lgsa.paper_alpha(1) == 1_000.0
-    assert [lgsa.paper_alpha(modules) for modules in (2, 3)] == [10_000.0, 10_000.0]
     assert lgsa.effective_alpha(5_000.0, 41 * 41) == 5_000.0
     assert lgsa.effective_alpha(1.0, 65 * 65) == pytest.approx((4225 / 1681) ** 2)
     # The same error a pixel pair, on a map with every pixel doubled in both directions: the product stays.

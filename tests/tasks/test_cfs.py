@@ -129,14 +129,14 @@ class TestStages:
     def test_every_learnt_field_is_in_the_fits_address_and_how_it_is_asked_is_not(self) -> None:
         operational = {"test_flip": False, "predict_batch": 3, "compile": True, "channels_last": False}
         assert self.address(dataclasses.replace(DEMO, **operational)) == self.address(DEMO)
-        for change in (
-            {"class_channel": False},
-            {"deep_refeed": False},
-            {"lr_decay": 0.5},
-            {"margin_jitter": 0.0},
-            {"batch_norm": "frozen"},
-        ):
-            assert self.address(dataclasses.replace(DEMO, **change)) != self.address(DEMO), change
+        first = dataclasses.replace(DEMO, network="resnet18")  # with it every other value is allowed
+        words = {"network": "resnet50", "weights": "imagenet", "batch_norm": "frozen", "optimizer": "sgd"}
+        words |= {"precision": "bf16"}
+        learnt = [entry.name for entry in dataclasses.fields(CFSParams) if entry.name not in operational]
+        for name in learnt:
+            value = getattr(first, name)
+            other = not value if isinstance(value, bool) else words.get(name) or value * 0.9 or 1
+            assert self.address(dataclasses.replace(first, **{name: other})) != self.address(first), name
 
     def test_a_prediction_depends_on_what_shapes_it_and_nothing_else(self) -> None:
         def digest(**change: Any) -> str:

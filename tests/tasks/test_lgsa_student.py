@@ -21,7 +21,6 @@ from artifacts.codec import from_plain, to_plain
 from artifacts.fits import Publication
 from artifacts.records import Record
 from models import deeplab as networks
-from models import lgsa as equations
 from models import lgsa_deeplab
 from models.lgsa_deeplab import LGSADeepLab
 from tasks import deeplab, lgsa, segment
@@ -89,10 +88,10 @@ def test_a_prediction_is_decided_by_the_network_not_by_its_loss() -> None:
     assert len(found) == 5
 
 
-@pytest.mark.parametrize("modules", [1, 2, 3])
-def test_the_papers_alpha_is_the_models(modules: int) -> None:
+@pytest.mark.parametrize(("modules", "alpha"), [(1, 1_000.0), (2, 10_000.0), (3, 10_000.0)])
+def test_alpha_is_the_papers_if_none_is_given(modules: int, alpha: float) -> None:
     settled = chosen("lgsa", LGSAParams(modules=modules))
-    assert settled is not None and settled.alpha == equations.paper_alpha(modules) == lgsa.paper_alpha(modules)
+    assert settled is not None and settled.alpha == lgsa.paper_alpha(modules) == alpha
 
 
 def test_fit_params_travel_to_another_process_whole() -> None:
