@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from rich.markup import escape
 
 from artifacts.atomic import write_text_atomic
 from artifacts.records import DataError
+from artifacts.report_html import duration
 from benchmarks import pretrained, results
 from benchmarks.claim_table import Claims, Row, as_markdown, evaluate, scores_of
 from flows.command import Job, configure
@@ -58,17 +60,25 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         table = prepare(asked)
         sets = read_sets(table.job.data, table.job.options)
-        trials = [
-            trial for part in (table.main, table.others) if part for trial in make_trials(part, sets, table.options)
-        ]
+        trials = trials_of(table, sets)
     except DataError as error:
         print(f"claims: {error}", file=sys.stderr)
         return 2
     console = Console()
     history = History(Path(table.options.cache), {variant.flow for variant in table.variants}, table.prior_s)
     forecast_table(trials, sets, table.job, history, console)
+    if table.to_learn is not None:
+        seconds = table.claims.prior_s.get("pretrained", 0.0)
+        console.print(f"before them: a backbone on drawn pictures of other classes, about {duration(seconds)}")
     if asked.dry_run:
         return 0
+    started = time.monotonic()
+    if table.to_learn is not None:
+        pretrained.make_backbone(table.to_learn, table.options, reporter_of(table.job))
+        table = prepare(asked)
+        trials = trials_of(table, sets)
+    if table.budget_s is not None:
+        table.budget_s -= time.monotonic() - started
     attempts = run(table, trials, sets, history, console)
     if attempts and asked.name:
         console.print(f"figures: {results.save(asked.name, table.figures)}", markup=False, soft_wrap=True)
@@ -85,6 +95,8 @@ class Table:
     sets: tuple[str, ...]
     backbone: str
     """What the students start from, for readers; "" for what the configuration says."""
+    to_learn: DeepLabParams | None
+    """The backbone that has to be learnt before the rows can be run."""
     main: list[Variant]
     others: list[Variant]
     out: Path
@@ -118,10 +130,13 @@ def prepare(asked: argparse.Namespace) -> Table:
     config = asked.config or claims.config
     shared = {"data": asked.data, "config": config, "sets": tuple(asked.set), "options": options}
     job = configure(claims.flow, asked.data, config, asked.set, options)
-    backbone, start = "", tuple[str, ...]()
-    if claims.backbone is not None and config == claims.config and asked.data is None:
-        backbone, start = backbone_of(claims.backbone, job, asked.dry_run)
-        shared["sets"] = (*start, *asked.set)
+    backbone, to_learn = "", None
+    if claims.backbone is not None and takes_backbone(asked, config, claims, job):
+        backbone = said_of(claims.backbone)
+        if (file := pretrained.find_backbone(claims.backbone, job.options)) is None:
+            to_learn = claims.backbone
+        else:
+            shared["sets"] = (f"params.deeplab.weights={file}", *asked.set)
     seeds = parse_seeds(asked.seeds)
     gpu = asked.device != "cpu" and has_gpu()
     others = parse_seeds(asked.secondary_seeds) if asked.secondary_seeds else seeds if gpu else seeds[:1]
@@ -131,6 +146,7 @@ def prepare(asked: argparse.Namespace) -> Table:
         config,
         tuple(asked.set),
         backbone,
+        to_learn,
         [variant_of(row, claims.flow, seeds, shared) for row in claims.rows if row.main],
         [variant_of(row, claims.flow, others, shared) for row in claims.rows if not (row.main or asked.main_only)],
         out,
@@ -139,15 +155,24 @@ def prepare(asked: argparse.Namespace) -> Table:
     )
 
 
-def backbone_of(params: DeepLabParams, job: Job, dry_run: bool) -> tuple[str, tuple[str, ...]]:
-    """``(what it is, what sets it)``; learnt now if its file is not there, which a dry run leaves to the first run."""
-    file = pretrained.backbone_file(Path(job.options.cache), params)
-    if dry_run and not file.is_file():
-        print("first: a backbone, learnt on drawn pictures of other classes (minutes; not in the estimate)")
-        return "", ()
-    pretrained.make_backbone(params, job.options, reporter_of(job))
-    said = f"{params.network}, learnt from the masks of {pretrained.SOURCE} in {params.iterations} iterations"
-    return said, (f"params.deeplab.weights={file}",)
+def trials_of(table: Table, sets: Sets) -> list[Trial]:
+    """All trials, those of main rows first. Raises :class:`DataError` for what cannot be run."""
+    parts = (part for part in (table.main, table.others) if part)
+    return [trial for part in parts for trial in make_trials(part, sets, table.options)]
+
+
+def takes_backbone(asked: argparse.Namespace, config: str, claims: Claims, job: Job) -> bool:
+    """Whether the setting is the shipped one as far as the backbone goes: its file fits one network and demo data."""
+    if config != claims.config or asked.data is not None or claims.backbone is None:
+        return False
+    ours, theirs = job.params.deeplab, claims.backbone
+    named = any(given.startswith("params.deeplab.weights=") for given in asked.set)
+    return not named and all(getattr(ours, n) == getattr(theirs, n) for n in ("network", "width", "output_stride"))
+
+
+def said_of(params: DeepLabParams) -> str:
+    """What the students start from, for readers."""
+    return f"{params.network}, learnt from the masks of {pretrained.SOURCE} in {params.iterations} iterations"
 
 
 def variant_of(row: Row, flow: str, seeds: tuple[int, ...], shared: Mapping[str, Any]) -> Variant:

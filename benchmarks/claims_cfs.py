@@ -101,7 +101,7 @@ ORDERINGS = (
 
 PRIOR_S = {"grabcut": 0.03, "cfs": 60, "cfs-predict": 0.03, "refine": 0.05, "deeplab": 130, "student": 0.05, "": 5}
 """Guessed from parts, on two cores."""
-PRIOR_S |= {"box-masks": 0.005, "given-masks": 0.005, "student-shown": 0.02}
+PRIOR_S |= {"pretrained": 300, "box-masks": 0.005, "given-masks": 0.005, "student-shown": 0.02}
 
 BACKBONE = replace(deeplab.DEMO, output_stride=4)
 

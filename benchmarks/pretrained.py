@@ -13,35 +13,51 @@ from pathlib import Path
 
 from artifacts.atomic import write_bytes_atomic
 from artifacts.datasets import DataParams, read_split
-from artifacts.keys import digest
 from tasks import deeplab
 from tasks.deeplab import DeepLabParams
 from tasks.labels import given_masks
 from tasks.options import RunParams
 from tasks.progress import Reporter
 from tasks.run import Runner
+from tasks.stage import FitHandle
 
 SOURCE = "demo-auxiliary"
 
 
-def backbone_file(cache: Path, params: DeepLabParams) -> Path:
-    """Where :func:`make_backbone` puts the backbone that is learnt with these params."""
-    return cache / "pretrained" / f"{params.network}-{digest(repr(params))[:12]}.safetensors"
+def find_backbone(params: DeepLabParams, options: RunParams) -> Path | None:
+    """The file, if what it would be learnt from is what it was learnt from; nothing is done."""
+    with _runner(options, planning=True) as run:
+        fit = _fit(run, params, options)
+    file = _file(options, fit)
+    return file if file is not None and file.is_file() else None
 
 
 def make_backbone(params: DeepLabParams, options: RunParams, reporter: Reporter | None = None) -> Path:
-    """Learn it, if its file is not there yet. The same params give the same bytes on the same machine."""
+    """Learn it, or find it learnt. The same params give the same bytes on the same machine."""
     from safetensors.torch import load_file, save
 
-    file = backbone_file(Path(options.cache), params)
-    if file.is_file():
-        return file
-    records = read_split(DataParams(SOURCE), "train", cache=Path(options.cache))
-    with Runner(replace(options, out="", rerun=()), flow="pretrained", reporter=reporter) as run:
-        fit = run.fit(deeplab.fit(params, name="pretrained"), records, target=run.map(given_masks(), records))
+    with _runner(options, reporter=reporter) as run:
+        fit = _fit(run, params, options)
         run.write_manifest("finished")
-    tensors = load_file(fit.path)
-    own = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomic(file, save(own))
+    file = _file(options, fit)
+    assert file is not None, "a fit that has been run has a digest"
+    if not file.is_file():
+        tensors = load_file(fit.path)
+        own = {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(file, save(own))
     return file
+
+
+def _runner(options: RunParams, *, planning: bool = False, reporter: Reporter | None = None) -> Runner:
+    return Runner(replace(options, out="", rerun=()), flow="pretrained", planning=planning, reporter=reporter)
+
+
+def _fit(run: Runner, params: DeepLabParams, options: RunParams) -> FitHandle:
+    records = read_split(DataParams(SOURCE), "train", cache=Path(options.cache))
+    return run.fit(deeplab.fit(params, name="pretrained"), records, target=run.map(given_masks(), records))
+
+
+def _file(options: RunParams, fit: FitHandle) -> Path | None:
+    """Named after the tensors: pictures, stages or params that gave others have another file."""
+    return None if fit.digest is None else Path(options.cache) / "pretrained" / f"{fit.digest[:16]}.safetensors"

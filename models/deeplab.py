@@ -81,11 +81,11 @@ class DeepLab(nn.Module):
         self.rules = tuple(rules)
 
     def features(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at output stride 8."""
+        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at the output stride."""
         return cast(Tensor, self.backbone(self.normalise(images_nchw)))
 
     def forward(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` RGB 0..255 -> logits ``(N, K+1, h, w)`` at output stride 8, background first."""
+        """``(N, 3, H, W)`` RGB 0..255 -> logits ``(N, K+1, h, w)`` at the output stride, background first."""
         return cast(Tensor, self.head(self.features(images_nchw)))
 
 

@@ -204,6 +204,7 @@ def test_without_a_crf_the_prediction_is_what_it_was() -> None:
     assert stage.outputs == ("mask_hw",) and [f.name for f in dataclasses.fields(stage.params)] == [
         "network",
         "width",
+        "output_stride",
         "atrous",
         "test",
     ]
