@@ -258,9 +258,13 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_presets(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no demo data 'demo-huge'; there is demo, demo-tiny, demo-claims, demo-auxiliary"):
+    with pytest.raises(
+        DataError, match="no demo data 'demo-huge'; there is demo, demo-tiny, demo-claims, demo-auxiliary"
+    ):
         demo.prepare_demo("demo-huge", tmp_path)
     assert (DEMO.train, DEMO.val, DEMO.size, DEMO_TINY.train, DEMO_TINY.val) == (240, 60, 96, 24, 8)
+    compared = demo.PRESETS["demo-claims"]
+    assert dataclasses.replace(compared, seed=0, train=240, val=60) == DEMO and compared.seed != DEMO.seed
 
 
 @pytest.mark.parametrize(
