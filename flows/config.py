@@ -86,16 +86,7 @@ def read_config(name_or_path: str) -> Layer:
 
 def parse_yaml(text: str, origin: str) -> Layer:
     """YAML text as a layer. Raises :class:`ConfigError` with the line of a syntax error or of a repeated key."""
-    lines: Lines = {}
-    try:
-        root = yaml.compose(text, Loader=_Loader)
-        values = yaml.load(text, Loader=_Loader)
-        _collect_lines(root, (), lines, origin)
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        line, problem = _not_yaml(error, text)
-        raise ConfigError(f"{origin}{f', line {line}' if line else ''}: not YAML: {problem}") from error
+    values, lines = load_yaml(text, origin)
     if values is None:
         return Layer({}, origin, {})
     if not isinstance(values, dict):
@@ -104,6 +95,22 @@ def parse_yaml(text: str, origin: str) -> Layer:
         name = str(unknown[0])
         raise ConfigError(f"{origin}, line {lines.get((name,), 1)}: unknown section {name!r}{_meant(name, SECTIONS)}")
     return Layer(values, origin, lines)
+
+
+def load_yaml(text: str, origin: str) -> tuple[Any, Lines]:
+    """YAML text as plain values, and the line of every key. Only ``true`` and ``false`` are booleans.
+
+    Raises :class:`ConfigError` with ``origin`` and line for a syntax error and for a key that is given twice.
+    """
+    lines: Lines = {}
+    try:
+        _collect_lines(yaml.compose(text, Loader=_Loader), (), lines, origin)
+        return yaml.load(text, Loader=_Loader), lines
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        line, problem = _not_yaml(error, text)
+        raise ConfigError(f"{origin}{f', line {line}' if line else ''}: not YAML: {problem}") from error
 
 
 def parse_set(assignments: Iterable[str]) -> Layer:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from flows.command import configure, load
-from flows.config import ConfigError, _collect_lines, _Loader, _not_yaml
+from flows.config import ConfigError, load_yaml
 from flows.page import Page
 from tasks.options import RunParams
 
@@ -55,14 +55,7 @@ def read_variants(path: Path) -> list[tuple[str, tuple[str, ...]]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--variants {path}: {error}") from error
-    try:
-        _collect_lines(yaml.compose(text, Loader=_Loader), (), {}, str(path))
-        values = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        line, problem = _not_yaml(error, text)
-        raise ConfigError(f"{path}{f', line {line}' if line else ''}: not YAML: {problem}") from error
+    values, _ = load_yaml(text, str(path))
     if not isinstance(values, dict) or not values:
         raise ConfigError(f"{path}: expected NAME: {{KEY: VALUE}} for each variant")
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import re
@@ -236,6 +237,21 @@ def test_import_budget(imports: str, forbidden: tuple[str, ...]) -> None:
     code = f"import sys, {imports}; print(sorted(set({forbidden}) & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_no_module_imports_what_another_keeps_to_itself() -> None:
+    """A private name may change without a look at its users: there must be none."""
+    packages = ("flows", "tasks", "models", "artifacts", "benchmarks")
+    found = {
+        (path.stem, name.name)
+        for package in packages
+        for path in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+        if name.name.startswith("_") and name.name != "_lattice"  # the compiled module
+    }
+    assert not found
 
 
 def test_help_loads_next_to_nothing() -> None:
