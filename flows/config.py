@@ -135,7 +135,7 @@ def parse_set(assignments: Iterable[str]) -> Layer:
             place = place.setdefault(step, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"--set {assignment}: {step!r} was set to a value before")
-        place[path[-1]] = value
+        place.update(_merged(place, {path[-1]: value}))  # a mapping joins what was set below its name before
     return Layer(values, "--set", {})
 
 

@@ -68,7 +68,7 @@ def read_variants(path: Path) -> list[tuple[str, tuple[str, ...]]]:
 
 def _assignments(given: Mapping[Any, Any], above: str = "") -> Iterable[str]:
     for key, value in given.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _assignments(value, f"{above}{key}.")
         else:
             text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
@@ -94,9 +94,9 @@ def build_variants(
     found: list[Variant] = []
     for name, assignments in given:
         where = f"variant {name!r}"
-        own = [_own_set(where, assignment) for assignment in assignments]
+        own = [one for assignment in assignments for one in _own_sets(where, assignment)]
         keys = [assignment.partition("=")[0] for assignment in own]
-        if twice := [key for key in keys if keys.count(key) > 1]:
+        if twice := [key for place, key in enumerate(keys) if _within(keys[:place] + keys[place + 1 :], key)]:
             raise ConfigError(f"{where}: {twice[0].removeprefix(PREFIX)} is given twice")
         try:
             params = configure(flow, data, config, [*sets, *own], options or {}).params
@@ -120,15 +120,29 @@ def check_variants(variants: Sequence[Variant]) -> None:
                 raise ConfigError(f"variants {other.name!r} and {variant.name!r} are the same configuration")
 
 
-def _own_set(where: str, assignment: str) -> str:
-    key, equals, _ = assignment.partition("=")
-    if not equals or not key.strip():
+def _own_sets(where: str, assignment: str) -> list[str]:
+    """``KEY=VALUE`` as it is set, ``params.KEY=VALUE``; of a nested value each leaf, that none passes unseen."""
+    key, equals, text = assignment.partition("=")
+    key = key.strip()
+    if not equals or not key:
         raise ConfigError(f"{where}: {assignment!r}: expected KEY=VALUE, e.g. deeplab.iterations=100")
+    value, _ = load_yaml(text, f"{where}: {assignment!r}")
+    leaves = _assignments({key: value}) if isinstance(value, dict) else [f"{key}={text}"]
+    return [_own_set(where, leaf) for leaf in leaves]
+
+
+def _own_set(where: str, assignment: str) -> str:
+    key = assignment.partition("=")[0]
     if key.startswith(("data.", "options.")):
         raise ConfigError(f"{where}: {key}: variants share data and options; only the flow's params differ")
     if key.rpartition(".")[2] == SEED:
         raise ConfigError(f"{where}: {key}: seeds are given by --seeds, the same ones to every variant")
     return assignment if key.startswith(PREFIX) else PREFIX + assignment
+
+
+def _within(keys: Iterable[str], above: str) -> bool:
+    """Whether one of ``keys`` is ``above`` or a key below it."""
+    return any(f"{key}.".startswith(f"{above}.") for key in keys)
 
 
 SeedPath = tuple[str, ...]

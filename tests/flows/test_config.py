@@ -41,6 +41,10 @@ def test_file_and_set_are_merged_key_by_key() -> None:
     assert params == Params(5, ("x", "y z"), Inner(2.0, "b"))
 
 
+def test_a_mapping_that_is_set_joins_what_was_set_before() -> None:
+    assert built("", "params.inner.rate=2", "params.inner={mode: b}", "params.inner={}").inner == Inner(2.0, "b")
+
+
 @pytest.mark.parametrize(
     ("text", "sets", "message"),
     [

@@ -42,6 +42,13 @@ def test_a_variant_is_the_shared_configuration_and_what_it_sets() -> None:
     assert base.params.deeplab.lr == other.params.deeplab.lr == 0.5
 
 
+def test_a_nested_value_sets_its_leaves_and_leaves_the_rest_as_all_have_it() -> None:
+    (one,) = build("a: 'deeplab={iterations: 7, test: {scales: [0.5, 1]}}'", sets=["params.deeplab.lr=0.5"])
+    assert one.says == ("deeplab.iterations=7", "deeplab.test.scales=[0.5, 1]")
+    assert (one.params.deeplab.iterations, one.params.deeplab.test.scales) == (7, (0.5, 1.0))
+    assert one.params.deeplab.lr == 0.5
+
+
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
@@ -58,6 +65,15 @@ def test_a_variant_is_the_shared_configuration_and_what_it_sets() -> None:
         (["a: proposals=box params.proposals=box"], "variant 'a': proposals is given twice"),
         (["a: deeplab.seed=3"], "seeds are given by --seeds"),
         (["a: data.source=demo"], "share data and options"),
+        (["a: 'deeplab={seed: 4}'"], r"variant 'a': deeplab\.seed: seeds are given by --seeds"),
+        (["a: 'params={deeplab: {seed: 4}}'"], "seeds are given by --seeds"),
+        (["a: 'deeplab.seed =4'"], "seeds are given by --seeds"),
+        (["a: 'data={source: demo}'"], "share data and options"),
+        (["a: 'deeplab={iterations: 4}' deeplab.iterations=5"], "variant 'a': deeplab.iterations is given twice"),
+        (["a: deeplab.iterations=5 'deeplab={}'"], "variant 'a': deeplab is given twice"),
+        (["a: 'deeplab={iterations: 4, iterations: 5}'"], "iterations is given twice"),
+        (["a: 'deeplab={iterations: 4'"], r"variant 'a': 'deeplab={iterations: 4', line 1: not YAML"),
+        (["a: 'proposals={}'"], "variant 'a': params.proposals: Input should be"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(texts: list[str], words: str) -> None:
