@@ -48,7 +48,7 @@ def attention(
         weights_hw = maps(manifest, cache, rgb, xy)[-1]
         share = None if truth is None else lgsa.share_on_class(weights_hw, truth, xy)
         caption = "" if share is None else f"{100 * share:.0f} % of the weight on the pixel's class"
-        panels.append(HeatPanel(_title(manifest), weights_hw, caption))
+        panels.append(HeatPanel(title_of(manifest), weights_hw, caption))
     heat_sheet(rgb, xy, panels, out)
     console = Console()
     for panel in panels:
@@ -116,7 +116,11 @@ def student_of(manifest: dict[str, Any], cache: Path) -> Publication:
     return published
 
 
-def _title(manifest: dict[str, Any]) -> str:
+def title_of(manifest: dict[str, Any]) -> str:
+    """What tells a run's student from another's, and the run."""
     params = manifest["recipe"]["params"]
-    alpha = "" if params["lgsa"]["alpha"] is None else f", alpha {params['lgsa']['alpha']:g}"
-    return f"{params['attention']}{alpha if params['attention'] == 'lgsa' else ''} ({manifest['run']})"
+    said = ""
+    if params["attention"] == "lgsa":
+        said += "" if params["lgsa"]["alpha"] is None else f", alpha {params['lgsa']['alpha']:g}"
+        said += ", no walk" if params["lgsa"]["walk"] == "off" else ""
+    return f"{params['attention']}{said} ({manifest['run']})"
