@@ -178,12 +178,29 @@ def rate_factor(params: CFSParams, step: int, iterations: int) -> float:
     return float(params.lr_decay ** (epoch // params.decay_every))
 
 
+def smallest_alone(params: CFSParams) -> int:
+    """Side of the smallest crop that can be learnt from alone, pixels: torch's batch norm has to see two values.
+
+    The deepest map has a thirty-second of the crop's side, the tiny network's a sixteenth. Where the encoder's batch
+    norms are frozen, the decoder's first, at a sixteenth, still learns. Sides are rounded up, by the tiny stem down.
+    """
+    if params.network == "tiny":
+        return 18
+    return 17 if params.batch_norm == "frozen" else 33
+
+
 def check_run(params: CFSParams, options: RunParams, *, name: str = "cfs") -> None:
     """Raises :class:`DataError` for parameters that cannot run on what the options name; asked before any work."""
     if params.batch % options.devices:
         raise DataError(
             f"params.{name}.batch={params.batch} cannot be shared by options.devices={options.devices};"
             f" set batch to a multiple of {options.devices}"
+        )
+    if params.batch == options.devices and params.crop < smallest_alone(params):
+        raise DataError(
+            f"params.{name}.batch={params.batch} gives each of options.devices={options.devices} one crop, and of"
+            f" params.{name}.crop={params.crop} batch norm would see a map of 1 x 1; set batch to"
+            f" {2 * options.devices} or more, or crop to {smallest_alone(params)} or more"
         )
     if params.precision == "fp16" and (options.device == "cpu" or not has_gpu()):
         raise DataError(f"params.{name}.precision=fp16 needs a GPU, and this run has none; set precision to 32 or bf16")

@@ -67,6 +67,21 @@ class TestParams:
             cfs.check_run(dataclasses.replace(DEMO, precision="fp16"), RunParams(device="cpu"))
         cfs.check_run(DEMO, RunParams(devices=2))
 
+    @pytest.mark.parametrize(
+        ("network", "batch_norm", "devices", "crop"),
+        [("tiny", "trained", 1, 17), ("tiny", "frozen", 1, 17), ("resnet50", "trained", 2, 32)],
+    )
+    def test_one_small_crop_a_device_is_refused_with_what_to_set(
+        self, network: Any, batch_norm: Any, devices: int, crop: int
+    ) -> None:
+        params = CFSParams(network=network, batch_norm=batch_norm, crop=crop, batch=devices)
+        options = RunParams(devices=devices)
+        said = rf"params\.cfs\.batch={devices} .* params\.cfs\.crop={crop} .* to {2 * devices} or more.* {crop + 1} or"
+        with pytest.raises(DataError, match=said):
+            cfs.check_run(params, options)
+        cfs.check_run(dataclasses.replace(params, crop=crop + 1), options)
+        cfs.check_run(dataclasses.replace(params, batch=2 * devices), options)
+
     def test_describing_a_stage_loads_no_torch(self) -> None:
         said = (
             "import sys; from tasks import cfs; cfs.fit(cfs.DEMO); cfs.predict(cfs.DEMO); print('torch' in sys.modules)"

@@ -265,3 +265,19 @@ GOLDEN_PROBS = [
     [0.7686, 0.9995, 0.8887, 0.5635],
     [0.8774, 0.9690, 0.7266, 0.9360],
 ]
+
+
+@pytest.mark.parametrize(
+    ("network", "batch_norm"),
+    [("tiny", "trained"), ("tiny", "frozen"), ("resnet18", "trained"), ("resnet18", "frozen")],
+)
+def test_the_smallest_crop_that_is_learnt_from_alone(network: Any, batch_norm: Any) -> None:
+    side = cfs.smallest_alone(CFSParams(network=network, batch_norm=batch_norm))
+    net = unet.build(network, 2, batch_norm=batch_norm, width=4).train()
+
+    def learn(side: int) -> None:
+        net(torch.zeros(1, 3, side, side), torch.ones(1, side, side), torch.ones(1, dtype=torch.long))
+
+    learn(side)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        learn(side - 1)
