@@ -3,7 +3,8 @@
 Every row is an ordinary cached run of the flow, so that the same command goes on where it was stopped. Main rows have
 three seeds, the others one unless there is a GPU; iterations are fixed, the last checkpoint counts, nothing is chosen
 on the images that are scored. The estimate is printed first. Leaves claims.md, compare.json and the main rows'
-contact sheet in --out; with --name, figures go to benchmarks/results, with commit, machine and time.
+contact sheet in --out; with --name, figures go to benchmarks/results, with commit, machine and time, unless fuller
+ones of the same setting are there.
 
 Exit status 1 if a run failed; an ordering that does not hold is a result.
 """
@@ -55,6 +56,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it may take")
     parser.add_argument("--name", default="", help="keep the figures as benchmarks/results/NAME.json")
+    parser.add_argument("--replace", action="store_true", help="put them there even where fuller ones are kept")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     asked = parser.parse_args(given)
     try:
@@ -81,7 +83,7 @@ def main(given: Sequence[str] | None = None) -> int:
         table.budget_s -= time.monotonic() - started
     attempts = run(table, trials, sets, history, console)
     if attempts and asked.name:
-        console.print(f"figures: {results.save(asked.name, table.figures)}", markup=False, soft_wrap=True)
+        console.print(keep_figures(asked.name, table.figures, asked.replace), markup=False, soft_wrap=True)
     return int(any(attempt.status == "failed" for attempt in attempts))
 
 
@@ -230,6 +232,27 @@ def figures_of(table: Table, attempts: Sequence[Attempt], left: str) -> dict[str
         "seconds_this_time": round(sum(attempt.seconds for attempt in attempts), 1),
         **evaluate(table.claims, scores_of(list(found), found, data.train, data.val)),
     }
+
+
+def keep_figures(name: str, figures: Mapping[str, Any], anyway: bool = False) -> str:
+    """Save them, and say where; those that hold more finished trials of the same setting are kept unless ``anyway``.
+
+    A run with a small budget, or of the main rows alone, would else put hours of work out of sight.
+    """
+    kept = results.load(name)
+    if not anyway and kept.get("figures", {}).get("setting") == figures["setting"]:
+        there, here = finished_trials(kept["figures"]), finished_trials(figures)
+        if there > here:
+            return (
+                f"figures: {results.path_of(name)} is kept: its {there} finished trials of this setting (commit"
+                f" {kept['commit']}, {kept['time']}) are more than these {here}; --replace puts these there"
+            )
+    return f"figures: {results.save(name, figures)}"
+
+
+def finished_trials(figures: Mapping[str, Any]) -> int:
+    """Rows times seeds that have a score."""
+    return sum(len({seed for found in row["miou"].values() for seed in found["seeds"]}) for row in figures["rows"])
 
 
 if __name__ == "__main__":

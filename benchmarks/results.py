@@ -40,9 +40,23 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
+def path_of(name: str) -> Path:
+    """Where the figures of one benchmark are kept."""
+    return FOLDER / f"{name}.json"
+
+
+def load(name: str) -> dict[str, Any]:
+    """What is kept of one benchmark, as :func:`save` wrote it; empty where there is none, or nothing readable."""
+    try:
+        said = json.loads(path_of(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
 def save(name: str, figures: Mapping[str, Any]) -> Path:
     """Write (or replace) the figures of one benchmark."""
-    path = FOLDER / f"{name}.json"
+    path = path_of(name)
     said = {
         "benchmark": name,
         "commit": commit(),

@@ -15,6 +15,7 @@ from benchmarks import claims, results
 from benchmarks.claim_table import Claims, Ordering, Row, as_markdown, evaluate, scores_of, why_not_valid
 from benchmarks.claims_cfs import CLAIMS, SUPERVISED, masks_page
 from flows.page import plan_page, read_sets
+from flows.trials import Attempt
 from tasks.options import RunParams
 from tasks.stage import FitHandle, MapHandle
 
@@ -151,6 +152,44 @@ def test_papers_numbers_are_given_where_the_paper_has_them() -> None:
     assert papers["alpha 20000, walk"] == 72.2 and papers["LGSA, modules 3"] == 72.6 and papers["CFS raw"] is None
 
 
+# -- figures under a name --------------------------------------------------------------------------------------------
+
+
+def figures(*, config: str = "demo", **rows: tuple[float, ...]) -> dict[str, Any]:
+    return {"setting": {"config": config, "set": []}, **evaluate(SMALL, students(**rows))}
+
+
+def kept_rows(folder: Path) -> dict[str, list[str]]:
+    found = json.loads((folder / "mine.json").read_text())["figures"]["rows"]
+    return {row["name"]: list(row["miou"]["student"]["seeds"]) for row in found if row["miou"]}
+
+
+def test_fuller_figures_of_the_same_setting_are_replaced_only_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    full = figures(weak=(0.1, 0.2), strong=(0.3,))
+    assert claims.keep_figures("mine", full) == f"figures: {tmp_path / 'mine.json'}"
+    said = claims.keep_figures("mine", figures(weak=(0.5, 0.6)))
+    assert "mine.json is kept: its 3 finished trials" in said and "more than these 2; --replace" in said
+    assert kept_rows(tmp_path) == {"weak": ["0", "1"], "strong": ["0"]}
+    claims.keep_figures("mine", figures(weak=(0.5,), strong=(0.5, 0.6)))  # as many
+    assert kept_rows(tmp_path) == {"weak": ["0"], "strong": ["0", "1"]}
+    claims.keep_figures("mine", figures(weak=(0.5,)), anyway=True)
+    assert kept_rows(tmp_path) == {"weak": ["0"]}
+    claims.keep_figures("mine", full)
+    claims.keep_figures("mine", figures(config="voc", weak=(0.5,)))
+    assert kept_rows(tmp_path) == {"weak": ["0"]}
+
+
+def test_what_is_no_figures_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for text in ("<<<<<<< HEAD", "[]", '{"figures": {"rows": [1]}}'):
+        (tmp_path / "mine.json").write_text(text)
+        claims.keep_figures("mine", figures(weak=(0.5,)))
+        assert kept_rows(tmp_path) == {"weak": ["0"]}
+
+
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -180,4 +219,9 @@ def test_the_command_runs_evaluates_and_keeps_its_figures(
     full = next(row for row in figures["rows"] if row["name"] == SUPERVISED)
     assert full["miou"]["masks"]["mean"] == 1.0 and set(full["miou"]["student"]["seeds"]) == {"4"}
     assert (out / "claims.md").read_text().startswith("**Not valid")
+    asked: list[bool] = []
+    monkeypatch.setattr(claims, "run", lambda *given: [Attempt("box", 4, "done", 0.0)])
+    monkeypatch.setattr(claims, "keep_figures", lambda name, figures, anyway: asked.append(anyway) or "kept")
+    assert claims.main([*given, "--name", "claims_here"]) == claims.main([*given, "--name", "a", "--replace"]) == 0
+    assert asked == [False, True]
     assert (out / "compare.png").exists() and json.loads((out / "compare.json").read_text())["complete"]
