@@ -67,9 +67,12 @@ SECONDARY = (
     Row("CFS without class channel", (*PLAIN, "cfs.class_channel=false"), page=masks_page),
     Row("CFS without deep re-feed", (*PLAIN, "cfs.deep_refeed=false"), page=masks_page),
     Row("LGSA without walk", NO_WALK, paper=TABLE_5[10000][0]),
-    *(Row(f"non-local, modules {n}", (*NONLOCAL, f"lgsa.modules={n}"), paper=TABLE_3[n][0]) for n in (1, 3)),
-    *(Row(f"LGSA, modules {n}", (*LGSA, f"lgsa.modules={n}"), paper=TABLE_3[n][1]) for n in (1, 3)),
     Row("alpha 0, walk", (*LGSA, "lgsa.alpha=0"), paper=TABLE_5[0][1]),
+    *(
+        Row(f"{name}, modules {n}", (*sets, f"lgsa.modules={n}"), paper=TABLE_3[n][place])
+        for n in (1, 3)
+        for place, (name, sets) in enumerate((("non-local", NONLOCAL), ("LGSA", LGSA)))
+    ),
     *(Row(f"alpha {a}", (*NO_WALK, f"lgsa.alpha={a}"), paper=TABLE_5[a][0]) for a in (5000, 15000, 20000)),
     *(Row(f"alpha {a}, walk", (*LGSA, f"lgsa.alpha={a}"), paper=TABLE_5[a][1]) for a in (5000, 15000, 20000)),
 )
