@@ -172,7 +172,8 @@ def wrap_text(text: str, size: int, width: float, *, bold: bool = False) -> list
 def save_png(path: Path, image: Image.Image) -> None:
     """Write a PNG without any metadata, whole or not at all."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=6)
+    # Level 6 takes more than twice the time for 3 % fewer bytes.
+    image.save(buffer, format="PNG", compress_level=4)
     write_bytes_atomic(path, buffer.getvalue(), durable=False)
 
 
