@@ -259,7 +259,8 @@ def test_packaged_configurations_of_the_whole_figure() -> None:
     demo, claims, voc = (configure("cfs", None, name, (), {}).params for name in ("demo-cfs", "claims-cfs", "voc-cfs"))
     for params in (demo, claims, voc, CFSFlowParams()):
         assert (params.proposals, params.attention) == ("cfs-refined", "lgsa")
-    assert demo.cfs == cfs.PRESETS["demo"] and demo.deeplab == deeplab.PRESETS["demo"]
+    assert demo.cfs == cfs.PRESETS["demo"]
+    assert demo.deeplab == dataclasses.replace(deeplab.PRESETS["demo"], iterations=1600)
     assert claims.cfs == dataclasses.replace(demo.cfs, iterations=200)
     assert claims.deeplab == dataclasses.replace(demo.deeplab, output_stride=4, iterations=400)
     assert (claims.grabcut.variant, claims.refine) == ("plain", RefineParams(working_size=192)), "the paper's trimap"
