@@ -133,7 +133,7 @@ def prepare(asked: argparse.Namespace) -> Table:
     shared = {"data": asked.data, "config": config, "sets": tuple(asked.set), "options": options}
     job = configure(claims.flow, asked.data, config, asked.set, options)
     backbone, to_learn = "", None
-    if claims.backbone is not None and takes_backbone(asked, config, claims, job):
+    if claims.backbone is not None and takes_backbone(asked, config, claims.config, claims.backbone, job):
         backbone = said_of(claims.backbone)
         if (file := pretrained.find_backbone(claims.backbone, job.options)) is None:
             to_learn = claims.backbone
@@ -163,11 +163,11 @@ def trials_of(table: Table, sets: Sets) -> list[Trial]:
     return [trial for part in parts for trial in make_trials(part, sets, table.options)]
 
 
-def takes_backbone(asked: argparse.Namespace, config: str, claims: Claims, job: Job) -> bool:
+def takes_backbone(asked: argparse.Namespace, config: str, shipped: str, theirs: DeepLabParams, job: Job) -> bool:
     """Whether the setting is the shipped one as far as the backbone goes: its file fits one network and demo data."""
-    if config != claims.config or asked.data is not None or claims.backbone is None:
+    if config != shipped or asked.data is not None:
         return False
-    ours, theirs = job.params.deeplab, claims.backbone
+    ours = job.params.deeplab
     named = any(given.startswith("params.deeplab.weights=") for given in asked.set)
     return not named and all(getattr(ours, n) == getattr(theirs, n) for n in ("network", "width", "output_stride"))
 

@@ -26,6 +26,7 @@ from artifacts.runs import RunFolder, read_stamps
 from artifacts.store import MaskStore
 from flows.command import FLOWS, Job, configure
 from flows.config import ConfigError
+from flows.export import kept_arrays
 from flows.page import read_sets
 from flows.trials import Attempt, History, Sets, Trial, as_lines, forecast, make_trials, run_trials, weak_kinds
 from flows.variants import Variant, build_variants, parse_budget, parse_seeds, parse_variant, read_variants
@@ -228,7 +229,7 @@ def draw(path: Path, variants: Sequence[Variant], attempts: Sequence[Attempt], s
         return {}
     store = MaskStore(cache, readonly=True)
     manifests = {variant.name: RunFolder(cache, attempt.run).manifest() for variant, attempt in done}
-    masks, students = _mask_columns(manifests), _student_columns(manifests, store, cache)
+    masks, students = _mask_columns(manifests), _student_columns(manifests, cache)
     kinds: set[Kind] = set()
     for variant, _ in done:
         kinds |= weak_kinds(variant, sets, job.options)
@@ -259,15 +260,14 @@ def _mask_columns(manifests: Mapping[str, Mapping[str, Any]]) -> list[Column]:
     return [Column(panel, *place) for panel, place in zip(panels, names, strict=True)]
 
 
-def _student_columns(manifests: Mapping[str, Mapping[str, Any]], store: MaskStore, cache: Path) -> list[Column]:
+def _student_columns(manifests: Mapping[str, Mapping[str, Any]], cache: Path) -> list[Column]:
     """What the students say of the shown images, without and (where there is one) with a CRF; pages may have none."""
     columns = []
     for name, manifest in manifests.items():
         stage = next((stage for stage in manifest["stages"] if stage["label"] == SHOWN_STAGE), None)
         if stage is None:
             continue
-        one = next(((key, s) for key, (s, _) in read_stamps(cache, stage["stamps"]).items() if s is not None), None)
-        kept = store.read(stage["address"], *one) if one is not None else {}
+        kept = kept_arrays(cache, stage)
         for panel, array in ((STUDENT, "mask_hw"), (STUDENT_CRF, CRF_MASK)):
             if array in kept:
                 columns.append(Column(f"{panel}: {name}", stage["address"], stage["stamps"], array))

@@ -35,7 +35,7 @@ def export(cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bo
         return export_run(cache, manifest, stage or manifest["masks"], kind, to, with_images=images)
     label = stage or STUDENT
     stages = [one for one in manifest["stages"] if one["kind"] == "map"]
-    having = [one["label"] for one in stages if CRF_MASK in _kept(cache, one)]
+    having = [one["label"] for one in stages if CRF_MASK in kept_arrays(cache, one)]
     if label not in having and label in [one["label"] for one in stages]:
         there = (
             f"name one that does with --stage: {', '.join(having)}" if having else "run it with --set params.crf=NAME"
@@ -44,7 +44,7 @@ def export(cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bo
     return export_run(cache, manifest, label, kind, to, with_images=images, array=CRF_MASK)
 
 
-def _kept(cache: Path, stage: Mapping[str, Any]) -> tuple[str, ...]:
+def kept_arrays(cache: Path, stage: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the arrays that a map stage keeps for an image."""
     stamps = read_stamps(cache, stage["stamps"])
     one = next(((key, stamp) for key, (stamp, _) in stamps.items() if stamp is not None), None)
@@ -92,7 +92,7 @@ def score_run(
         arrays = {} if stamp is None else store.read(found["address"], records.key(record), stamp)
         return windows(arrays)
 
-    kept = _kept(cache, found)
+    kept = kept_arrays(cache, found)
     return *_scored(records, mask_of, windows_of if "objects_flat" in kept else None), kept
 
 
