@@ -19,13 +19,13 @@ help:
 
 setup: $(READY)
 
-LATTICE := $(wildcard models/lattice_cpp/*)
+LATTICE := $(wildcard models/crf/lattice_cpp/*)
 
 $(READY): requirements.lock pyproject.toml setup.py $(LATTICE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Maskmill needs Python >= 3.11; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv is missing. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	@command -v g++ >/dev/null || { echo "A C++ compiler is missing (pydensecrf2 and models/_lattice are compiled). On Debian or Ubuntu: apt-get install g++"; exit 1; }
-	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "Python.h is missing (pydensecrf2 and models/_lattice are compiled). On Debian or Ubuntu: apt-get install python3-dev"; exit 1; }
+	@command -v g++ >/dev/null || { echo "A C++ compiler is missing (pydensecrf2 and models/crf/_lattice are compiled). On Debian or Ubuntu: apt-get install g++"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "Python.h is missing (pydensecrf2 and models/crf/_lattice are compiled). On Debian or Ubuntu: apt-get install python3-dev"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@# Where PYTHONDONTWRITEBYTECODE is set, every process that imports torch would compile it anew, for seconds.
@@ -62,4 +62,4 @@ soak-kill: $(READY)
 	$(BIN)/python -m benchmarks.soak_kill
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) $(DEMO_CFS_OUT) *.egg-info build models/_lattice*.so
+	rm -rf $(VENV) $(DEMO_OUT) $(DEMO_CFS_OUT) *.egg-info build models/crf/_lattice*.so

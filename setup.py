@@ -1,15 +1,15 @@
-"""The one compiled part: models/_lattice, the permutohedral lattice. Everything else is in pyproject.toml.
+"""The one compiled part: models/crf/_lattice, the permutohedral lattice. Everything else is in pyproject.toml.
 
-Optional on purpose: without a working compiler the install succeeds, and models.gaussian falls back to numba.
+Optional on purpose: without a working compiler the install succeeds, and models.crf.gaussian falls back to numba.
 """
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
 lattice = Pybind11Extension(
-    "models._lattice",
-    ["models/lattice_cpp/kernels.cpp", "models/lattice_cpp/module.cpp"],
-    depends=[f"models/lattice_cpp/{name}" for name in ("buffer.hpp", "lattice.hpp", "build.inc", "passes.inc")],
+    "models.crf._lattice",
+    ["models/crf/lattice_cpp/kernels.cpp", "models/crf/lattice_cpp/module.cpp"],
+    depends=[f"models/crf/lattice_cpp/{name}" for name in ("buffer.hpp", "lattice.hpp", "build.inc", "passes.inc")],
     cxx_std=17,
     # No -march=native: the file holds a version for every instruction set and chooses when it is loaded.
     extra_compile_args=["-O3", "-Wno-psabi", "-Wno-maybe-uninitialized"],

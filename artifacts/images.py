@@ -26,7 +26,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from artifacts import keys
-from artifacts.atomic import write_bytes_atomic
+from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.records import DataError, ImageRGB
 
 MAX_PIXELS = 178_956_970

@@ -3,7 +3,7 @@
     python -m benchmarks.attention_share --cache runs/claims-cfs/cache RUN [RUN ...]
 
 For each class in each val picture, the pixel that lies deepest inside it (background left out) asks every run's
-student; what is averaged is :func:`tasks.lgsa.share_on_class` on the truth. A W that looks everywhere alike has
+student; what is averaged is :func:`tasks.deeplab.lgsa.share_on_class` on the truth. A W that looks everywhere alike has
 the class's share of the picture, which stands beside it.
 """
 
@@ -20,10 +20,10 @@ import numpy as np
 from artifacts.datasets import DataParams, read_split
 from artifacts.images import read_image_rgb
 from artifacts.records import UNDECIDED, MaskHW
-from flows.attention_cli import maps, title_of
+from flows.cli.attention import maps, title_of
+from flows.cli.export import finished
 from flows.config import Layer, build
-from flows.export import finished
-from tasks.lgsa import share_on_class
+from tasks.deeplab.lgsa import share_on_class
 
 
 def main(given: Sequence[str] | None = None) -> int:

@@ -61,15 +61,15 @@ def command(tree: Path, out: Path) -> list[str]:
 def run_once(tree: Path, out: Path) -> dict[str, float]:
     """In this process: seconds without the imports, and peak memory with them."""
     import flows.cfs
-    import flows.cli
-    import flows.command
-    import flows.page
+    import flows.cli.flow_command
+    import flows.cli.main
+    import flows.run_flow
 
-    assert flows.cfs and flows.command and flows.page
+    assert flows.cfs and flows.cli.flow_command and flows.run_flow
     imported_mb = _peak_mb()
     started = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = flows.cli.main(command(tree, out))
+        code = flows.cli.main.main(command(tree, out))
     seconds = time.perf_counter() - started
     nothing = "nothing, all was cached" in said.getvalue()
     return {"code": code, "s": seconds, "mb": _peak_mb(), "imported_mb": imported_mb, "computed_nothing": nothing}

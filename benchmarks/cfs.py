@@ -29,12 +29,13 @@ from artifacts.images import read_image_rgb
 from artifacts.records import Box, Record, RecordSet
 from benchmarks import results
 from models import unet
-from tasks import cfs, cfs_net
 from tasks.boxes import pixel_window
-from tasks.cfs import PRESETS, CFSParams
-from tasks.cfs_crop import BoxCrop
-from tasks.options import RunParams
-from tasks.run import Runner
+from tasks.cfs import network as cfs_net
+from tasks.cfs import stages as cfs
+from tasks.cfs.box_crop import BoxCrop
+from tasks.cfs.stages import PRESETS, CFSParams
+from tasks.engine.options import RunParams
+from tasks.engine.runner import Runner
 from tasks.stage import FitHandle
 
 SIZE = (375, 500)

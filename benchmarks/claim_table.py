@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from artifacts.comparison import Values, markdown, paired, spread, spread_dict
-from artifacts.score_lines import DASH
-from flows.page import Page
-from tasks.deeplab import DeepLabParams
+from artifacts.report.comparison import Values, markdown, paired, spread, spread_dict
+from artifacts.report.score_lines import DASH
+from flows.run_flow import Page
+from tasks.deeplab.stages import DeepLabParams
 
 What = Literal["masks", "student"]
 CEILING_AT_LEAST = 0.60
@@ -150,7 +150,7 @@ def _ordering_cells(one: Mapping[str, Any]) -> list[str]:
 
 
 def columns(train: str, val: str) -> dict[What, str]:
-    """The columns of :mod:`artifacts.comparison` that masks and students are scored in."""
+    """The columns of :mod:`artifacts.report.comparison` that masks and students are scored in."""
     return {"masks": f"masks ({train}) mIoU", "student": f"student ({val}) mIoU"}
 
 

@@ -23,19 +23,19 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from artifacts.atomic import write_text_atomic
+from artifacts.cache.atomic import write_text_atomic
 from artifacts.records import DataError
-from artifacts.report_html import duration
+from artifacts.report.html import duration
 from benchmarks import pretrained, results
 from benchmarks.claim_table import Claims, Row, as_markdown, evaluate, scores_of
-from flows.command import Job, configure
-from flows.compare import draw, forecast_table, reporter_of, save
-from flows.page import read_sets
-from flows.trials import Attempt, History, Sets, Trial, as_lines, make_trials, run_trials
-from flows.variants import Variant, build_variants, parse_budget, parse_seeds
-from tasks.deeplab import DeepLabParams
-from tasks.gpus import has_gpu
-from tasks.options import RunParams
+from flows.cli.flow_command import Job, configure
+from flows.compare.command import draw, forecast_table, reporter_of, save
+from flows.compare.trials import Attempt, History, Sets, Trial, as_lines, make_trials, run_trials
+from flows.compare.variants import Variant, build_variants, parse_budget, parse_seeds
+from flows.run_flow import read_sets
+from tasks.deeplab.stages import DeepLabParams
+from tasks.engine.gpus import has_gpu
+from tasks.engine.options import RunParams
 
 FLOWS = {"cfs": "benchmarks.claims_cfs"}
 

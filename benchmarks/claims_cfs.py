@@ -13,9 +13,10 @@ from dataclasses import replace
 from artifacts.records import RecordSet
 from benchmarks.claim_table import Claims, Ordering, Row
 from flows.cfs import CFSFlowParams, proposals
-from tasks import deeplab, labels
-from tasks.finish import Result, finish, score_handle
-from tasks.run import Runner
+from tasks import labels
+from tasks.deeplab import stages as deeplab
+from tasks.engine.runner import Runner
+from tasks.evaluate.finish import Result, finish, score_handle
 
 SUPERVISED = "fully supervised"
 REFINED = ("proposals=cfs-refined",)

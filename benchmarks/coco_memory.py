@@ -64,7 +64,7 @@ def write_dataset(root: Path, n_images: int, seed: int = 0) -> Path:
 
 def measure(images: Path, annotations: Path) -> dict[str, float]:
     """Read, then walk over every record; this process's times and peak RSS (MB = 10^6 bytes)."""
-    from artifacts.coco import read_coco
+    from artifacts.datasets.coco import read_coco
 
     before = _peak_mb()
     start = time.perf_counter()

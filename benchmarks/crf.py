@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 
 from artifacts.images import read_image_rgb
 from benchmarks import crf_plot, results
-from models.gaussian import GaussianFilter, bilateral_features
-from tasks.crf import dense_crf
-from tasks.crf_batch import dense_crf_batch
-from tasks.crf_params import PRESETS, CRFParams
+from models.crf.gaussian import GaussianFilter, bilateral_features
+from tasks.crf.batch import dense_crf_batch
+from tasks.crf.dense_crf import dense_crf
+from tasks.crf.params import PRESETS, CRFParams
 
 REAL = Path(__file__).parents[1] / "../shared/data/voc-mini"
 SIZE_HW = (375, 500)
@@ -162,7 +162,7 @@ def energy_row(images: list[Image], turns: int = 9) -> dict[str, Any]:
     """Forward and backward of 4 x 21 x 160 x 160 on one thread, in turns with pydensecrf's 21-label CRF."""
     import torch
 
-    from models.energy import dense_energy_loss
+    from models.crf.energy import dense_energy_loss
 
     torch.set_num_threads(1)
     small = [cv2.resize(image, (160, 160), interpolation=cv2.INTER_AREA) for image in images[:4]]
@@ -192,9 +192,9 @@ def energy_row(images: list[Image], turns: int = 9) -> dict[str, Any]:
 
 def profile_row(images: list[Image], labels: int) -> dict[str, Any]:
     """Where one CRF's time goes, and how far the loop is from the memory's bandwidth."""
-    from models import _lattice
-    from models.gaussian import spatial_filter
-    from models.mean_field import Term, mean_field
+    from models.crf import _lattice
+    from models.crf.gaussian import spatial_filter
+    from models.crf.mean_field import Term, mean_field
 
     parts: dict[str, list[float]] = {"features": [], "build": [], "row sums": [], "set up": [], "ten iterations": []}
     vertices, traffic = 0, 0.0
@@ -276,7 +276,7 @@ def first_call_s() -> dict[str, float]:
     """Seconds of the first numba CRF of a process: with nothing compiled, and with what the disk kept."""
     code = (
         "import time, numpy as np; from benchmarks.crf import drawn, energies, with_backend; "
-        "from tasks.crf import dense_crf; i, u = drawn((40, 40), 0), energies(4, (40, 40), 0); "
+        "from tasks.crf.dense_crf import dense_crf; i, u = drawn((40, 40), 0), energies(4, (40, 40), 0); "
         "t = time.perf_counter(); dense_crf(i, u, with_backend('lattice-numba')); print(time.perf_counter() - t)"
     )
     with tempfile.TemporaryDirectory() as folder:

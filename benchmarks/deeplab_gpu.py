@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models import deeplab
 from models.groups import parameter_groups
 from models.losses import segmentation_loss
-from tasks.augment import Augmentation, augment
+from tasks.training.augment import Augmentation, augment
 
 DENSE_BF16_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "L40": 181, "4090": 165, "A10": 125}
 """Makers' dense bf16 figures, by a part of the device's name."""

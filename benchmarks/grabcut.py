@@ -35,9 +35,9 @@ from artifacts.objects import unpack_objects
 from artifacts.records import MaskHW, Record, RecordSet
 from tasks import grabcut
 from tasks.boxes import label_arrays
+from tasks.evaluate.score import Scorer, object_ious
 from tasks.grabcut import GrabCutParams
 from tasks.labels import BoxMaskParams, box_item
-from tasks.score import Scorer, object_ious
 from tasks.stage import Arrays, Item
 
 BAR = 1.9
@@ -166,8 +166,8 @@ def show(rows: Mapping[str, Mapping[str, Any]]) -> None:
 
 def speed(records: RecordSet, params: GrabCutParams, images: int) -> dict[str, float]:
     """Seconds of the bare loop and of the stage on two processes over the same images, and their ratio."""
-    from tasks.options import RunParams
-    from tasks.run import Runner
+    from tasks.engine.options import RunParams
+    from tasks.engine.runner import Runner
 
     chosen = records.only([r.image_id for r in records][:images])
     one = records.only([chosen.records[0].image_id])

@@ -11,14 +11,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from artifacts.atomic import write_bytes_atomic
+from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.datasets import DataParams, read_split
-from tasks import deeplab
-from tasks.deeplab import DeepLabParams
+from tasks.deeplab import stages as deeplab
+from tasks.deeplab.stages import DeepLabParams
+from tasks.engine.options import RunParams
+from tasks.engine.progress import Reporter
+from tasks.engine.runner import Runner
 from tasks.labels import given_masks
-from tasks.options import RunParams
-from tasks.progress import Reporter
-from tasks.run import Runner
 from tasks.stage import FitHandle
 
 SOURCE = "demo-auxiliary"

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts.atomic import write_text_atomic
-from artifacts.runs import library_versions
+from artifacts.cache.atomic import write_text_atomic
+from artifacts.cache.runs import library_versions
 
 FOLDER = Path(__file__).parent / "results"
 

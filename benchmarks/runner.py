@@ -26,11 +26,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.cache.store import MaskStore
 from artifacts.images import read_image_rgb
 from artifacts.records import Record, RecordSet
-from artifacts.store import MaskStore
 from benchmarks import results
-from tasks.run import Runner, RunParams
+from tasks.engine.runner import Runner, RunParams
 from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
 
 BAR = 0.02

@@ -3,7 +3,7 @@
     python -m benchmarks.soak_kill [--random 20] [--seed 0] [--only POINT ...]      (make soak-kill)
 
 One undisturbed run of ``cfs`` on ``demo-tiny`` is the reference. Then, each on a fresh folder: one kill at every named
-kill point (``artifacts.atomic.KILL_POINTS``), wherever it is reached (a pool worker, the fit's process, the run
+kill point (``artifacts.cache.atomic.KILL_POINTS``), wherever it is reached (a pool worker, the fit's process, the run
 itself), and kills of the run's process group at random instants. After each kill no process of the run may be alive,
 and the same command run again must end with the same arrays under every (address, key, stamp), the same checkpoint
 and the same exported files as the reference. Exit status 1 on any difference.
@@ -29,8 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts import keys
-from artifacts.atomic import KILL_POINTS
-from artifacts.store import MaskStore
+from artifacts.cache.atomic import KILL_POINTS
+from artifacts.cache.store import MaskStore
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "MASKMILL_SOAK_RUN"
@@ -89,7 +89,7 @@ def left(out: Path) -> str:
 def flow_main(arguments: Sequence[str]) -> int:
     """``maskmill`` in this process, a group leader: what reaches a kill point takes the whole group with it."""
     os.environ["MASKMILL_RUN_PGID"] = str(os.getpid())
-    from flows.cli import main
+    from flows.cli.main import main
 
     return main(list(arguments))
 

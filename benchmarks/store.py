@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.store import MaskStore
+from artifacts.cache.store import MaskStore
 
 Mask = NDArray[np.uint8]
 ADDRESS = "bench-masks"

@@ -14,18 +14,20 @@ from prefect import State, flow
 
 from artifacts.datasets import DataParams
 from artifacts.records import RecordSet
-from flows.engine import run_flow, show_help, threads
-from tasks import cfs as cfs_stage
-from tasks import deeplab, grabcut, labels, lgsa, refine
-from tasks.cfs import CFSParams
-from tasks.crf_params import PRESETS, Preset
-from tasks.deeplab import DeepLabParams
-from tasks.finish import Result, finish
+from flows.server.prefect_skin import run_flow, show_help, threads
+from tasks import grabcut, labels, refine
+from tasks.cfs import stages as cfs_stage
+from tasks.cfs.stages import CFSParams
+from tasks.crf.params import PRESETS, Preset
+from tasks.deeplab import lgsa
+from tasks.deeplab import stages as deeplab
+from tasks.deeplab.lgsa import Attention, LGSAParams
+from tasks.deeplab.stages import DeepLabParams
+from tasks.engine.options import RunParams
+from tasks.engine.runner import Runner
+from tasks.evaluate.finish import Result, finish
 from tasks.grabcut import GrabCutParams
-from tasks.lgsa import Attention, LGSAParams
-from tasks.options import RunParams
 from tasks.refine import RefineParams
-from tasks.run import Runner
 from tasks.stage import PARAMS_CONFIG, MapHandle
 
 Proposals = Literal["box", "grabcut", "cfs", "cfs-refined"]

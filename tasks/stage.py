@@ -2,7 +2,7 @@
 
 A stage is a description, not work: name, version, params, what it reads, what it gives, and the
 function that does it as ``"module:name"`` (so that a work unit is a plain picklable call, and nothing
-heavy is imported before it is needed). ``tasks.run.Runner`` runs stages.
+heavy is imported before it is needed). ``tasks.engine.runner.Runner`` runs stages.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class MapStage:
 class FitStage:
     """Many records -> one checkpoint.
 
-    ``function`` names ``def f(context: tasks.fit.FitContext) -> dict[str, torch.Tensor]``.
+    ``function`` names ``def f(context: tasks.training.fit_process.FitContext) -> dict[str, torch.Tensor]``.
     """
 
     name: str

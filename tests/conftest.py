@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors of tests are too small for two
 
-# Worker processes import stage functions by name: tests/stage_functions.py must be importable there, too.
-sys.path.insert(0, str(Path(__file__).parent))
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+# Worker processes import stage functions by name: tests/helpers/ must be importable there, too.
+HELPERS = str(Path(__file__).parent / "helpers")
+sys.path.insert(0, HELPERS)
+os.environ["PYTHONPATH"] = os.pathsep.join([HELPERS, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture(scope="session")

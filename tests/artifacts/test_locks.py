@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import locks
+from artifacts.cache import locks
 
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from artifacts import locks
+from artifacts.cache import locks
 with locks.hold(Path(sys.argv[1])):
     {inside}
     print("held", flush=True)

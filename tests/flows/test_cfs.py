@@ -18,14 +18,14 @@ import pytest
 from flow_runs import ROOT, Done, copy_of, demo_tree, maskmill, run_cfs
 from PIL import Image
 
+from artifacts.cache.store import MaskStore
 from artifacts.datasets import read_split
-from artifacts.store import MaskStore
 from benchmarks.soak_kill import differences, fingerprint
 from flows.cfs import CFSFlowParams
-from flows.command import configure, load
+from flows.cli.flow_command import configure, load
 from flows.config import packaged
-from flows.page import plan_page, read_sets
-from tasks.deeplab import PRESETS
+from flows.run_flow import plan_page, read_sets
+from tasks.deeplab.stages import PRESETS
 from tasks.stage import MapStage
 
 STAGES = {"grabcut": 24, "deeplab": 1, "student": 8, "student-shown": 8}
@@ -200,7 +200,7 @@ def test_boxes_themselves_can_be_the_masks(tiny: Done) -> None:
 
 def test_no_stage_of_the_flow_may_see_truth(tiny: Done) -> None:
     page, *_ = load("cfs")
-    from tasks.run import Runner
+    from tasks.engine.runner import Runner
 
     job = configured("demo-tiny")
     options = dataclasses.replace(job.options, cache=str(tiny.out / "cache"))
@@ -223,11 +223,12 @@ def test_no_stage_of_the_flow_may_see_truth(tiny: Done) -> None:
     ("imports", "forbidden"),
     [
         (
-            "flows.cli, flows.cfs, flows.command, tasks.run, tasks.grabcut, tasks.score, tasks.labels",
+            "flows.cli.main, flows.cfs, flows.cli.flow_command, tasks.engine.runner, tasks.grabcut,"
+            " tasks.evaluate.score, tasks.labels",
             ("torch", "torchvision", "torchmetrics", "lightning", "matplotlib", "pycocotools", "numba"),
         ),
         (
-            "tasks.run, tasks.grabcut, tasks.refine, tasks.labels, tasks.deeplab",
+            "tasks.engine.runner, tasks.grabcut, tasks.refine, tasks.labels, tasks.deeplab.stages",
             ("prefect", "pydantic", "torch", "msgspec", "defusedxml"),
         ),
     ],
@@ -257,7 +258,7 @@ def test_no_module_imports_what_another_keeps_to_itself() -> None:
 def test_help_loads_next_to_nothing() -> None:
     code = """
 import sys
-from flows.cli import main
+from flows.cli.main import main
 code = main(["--help"])
 heavy = {"prefect", "pydantic", "torch", "cv2", "h5py", "numba", "matplotlib", "PIL"} & set(sys.modules)
 print(code, sorted(heavy))

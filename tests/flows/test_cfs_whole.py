@@ -15,19 +15,20 @@ import pytest
 from flow_runs import FIGURE, Done, copy_of, demo_tree, maskmill, run_cfs
 from PIL import Image
 
+from artifacts.cache.store import MaskStore
 from artifacts.objects import unpack_objects
-from artifacts.store import MaskStore
 from benchmarks.soak_kill import differences, fingerprint
 from flows.cfs import CFSFlowParams, page
-from flows.command import configure
+from flows.cli.flow_command import configure
 from flows.config import ConfigError
-from flows.page import plan_page, read_sets
-from tasks import cfs, deeplab
-from tasks.cfs import CFSParams
-from tasks.deeplab import DeepLabParams
+from flows.run_flow import plan_page, read_sets
+from tasks.cfs import stages as cfs
+from tasks.cfs.stages import CFSParams
+from tasks.deeplab import stages as deeplab
+from tasks.deeplab.stages import DeepLabParams
+from tasks.engine.runner import Runner
 from tasks.grabcut import GrabCutParams
 from tasks.refine import RefineParams
-from tasks.run import Runner
 
 TRAIN, VAL = 24, 8
 STAGES = {

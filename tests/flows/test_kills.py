@@ -12,8 +12,8 @@ import pytest
 from flow_runs import FIGURE, HERE, STACK, Done, Started, copy_of, end_all
 from zygote import Zygote
 
-from artifacts import locks
-from artifacts.store import MaskStore
+from artifacts.cache import locks
+from artifacts.cache.store import MaskStore
 from benchmarks.soak_kill import differences, fingerprint, gone, survivors
 
 pytestmark = pytest.mark.kills
@@ -79,7 +79,7 @@ def test_a_chain_of_kills_ends_like_an_undisturbed_run(zygote: Zygote, tiny: Don
 
     # kill -9 of the flow alone, while two ranks with a loader worker each are fitting; no checkpoint is due.
     run = Started(zygote, out, [*OWN_PROCESS, "--set", "options.devices=2"])
-    until(lambda: len(processes_of(run.mark, "tasks.fit")) >= 5, run)
+    until(lambda: len(processes_of(run.mark, "tasks.training.fit_process")) >= 5, run)
     run.kill()
     assert run.wait() == -signal.SIGKILL
     assert gone(run.mark, 2.0), f"{survivors(run.mark)}: a fit outlived its run"

@@ -10,13 +10,13 @@ import pytest
 from artifacts.datasets import DataParams
 from artifacts.records import DataError, RecordSet
 from flows.cfs import CFSFlowParams, page
-from flows.command import configure
-from flows.page import plan_page, read_sets, run_page, settle
-from tasks import deeplab
-from tasks.deeplab import DeepLabParams
-from tasks.finish import Result
-from tasks.options import RunParams
-from tasks.run import Runner, StageFailed
+from flows.cli.flow_command import configure
+from flows.run_flow import plan_page, read_sets, run_page, settle
+from tasks.deeplab import stages as deeplab
+from tasks.deeplab.stages import DeepLabParams
+from tasks.engine.options import RunParams
+from tasks.engine.runner import Runner, StageFailed
+from tasks.evaluate.finish import Result
 
 
 def never(run: Runner, train: RecordSet, val: RecordSet, params: DeepLabParams) -> Result:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from grabcut_scenes import disc_image, iou, item, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,9 +19,6 @@ from tasks.boxes import lies_inside, pixel_window
 from tasks.crop import Crop
 from tasks.grabcut import GrabCutParams, propose_item, propose_object
 from tasks.stage import Item, MapStage, SkipImage, check_outputs, resolve
-
-sys.path.insert(0, str(Path(__file__).parent))
-from grabcut_scenes import disc_image, iou, item, whole
 
 FAST = GrabCutParams(working_size=64, probe_size=48)
 SHARED = Path(__file__).parents[2] / "../shared/data/voc-mini"
@@ -367,8 +364,8 @@ def test_real_pictures_gain_on_the_boxes():
     """A few objects; benchmarks/grabcut.py measures all of them, against the plain call."""
     from artifacts.datasets import DataParams, read_split
     from artifacts.images import read_image_rgb
+    from tasks.evaluate.score import object_ious
     from tasks.labels import BoxMaskParams, box_item
-    from tasks.score import object_ious
 
     records = read_split(DataParams(source=f"voc:{SHARED}"), "val")
     gains = []

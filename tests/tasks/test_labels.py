@@ -95,7 +95,7 @@ class TestGiven:
 
 def declared_reads():
     """``(module, function, kinds)`` of every stage that the sources of ``tasks`` describe; nothing is imported."""
-    for path in sorted(Path(labels.__file__).parent.glob("*.py")):
+    for path in sorted(Path(labels.__file__).parent.rglob("*.py")):
         tree = ast.parse(path.read_text())
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
             for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from grabcut_scenes import disc_image, iou, item, whole
 
 from artifacts.objects import pack_objects
 from artifacts.records import Box, DataError
 from tasks.grabcut import GrabCutParams
 from tasks.refine import RefineParams, probability_trimap, refine, refine_item, refine_object
 from tasks.stage import MapStage, check_outputs, resolve
-
-sys.path.insert(0, str(Path(__file__).parent))
-from grabcut_scenes import disc_image, iou, item, whole
 
 FAST = RefineParams(working_size=64)
 

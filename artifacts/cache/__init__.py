@@ -1,0 +1,1 @@
+"""The cache on disk: arrays of images, checkpoints of fits, runs, locks."""

@@ -1,0 +1,420 @@
+"""Fits on disk: checkpoints while one works, publications when it is done.
+
+    fits/<address>/<stamp>/lock            held (flock) while somebody fits
+                           work/           checkpoints and metrics.jsonl; resumed under this stamp, read by nobody else
+                           pub-0001/       weights.safetensors, publication.json, metrics.jsonl, curve.png
+
+A publication is written aside and appears by one rename; it is never changed. A fit done again publishes beside it
+(``pub-0002``), and the newest whole one counts. It is known by its tensors (names, dtypes, shapes, bytes), not by its
+file: the same weights learnt again make nothing stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import struct
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from artifacts import keys
+from artifacts.cache import locks
+from artifacts.cache.atomic import (
+    TEMPORARY_PREFIX,
+    fsync_folder,
+    kill_point,
+    publish_folder,
+    temporary_beside,
+    write_atomic,
+)
+from artifacts.cache.store import StoreError, explained
+from artifacts.records import DataError
+
+log = logging.getLogger("maskmill")
+
+WEIGHTS = "weights.safetensors"
+PUBLICATION = "publication.json"
+METRICS = "metrics.jsonl"
+CURVE = "curve.png"
+FORMAT = 1
+KEEP_CHECKPOINTS = 2
+"""The newest, and one to fall back on if the disk hurt it."""
+
+
+# -- tensors in a safetensors file -----------------------------------------------------------------------------------
+
+
+def tensor_digests(data: bytes | memoryview, name: str = "weights") -> dict[str, str]:
+    """Digest of each tensor (dtype, shape, bytes) in the bytes of a safetensors file.
+
+    Raises :class:`DataError` with ``name`` if the bytes are cut short or are something else.
+    """
+    view = memoryview(data)
+    header, start = _header(view, name)
+    found = {}
+    for tensor, entry in header.items():
+        begin, end = entry["data_offsets"]
+        if start + end > len(view):
+            raise DataError(
+                f"{name}: cut short: tensor {tensor} ends at byte {start + end}, the file has {len(view)}; fit again"
+            )
+        state = hashlib.sha256(f"{entry['dtype']}{entry['shape']}".encode())
+        state.update(view[start + begin : start + end])
+        found[tensor] = state.hexdigest()[: keys.DIGEST_CHARS]
+    return found
+
+
+def _header(view: memoryview, name: str) -> tuple[dict[str, Any], int]:
+    """Tensor name -> its entry, and the byte at which the data begin."""
+    try:
+        (length,) = struct.unpack("<Q", view[:8])
+        header = json.loads(bytes(view[8 : 8 + length]))
+        header.pop("__metadata__", None)
+        if not all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values()):
+            raise ValueError("a tensor without dtype, shape or place")
+    except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DataError(f"{name}: no safetensors file, or cut short ({error}); fit again") from error
+    return header, 8 + length
+
+
+def digest_of(tensors: Mapping[str, str]) -> str:
+    """One digest of the named tensors' digests, whatever their order in the file."""
+    return keys.digest(dict(tensors))
+
+
+def part_digests(tensors: Mapping[str, str]) -> dict[str, str]:
+    """Digest of each network in the file: tensors grouped by their name's first part, that part left off."""
+    parts: dict[str, dict[str, str]] = {}
+    for name, digest in tensors.items():
+        part, dot, rest = name.partition(".")
+        if dot:
+            parts.setdefault(part, {})[rest] = digest
+    return {part: digest_of(members) for part, members in sorted(parts.items())}
+
+
+# -- publications ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Publication:
+    """A finished fit. ``path`` is its folder."""
+
+    path: Path
+    address: str
+    stamp: str
+    number: int
+    digest: str
+    """Of the tensors."""
+    part_digests: Mapping[str, str] = field(repr=False)
+    """First part of the tensors' names ("generator") -> digest of that network."""
+    members: tuple[tuple[str, str], ...] = field(repr=False)
+    """``(key, record digest)`` of the images it learnt from."""
+    lineage: str = ""
+    info: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Seed, params, versions, thread count, seconds, iterations, skips, ... as the fit left them."""
+    published: float = 0.0
+    """Seconds since the epoch."""
+
+    @property
+    def weights(self) -> Path:
+        """The safetensors file."""
+        return self.path / WEIGHTS
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: step, loss, lr, ..."""
+        return self.path / METRICS
+
+    def verify(self) -> None:
+        """Read the weights whole. Raises :class:`DataError` if they are not what was published."""
+        try:
+            data = self.weights.read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.weights}: cannot be read ({error.strerror}); the next run fits again") from error
+        if digest_of(tensor_digests(data, str(self.weights))) != self.digest:
+            raise DataError(f"{self.weights}: the tensors are not those that were published; the next run fits again")
+
+
+def share_new(publication: Publication, current: Collection[tuple[str, str]]) -> float:
+    """Share (0..1) of the current ``(key, record digest)`` list that the publication has not learnt from.
+
+    A changed image or label counts as new. 0 for an empty list.
+    """
+    known = set(publication.members)
+    return sum(pair not in known for pair in current) / len(current) if current else 0.0
+
+
+Accept = Callable[[Publication], bool]
+
+
+class FitStore:
+    """The fits of one cache folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "fits"
+
+    def folder(self, address: str, stamp: str) -> Path:
+        """``fits/<address>/<stamp>``."""
+        return self.root / address / stamp
+
+    @contextlib.contextmanager
+    def lock(
+        self,
+        address: str,
+        stamp: str,
+        *,
+        stop: locks.Stop | None = None,
+        on_wait: Callable[[str], None] | None = None,
+    ) -> Iterator[None]:
+        """The right to fit, checkpoint and publish here (see :func:`artifacts.cache.locks.hold`).
+
+        Raises ``StoreError`` where the cache cannot be written.
+        """
+        path = self.folder(address, stamp) / "lock"
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locks.hold(path, stop=stop, on_wait=on_wait))
+            except OSError as error:
+                raise explained(error, path, "written") from error
+            yield
+
+    def work(self, address: str, stamp: str) -> Work:
+        """The work folder, made if missing. For the holder of the lock."""
+        return Work(self.folder(address, stamp) / "work")
+
+    def publications(self, address: str, stamp: str) -> list[Publication]:
+        """All whole publications, oldest first. A damaged one is left out with a warning."""
+        found = (self._read(path) for path in sorted(self.folder(address, stamp).glob("pub-*")))
+        return [publication for publication in found if publication is not None]
+
+    def published(
+        self, address: str, stamp: str, *, newer_than: int = 0, accept: Accept = lambda _: True
+    ) -> Publication | None:
+        """The newest publication that is accepted and whose number is above ``newer_than``, if there is one."""
+        for path in sorted(self.folder(address, stamp).glob("pub-*"), reverse=True):
+            if _number(path) <= newer_than:
+                break
+            if (publication := self._read(path)) is not None and accept(publication):
+                return publication
+        return None
+
+    def newest_number(self, address: str, stamp: str) -> int:
+        """The number of the newest publication, whole or not; 0 if there is none."""
+        return max((_number(path) for path in self.folder(address, stamp).glob("pub-*")), default=0)
+
+    def newest_of_lineage(self, address: str, lineage: str, *, accept: Accept = lambda _: True) -> Publication | None:
+        """The accepted publication of this lineage that was published last, under whatever stamp."""
+        found = [
+            publication
+            for folder in (self.root / address).glob("*")
+            for publication in self.publications(address, folder.name)
+            if publication.lineage == lineage
+        ]
+        newest_first = sorted(found, key=lambda publication: publication.published, reverse=True)
+        return next(filter(accept, newest_first), None)
+
+    def publish(
+        self,
+        address: str,
+        stamp: str,
+        weights: bytes,
+        *,
+        members: Sequence[tuple[str, str]],
+        lineage: str = "",
+        info: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Publication:
+        """Publish the bytes of a safetensors file, and clear the work folder. For the holder of the lock.
+
+        ``files`` go beside the weights (metrics, curve). What is there already is never touched. Raises
+        ``StoreError`` where the cache cannot be written; nothing half-written is left.
+        """
+        tensors = tensor_digests(weights)
+        record = {
+            "format": FORMAT,
+            "digest": digest_of(tensors),
+            "part_digests": part_digests(tensors),
+            "tensors": len(tensors),
+            "bytes": len(weights),
+            "lineage": lineage,
+            "published": time.time(),
+            "members": sorted(members),
+            "info": dict(info or {}),
+        }
+        folder = self.folder(address, stamp)
+        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        temporary = temporary_beside(folder / "pub")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _sweep(folder)
+            temporary.mkdir()
+            for name, content in {WEIGHTS: weights, **(files or {}), PUBLICATION: text.encode()}.items():
+                (temporary / name).write_bytes(content)
+            kill_point("fit.mid_publish")
+            final = self._rename(temporary, folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise explained(error, folder, "published in") from error
+        shutil.rmtree(folder / "work", ignore_errors=True)
+        publication = self._read(final)
+        if publication is None:
+            raise DataError(f"{final}: cannot be read back just after it was written; is the disk failing?")
+        return publication
+
+    def _rename(self, temporary: Path, folder: Path) -> Path:
+        number = self.newest_number(folder.parent.name, folder.name) + 1
+        while True:
+            final = folder / f"pub-{number:04d}"
+            try:
+                publish_folder(temporary, final)
+            except FileExistsError:
+                number += 1
+            else:
+                return final
+
+    def _read(self, path: Path) -> Publication | None:
+        try:
+            record = json.loads((path / PUBLICATION).read_text(encoding="utf-8"))
+            size = (path / WEIGHTS).stat().st_size
+            if record["format"] != FORMAT:
+                raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+            if size != record["bytes"]:
+                raise ValueError(f"{WEIGHTS} has {size} bytes, {record['bytes']} were published")
+            return Publication(
+                path=path,
+                address=path.parent.parent.name,
+                stamp=path.parent.name,
+                number=_number(path),
+                digest=record["digest"],
+                part_digests=record["part_digests"],
+                members=tuple((key, digest) for key, digest in record["members"]),
+                lineage=record["lineage"],
+                info=record["info"],
+                published=record["published"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("%s is left out: %s: %s", path, type(error).__name__, error)
+            return None
+
+
+def _number(path: Path) -> int:
+    text = path.name.removeprefix("pub-")
+    return int(text) if text.isdigit() else 0
+
+
+# -- work ------------------------------------------------------------------------------------------------------------
+
+
+class Work:
+    """A fit's work folder: checkpoints, and metrics that are cut back to where the fit resumes."""
+
+    MAGIC = b"maskmill checkpoint 1\n"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
+
+    @property
+    def metrics(self) -> Path:
+        """``metrics.jsonl``."""
+        return self.path / METRICS
+
+    def checkpoints(self) -> list[Path]:
+        """Checkpoint files, oldest first."""
+        return sorted(self.path.glob("step-*.ckpt"))
+
+    def save(self, step: int, payload: bytes) -> Path:
+        """Write the checkpoint of ``step`` (iterations done) atomically; older ones but one are removed."""
+        path = self.path / f"step-{step:09d}.ckpt"
+        head = self.MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+        half = len(payload) // 2
+
+        def write(file: Any) -> None:
+            file.write(head)
+            file.write(memoryview(payload)[:half])
+            file.flush()
+            kill_point("fit.mid_checkpoint")
+            file.write(memoryview(payload)[half:])
+
+        write_atomic(path, write)
+        for old in self.checkpoints()[:-KEEP_CHECKPOINTS]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def load(self) -> tuple[int, bytes] | None:
+        """``(step, payload)`` of the newest whole checkpoint; a damaged one is removed with a warning.
+
+        One that cannot be read now is left alone: it may be read tomorrow. Raises ``StoreError`` if there are only
+        such ones, rather than begin anew.
+        """
+        unread: StoreError | None = None
+        for path in reversed(self.checkpoints()):
+            try:
+                return int(path.stem.removeprefix("step-")), self._read(path)
+            except ValueError as error:
+                log.warning("%s: %s; the checkpoint before it is used, if there is one", path, error)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+            except OSError as error:
+                log.warning("%s: %s; the checkpoint before it is used, if there is one", path, error)
+                unread = unread or StoreError(
+                    f"{path} cannot be read ({error.strerror or error}); run again when it can, or delete it and the"
+                    " fit begins anew"
+                )
+        if unread is not None:
+            raise unread
+        return None
+
+    def _read(self, path: Path) -> bytes:
+        data = path.read_bytes()
+        head = len(self.MAGIC) + 65
+        if not data.startswith(self.MAGIC):
+            raise ValueError("no checkpoint of this version")
+        payload = data[head:]
+        if hashlib.sha256(payload).hexdigest().encode() != data[len(self.MAGIC) : head - 1]:
+            raise ValueError(f"cut short or changed ({len(payload)} bytes of state do not match their checksum)")
+        return payload
+
+    def cut_metrics(self, step: int) -> None:
+        """Keep the lines up to ``step``: what a killed run wrote beyond its checkpoint is going to be written again."""
+        kept = [line for line, at in _metric_lines(self.metrics) if at <= step]
+        write_atomic(self.metrics, lambda file: file.write("".join(kept).encode()), durable=False)
+
+    def append_metrics(self, values: Mapping[str, Any]) -> None:
+        """Add one line; ``values`` has ``step``."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; one cut in the middle is left out, a missing file is empty."""
+    return [json.loads(line) for line, _ in _metric_lines(path)]
+
+
+def _metric_lines(path: Path) -> Iterator[tuple[str, int]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines(keepends=True):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            yield line, int(json.loads(line)["step"])
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporaries of killed writers: whoever may write here holds the lock, so there is no other writer."""
+    for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        if folder.is_dir():
+            fsync_folder(folder)

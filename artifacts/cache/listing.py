@@ -1,0 +1,284 @@
+"""What `maskmill cache ls | show | verify | compact | rm` does, as plain functions.
+
+Nothing here is needed to run a flow. :func:`verify` and :func:`compact` have pages of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from artifacts.cache import atomic
+from artifacts.cache.compact import CompactReport, Problem, Progress, compact
+from artifacts.cache.fit_listing import (
+    FitInfo,
+    FitsRemoved,
+    compact_fits,
+    list_fits,
+    match_fits,
+    remove_fits,
+    verify_fits,
+)
+from artifacts.cache.runs import list_runs
+from artifacts.cache.segment_index import Entry, read_index, segment_names
+from artifacts.cache.segments import Segment, StoreError
+from artifacts.cache.store import MaskStore, explained
+from artifacts.cache.verify import VerifyReport, verify
+
+__all__ = [
+    "AddressDetail",
+    "AddressInfo",
+    "CompactReport",
+    "FitInfo",
+    "FitsRemoved",
+    "Problem",
+    "Progress",
+    "RemoveReport",
+    "VerifyReport",
+    "address_info",
+    "compact",
+    "compact_fits",
+    "list_addresses",
+    "list_fits",
+    "remove",
+    "remove_fits",
+    "resolve",
+    "resolve_all",
+    "runs_that_use",
+    "save_picture",
+    "show",
+    "verify",
+    "verify_fits",
+]
+
+# -- ls, show --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AddressInfo:
+    """One line of ``cache ls``."""
+
+    address: str
+    stage: str
+    label: str
+    images: int
+    """Different keys."""
+    entries: int
+    """Pairs of key and stamp; more than ``images`` where outdated ones are kept."""
+    skipped: int
+    segments: int
+    bytes: int
+    age_s: float
+    """Seconds since the newest segment was written."""
+    corrupt: int = 0
+    """Segments that were put aside as damaged."""
+
+
+@dataclass(frozen=True)
+class AddressDetail:
+    """What ``cache show`` prints."""
+
+    info: AddressInfo
+    meta: Mapping[str, Any]
+    """What the newest segment says of its stage: version, label, params."""
+    codec: str
+    """How its newest segment is compressed."""
+    arrays: Mapping[str, str]
+    """Name -> dtype and shape of the newest image that has arrays, e.g. ``uint8 (375, 500)``."""
+    entries: tuple[Entry, ...] = field(repr=False)
+    """Sorted by key, then by age, the newest last."""
+    runs: tuple[str, ...] = ()
+    """Runs whose manifest names this address."""
+
+
+def list_addresses(store: MaskStore) -> list[AddressInfo]:
+    """Every address in the cache, the most recently written first."""
+    return sorted((address_info(store, address) for address in store.addresses()), key=lambda info: info.age_s)
+
+
+def address_info(store: MaskStore, address: str) -> AddressInfo:
+    """Counts and sizes of one address; no array is read."""
+    entries = store.entries(address)
+    size, newest, corrupt, segments = 0, 0.0, 0, 0
+    with os.scandir(store.folder(address)) as files:
+        for file in files:
+            status = file.stat()
+            size += status.st_size
+            corrupt += file.name.endswith(".corrupt")
+            if file.name.endswith(".h5"):
+                segments += 1
+                newest = max(newest, status.st_mtime)
+    meta, _ = _newest_meta(store, address)
+    return AddressInfo(
+        address,
+        str(meta.get("stage", address.rpartition("-")[0])),
+        str(meta.get("label", "")),
+        len({key for key, _ in entries}),
+        len(entries),
+        sum(entry.output is None for entry in entries.values()),
+        segments,
+        size,
+        max(0.0, time.time() - newest) if newest else 0.0,
+        corrupt,
+    )
+
+
+def show(store: MaskStore, address: str) -> AddressDetail:
+    """All that is known of one address; at most one segment is opened."""
+    entries = sorted(store.entries(address).values(), key=lambda entry: (entry.key, entry.segment))
+    meta, codec = _newest_meta(store, address)
+    with_arrays = [entry for entry in entries if entry.output is not None]
+    arrays: dict[str, str] = {}
+    if with_arrays:
+        newest = max(with_arrays, key=lambda entry: entry.segment)
+        found = store.read(address, newest.key, newest.stamp)
+        arrays = {name: f"{array.dtype} {array.shape}" for name, array in found.items()}
+    return AddressDetail(
+        address_info(store, address), meta, codec, arrays, tuple(entries), runs_that_use(store, address)
+    )
+
+
+def _newest_meta(store: MaskStore, address: str) -> tuple[Mapping[str, Any], str]:
+    """``meta`` and codec of the newest segment that can be read."""
+    folder = store.folder(address)
+    for name in reversed(segment_names(folder)):
+        with contextlib.suppress(OSError, StoreError):
+            index = read_index(folder / name)
+            if index is not None:
+                return index[0]["meta"], index[0]["codec"]
+            header = Segment(folder / name).header
+            return header.meta, header.codec
+    return {}, ""
+
+
+def runs_that_use(store: MaskStore, address: str) -> tuple[str, ...]:
+    """Ids of the runs whose manifest names ``address``, oldest first."""
+    used = []
+    for run in list_runs(store.root):
+        with contextlib.suppress(ValueError):  # an unreadable manifest names nothing
+            if any(stage.get("address") == address for stage in run.manifest().get("stages", ())):
+                used.append(run.run_id)
+    return tuple(used)
+
+
+def resolve(store: MaskStore, names: Iterable[str]) -> list[str]:
+    """Addresses meant by ``names``: each an address, the beginning of one, or a stage's label.
+
+    Raises :class:`StoreError` that lists what there is, if a name means none.
+    """
+    addresses = store.addresses()
+    found: dict[str, None] = {}
+    for name in names:
+        matches = [a for a in addresses if a == name] or [a for a in addresses if a.startswith(name)]
+        matches = matches or [a for a in addresses if _newest_meta(store, a)[0].get("label") == name]
+        if not matches:
+            known = ", ".join(addresses) or "none"
+            raise StoreError(
+                f"{store.root}: no address begins with {name!r} and no stage is labelled so; known: {known}"
+            )
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def resolve_all(store: MaskStore, names: Iterable[str]) -> tuple[list[str], list[FitInfo]]:
+    """Addresses of map stages, and fits, meant by ``names``.
+
+    A name is an address, a fit's ``address/stamp`` or a stage's label; only if it is none of these, the beginning of
+    an address. Raises :class:`StoreError` that lists what there is, if a name means none.
+    """
+    addresses, fits = store.addresses(), list_fits(store.root)
+    maps: dict[str, None] = {}
+    found: dict[str, FitInfo] = {}
+    for name in names:
+        of_maps = [a for a in addresses if name in (a, _newest_meta(store, a)[0].get("label"))]
+        of_fits = match_fits(fits, name, whole=True)
+        if not of_maps and not of_fits:
+            of_maps = [a for a in addresses if a.startswith(name)]
+            of_fits = match_fits(fits, name, whole=False)
+        if not of_maps and not of_fits:
+            known = ", ".join([*addresses, *dict.fromkeys(fit.address for fit in fits)]) or "none"
+            raise StoreError(
+                f"{store.root}: no address begins with {name!r} and no stage is labelled so; known: {known}"
+            )
+        maps.update(dict.fromkeys(of_maps))
+        found.update({fit.name: fit for fit in of_fits})
+    return list(maps), list(found.values())
+
+
+def save_picture(store: MaskStore, address: str, key: str, path: Path, palette_rgb: Sequence[Sequence[int]]) -> str:
+    """Write the newest label map (or other 2-D uint8 array) of ``key`` as a palette PNG; returns the array's name.
+
+    Raises :class:`StoreError` if the key has none.
+    """
+    of_key = [entry for entry in store.entries(address).values() if entry.key == key and entry.output is not None]
+    if not of_key:
+        raise StoreError(
+            f"{store.folder(address)} holds no arrays of {key!r}; `maskmill cache show {address}` lists keys"
+        )
+    entry = max(of_key, key=lambda entry: entry.segment)
+    arrays = store.read(address, key, entry.stamp)
+    maps = [
+        name for name, array in sorted(arrays.items()) if array.ndim == 2 and array.dtype == np.uint8 and array.size
+    ]
+    if not maps:
+        raise StoreError(f"{store.folder(address)}: {key!r} has {sorted(arrays)}, none of them a 2-D uint8 map")
+    picture = Image.fromarray(arrays[maps[0]])
+    picture.putpalette([value for colour in palette_rgb for value in colour])
+    atomic.write_atomic(path, lambda file: picture.save(file, "PNG"), durable=False)
+    return maps[0]
+
+
+# -- rm --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RemoveReport:
+    """What ``cache rm`` removed, or with ``dry_run`` would."""
+
+    addresses: tuple[AddressInfo, ...]
+    runs: tuple[str, ...]
+    """Runs that can no longer be exported or compared without computing these images again."""
+    removed: bool
+
+    @property
+    def bytes(self) -> int:
+        """Bytes set free."""
+        return sum(info.bytes for info in self.addresses)
+
+
+def remove(store: MaskStore, addresses: Iterable[str], *, dry_run: bool = False) -> RemoveReport:
+    """Remove whole addresses. Fits lie elsewhere (:func:`remove_fits`) and stay.
+
+    An address goes by one rename and is deleted after that, so a kill leaves no half address. A run that needs the
+    images computes them again.
+    """
+    wanted = list(addresses)
+    infos = tuple(address_info(store, address) for address in wanted)
+    runs = sorted({run for address in wanted for run in runs_that_use(store, address)})
+    if not dry_run:
+        for address in wanted:
+            _remove_address(store, address)
+        atomic.sweep_temporaries(store.root / "maps")
+    return RemoveReport(infos, tuple(runs), not dry_run)
+
+
+def _remove_address(store: MaskStore, address: str) -> None:
+    folder = store.folder(address)
+    if store.readonly:
+        raise StoreError(f"{folder} was to be removed, but the cache was opened read-only")
+    aside = atomic.temporary_beside(folder)
+    try:
+        os.rename(folder, aside)
+        shutil.rmtree(aside)
+    except OSError as error:
+        raise explained(error, folder, "removed") from error
+    store.forget(address)

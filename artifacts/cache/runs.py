@@ -1,0 +1,136 @@
+"""Run folders and manifests: ``<cache>/runs/<id>/manifest.json`` says what a run used and what came out.
+
+The stamps of a map stage go to ``<cache>/stamps/<digest>.json``: shared by all runs in which they are
+the same, so that a nightly run over an unchanged folder adds one small manifest.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts import keys
+from artifacts.cache.atomic import write_text_atomic
+from artifacts.records import DataError
+
+MANIFEST = "manifest.json"
+LIBRARIES = ("maskmill", "torch", "torchvision", "numpy", "opencv-python-headless", "h5py", "prefect", "lightning")
+
+Stamps = dict[str, tuple[str | None, str]]
+"""key -> (stamp, or None for an absence; path of the image)."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder in the cache."""
+
+    cache: Path
+    run_id: str
+
+    @classmethod
+    def create(cls, cache: Path, flow: str) -> RunFolder:
+        """A new, empty folder whose name sorts by time."""
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
+        folder = cls(cache, f"{now}-{flow}-{secrets.token_hex(2)}")
+        try:
+            folder.path.mkdir(parents=True)
+        except OSError as error:
+            raise DataError(
+                f"{folder.path}: the run's folder cannot be made ({error.strerror}); is the cache full or read-only?"
+                " Free some space, or name another folder with --cache"
+            ) from error
+        return folder
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self.cache / "runs" / self.run_id
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> Path:
+        """Write (or replace, atomically) the manifest."""
+        path = self.path / MANIFEST
+        write_text_atomic(path, json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        return path
+
+    def manifest(self) -> dict[str, Any]:
+        """Read the manifest. Raises :class:`DataError` if the run left none."""
+        path = self.path / MANIFEST
+        try:
+            loaded: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: no readable manifest ({error}); `maskmill cache ls` lists the runs") from error
+        return loaded
+
+
+def list_runs(cache: Path, flow: str | None = None) -> list[RunFolder]:
+    """Runs that left a manifest, oldest first; of one flow if named."""
+    folders = sorted((cache / "runs").glob(f"*/{MANIFEST}"))
+    runs = [RunFolder(cache, path.parent.name) for path in folders]
+    return [run for run in runs if flow is None or run.run_id.split("-")[2:-1] == flow.split("-")]
+
+
+def find_run(cache: Path, run_id: str = "latest") -> RunFolder:
+    """The run with this id, or the newest. Raises :class:`DataError` that lists what there is."""
+    runs = list_runs(cache)
+    if not runs:
+        raise DataError(f"{cache}: no run here yet; run a flow first, e.g. `maskmill cfs --data demo --cache {cache}`")
+    if run_id == "latest":
+        return runs[-1]
+    for run in runs:
+        if run.run_id == run_id:
+            return run
+    raise DataError(f"{cache}: no run {run_id!r}; the newest are {', '.join(r.run_id for r in runs[-3:])}")
+
+
+def write_stamps(cache: Path, stamps: Stamps) -> str:
+    """Store a stage's stamps under their digest, once; returns the digest."""
+    text = json.dumps(stamps, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    name = keys.digest_bytes(text.encode())
+    path = cache / "stamps" / f"{name}.json"
+    if not path.exists():
+        write_text_atomic(path, text)
+    return name
+
+
+def read_stamps(cache: Path, name: str) -> Stamps:
+    """Read what :func:`write_stamps` stored. Raises :class:`DataError` if it is gone or changed."""
+    path = cache / "stamps" / f"{name}.json"
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise DataError(f"{path}: the run's list of stamps is gone ({error}); run the flow again") from error
+    if keys.digest_bytes(text.encode()) != name:
+        raise DataError(f"{path}: the content does not match its name; run the flow again")
+    return {key: (stamp, image) for key, (stamp, image) in json.loads(text).items()}
+
+
+def last_seconds(cache: Path, flow: str) -> dict[str, tuple[float, int]]:
+    """label -> (seconds, images or fits done) of the newest run in which the stage had work to do."""
+    found: dict[str, tuple[float, int]] = {}
+    for run in reversed(list_runs(cache, flow)[-20:]):
+        try:
+            stages = run.manifest().get("stages", [])
+        except DataError:
+            continue  # only an estimate is lost
+        for stage in stages:
+            if stage.get("computed") and stage["label"] not in found:
+                found[stage["label"]] = (float(stage["seconds"]), int(stage["computed"]))
+    return found
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what the result depends on (by metadata: nothing heavy is imported)."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,137 @@
+"""`maskmill cache verify`: is every stored array what was written, and what can be saved where it is not?"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from artifacts import keys
+from artifacts.cache import atomic
+from artifacts.cache.compact import Problem, Progress, item_of, no_progress, write_after
+from artifacts.cache.segment_index import read_index, segment_names, write_index
+from artifacts.cache.segments import Content, CorruptSegment, Segment, StoreError
+from artifacts.cache.store import MaskStore
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What ``cache verify`` found, and with ``repair`` did."""
+
+    segments: int
+    images: int
+    """Images whose arrays are as written."""
+    problems: tuple[Problem, ...] = ()
+    quarantined: tuple[Path, ...] = ()
+    saved: int = 0
+    """Sound images of damaged segments that were written anew."""
+    indexes: int = 0
+    """Indexes beside segments that were missing or wrong, and were written again."""
+    swept: int = 0
+    """Temporary files of killed writers that were removed."""
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong (any more: what repair put aside is only missing)."""
+        aside = {path.name.removesuffix(".corrupt") for path in self.quarantined}
+        return all(problem.segment.name in aside for problem in self.problems)
+
+
+def verify(
+    store: MaskStore,
+    addresses: Iterable[str] | None = None,
+    *,
+    repair: bool = False,
+    progress: Progress = no_progress,
+) -> VerifyReport:
+    """Read every array of every segment, against its checksum and against the digest of the image's arrays.
+
+    ``repair`` puts damaged segments aside (``<name>.corrupt``) after writing their sound images anew, so that the
+    next run computes the damaged images and no other; indexes are rebuilt and temporary files swept.
+    """
+    segments = images = saved = indexes = swept = 0
+    problems: list[Problem] = []
+    quarantined: list[Path] = []
+    for address in store.addresses() if addresses is None else list(addresses):
+        folder = store.folder(address)
+        swept += atomic.sweep_temporaries(folder) if repair else 0
+        names = segment_names(folder)
+        for done, name in enumerate(names):
+            progress(address, done, len(names))
+            sound, found = _verify_segment(folder / name)
+            if sound is None and not found:
+                continue  # compacted meanwhile
+            segments += 1
+            images += len(sound or ())
+            problems += found
+            if repair and any(problem.damaged for problem in found):
+                saved += _save_sound(store, address, folder / name, sound or ())
+                if (aside := store.quarantine(folder / name)) is not None:
+                    quarantined.append(aside)
+            elif repair and sound is not None:
+                indexes += _mend_index(folder / name)
+        progress(address, len(names), len(names))
+        store.refresh(address)
+    return VerifyReport(segments, images, tuple(problems), tuple(quarantined), saved, indexes, swept)
+
+
+def _verify_segment(path: Path) -> tuple[list[Content] | None, list[Problem]]:
+    """Sound images and problems of one segment; ``(None, [])`` if it is gone."""
+    try:
+        segment = Segment(path)
+    except FileNotFoundError:
+        return None, []
+    except CorruptSegment as error:
+        return None, [Problem(path, None, error.what)]
+    except (OSError, StoreError) as error:
+        return None, [Problem(path, None, str(error), damaged=False)]
+    sound: list[Content] = []
+    problems: list[Problem] = []
+    for content in segment.contents:
+        try:
+            if content.output is not None and keys.digest_arrays(segment.read_content(content)) != content.output:
+                raise CorruptSegment(path, "the arrays' digest differs", content.key)
+            sound.append(content)
+        except CorruptSegment as error:
+            problems.append(Problem(path, content.key, error.what))
+        except (OSError, StoreError) as error:
+            problems.append(Problem(path, content.key, str(error), damaged=False))
+    return sound, problems or _not_plain_hdf5(segment)
+
+
+def _not_plain_hdf5(segment: Segment) -> list[Problem]:
+    """What plain h5py does not see as it is: HDF5's own structures are damaged, which no read would notice."""
+    try:
+        for content, seen in segment.read_by_h5py():
+            if isinstance(seen, Exception):
+                return [Problem(segment.path, content.key, f"plain HDF5 cannot read it: {seen}")]
+            if content.output is not None and keys.digest_arrays(seen) != content.output:
+                return [Problem(segment.path, content.key, "plain HDF5 gives other arrays")]
+    except FileNotFoundError:
+        return []
+    except (OSError, RuntimeError, KeyError) as error:
+        return [Problem(segment.path, None, f"plain HDF5 cannot open it: {error}")]
+    return []
+
+
+def _save_sound(store: MaskStore, address: str, path: Path, sound: Sequence[Content]) -> int:
+    """Write the sound images of a damaged segment as a new one in its place."""
+    if not sound:
+        return 0
+    segment = Segment(path)
+    items = [item_of(segment, content) for content in sound]
+    write_after(store, address, items, segment.header.meta, path.name)
+    return len(items)
+
+
+def _mend_index(path: Path) -> int:
+    """Write the index beside ``path`` again if it does not say what the segment says; returns how many (0 or 1)."""
+    with contextlib.suppress(FileNotFoundError):
+        header = Segment(path).header
+        index = read_index(path)
+        listed = [(e.key, e.stamp, e.output, e.reason) for e in index[1]] if index else None
+        if listed != [(c.key, c.stamp, c.output, c.reason) for c in header.contents]:
+            write_index(path, header)
+            return 1
+    return 0

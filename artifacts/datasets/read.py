@@ -1,0 +1,220 @@
+"""Where data comes from: one parameter class, one front for all readers.
+
+``DataParams.source`` names a format and a place (``voc:PATH``, ``coco:IMAGES,JSON``, ...); :func:`read_split` reads
+one of its splits into a ``RecordSet``; :func:`remember_dataset` keeps data set names unique in a cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from artifacts import keys
+from artifacts.cache.atomic import write_text_atomic
+from artifacts.records import DataError, RecordSet
+
+DEMO_PREFIX = "demo"
+DEFAULT_CACHE = "maskmill-cache"
+READERS: Mapping[str, str] = MappingProxyType(
+    {
+        "voc": "artifacts.datasets.voc:read",
+        "coco": "artifacts.datasets.coco:read",
+        "yolo": "artifacts.datasets.yolo:read",
+        "folder": "artifacts.datasets.folder:read",
+    }
+)
+"""format -> ``"module:function"`` of ``def read(place: str, split: str, data: DataParams) -> RecordSet``."""
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class DataParams:
+    """Which data, which splits, and how its labels are to be read."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    source: str = _option(
+        "demo",
+        "voc:PATH | coco:IMAGES,JSON | folder:PATH | yolo:PATH | demo | demo-tiny | demo-claims: format and place",
+    )
+    name: str = _option("", "the data set's name in the cache; empty: the folder's name")
+    train: str = _option("train", "split to learn from")
+    val: str = _option("val", "split to score on")
+    classes: tuple[str, ...] = _option(
+        (), "class table, number 1 first; empty: the format's own list, else the names found, sorted"
+    )
+    difficult: bool = _option(True, "keep the boxes of objects marked difficult (tags always hold them)")
+    include_crowd: bool = _option(False, "coco, folder: boxes of crowd regions too (their truth stays undecided)")
+    val_share: float = _option(0.2, "share of images for val where the data has no lists (a hash of the name decides)")
+    sbd: str = _option("", "voc: SBD folder (with cls/ and inst/); empty: SBD/ in or beside the tree, if there is one")
+    scribbles: bool = _option(True, "voc: read ScribbleSup/ if the tree has it")
+    scribble_origin: int = _option(0, "voc: number of the first pixel in ScribbleSup files, 0 or 1")
+
+    def __post_init__(self) -> None:
+        known = (*READERS, DEMO_PREFIX)
+        form, _, place = self.source.partition(":")
+        if form not in READERS and form.partition("-")[0] != DEMO_PREFIX:
+            hint = f"; did you mean {guess_format(self.source)}:{self.source}?" if os.path.exists(self.source) else ""
+            raise ValueError(f"source must start with one of {', '.join(known)}, not {self.source!r}{hint}")
+        if form in READERS and not place:
+            raise ValueError(f"source {self.source!r} names no place; write {form}:PATH")
+        if any(c in self.name for c in "/\\\0"):
+            raise ValueError(f"name {self.name!r} must not hold slashes")
+        for split in ("train", "val"):
+            if not getattr(self, split):
+                raise ValueError(f"{split} must name a split, not {getattr(self, split)!r}")
+        if len(set(self.classes)) != len(self.classes) or not all(self.classes):
+            raise ValueError(f"classes must be different, non-empty names, not {self.classes}")
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"val_share must be in [0, 1), not {self.val_share}")
+        if self.scribble_origin not in (0, 1):
+            raise ValueError(f"scribble_origin must be 0 or 1, not {self.scribble_origin}")
+
+
+def guess_format(path: str) -> str:
+    """The format that the data at ``path`` most likely has, for error messages."""
+    has = {name for name in ("JPEGImages", "labels", "data.yaml") if os.path.exists(os.path.join(path, name))}
+    if "JPEGImages" in has or os.path.isdir(os.path.join(path, "VOC2012")):
+        return "voc"
+    if path.endswith(".json"):
+        return "coco"
+    return "yolo" if has else "folder"
+
+
+# --- reading
+
+
+def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> RecordSet:
+    """Read one split of ``data``.
+
+    Args:
+        data: what to read.
+        split: the split's name in the data (``data.train``, ``data.val``, or any other that it has).
+        cache: the cache folder: demo data is made there once, and class numbers follow what it remembers. Default:
+            ``maskmill-cache`` for demo data, else none.
+
+    Raises:
+        DataError: the place is not what the format expects, the split does not exist, nothing in it can be used. What
+            is wrong with single images is in ``skips`` and ``warnings`` of the result.
+        OSError: the place cannot be read.
+    """
+    form, _, place = data.source.partition(":")
+    if form in READERS:
+        return _read(form, place, split, data, cache)
+    from artifacts.demo.data import prepare_demo
+
+    cache = Path(os.path.abspath(cache or DEFAULT_CACHE))
+    root = prepare_demo(form, cache / "demo-data")
+    found = _read("voc", str(root), split, replace(data, name=data.name or form), cache)
+    return replace(found, format=DEMO_PREFIX)
+
+
+def _read(form: str, place: str, split: str, data: DataParams, cache: Path | None) -> RecordSet:
+    read = _reader(form)
+    if cache is None or "known" not in inspect.signature(read).parameters:
+        return read(place, split, data)
+    # The name is the reader's to decide (the folder's, say): it is asked again only if the cache knows another table.
+    found = read(place, split, data)
+    entry = _remembered(cache, found.dataset)
+    known = tuple(entry["classes"]) if entry else ()
+    if not known or found.classes[: len(known)] == known:
+        return found
+    return read(place, split, data, known=known)
+
+
+@functools.cache
+def _reader(form: str) -> Callable[..., RecordSet]:
+    module, _, function = READERS[form].partition(":")
+    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+
+
+# --- what a cache remembers of a data set
+
+KNOWN_IMAGES = 8
+"""Images compared, and remembered for each split, at most."""
+MOST_IMAGES = 64
+
+
+def remember_dataset(cache: Path, records: RecordSet) -> None:
+    """Keep format, root, class table and a few image digests of ``records`` in ``<cache>/datasets/<name>.json``.
+
+    Image keys begin with the data set's name, so a name belongs to one data set. Under another root, up to 8 images
+    that the cache knows are compared by content: the same means that the data was moved (or copied), which is fine.
+
+    Raises:
+        DataError: another data set has this name in this cache; the message says how to name this one.
+        OSError: the cache cannot be written, or an image of the sample not be read.
+    """
+    entry = _remembered(cache, records.dataset)
+    images: dict[str, str] = dict(entry["images"]) if entry else {}
+    paths = {record.image_id: record.image for record in records}
+    sample = sorted(images.keys() & paths.keys())[:KNOWN_IMAGES]
+    if entry and (entry["format"], entry["root"]) != (records.format, records.root):
+        if records.format == entry["format"] == DEMO_PREFIX:
+            images, sample = {}, []  # another generator's tree: the cache's own, so the name is free
+        else:
+            _check_moved(cache, records, entry, {i: paths[i] for i in sample})
+    if len(sample) < min(KNOWN_IMAGES, len(paths)):
+        sample = list(paths)[:: -(-len(paths) // KNOWN_IMAGES)]
+    if len(images) > MOST_IMAGES:
+        images = {}
+    images |= {i: digest for i in sample if (digest := _digest(paths[i])) is not None}
+    fresh = {
+        "format": records.format,
+        "root": records.root,
+        "classes": list(records.classes),
+        "images": dict(sorted(images.items())),
+    }
+    if fresh != entry:
+        text = json.dumps(fresh, indent=1, ensure_ascii=False) + "\n"
+        write_text_atomic(_entry_path(cache, records.dataset), text)
+
+
+def _check_moved(cache: Path, records: RecordSet, entry: Mapping[str, Any], here: Mapping[str, str]) -> None:
+    """Raise unless ``here`` (image id -> path) holds images that the cache knows, all with the content it knows."""
+    differing = [image_id for image_id, path in here.items() if _digest(path) != entry["images"][image_id]]
+    if here and not differing:
+        return
+    name = records.dataset
+    why = f"image {differing[0]!r} is another one there" if differing else "the cache knows none of these images"
+    raise DataError(
+        f"the data set name {name!r} stands for {entry['format']}:{entry['root']} in the cache {cache}, and"
+        f" {records.format}:{records.root} is not the same ({why}). Give this one a name of its own:"
+        f" --set data.name={name}-2 (or use another --cache)"
+    )
+
+
+def _digest(path: str) -> str | None:
+    try:
+        return keys.digest_file(Path(path))
+    except OSError:
+        return None
+
+
+def _entry_path(cache: Path, dataset: str) -> Path:
+    return Path(cache) / "datasets" / f"{dataset}.json"
+
+
+def _remembered(cache: Path, dataset: str) -> dict[str, Any] | None:
+    """The entry of ``dataset``; ``None`` if there is none. Raises :class:`DataError` if it is broken."""
+    path = _entry_path(cache, dataset)
+    try:
+        entry = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path}: not readable ({error}); delete it, the next run writes it again") from error
+    if not isinstance(entry, dict) or not {"format", "root", "classes", "images"} <= entry.keys():
+        raise DataError(f"{path}: format, root, classes or images are missing; delete it, the next run writes it again")
+    return entry

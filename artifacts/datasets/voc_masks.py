@@ -1,0 +1,178 @@
+"""Truth masks of VOC trees and SBD, decoded when asked for. A ``MaskRef.detail`` holds what the check needs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from artifacts.datasets.voc_tree import VOC_CLASSES
+from artifacts.datasets.voc_writer import voc_palette
+from artifacts.datasets.voc_xml import read_annotation
+from artifacts.records import UNDECIDED, DataError, MaskHW, MaskRef
+
+ObjectMasks = tuple[NDArray[np.bool_], NDArray[np.int64]]
+"""``(masks (N, H, W) bool, ids (N,) int64)``, ids as in ``Box.id``, ascending."""
+
+_LEAST_BOX_IOU = 0.5
+
+
+def class_mask_ref(path: str, class_count: int, size_hw: tuple[int, int]) -> MaskRef:
+    """A class mask: a PNG of a VOC tree, or an SBD ``cls/*.mat``."""
+    return MaskRef("artifacts.datasets.voc_masks:load_class_mask", path, f"{class_count},{size_hw[0]},{size_hw[1]}")
+
+
+def objects_ref(path: str, object_count: int | None, size_hw: tuple[int, int]) -> MaskRef:
+    """A ``SegmentationObject`` PNG; ``object_count`` is the XML's, ``None`` without an XML."""
+    count = -1 if object_count is None else object_count
+    return MaskRef("artifacts.datasets.voc_masks:load_objects", path, f"{count},{size_hw[0]},{size_hw[1]}")
+
+
+def sbd_objects_ref(path: str, xml: str, size_hw: tuple[int, int]) -> MaskRef:
+    """An SBD ``inst/*.mat``, whose objects are those of the VOC annotation ``xml`` in another order."""
+    return MaskRef("artifacts.datasets.voc_masks:load_sbd_objects", path, f"{size_hw[0]},{size_hw[1]},{xml}")
+
+
+def load_class_mask(ref: MaskRef) -> MaskHW:
+    """``(H, W) uint8``: 0 background, 1..K classes, 255 undecided.
+
+    Raises :class:`DataError` for an unreadable file, another size than the image's, or a number that is no class.
+    """
+    count, height, width = (int(part) for part in ref.detail.split(","))
+    if ref.path.endswith(".mat"):
+        mask = _sbd_field(ref.path, "GTcls", "Segmentation")
+        _check_size(ref.path, mask.shape, (height, width))
+    else:
+        mask = read_index_png(ref.path, (height, width))
+    numbers = np.bincount(mask.reshape(-1), minlength=256)
+    numbers[UNDECIDED] = 0
+    wrong = np.flatnonzero(numbers[count + 1 :]) + count + 1
+    if len(wrong):
+        listed = ", ".join(f"{value} ({numbers[value]:,} pixels)" for value in wrong[:5])
+        raise DataError(
+            f"{ref.path}: holds the number {listed}; the class table has 1..{count}, 0 is background, 255 undecided."
+            " Correct the mask, or the class table (classes.txt, data.classes)"
+        )
+    return mask.astype(np.uint8, copy=False)
+
+
+def load_objects(ref: MaskRef) -> ObjectMasks:
+    """Object masks of a ``SegmentationObject`` PNG: value ``i + 1`` is the XML's object ``i``.
+
+    Raises :class:`DataError` as :func:`load_class_mask`, and for a value without an object in the XML.
+    """
+    count, height, width = (int(part) for part in ref.detail.split(","))
+    mask = read_index_png(ref.path, (height, width))
+    values = np.unique(mask)
+    values = values[(values != 0) & (values != UNDECIDED)]
+    if count >= 0 and len(values) and values[-1] > count:
+        raise DataError(
+            f"{ref.path}: holds object {values[-1]}, but the annotation has {count}; value i is the XML's i-th object"
+        )
+    return mask[None] == values[:, None, None], values.astype(np.int64) - 1
+
+
+def load_sbd_objects(ref: MaskRef) -> ObjectMasks:
+    """Object masks of SBD, each under the id of the VOC box that it fits best.
+
+    SBD counts its objects on its own: they are assigned to the annotation's boxes one to one, same class, largest sum
+    of box IoU, least IoU 0.5; what fits none is left out.
+    """
+    height, width, xml = ref.detail.split(",", 2)
+    mask = _sbd_field(ref.path, "GTinst", "Segmentation")
+    _check_size(ref.path, mask.shape, (int(height), int(width)))
+    numbers = [int(value) for value in np.unique(mask) if value]
+    class_of = _sbd_field(ref.path, "GTinst", "Categories").reshape(-1)
+    boxes = [(item.index, item.name, item.xyxy) for item in read_annotation(xml).objects if item.xyxy is not None]
+    gain = np.zeros((len(numbers), len(boxes)))
+    for row, value in enumerate(numbers):
+        tight = _tight_box(mask == value)
+        for column, (_, name, xyxy) in enumerate(boxes):
+            if VOC_CLASSES[int(class_of[value - 1]) - 1] == name:
+                gain[row, column] = _iou(tight, xyxy)
+    from scipy.optimize import linear_sum_assignment
+
+    pairs = [
+        (boxes[c][0], numbers[r])
+        for r, c in zip(*linear_sum_assignment(-gain), strict=True)
+        if gain[r, c] >= _LEAST_BOX_IOU
+    ]
+    pairs.sort()
+    values = np.array([value for _, value in pairs], mask.dtype)
+    return mask[None] == values[:, None, None], np.array([box_id for box_id, _ in pairs], np.int64)
+
+
+def read_index_png(path: str, size_hw: tuple[int, int]) -> NDArray[Any]:
+    """The numbers of a palette or grey PNG, ``(H, W)``; VOC's colours in an RGB file are turned into them.
+
+    Raises :class:`DataError` for another size (by its header) or kind of file, ``OSError`` where it cannot be read.
+    """
+    data = Path(path).read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _check_size(path, image.size[::-1], size_hw)
+            mode, pixels = image.mode, np.asarray(image)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path}: not a readable mask ({type(error).__name__}: {error})") from error
+    if mode in ("P", "L"):
+        return pixels
+    if mode == "1" or (mode.startswith("I") and pixels.min() >= 0 and pixels.max() <= 255):
+        return pixels.astype(np.uint8)
+    if mode == "RGB":
+        return _from_colours(path, pixels)
+    raise DataError(f"{path}: a mask must be a palette or grey PNG of 8 bits, this one has mode {mode}")
+
+
+def _from_colours(path: str, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    weights = np.array([65536, 256, 1])
+    codes = voc_palette().astype(np.int64) @ weights
+    order = np.argsort(codes)
+    wanted = pixels.astype(np.int64) @ weights
+    place = np.searchsorted(codes[order], wanted).clip(max=255)
+    unknown = codes[order][place] != wanted
+    if unknown.any():
+        y, x = np.argwhere(unknown)[0]
+        colour = tuple(int(v) for v in pixels[y, x])
+        raise DataError(
+            f"{path}: the colour {colour} at x {x}, y {y} is not in VOC's palette; save the mask as a palette or grey"
+            " PNG, one number a pixel"
+        )
+    return np.asarray(order[place], np.uint8)
+
+
+def _sbd_field(path: str, struct: str, name: str) -> NDArray[Any]:
+    """One field of an SBD file. Raises :class:`DataError` if it is another kind of file."""
+    from scipy.io import loadmat
+
+    Path(path).stat()  # a missing file is an OSError, whatever scipy makes of it
+    try:
+        field = np.asarray(loadmat(path)[struct][0, 0][name])
+    except Exception as error:
+        raise DataError(f"{path}: no {struct}.{name} as SBD has it ({type(error).__name__}: {error})") from error
+    return field
+
+
+def _check_size(path: str, shape_hw: tuple[int, ...], size_hw: tuple[int, int]) -> None:
+    if shape_hw != size_hw:
+        shape = " x ".join(str(n) for n in shape_hw[::-1])
+        raise DataError(f"{path}: the mask is {shape} (width x height), its image {size_hw[1]} x {size_hw[0]}")
+
+
+def _tight_box(mask_hw: NDArray[np.bool_]) -> tuple[float, float, float, float]:
+    y, x = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+    return float(x[0]), float(y[0]), float(x[-1] + 1), float(y[-1] + 1)
+
+
+def _iou(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    common = width * height
+    return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)

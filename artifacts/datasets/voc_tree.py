@@ -1,0 +1,249 @@
+"""Finds its way about a VOC tree: the root, the image lists, the class table, SBD beside it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from artifacts.datasets.paths import check_relative, without_suffix
+from artifacts.datasets.splits import read_lines, read_names, read_text
+from artifacts.datasets.voc_xml import read_annotation
+from artifacts.records import DataError
+
+VOC_CLASSES: tuple[str, ...] = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+OFFICIAL_COUNTS = {"train": 1_464, "val": 1_449, "trainval": 2_913, "test": 1_456, "trainaug": 10_582}
+"""Images in VOC2012's segmentation lists; ``trainaug`` is train and SBD without val."""
+
+CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
+LIST_FOLDERS = ("Segmentation", "SegmentationAug", "Main", "")
+NO_CLASS = frozenset({"background", "_background_", "__background__", "__ignore__", "_ignore_"})
+"""Lines of a class file that name no class, in lower case."""
+_AUGMENTED = ("trainaug", "train_aug")
+
+EXPECTED = """\
+  JPEGImages/<id>.jpg
+  Annotations/<id>.xml
+  ImageSets/Segmentation/<split>.txt
+  SegmentationClass/<id>.png          (masks, if there are any)"""
+
+
+def find_root(place: str) -> Path:
+    """The folder that holds ``JPEGImages``: ``place``, or the only such folder one or two levels below.
+
+    Raises :class:`DataError` that shows what was expected, what was found, and the likely fix.
+    """
+    start = Path(os.path.abspath(os.path.expanduser(place)))
+    if not start.is_dir():
+        raise DataError(f"voc:{place}: {start} is {'a file, not' if start.exists() else 'not there, or not'} a folder")
+    if (start / "JPEGImages").is_dir():
+        return start
+    found = sorted({folder.parent for pattern in ("*/JPEGImages", "*/*/JPEGImages") for folder in start.glob(pattern)})
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(str(folder) for folder in found)
+        raise DataError(f"voc:{place}: several VOC trees lie in it ({names}); name one of them: voc:{found[-1]}")
+    above = next((folder for folder in start.parents if (folder / "JPEGImages").is_dir()), None)
+    hint = f"; did you mean voc:{above}?" if above else ""
+    there = ", ".join(sorted(os.listdir(start))[:8]) or "nothing"
+    raise DataError(f"voc:{place} is no VOC tree{hint}\nexpected in {start}:\n{EXPECTED}\nfound: {there}")
+
+
+# --- image lists
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One line of an image list."""
+
+    line: int
+    image_id: str
+    image: str | None = None
+    """Image path below the root, if the line names one."""
+    mask: str | None = None
+    """Mask path below the root, if the line is a pair."""
+
+
+_PAIR = re.compile(r"^(?P<image>.+\.(?:jpe?g|png|bmp|tiff?|webp))\s+(?P<mask>.+\.(?:png|mat))$", re.IGNORECASE)
+
+
+def parse_line(number: int, text: str) -> Listed:
+    """``<id>``, ``JPEGImages/<id>.jpg``, or the pair ``/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png``.
+
+    Ids may hold spaces. Raises :class:`DataError` for names that lead out of the tree.
+    """
+    pair = _PAIR.match(text)
+    if pair is None and "/" not in text:
+        return Listed(number, check_relative(text))
+    image = check_relative((pair["image"] if pair else text).lstrip("/"))
+    mask = check_relative(pair["mask"].lstrip("/")) if pair else None
+    has_suffix = without_suffix(image) != image
+    below = PurePosixPath(image).parts
+    named = "/".join(below[1:]) if below[0] == "JPEGImages" else image
+    return Listed(number, without_suffix(named), image if has_suffix and below[0] == "JPEGImages" else None, mask)
+
+
+def list_path(root: Path, split: str) -> Path | None:
+    """The list file of ``split``; ``None`` if the tree has none of that name."""
+    check_relative(split)
+    names = _AUGMENTED if split in _AUGMENTED else (split,)
+    for folder in LIST_FOLDERS:
+        for name in sorted(names, key=lambda n: n != split):
+            path = root / "ImageSets" / folder / f"{name}.txt"
+            if path.is_file():
+                return path
+    return None
+
+
+def known_splits(root: Path) -> list[str]:
+    """Names of the lists that the tree has (per-class lists of ``Main`` left out)."""
+    folders = [root / "ImageSets" / folder for folder in LIST_FOLDERS]
+    names = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.txt")}
+    return sorted(name for name in names if "_" not in name or name in _AUGMENTED)
+
+
+def augmented_ids(root: Path, sbd: Path) -> list[str]:
+    """VOC train and SBD train and val, without VOC val, sorted: the 10,582 where no list of them is at hand."""
+    parts: dict[str, set[str]] = {}
+    for role, path in {
+        "train": root / "ImageSets" / "Segmentation" / "train.txt",
+        "val": root / "ImageSets" / "Segmentation" / "val.txt",
+        "sbd train": sbd / "train.txt",
+        "sbd val": sbd / "val.txt",
+    }.items():
+        if not path.is_file():
+            raise DataError(f"split 'trainaug' has no list, and {path} is missing, from which it could be made")
+        parts[role] = set(read_lines(path))
+    return sorted((parts["train"] | parts["sbd train"] | parts["sbd val"]) - parts["val"])
+
+
+def find_sbd(root: Path, wanted: str) -> Path | None:
+    """The SBD folder (the one that holds ``cls``): ``wanted``, else ``SBD`` in or beside the tree, else ``None``."""
+    places = [Path(wanted).expanduser()] if wanted else [up / "SBD" for up in (root, root.parent, root.parent.parent)]
+    for place in places:
+        for inner in ("", "dataset", "benchmark_RELEASE/dataset"):
+            if (place / inner / "cls").is_dir():
+                return place / inner
+    if wanted:
+        raise DataError(f"sbd {wanted!r}: no folder cls/ in it, nor in its dataset/ or benchmark_RELEASE/dataset/")
+    return None
+
+
+# --- class table
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Class names, number 1 first, and where they come from."""
+
+    names: tuple[str, ...]
+    source: str
+    given: bool
+    """Somebody wrote the table down: a name that is not in it is a mistake, not a new class."""
+
+
+def class_table(root: Path, wanted: tuple[str, ...], known: tuple[str, ...]) -> ClassTable:
+    """The same table for every split of a tree.
+
+    ``wanted`` (``data.classes``), else a class file in the tree, else the names found in the whole tree: VOC's 20 if
+    there are no others, else ``known`` (what the cache remembers) with new names appended, else sorted.
+    """
+    if wanted:
+        return ClassTable(wanted, "data.classes", given=True)
+    for name in CLASS_FILES:
+        if (path := root / name).is_file():
+            return ClassTable(read_classes(path), str(path), given=True)
+    found = names_found(root)
+    if known:
+        return ClassTable((*known, *sorted(found - set(known))), "the cache and the names found", given=False)
+    if found <= set(VOC_CLASSES):
+        return ClassTable(VOC_CLASSES, "PASCAL VOC" if found else "no name found: PASCAL VOC's 20", given=False)
+    return ClassTable(tuple(sorted(found)), "the names found, sorted", given=False)
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names, one a line, number 1 first; lines for background and "ignore" are left out.
+
+    Raises :class:`DataError` for a name that stands there twice and for an empty line between names.
+    """
+    names = tuple(name for name in read_names(path) if name.lower() not in NO_CLASS)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"{path}: {', '.join(map(repr, twice))} stands in it twice; class names must differ")
+    return names
+
+
+_NAME = re.compile(rb"<name>\s*([^<]*?)\s*</name>")
+
+
+def names_found(root: Path) -> set[str]:
+    """Class names in all annotations and in ``WeakTags/tags.csv``; files that cannot be read are passed over.
+
+    A file is parsed only if its text shows a name that no parsed file has confirmed: 17,125 files take a second.
+    """
+    names = {name for tags in read_tags(root).values() for name in tags}
+    seen: set[bytes] = {name.encode() for name in names}
+    folder = root / "Annotations"
+    for path in _files_below(folder) if folder.is_dir() else ():
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+            plain = b"<annotation" in data and b"&" not in data and b"CDATA" not in data
+            if plain and seen.issuperset(_NAME.findall(data)):
+                continue
+            fresh = {item.name for item in read_annotation(path).objects}
+        except (OSError, DataError):
+            continue
+        names |= fresh
+        seen |= {name.encode() for name in fresh}
+    return names
+
+
+def _files_below(folder: Path) -> Iterable[str]:
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            if name.lower().endswith(".xml"):
+                yield os.path.join(parent, name)
+
+
+def read_tags(root: Path) -> dict[str, tuple[str, ...]]:
+    """``WeakTags/tags.csv`` (``image,tags``, names joined by ``;``) as image id -> class names; ``{}`` without it."""
+    path = root / "WeakTags" / "tags.csv"
+    if not path.is_file():
+        return {}
+    rows = list(csv.reader(read_text(path).splitlines()))
+    if not rows or [cell.strip().lower() for cell in rows[0]] != ["image", "tags"]:
+        raise DataError(f"{path}:1: the first line must be image,tags, not {','.join(rows[0]) if rows else 'empty'!r}")
+    tags: dict[str, tuple[str, ...]] = {}
+    for number, row in enumerate(rows[1:], 2):
+        if not row:
+            continue
+        if len(row) != 2:
+            raise DataError(f"{path}:{number}: {len(row)} columns, expected 2 (image,tags; names joined by ';')")
+        names = tuple(name for name in (part.strip() for part in row[1].split(";")) if name)
+        tags.setdefault(without_suffix(row[0].strip()), names)
+    return tags

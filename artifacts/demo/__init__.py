@@ -1,0 +1,1 @@
+"""The embedded demo data: drawn pictures with truth and weak labels."""

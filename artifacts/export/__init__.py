@@ -1,0 +1,1 @@
+"""Stored masks as a data set in a folder: a file per format."""

@@ -1,0 +1,265 @@
+"""Stored masks -> a dataset in a folder: VOC tree, VOC server tree, COCO JSON, HDF5.
+
+An export is made aside and renamed into place whole, with a ``maskmill-export.json`` that says what it was made
+from (params, seeds, versions, addresses, counts, skips) and lists every file with its digest. Repeated, it gives the
+same bytes. A folder that holds anything that no export wrote, or that was changed since, is never overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts import keys
+from artifacts.cache.atomic import (
+    fsync_folder,
+    kill_point,
+    publish_folder,
+    sweep_temporaries,
+    temporary_beside,
+    write_text_atomic,
+)
+from artifacts.cache.runs import read_stamps
+from artifacts.cache.store import MaskStore
+from artifacts.export.coco import write_coco_export
+from artifacts.export.hdf5 import write_hdf5_export
+from artifacts.export.items import ExportImage, Source
+from artifacts.export.voc import write_voc_export, write_voc_server_export
+from artifacts.images import ImageDigests
+from artifacts.objects import Object, unpack_objects
+from artifacts.records import DataError
+
+MANIFEST = "maskmill-export.json"
+FORMAT_VERSION = 1
+WRITERS: Mapping[str, Callable[[Path, Source], Mapping[str, int]]] = {
+    "voc": write_voc_export,
+    "voc-server": write_voc_server_export,
+    "coco": write_coco_export,
+    "hdf5": write_hdf5_export,
+}
+"""format -> ``write(folder, source)``, which returns its counts."""
+
+
+@dataclass(frozen=True)
+class StageSource:
+    """One map stage of one run, image by image: memory does not grow with their number."""
+
+    cache: Path
+    address: str
+    split: str
+    classes: tuple[str, ...]
+    stamps: Mapping[str, tuple[str | None, str]]
+    with_images: bool = True
+    array: str = "mask_hw"
+    """Which of the stage's masks; objects go with ``mask_hw`` alone, which they were painted to."""
+
+    def __iter__(self) -> Iterator[ExportImage]:
+        store = MaskStore(self.cache, readonly=True)
+        for key in sorted(self.stamps):
+            stamp, image = self.stamps[key]
+            if stamp is None:
+                continue
+            arrays = store.read(self.address, key, stamp)
+            if self.array not in arrays:
+                raise DataError(
+                    f"{self.address} keeps {sorted(arrays)} and no {self.array}: export a stage that gives such masks"
+                )
+            objects = None
+            if self.array == "mask_hw" and "objects_flat" in arrays and "object_classes_n" in arrays:
+                classes = arrays["object_classes_n"].tolist()
+                objects = list(zip(map(_as_mask, unpack_objects(arrays)), classes, strict=True))
+            yield ExportImage(key.partition("/")[2], Path(image), np.asarray(arrays[self.array]), objects)
+
+    @property
+    def absent(self) -> list[str]:
+        """Image ids that the stage has no mask for."""
+        return sorted(key.partition("/")[2] for key, (stamp, _) in self.stamps.items() if stamp is None)
+
+
+def _as_mask(item: Object) -> Object:
+    """The object with a mask where a stage keeps probabilities: no format has a place for those."""
+    return replace(item, values_hw=item.mask_hw.astype(np.uint8)) if item.values_hw.dtype.kind == "f" else item
+
+
+def export_run(
+    cache: Path,
+    manifest: Mapping[str, Any],
+    label: str,
+    kind: str,
+    out: Path,
+    *,
+    with_images: bool = True,
+    array: str = "mask_hw",
+) -> Path:
+    """Export stage ``label`` of the run that ``manifest`` describes to the folder ``out``; returns ``out``.
+
+    Args:
+        cache: the cache folder.
+        manifest: a run's manifest (``runs/<id>/manifest.json``).
+        label: a map stage that gives ``array``.
+        kind: ``voc``, ``voc-server``, ``coco`` or ``hdf5``.
+        out: the folder to make; if it is there, it must be an unchanged export.
+        with_images: copy the images too, where the format has a place for them.
+        array: which of the stage's masks.
+
+    Raises:
+        DataError: unknown stage or format, or ``out`` holds what no export wrote.
+    """
+    if kind not in WRITERS:
+        raise DataError(f"export format {kind!r}: expected one of {', '.join(WRITERS)}")
+    stage = _stage(manifest, label)
+    previous = _previous(out)
+    source = StageSource(
+        cache,
+        stage["address"],
+        stage["split"],
+        tuple(manifest["classes"]),
+        read_stamps(cache, stage["stamps"]),
+        with_images,
+        array,
+    )
+    said = _made_from(cache, manifest, stage, kind, source)
+    if previous and json.loads(previous).items() >= said.items():
+        return out  # made from the same, and no file in it was touched since
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(out.parent)
+    temporary = temporary_beside(out)
+    try:
+        temporary.mkdir()
+        counts = WRITERS[kind](temporary, source)
+        kill_point("export.mid_export")
+        _write_manifest(temporary, said, counts)
+        _replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def check_target(out: Path) -> None:
+    """Raises :class:`DataError` if an export to ``out`` would be refused; asked before a long run.
+
+    Of the files there, only those written later than the export are read again; the export itself reads all.
+    """
+    _previous(out, all_bytes=False)
+
+
+def _stage(manifest: Mapping[str, Any], label: str) -> Mapping[str, Any]:
+    stages: list[Mapping[str, Any]] = [stage for stage in manifest["stages"] if stage["kind"] == "map"]
+    for stage in stages:
+        if stage["label"] == label:
+            return stage
+    raise DataError(
+        f"run {manifest.get('run')}: no map stage {label!r}; it has {', '.join(s['label'] for s in stages)}"
+    )
+
+
+def _made_from(
+    cache: Path, manifest: Mapping[str, Any], stage: Mapping[str, Any], kind: str, source: StageSource
+) -> dict[str, Any]:
+    """All that decides an export's bytes. No time, no run id, no place: equal content, equal bytes.
+
+    The masks are known by the digests of their arrays, images that go with them by the digest of their bytes.
+    """
+    entries = MaskStore(cache, readonly=True).entries(stage["address"])
+    pairs = {key: (key, stamp) for key, (stamp, _) in source.stamps.items() if stamp is not None}
+    said = {
+        "maskmill_export": FORMAT_VERSION,
+        "format": kind,
+        "flow": manifest["flow"],
+        "stage": stage["label"],
+        "split": stage["split"],
+        "array": source.array,
+        "addresses": {one["label"]: one["address"] for one in manifest["stages"]},
+        "masks": keys.digest({key: entries[pair].output for key, pair in pairs.items() if pair in entries}),
+        "images": _image_digests(cache, source) if source.with_images else None,
+        "fits": {one["label"]: one["output"] for one in manifest["stages"] if one["kind"] == "fit"},
+        "recipe": manifest["recipe"],
+        "libraries": manifest["libraries"],
+        "classes": list(source.classes),
+        "without_mask": source.absent,
+        "skips": [{"key": s["key"], "stage": s["stage"], "reason": s["reason"]} for s in manifest["skips"]],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(said))
+    return plain
+
+
+def _image_digests(cache: Path, source: StageSource) -> str:
+    """One digest of all images that have a mask. One that cannot be read is the writer's to complain about."""
+    digests = ImageDigests(cache)
+    found: dict[str, str | None] = {}
+    for key, (stamp, image) in source.stamps.items():
+        if stamp is not None:
+            try:
+                found[key] = digests.digest(Path(image))
+            except OSError:
+                found[key] = None
+    return keys.digest(found)
+
+
+def _write_manifest(folder: Path, said: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    """What the export was made from, and every file in it."""
+    files = {
+        path.relative_to(folder).as_posix(): keys.digest_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    whole = {**said, "counts": dict(counts), "files": files}
+    write_text_atomic(folder / MANIFEST, json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _previous(out: Path, *, all_bytes: bool = True) -> str | None:
+    """The manifest of the export at ``out``, ``None`` if there is nothing; an error if anything else is there."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise DataError(f"{out} is a file; name a folder to export to")
+    if not any(out.iterdir()):
+        return ""
+    fix = "name another folder, or move this one away"
+    try:
+        text = (out / MANIFEST).read_text()
+        files: dict[str, str] = json.loads(text)["files"]
+        written_ns = (out / MANIFEST).stat().st_mtime_ns
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{out} is not empty and no export of Maskmill (no {MANIFEST}); {fix}") from error
+    for name, entry in _files_below(out):
+        if name == MANIFEST:
+            continue
+        if name not in files:
+            raise DataError(f"{entry.path} was not written by the export that is there; {fix}")
+        newer = entry.stat().st_mtime_ns > written_ns
+        if (all_bytes or newer) and keys.digest_file(entry.path) != files[name]:
+            raise DataError(f"{entry.path} was changed since it was exported; {fix}")
+    return text
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """``(name relative to the folder, entry)`` of everything but folders, in a fixed order. No ``Path`` for each."""
+    waiting = [("", str(folder))]
+    while waiting:
+        prefix, place = waiting.pop()
+        with os.scandir(place) as listed:
+            for entry in sorted(listed, key=lambda entry: entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append((f"{prefix}{entry.name}/", entry.path))
+                else:
+                    yield f"{prefix}{entry.name}", entry
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    """Put the new export in place of the old one; at no instant is a half-made one visible."""
+    if not out.exists():
+        publish_folder(temporary, out)
+        return
+    old = temporary_beside(out)
+    os.rename(out, old)
+    publish_folder(temporary, out)
+    shutil.rmtree(old)
+    fsync_folder(out.parent)

@@ -1,0 +1,67 @@
+"""Exports in PASCAL VOC's forms: the palette tree, and the tree that the evaluation server takes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from artifacts.datasets.voc_writer import write_class_mask, write_image_set
+from artifacts.export.items import ExportImage, Source
+from artifacts.objects import Object, paste_object
+from artifacts.records import UNDECIDED, MaskHW
+
+SERVER_COMPETITION = "comp6"
+"""Segmentation trained on data of one's own (comp5: on the challenge's data only)."""
+
+
+def write_voc_export(folder: Path, source: Source) -> dict[str, int]:
+    """``JPEGImages/``, ``SegmentationClass/``, ``SegmentationObject/``, ``ImageSets/Segmentation/<split>.txt``.
+
+    Masks are PNGs with VOC's palette; 255 is undecided. ``classes.txt`` holds the class table, number 1 first.
+    """
+    ids = []
+    objects = 0
+    for image in source:
+        ids.append(image.image_id)
+        write_class_mask(folder / "SegmentationClass" / f"{image.image_id}.png", image.mask_hw)
+        if image.objects is not None:
+            write_class_mask(folder / "SegmentationObject" / f"{image.image_id}.png", object_mask(image))
+            objects += len(image.objects)
+        if source.with_images:
+            target = folder / "JPEGImages" / f"{image.image_id}{image.image.suffix}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(image.image, target)
+    write_image_set(folder / "ImageSets" / "Segmentation" / f"{source.split}.txt", ids)
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in source.classes))
+    return {"images": len(ids), "objects": objects}
+
+
+def write_voc_server_export(folder: Path, source: Source) -> dict[str, int]:
+    """``results/VOC2012/Segmentation/comp6_<split>_cls/<id>.png``; undecided pixels become background."""
+    target = folder / "results" / "VOC2012" / "Segmentation" / f"{SERVER_COMPETITION}_{source.split}_cls"
+    images = undecided = 0
+    for image in source:
+        # The server knows no "undecided": it counts 255 as one more wrong class.
+        unsure = image.mask_hw == UNDECIDED
+        undecided += int(unsure.sum())
+        write_class_mask(target / f"{image.image_id}.png", np.where(unsure, 0, image.mask_hw).astype(np.uint8))
+        images += 1
+    return {"images": images, "undecided_pixels_as_background": undecided}
+
+
+def object_mask(image: ExportImage) -> MaskHW:
+    """Object numbers, 1 for the first, larger objects first and smaller on top; 255 where the class is undecided."""
+    height, width = image.mask_hw.shape
+    size_hw = (height, width)
+    mask_hw = np.zeros(size_hw, np.uint8)
+    found: Sequence[tuple[Object, int]] = image.objects or ()
+    order = sorted(range(len(found)), key=lambda i: (-found[i][0].window_area, i))
+    for i in order:
+        if i + 1 >= UNDECIDED:
+            continue  # a palette PNG holds 254 objects
+        mask_hw[paste_object(found[i][0].values_hw, found[i][0].window_xyxy, size_hw) > 0] = i + 1
+    mask_hw[image.mask_hw == UNDECIDED] = UNDECIDED
+    return mask_hw

@@ -1,0 +1,310 @@
+"""The contact sheet: image and weak label, every stage's mask, truth, the student's prediction, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.records import UNDECIDED, Box, ImageRGB, MaskHW, Scribble
+from artifacts.report import drawing
+from artifacts.report.drawing import Colour, Picture, Sheet
+
+TRUTH = "truth"
+WEAK_LABEL = "image, weak label"
+MARGIN = 28
+GAP = 12
+CAPTION = 30
+HEADER = 30
+STUDENT = "student"
+STUDENT_CRF = "student + CRF"
+
+Panel = tuple[str, MaskHW, float | None]
+"""Name of the stage, its (H, W) mask, the image's own mean IoU (0..1) or ``None`` without truth."""
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """One image of the sheet."""
+
+    title: str
+    image_rgb: ImageRGB
+    panels: Sequence[Panel]
+    truth: MaskHW | None = None
+    boxes: Sequence[Box] = ()
+    scribbles: Sequence[Scribble] = ()
+    tags: Sequence[int] = ()
+
+
+def contact_sheet(
+    rows: Sequence[SheetRow],
+    classes: Sequence[str],
+    path: Path,
+    *,
+    title: str = "",
+    width: int = 216,
+    rows_per_page: int = 8,
+    last: Sequence[str] = (STUDENT, STUDENT_CRF),
+) -> list[Path]:
+    """Draw the sheet; returns its pages: ``path``, then ``<stem>-2.png``, ... (pages of an older, longer sheet go).
+
+    Args:
+        rows: the images, one a row. A mask of another size than its image is not drawn; its place says so.
+        classes: name of class ``i + 1``.
+        path: PNG file of the first page.
+        title: heading.
+        width: width of a panel in pixels.
+        rows_per_page: images on a page.
+        last: the panels that stand right of the truth.
+
+    Raises:
+        ValueError: no rows.
+    """
+    if not rows:
+        raise ValueError("a contact sheet needs at least one row")
+    columns = _columns(rows, last)
+    pages = [rows[start : start + rows_per_page] for start in range(0, len(rows), rows_per_page)]
+    paths = [path if page == 0 else _page_path(path, page + 1) for page in range(len(pages))]
+    for number, (page_rows, page_path) in enumerate(zip(pages, paths, strict=True), 1):
+        heading = title if len(pages) == 1 else f"{title or path.stem} · page {number} of {len(pages)}"
+        _draw_page(page_rows, classes, columns, heading, width).save(page_path)
+    stale = len(pages) + 1
+    while _page_path(path, stale).exists():
+        _page_path(path, stale).unlink()
+        stale += 1
+    return paths
+
+
+def sheet_pages(path: Path) -> list[Path]:
+    """The pages that :func:`contact_sheet` wrote for ``path``."""
+    pages = [path] if path.exists() else []
+    while _page_path(path, len(pages) + 1).exists() and pages:
+        pages.append(_page_path(path, len(pages) + 1))
+    return pages
+
+
+def _page_path(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _columns(rows: Sequence[SheetRow], last: Sequence[str]) -> list[str]:
+    """Names of all panels in order of first appearance, truth before ``last``."""
+    names = list(dict.fromkeys(name for row in rows for name, _, _ in row.panels))
+    truth = [TRUTH] if any(row.truth is not None for row in rows) else []
+    return [*(n for n in names if n not in last), *truth, *(n for n in names if n in last)]
+
+
+def _panel_hw(row: SheetRow, width: int) -> tuple[int, int]:
+    """The image fitted into ``width`` x 1.25 ``width``."""
+    height, wide = row.image_rgb.shape[:2]
+    scale = min(width / wide, 1.25 * width / height)
+    return max(1, round(height * scale)), max(1, round(wide * scale))
+
+
+def _draw_page(rows: Sequence[SheetRow], classes: Sequence[str], columns: list[str], title: str, width: int) -> Sheet:
+    page_width = 2 * MARGIN + (len(columns) + 1) * (width + GAP) - GAP
+    legend = _legend_rows(_legend_entries(rows, classes), page_width - 2 * MARGIN)
+    top = MARGIN + (34 if title else 0) + len(legend) * 26 + 10
+    heights = [_panel_hw(row, width)[0] + CAPTION for row in rows]
+    sheet = Sheet(page_width, top + HEADER + sum(heights) + GAP * (len(rows) - 1) + MARGIN - 8)
+    if title:
+        shown = drawing.fit_text(title, 21, page_width - 2 * MARGIN, bold=True)
+        sheet.text(MARGIN, MARGIN - 8, shown, size=21, bold=True)
+    _draw_legend(sheet, legend, MARGIN + (34 if title else 0) - 4)
+    for place, name in enumerate([WEAK_LABEL, *columns]):
+        shown = drawing.fit_text(name, 14, width, bold=True)
+        sheet.text(MARGIN + place * (width + GAP), top + 4, shown, size=14, bold=True)
+    y = top + HEADER
+    for row, height in zip(rows, heights, strict=True):
+        _draw_row(sheet, row, classes, columns, y, width)
+        y += height + GAP
+    return sheet
+
+
+# -- one row ---------------------------------------------------------------------------------------------------------
+
+
+def _draw_row(sheet: Sheet, row: SheetRow, classes: Sequence[str], columns: list[str], y: int, width: int) -> None:
+    size_hw = _panel_hw(row, width)
+    image = _resize(row.image_rgb, size_hw)
+    below = y + size_hw[0] + 6
+    x = MARGIN
+    sheet.paste(_draw_weak_label(image, row, classes), x + (width - size_hw[1]) // 2, y)
+    sheet.text(x, below, drawing.fit_text(row.title, 13, width), size=13, colour=drawing.MUTED)
+    masks: dict[str, tuple[MaskHW, float | None]] = {name: (mask, iou) for name, mask, iou in row.panels}
+    if row.truth is not None:
+        masks[TRUTH] = (row.truth, None)
+    for place, name in enumerate(columns, 1):
+        x = MARGIN + place * (width + GAP)
+        left = x + (width - size_hw[1]) // 2
+        if name not in masks:
+            _draw_missing(sheet, left, y, size_hw, "no mask")
+            continue
+        mask_hw, iou = masks[name]
+        if mask_hw.shape != row.image_rgb.shape[:2]:
+            _draw_missing(sheet, left, y, size_hw, f"wrong size: {mask_hw.shape[1]} x {mask_hw.shape[0]}")
+            continue
+        sheet.paste(overlay(image, mask_hw), left, y)
+        if iou is not None:
+            _draw_iou(sheet, x, below, width, iou)
+
+
+def _draw_iou(sheet: Sheet, x: int, y: int, width: int, iou: float) -> None:
+    """``mIoU 71.3`` and a bar of that length."""
+    sheet.text(x, y, "mIoU", size=12, colour=drawing.MUTED)
+    sheet.text(x + 40, y - 1, f"{100 * iou:.1f}", size=13, bold=True)
+    left, right = x + 82, x + width - 2
+    sheet.draw.rounded_rectangle((left, y + 5, right, y + 10), 3, fill=drawing.LINE)
+    filled = left + round((right - left) * min(max(iou, 0.0), 1.0))
+    if filled > left + 3:
+        sheet.draw.rounded_rectangle((left, y + 5, filled, y + 10), 3, fill=(84, 110, 160))
+
+
+def _draw_missing(sheet: Sheet, x: int, y: int, size_hw: tuple[int, int], why: str) -> None:
+    height, width = size_hw
+    corners = (x, y, x + width - 1, y + height - 1)
+    sheet.draw.rounded_rectangle(corners, 6, fill=(247, 248, 250), outline=drawing.LINE)
+    sheet.text(x + width / 2, y + height / 2, why, size=13, colour=drawing.MUTED, anchor="mm")
+
+
+def _resize(image_rgb: ImageRGB, size_hw: tuple[int, int]) -> Picture:
+    shrinks = size_hw[0] < image_rgb.shape[0]
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return np.asarray(cv2.resize(image_rgb, (size_hw[1], size_hw[0]), interpolation=how), np.uint8)
+
+
+def overlay(image_rgb: Picture, mask_hw: MaskHW, colours: NDArray[np.uint8] | None = None) -> Picture:
+    """The mask in class colours over the image (of the panel's size), outlined; 255 hatched grey, the rest pale.
+
+    Args:
+        image_rgb: (H, W, 3) uint8, the panel.
+        mask_hw: (h, w) uint8 of any size; pixels are enlarged, never mixed.
+        colours: (256, 3) uint8, a palette whose entry i is class i's colour; default: the report's colours.
+    """
+    height, width = image_rgb.shape[:2]
+    mask = np.asarray(cv2.resize(mask_hw, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
+    table = np.zeros((256, 3), np.float32)
+    for number in np.unique(mask):
+        own = drawing.class_colour(int(number)) if colours is None else colours[number]
+        table[number] = own if 0 < number < UNDECIDED else drawing.UNDECIDED_GREY
+    image = image_rgb.astype(np.float32)
+    grey = image.mean(axis=2, keepdims=True)
+    pale = 0.62 * (0.35 * image + 0.65 * grey) + 0.38 * 255
+    tinted = 0.42 * (0.4 * image + 0.6 * grey) + 0.58 * table[mask]
+    hatched = 0.35 * grey + 0.65 * np.where(_hatch(height, width), 232.0, 158.0)[..., None]
+    found = np.where((mask == UNDECIDED)[..., None], hatched, np.where((mask > 0)[..., None], tinted, pale))
+    _outline(found, mask, table)
+    return np.asarray(np.clip(np.round(found), 0, 255), np.uint8)
+
+
+def _hatch(height: int, width: int) -> NDArray[np.bool_]:
+    y, x = np.mgrid[:height, :width]
+    lines: NDArray[np.bool_] = (x + y) % 8 < 3
+    return lines
+
+
+def _outline(picture: NDArray[np.float32], mask: MaskHW, table: NDArray[np.float32]) -> None:
+    """A white line just inside every class's edge, on its own colour darkened; drawn in place."""
+    for number in np.unique(mask):
+        if number in (0, UNDECIDED):
+            continue
+        region = (mask == number).astype(np.uint8)
+        contours, _ = cv2.findContours(region, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        line = np.zeros(mask.shape, np.uint8)
+        cv2.drawContours(line, contours, -1, 255, 1, cv2.LINE_AA)
+        strength = np.minimum(line * region, 255)[..., None].astype(np.float32) / 255
+        picture += (0.25 * table[number] + 0.75 * 255 - picture) * strength
+
+
+def _draw_weak_label(image: Picture, row: SheetRow, classes: Sequence[str]) -> Picture:
+    """Boxes, strokes, and the names of tags where there is nothing else, over the panel's image."""
+    picture = np.ascontiguousarray(image)
+    if picture is image:
+        picture = image.copy()
+    scale = np.array([picture.shape[1] / row.image_rgb.shape[1], picture.shape[0] / row.image_rgb.shape[0]])
+    for box in sorted(row.boxes, key=lambda b: -b.area):
+        corners = np.array([(box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1)]) * scale - 0.5
+        corners = np.clip(corners, 1, np.array([picture.shape[1], picture.shape[0]]) - 2)
+        drawing.polyline(picture, corners, (20, 20, 26), 4, closed=True)
+        drawing.polyline(picture, corners, _colour(box.class_id), 2, closed=True)
+    for stroke in row.scribbles:
+        points = (np.array(stroke.points_xy, dtype=np.float64).reshape(-1, 2) + 0.5) * scale - 0.5
+        drawing.polyline(picture, points, (20, 20, 26), 5)
+        drawing.polyline(picture, points, _colour(stroke.class_id), 3)
+    if row.tags and not row.boxes and not row.scribbles:
+        picture = _draw_tags(picture, row.tags, classes)
+    return picture
+
+
+def _draw_tags(picture: Picture, tags: Sequence[int], classes: Sequence[str]) -> Picture:
+    page = Sheet(picture.shape[1], picture.shape[0])
+    page.paste(picture, 0, 0, radius=0)
+    y = 7
+    for tag in tags:
+        name = drawing.fit_text(_name(tag, classes), 12, picture.shape[1] - 40, bold=True)
+        wide = drawing.text_width(name, 12, bold=True) + 24
+        page.draw.rounded_rectangle((7, y, 7 + wide, y + 20), 10, fill=(20, 22, 30))
+        page.draw.ellipse((12, y + 6, 20, y + 14), fill=_colour(tag))
+        page.text(24, y + 10, name, size=12, bold=True, colour=(255, 255, 255), anchor="lm")
+        y += 24
+    return page.pixels()
+
+
+def _colour(class_id: int) -> Colour:
+    return drawing.class_colour(class_id) if 0 < class_id < UNDECIDED else (245, 245, 245)
+
+
+def _name(class_id: int, classes: Sequence[str]) -> str:
+    return classes[class_id - 1] if 0 < class_id <= len(classes) else f"class {class_id}"
+
+
+# -- legend ----------------------------------------------------------------------------------------------------------
+
+MANY_CLASSES = 24
+"""Longer class tables show only what is on the page."""
+
+
+def _legend_entries(rows: Sequence[SheetRow], classes: Sequence[str]) -> list[tuple[int, str]]:
+    seen: set[int] = set()
+    for row in rows:
+        masks = [mask for _, mask, _ in row.panels] + ([row.truth] if row.truth is not None else [])
+        for mask in masks:
+            seen |= {int(number) for number in np.unique(mask)}
+        seen |= {b.class_id for b in row.boxes} | {s.class_id for s in row.scribbles} | set(row.tags)
+    numbers = set(seen) - {0, UNDECIDED}
+    if len(classes) <= MANY_CLASSES:
+        numbers |= set(range(1, len(classes) + 1))
+    entries = [(number, _name(number, classes)) for number in sorted(numbers)]
+    return entries + ([(UNDECIDED, "undecided")] if UNDECIDED in seen else [])
+
+
+def _legend_rows(entries: list[tuple[int, str]], width: int) -> list[list[tuple[int, str, int]]]:
+    """Entries with their place, broken into lines of at most ``width`` pixels."""
+    lines: list[list[tuple[int, str, int]]] = [[]]
+    x = 0
+    for number, name in entries:
+        name = drawing.fit_text(name, 13, 220)
+        wide = 22 + round(drawing.text_width(name, 13)) + 20
+        if x and x + wide - 20 > width:
+            lines.append([])
+            x = 0
+        lines[-1].append((number, name, x))
+        x += wide
+    return lines
+
+
+def _draw_legend(sheet: Sheet, lines: list[list[tuple[int, str, int]]], y: int) -> None:
+    for line in lines:
+        for number, name, x in line:
+            left = MARGIN + x
+            if number == UNDECIDED:
+                patch = np.where(_hatch(15, 15), 232, 158).astype(np.uint8)
+                sheet.paste(np.repeat(patch[..., None], 3, axis=2), left, y + 2, radius=4)
+            else:
+                sheet.draw.rounded_rectangle((left, y + 2, left + 14, y + 16), 4, fill=_colour(number))
+            sheet.text(left + 21, y + 9, name, size=13, anchor="lm")
+        y += 26

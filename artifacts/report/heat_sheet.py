@@ -1,0 +1,79 @@
+"""A picture with a marked pixel, and heat maps of how much every place gives to that pixel (LGSA, Fig. 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from artifacts.records import ImageRGB
+from artifacts.report import drawing
+from artifacts.report.drawing import Picture, Sheet
+
+MARGIN, GAP, LINE = 24, 12, 22
+WIDTH = 320
+RED = (230, 40, 40)
+
+
+@dataclass(frozen=True)
+class HeatPanel:
+    """One map: weights ``(h, w)`` >= 0 on any grid over the whole picture, with text above and below."""
+
+    title: str
+    weights_hw: NDArray[np.float32]
+    caption: str = ""
+
+
+def heat_sheet(image_rgb: ImageRGB, xy: tuple[float, float], panels: Sequence[HeatPanel], path: Path) -> None:
+    """Write a PNG: the picture with a red cross at pixel ``x, y``, then each map over it.
+
+    Each map is shown from 0 to its own largest value. Long titles and captions go on in the next line: what tells two
+    runs apart stands anywhere in them. Raises ``ValueError`` without panels or for a negative weight.
+    """
+    if not panels:
+        raise ValueError("a heat sheet needs at least one map")
+    scale = WIDTH / image_rgb.shape[1]
+    height = max(1, round(image_rgb.shape[0] * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    picture = np.asarray(cv2.resize(image_rgb, (WIDTH, height), interpolation=how), np.uint8)
+    at = ((xy[0] + 0.5) * scale - 0.5, (xy[1] + 0.5) * scale - 0.5)
+    shown = [HeatPanel(f"x={xy[0]:g}, y={xy[1]:g}", np.zeros((1, 1), np.float32)), *panels]
+    titles = [drawing.wrap_text(panel.title, 14, WIDTH, bold=True) for panel in shown]
+    captions = [drawing.wrap_text(panel.caption, 12, WIDTH) for panel in shown]
+    above, below = (LINE * max(map(len, lines)) for lines in (titles, captions))
+    sheet = Sheet(2 * MARGIN + len(shown) * (WIDTH + GAP) - GAP, 2 * MARGIN + above + height + below)
+    for place, panel in enumerate(shown):
+        x = MARGIN + place * (WIDTH + GAP)
+        for number, line in enumerate(titles[place]):
+            sheet.text(x, MARGIN - 6 + number * LINE, line, size=14, bold=True)
+        tile = picture.copy() if place == 0 else heat_overlay(picture, panel.weights_hw)
+        _cross(tile, at)
+        sheet.paste(tile, x, MARGIN + above - 4)
+        for number, line in enumerate(captions[place]):
+            sheet.text(x, MARGIN + above + height + 2 + number * LINE, line, size=12)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path)
+
+
+def heat_overlay(picture_rgb: Picture, weights_hw: NDArray[np.float32]) -> Picture:
+    """The map in colours (dark: nothing, bright: its largest value) over the grey picture, ``(H, W, 3) uint8``."""
+    if float(weights_hw.min()) < 0:
+        raise ValueError("a heat map has no negative weights")
+    height, width = picture_rgb.shape[:2]
+    relative = weights_hw.astype(np.float32) / max(float(weights_hw.max()), 1e-30)
+    # As the network's maps are brought to a picture's size: bilinear, cells' centres on cells' centres.
+    fine = cv2.resize(relative, (width, height), interpolation=cv2.INTER_LINEAR)
+    heat = cv2.applyColorMap(np.round(255 * fine).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
+    grey = picture_rgb.mean(axis=2, keepdims=True)
+    return np.asarray(np.clip(np.round(0.3 * grey + 0.7 * heat), 0, 255), np.uint8)
+
+
+def _cross(picture: Picture, at: tuple[float, float]) -> None:
+    x, y = at
+    for colour, width, arm in (((255, 255, 255), 4, 9), (RED, 2, 8)):
+        for ends in (((x - arm, y), (x + arm, y)), ((x, y - arm), (x, y + arm))):
+            drawing.polyline(picture, np.array(ends), colour, width)

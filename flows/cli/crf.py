@@ -1,0 +1,400 @@
+"""``maskmill crf``: a dense CRF for pictures and probabilities (or labels) at hand. No cache, no run, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import Parameter
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+
+from artifacts.records import UNDECIDED, DataError
+from flows.cli.stopping import Writes, stopping
+from tasks.crf.params import PRESETS, Backend, CRFParams, Normalisation, Preset
+from tasks.engine.progress import Bars, Lines, Reporter, Silent
+
+DEFAULT: Preset = "ahn-kwak-cam"
+IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
+
+
+def _own(name: str) -> Parameter:
+    """The option that sets one parameter; its help is the parameter's own."""
+    (found,) = (item for item in dataclasses.fields(CRFParams) if item.name == name)
+    return Parameter(help=f"{found.metadata['help']} [default: the preset's; {DEFAULT}: {found.default}]")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture: what is read, what is written."""
+
+    image: Path
+    source: Path
+    """Probabilities (.npy) or labels (.png)."""
+    out: Path
+    overlay: Path | None = None
+    marginals: Path | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How all pictures of one command are done."""
+
+    params: CRFParams
+    from_labels: bool
+    gt_prob: float
+    floor: float
+
+
+def crf(
+    *,
+    image: Annotated[Path, Parameter(help="a picture, or a folder of pictures")],
+    out: Annotated[Path, Parameter(help="the mask to write (PNG of label numbers), or a folder for NAME.png")],
+    probs: Annotated[
+        Path | None,
+        Parameter(help="(labels, height, width) probabilities as .npy, or a folder of NAME.npy; any grid, resized"),
+    ] = None,
+    labels: Annotated[
+        Path | None, Parameter(help="instead: a mask PNG (255: unknown) of the picture's size, or a folder of NAME.png")
+    ] = None,
+    gt_prob: Annotated[float, Parameter(help="with --labels: how far they are trusted, between 0 and 1")] = 0.5,
+    floor: Annotated[float, Parameter(help="with --probs: smaller probabilities are taken as this")] = 1e-5,
+    preset: Annotated[Preset, Parameter(help="a named set of parameters")] = DEFAULT,
+    iterations: Annotated[int | None, _own("iterations")] = None,
+    gaussian_sxy: Annotated[float | None, _own("gaussian_sxy")] = None,
+    gaussian_compat: Annotated[float | None, _own("gaussian_compat")] = None,
+    bilateral_sxy: Annotated[float | None, _own("bilateral_sxy")] = None,
+    bilateral_srgb: Annotated[float | None, _own("bilateral_srgb")] = None,
+    bilateral_compat: Annotated[float | None, _own("bilateral_compat")] = None,
+    normalisation: Annotated[Normalisation | None, _own("normalisation")] = None,
+    backend: Annotated[Backend | None, _own("backend")] = None,
+    overlay: Annotated[Path | None, Parameter(help="also the mask over the picture: PNG or JPEG, or a folder")] = None,
+    marginals: Annotated[
+        Path | None, Parameter(help="also the result's probabilities, float32 .npy, or a folder")
+    ] = None,
+    threads: Annotated[int, Parameter(help="pictures at once; -1: one per core")] = -1,
+    quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
+) -> int:
+    """A picture and label probabilities into a sharper mask, by a dense CRF (Krähenbühl & Koltun 2011)."""
+    given = {
+        "iterations": iterations,
+        "gaussian_sxy": gaussian_sxy,
+        "gaussian_compat": gaussian_compat,
+        "bilateral_sxy": bilateral_sxy,
+        "bilateral_srgb": bilateral_srgb,
+        "bilateral_compat": bilateral_compat,
+        "normalisation": normalisation,
+        "backend": backend,
+    }
+    try:
+        own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        params = dataclasses.replace(PRESETS[preset], **own)
+    except ValueError as error:
+        raise DataError(f"--{str(error).replace('_', '-', 1)}") from error
+    for name, value in (("gt-prob", gt_prob), ("floor", floor)):
+        if not 0 < value < 1:  # nan, too
+            raise DataError(f"--{name} {value}: give a number between 0 and 1")
+    if threads == 0 or threads < -1:
+        raise DataError(f"--threads {threads}: give at least 1, or -1 for one per core")
+    source = _source(image, probs, labels)
+    settings = Settings(params, labels is not None, gt_prob, floor)
+    if image.is_dir():
+        jobs, skips = pair_folders(image, source, out, overlay, marginals, ".png" if labels is not None else ".npy")
+        _check_writable(out=out, overlay=overlay, marginals=marginals)
+        return run_jobs(jobs, skips, settings, threads, out, quiet=quiet)
+    job = Job(image, source, out, overlay, marginals)
+    _check_targets(job)
+    run_one(job, settings)
+    Console().print(f"mask: {escape(str(out))}", soft_wrap=True)
+    return 0
+
+
+def _source(image: Path, probs: Path | None, labels: Path | None) -> Path:
+    """What the pictures are paired with. Raises ``DataError`` unless picture and it are two files or two folders."""
+    if (probs is None) == (labels is None):
+        raise DataError("give --probs or --labels, one of them")
+    option, source = ("probs", probs) if probs is not None else ("labels", labels)
+    assert source is not None
+    for name, path in (("image", image), (option, source)):
+        if not path.exists():
+            raise DataError(f"--{name} {path}: no such file or folder")
+    if image.is_dir() != source.is_dir():
+        one, other = ("a folder", "none") if image.is_dir() else ("a file", "a folder")
+        raise DataError(f"--image {image} is {one}, {source} is {other}: give both as folders, or both as files")
+    return source
+
+
+# --- one picture ----------------------------------------------------------------------------------------------------
+
+
+def work(job: Job, settings: Settings, writes: Writes) -> None:
+    """Read, compute, write. Raises ``DataError`` naming the file, ``OSError`` where one cannot be read or written."""
+    from artifacts.cache.atomic import write_atomic, write_bytes_atomic
+    from artifacts.datasets.voc_writer import write_class_mask
+    from artifacts.images import read_image_rgb
+    from tasks.crf.dense_crf import dense_crf
+
+    image_rgb = read_image_rgb(job.image)
+    size_hw = image_rgb.shape[0], image_rgb.shape[1]
+    unary, numbers = read_labels(job, settings, size_hw) if settings.from_labels else read_probs(job, settings, size_hw)
+    try:
+        q_khw = dense_crf(image_rgb, unary, settings.params)
+    except ValueError as error:
+        raise DataError(f"{job.image}: {error}") from error
+    mask_hw = numbers[q_khw.argmax(axis=0)]
+    shown = picture(image_rgb, mask_hw, job.overlay.suffix) if job.overlay is not None else b""
+    with writes.one():
+        if job.marginals is not None:
+            _write(job.marginals, lambda path: write_atomic(path, lambda file: np.save(file, q_khw), durable=False))
+        if job.overlay is not None:
+            _write(job.overlay, lambda path: write_bytes_atomic(path, shown, durable=False))
+        _write(job.out, lambda path: write_class_mask(path, mask_hw))
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """Raises ``OSError`` that names ``path``: the system's own names the temporary file, or none (a full disk)."""
+    try:
+        write(path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def read_probs(job: Job, settings: Settings, size_hw: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Energies at the picture's size, and each label's number: its place in the file."""
+    from tasks.crf.dense_crf import from_probabilities, resize_probabilities
+
+    try:
+        probs = np.load(job.source, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{job.source}: not an .npy file of plain numbers (numpy.save of one array)") from error
+    if not isinstance(probs, np.ndarray) or probs.ndim != 3 or not 1 <= len(probs) <= UNDECIDED:
+        shape = probs.shape if isinstance(probs, np.ndarray) else "an archive"
+        raise DataError(
+            f"{job.source}: expected (labels, height, width) with 1..{UNDECIDED} labels, not {shape};"
+            " labels last? array.transpose(2, 0, 1)"
+        )
+    if np.issubdtype(probs.dtype, np.floating) and probs.size:
+        _check_probs(job, probs)
+    try:
+        if np.issubdtype(probs.dtype, np.floating) and probs.size:
+            probs = resize_probabilities(probs, size_hw)
+        unary = from_probabilities(probs, settings.floor)
+    except ValueError as error:
+        raise DataError(f"{job.source}: {error}") from error
+    return unary, np.arange(len(probs), dtype=np.uint8)
+
+
+def _check_probs(job: Job, probs: NDArray[np.floating[Any]]) -> None:
+    """Raise :class:`DataError` for numbers that are none, and for labels that lie along the last axis."""
+    if not np.isfinite(probs).all():
+        label, y, x = np.argwhere(~np.isfinite(probs))[0]
+        raise DataError(f"{job.source}: holds {probs[label, y, x]} at label {label}, row {y}, column {x}")
+    first, last = (np.abs(probs.sum(axis=axis, dtype=np.float64) - 1).max() for axis in (0, -1))
+    if last < 0.01 < 0.1 < first:
+        raise DataError(
+            f"{job.source}: {probs.shape} sums up to 1 along its last axis, not its first: labels last?"
+            " array.transpose(2, 0, 1)"
+        )
+
+
+def read_labels(
+    job: Job, settings: Settings, size_hw: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Energies of the labels that the map holds, and their numbers."""
+    from artifacts.datasets.voc_masks import read_index_png
+    from tasks.crf.dense_crf import from_labels
+
+    mask_hw = np.asarray(read_index_png(str(job.source), size_hw))
+    numbers = np.unique(mask_hw)
+    numbers = numbers[numbers != UNDECIDED]
+    if not len(numbers):
+        raise DataError(f"{job.source}: every pixel is {UNDECIDED}, unknown: there is no label to spread")
+    places = np.full(256, UNDECIDED, dtype=np.int32)
+    places[numbers] = np.arange(len(numbers))
+    try:
+        unary = from_labels(places[mask_hw], len(numbers), settings.gt_prob)
+    except ValueError as error:
+        raise DataError(f"{job.source}: {error}") from error
+    return unary, numbers.astype(np.uint8)
+
+
+def picture(image_rgb: NDArray[np.uint8], mask_hw: NDArray[np.uint8], suffix: str) -> bytes:
+    """The mask in its PNG's own colours over the picture, as the bytes of a file."""
+    import cv2
+
+    from artifacts.datasets.voc_writer import voc_palette
+    from artifacts.report.contact_sheet import overlay as draw
+
+    good, data = cv2.imencode(suffix, np.ascontiguousarray(draw(image_rgb, mask_hw, voc_palette())[..., ::-1]))
+    if not good:
+        raise DataError(f"the overlay cannot be written as {suffix}")
+    return data.tobytes()
+
+
+def _check_targets(job: Job) -> None:
+    """Nothing that is read may be written over, and files get what their names say. Raises ``DataError``."""
+    if job.out.suffix.lower() != ".png":
+        raise DataError(f"--out {job.out}: a mask is a .png file (--image names one picture)")
+    if job.overlay is not None and job.overlay.suffix.lower() not in PICTURE_SUFFIXES:
+        raise DataError(f"--overlay {job.overlay}: name a .png or .jpg file")
+    if job.marginals is not None and job.marginals.suffix.lower() != ".npy":
+        raise DataError(f"--marginals {job.marginals}: name an .npy file")
+    _check_apart([job.image, job.source], job.out, job.overlay, job.marginals)
+    folders: dict[str, Path | None] = {}
+    for name, path in (("out", job.out), ("overlay", job.overlay), ("marginals", job.marginals)):
+        if path is not None and path.is_dir():
+            raise DataError(f"--{name} {path}: is a folder; name a file (--image names one picture)")
+        folders[name] = path.parent if path is not None else None
+    _check_writable(**folders)
+
+
+def _check_writable(**folders: Path | None) -> None:
+    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet.
+
+    Asked before the work, which may take hours. Leaves nothing behind.
+    """
+    from artifacts.cache.atomic import temporary_beside
+
+    for option, folder in folders.items():
+        if folder is None:
+            continue
+        there = folder
+        try:
+            while not (there.exists() or there.is_symlink()):
+                there = there.parent
+            if not there.is_dir():
+                raise DataError(f"--{option} {folder}: {there} is no folder; name another place")
+            probe = temporary_beside(there / "any")
+            probe.mkdir()
+            probe.rmdir()
+        except OSError as error:
+            raise DataError(
+                f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
+                " let yourself write there"
+            ) from error
+
+
+def _check_apart(read: Sequence[Path], *written: Path | None) -> None:
+    targets = [path for path in written if path is not None]
+    for path in targets:
+        for other in [*read, *(one for one in targets if one is not path)]:
+            if path.resolve() == other.resolve():
+                raise DataError(f"{path}: would be written over, though it is {'read' if other in read else 'another'}")
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+def pair_folders(
+    images: Path, sources: Path, out: Path, overlay: Path | None, marginals: Path | None, suffix: str
+) -> tuple[list[Job], list[tuple[Path, str]]]:
+    """A job per picture, by file name without suffix; what has no partner is a skip (path, reason)."""
+    for folder in (out, overlay, marginals):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
+    _check_apart([images, sources] if suffix == ".png" else [images], out, overlay)
+    if suffix == ".npy":
+        _check_apart([sources], marginals)
+    found = {path.stem: path for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix}
+    jobs: list[Job] = []
+    skips: list[tuple[Path, str]] = []
+    seen: set[str] = set()
+    for path in sorted(images.iterdir()):
+        name = path.stem
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if name in seen:
+            skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
+        elif name not in found:
+            skips.append((path, f"no {name}{suffix} in {sources}"))
+        else:
+            extra = overlay / f"{name}.png" if overlay is not None else None
+            numbers = marginals / f"{name}.npy" if marginals is not None else None
+            jobs.append(Job(path, found[name], out / f"{name}.png", extra, numbers))
+        seen.add(name)
+    skips += [(path, f"no picture of this name in {images}") for name, path in found.items() if name not in seen]
+    if not jobs and not skips:
+        raise DataError(f"--image {images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return jobs, skips
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    skips: Iterable[tuple[Path, str]],
+    settings: Settings,
+    threads: int,
+    out: Path,
+    *,
+    quiet: bool,
+) -> int:
+    """All pictures; one that fails is a skip. Returns the exit code: 0, 3 with skips, 1 if nothing was done."""
+    from tasks.crf.batch import in_threads
+
+    left = list(skips)
+    reporter = Silent() if quiet else Bars() if sys.stderr.isatty() else Lines()
+    reporter.stage("crf", 0, 0, "pictures")  # nothing is cached here
+    reporter.total("crf", len(jobs))
+    try:
+        with _stoppable(out, len(jobs), reporter) as writes:
+            for outcome in in_threads(lambda job: work(job, settings, writes), jobs, threads):
+                if isinstance(outcome.error, ValueError | OSError | MemoryError):
+                    path = jobs[outcome.index].image
+                    left.append((path, reason(outcome.error, path)))
+                elif outcome.error is not None:
+                    raise outcome.error
+                reporter.advance("crf", outcome.index + 1)
+        reporter.done("crf")
+    finally:
+        reporter.close()
+    console = Console()
+    console.print(f"masks: {writes.done}, skipped: {len(left)}")
+    for path, why in left:
+        console.print(f"skipped {escape(str(path))}: {escape(why)}", soft_wrap=True)
+    return (3 if left else 0) if writes.done else 1
+
+
+def run_one(job: Job, settings: Settings) -> None:
+    """One picture, in a thread as well: the main one hears signals while it computes."""
+    from tasks.crf.batch import in_threads
+
+    with _stoppable(job.out, 1, Silent()) as writes:
+        for outcome in in_threads(lambda job: work(job, settings, writes), [job], 1):
+            outcome.get()
+
+
+@contextmanager
+def _stoppable(out: Path, total: int, reporter: Reporter) -> Iterator[Writes]:
+    """Within, a signal ends the command with words on what was written."""
+    writes = Writes()
+
+    def last_words(name: str) -> None:
+        reporter.close()
+        said = (
+            f"{out} holds {writes.done} of {total} masks, each of them whole; the same command makes all of them again"
+        )
+        if not writes.done:
+            said = "nothing was written; the same command begins again"
+        elif total == 1:
+            said = f"{out} was written"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
+            f"[bold red]maskmill:[/] stopped ({name}); {escape(said)}"
+        )
+
+    with stopping(writes, last_words):
+        yield writes
+
+
+def reason(error: Exception, path: Path) -> str:
+    """What went wrong, for a line that begins with ``path``: the path is not said again."""
+    if isinstance(error, OSError) and error.strerror:
+        other = error.filename is not None and str(error.filename) != str(path)
+        return f"{error.filename}: {error.strerror}" if other else error.strerror
+    return str(error).removeprefix(f"{path}: ") or type(error).__name__

@@ -1,0 +1,123 @@
+"""What ``maskmill <flow>`` does: settle the configuration, then plan or run, then say what came out."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from artifacts.datasets import DataParams
+from flows.cli import console as show
+from flows.config import ConfigError, Layer, as_yaml, build, merge, packaged, parse_set, place_of, read_config
+from flows.run_flow import Page, plan_page, read_sets, run_page, settle
+from tasks.engine.options import RunParams
+from tasks.engine.progress import Bars, Lines, Reporter
+
+FLOWS = {"cfs": ("flows.cfs", "CFSFlowParams")}
+"""Flow name -> module (which holds ``page`` and the flow itself) and its params class."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked configuration of one flow."""
+
+    flow: str
+    data: DataParams
+    params: Any
+    options: RunParams
+
+
+def load(flow: str) -> tuple[Page[Any], type[Any], Any]:
+    """The flow's page, its params class and its Prefect flow."""
+    module_name, params_name = FLOWS[flow]
+    module = importlib.import_module(module_name)
+    return module.page, getattr(module, params_name), getattr(module, flow)
+
+
+def configure(flow: str, data: str | None, config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> Job:
+    """Everything from the file, ``--set`` and the options, checked. Raises :class:`ConfigError` before any work."""
+    if config is None and data in packaged():
+        config = data  # the demo data with its own parameters: VOC's schedule would take days on it
+    layers: list[Layer] = [read_config(config)] if config else []
+    layers.append(parse_set(sets))
+    given: dict[str, Any] = {"options": {name: value for name, value in options.items() if value is not None}}
+    if data is not None:
+        given["data"] = {"source": data}
+    layers.append(Layer(given, "command line", {}))
+    merged, layers = merge(layers)
+    named = merged.get("flow")
+    if named is not None and named != flow:
+        meant = f"{place_of(('flow',), layers)}: this is for the flow {named!r}"
+        if named not in list(FLOWS):  # a list: whatever YAML gives may be compared, not all of it hashed
+            raise ConfigError(f"{meant}: no flow {named!r} yet; there are {', '.join(FLOWS)}")
+        raise ConfigError(f"{meant}: run `maskmill {named}` instead of `maskmill {flow}`")
+    if not (merged.get("data") or {}).get("source"):
+        raise ConfigError(
+            "no data: give --data voc:PATH (or coco:, folder:, yolo:, demo), or data.source in the config"
+        )
+    _, params_class, _ = load(flow)
+    return Job(
+        flow,
+        build(DataParams, "data", merged, layers),
+        build(params_class, "params", merged, layers),
+        settle(build(RunParams, "options", merged, layers)),
+    )
+
+
+def run_flow_command(
+    flow: str,
+    *,
+    data: str | None,
+    config: str | None,
+    sets: Sequence[str],
+    options: Mapping[str, Any],
+    dry_run: bool,
+    show_config: bool,
+    prefect: bool,
+) -> int:
+    """The command's body; returns the exit code."""
+    if show_config and data is None and config is None:
+        data = "demo"
+    job = configure(flow, data, config, sets, options)
+    if show_config:
+        sys.stdout.write(as_yaml(flow, {"data": job.data, "params": job.params, "options": job.options}))
+        return 0
+    page, _, prefect_flow = load(flow)
+    if dry_run:
+        plan = plan_page(flow, page, read_sets(job.data, job.options), job.params, job.options)
+        show.plan(plan, Console())
+        return 0
+    if prefect or api_configured():
+        summary = _as_flow_run(page, prefect_flow, job)
+    else:
+        summary = run_page(flow, page, job.data, job.params, job.options, reporter=_reporter(job.options)).summary()
+    show.summary(summary, Console())
+    if summary["failures"]:
+        return 1
+    return 3 if summary["skips"] else 0
+
+
+def api_configured() -> bool:
+    """Whether a Prefect API is set, by the environment or by the active profile."""
+    from prefect.settings import get_current_settings
+
+    return bool(get_current_settings().api.url)
+
+
+def _as_flow_run(page: Page[Any], prefect_flow: Any, job: Job) -> dict[str, Any]:
+    """The same page as a flow run, reported to the API. What is wrong with data or ``rerun`` is said before."""
+    from flows.server.prefect_skin import call_flow
+
+    plan_page(job.flow, page, read_sets(job.data, job.options), job.params, job.options)
+    reporter = _reporter(job.options)
+    return call_flow(prefect_flow, reporter, data=job.data, params=job.params, options=job.options)
+
+
+def _reporter(options: RunParams) -> Reporter | None:
+    if not options.progress:
+        return None
+    return Bars() if sys.stderr.isatty() else Lines()

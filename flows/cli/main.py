@@ -1,0 +1,264 @@
+"""The ``maskmill`` command. Every command imports what it needs when it runs: ``--help`` answers at once.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was done), 3 done with skipped images,
+130 and 143 stopped by SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from artifacts.records import DataError
+from flows.server.environment import PRIVATE, QUIET, set_defaults
+from tasks.engine.gpus import NoDevice
+
+OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
+
+app = App(
+    name="maskmill",
+    help="Weak labels (tags, boxes, scribbles) into pixel masks, a trained DeepLab, and a dataset.",
+    help_epilogue=(
+        "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with skipped images,"
+        " 130 and 143 stopped by SIGINT and SIGTERM."
+    ),
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # main says what was kept
+)
+log = logging.getLogger("maskmill")
+app.command(
+    "flows.cli.attention:attention", name="attention", help="Heat map of a student's self-attention at a pixel."
+)
+app.command("flows.cli.cache:app", name="cache", help="Look into the mask cache, check it, tidy it.")
+app.command(
+    "flows.compare.command:compare", name="compare", help="Variants of one flow side by side: one table, one picture."
+)
+app.command("flows.cli.crf:crf", name="crf", help="A picture and label probabilities into a sharper mask: a dense CRF.")
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised in the main thread so that every ``with`` ends its children."""
+
+
+Source = Annotated[
+    str | None,
+    Parameter(name="--data", help="voc:PATH, coco:IMAGES,JSON, folder:PATH, yolo:PATH, demo or demo-tiny"),
+]
+Config = Annotated[
+    str | None, Parameter(name="--config", help="a YAML file, or the name of a shipped one (demo, demo-tiny, ...)")
+]
+Sets = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", help="one value: params.deeplab.iterations=100; repeatable", negative=()),
+]
+Cache = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
+
+
+@app.command
+def cfs(
+    *,
+    data: Source = None,
+    config: Config = None,
+    set_: Sets = (),
+    out: Annotated[
+        Path | None, Parameter(help="folder for report, pictures and exports (and the cache, unless named)")
+    ] = None,
+    cache: Annotated[
+        Path | None, Parameter(help="folder of the mask cache; default OUT/cache or maskmill-cache")
+    ] = None,
+    rerun: Annotated[
+        tuple[str, ...], Parameter(help="do this stage again though it is cached; repeatable", negative=())
+    ] = (),
+    workers: Annotated[int | None, Parameter(help="worker processes; -1: one per core, 0: none")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(help="where networks run; default auto")] = None,
+    export: Annotated[tuple[str, ...], Parameter(help="voc, voc-server, coco or hdf5; repeatable", negative=())] = (),
+    dry_run: Annotated[bool, Parameter(help="say what would be done and how long it may take", negative=())] = False,
+    show_config: Annotated[bool, Parameter(help="print the whole configuration as YAML and stop", negative=())] = False,
+    prefect: Annotated[
+        bool, Parameter(help="run as a Prefect flow run even if no API is configured", negative=())
+    ] = False,
+    quiet: Annotated[bool, Parameter(help="no progress bars", negative=())] = False,
+) -> int:
+    """Boxes -> GrabCut -> CFS -> refined masks -> DeepLab with self-attention -> scores."""
+    from flows.cli import flow_command as command
+
+    options = {
+        "out": None if out is None else str(out),
+        "cache": None if cache is None else str(cache),
+        "rerun": list(rerun) or None,
+        "workers": workers,
+        "device": device,
+        "export": list(export) or None,
+        "progress": False if quiet else None,
+    }
+    return command.run_flow_command(
+        "cfs",
+        data=data,
+        config=config,
+        sets=set_,
+        options=options,
+        dry_run=dry_run,
+        show_config=show_config,
+        prefect=prefect,
+    )
+
+
+@app.command
+def export(
+    *,
+    to: Annotated[Path, Parameter(help="folder to make; an unchanged earlier export there is replaced, nothing else")],
+    format_: Annotated[str, Parameter(name="--format", help="voc, voc-server, coco or hdf5")] = "voc",
+    cache: Cache = Path("maskmill-cache"),
+    run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
+    stage: Annotated[str, Parameter(help="label of the stage; default: the masks that the student learnt from")] = "",
+    crf: Annotated[
+        bool,
+        Parameter(help="the masks with the dense CRF of a run with params.crf; default stage: student", negative=()),
+    ] = False,
+    images: Annotated[bool, Parameter(help="copy the images too, where the format has a place for them")] = True,
+) -> int:
+    """A finished run's masks as a dataset."""
+    from flows.cli.export import export as write
+
+    folder = write(cache, run, stage, format_, to, images=images, crf=crf)
+    Console().print(f"exported: {escape(str(folder))}", soft_wrap=True)
+    return OK
+
+
+@app.command
+def score(
+    *,
+    cache: Cache = Path("maskmill-cache"),
+    run: Annotated[str | None, Parameter(help="a run's id, or latest; default latest")] = None,
+    stage: Annotated[
+        str | None, Parameter(help="label of the stage; default: the masks that the student learnt from")
+    ] = None,
+    masks: Annotated[
+        Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
+    ] = None,
+    data: Source = None,
+    split: Annotated[str | None, Parameter(help="with --masks: the split to score on; default val")] = None,
+    json: Annotated[Path | None, Parameter(help="write the numbers here, too")] = None,
+) -> int:
+    """Masks against truth: mIoU over the set, per class, both readings of 255; without and with a CRF.
+
+    A stage that keeps its masks with a dense CRF, too (params.crf of the run), is scored in both forms.
+    """
+    from artifacts.datasets import DataParams
+    from artifacts.report import score_table
+    from artifacts.report.score_lines import percent
+    from flows.cli.export import save_scores, score_folder, score_run
+    from flows.config import ConfigError, Layer, build
+    from tasks.crf.params import CRF_MASK
+
+    with_crf = None
+    if masks is not None:
+        if data is None:
+            raise ConfigError("--masks needs --data: the data set whose truth it is scored against")
+        if run is not None or stage is not None:
+            raise ConfigError("--run and --stage name masks in the cache, --masks a folder: give one or the other")
+        given = {"data": {"source": data}}
+        scores, scored = score_folder(
+            build(DataParams, "data", given, [Layer(given, "--data", {})]), split or "val", masks, cache
+        )
+        title = str(masks)
+    else:
+        if data is not None or split is not None:
+            raise ConfigError("--data and --split need --masks; a run is scored against the truth of its own data")
+        scores, scored, kept = score_run(cache, run or "latest", stage or "")
+        title = f"{stage or 'masks'} of run {run or 'latest'}"
+        if CRF_MASK in kept:
+            with_crf, *_ = score_run(cache, run or "latest", stage or "", array=CRF_MASK)
+    console = Console()
+    console.print(score_table(scores, title=title))
+    if with_crf is not None:
+        console.print(score_table(with_crf, title=f"{title}, with CRF"))
+        console.print(f"mIoU without CRF {percent(scores['miou'])}, with CRF {percent(with_crf['miou'])}")
+    for what, ids in (("without truth", scored.without_truth), ("without mask", scored.without_mask)):
+        if ids:
+            console.print(f"{len(ids)} images {what}, not scored (the first: {escape(ids[0])})", soft_wrap=True)
+    for skip in scored.skips:
+        console.print(f"skipped {escape(skip.path)}: {escape(skip.reason)}", soft_wrap=True)
+    if json is not None:
+        save_scores(json, scores, with_crf)
+    return SKIPPED if scored.skips else OK
+
+
+@app.command
+def serve(
+    *configs: Annotated[str, Parameter(help="YAML files, or names of shipped configurations; one deployment each")],
+    cron: Annotated[str | None, Parameter(help='when to run, e.g. "0 2 * * *": every night at two')] = None,
+    interval: Annotated[float | None, Parameter(help="run every so many seconds instead")] = None,
+    timezone: Annotated[str | None, Parameter(help="of --cron; default: this machine's")] = None,
+    port: Annotated[int, Parameter(help="of the server, on 127.0.0.1")] = 4200,
+    home: Annotated[
+        Path | None,
+        Parameter(help="private folder of server and password; default ~/.local/state/maskmill/prefect"),
+    ] = None,
+    no_server: Annotated[
+        bool, Parameter(help="use the configured API (PREFECT_API_URL), start no server", negative=())
+    ] = False,
+) -> int:
+    """Scheduled flows, with a Prefect server of your own unless an API is configured. Ends on Ctrl-C or SIGTERM."""
+    from flows.server import serve as serving
+
+    return serving.serve(
+        configs,
+        serving.Schedule(cron, interval, timezone or serving.local_timezone()),
+        home=home or serving.default_home(),
+        port=port,
+        server=False if no_server else None,
+        console=Console(),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: errors become one message and an exit code, signals end every child."""
+    logging.basicConfig(
+        level=os.environ.get("MASKMILL_LOG", "WARNING").upper(),
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False)],
+    )
+    before = signal.signal(signal.SIGTERM, _terminate)
+    set_defaults(PRIVATE, QUIET)
+    try:
+        return app(argv, exit_on_error=False, result_action="return_value") or OK
+    except CycloptsError:
+        return USAGE  # cyclopts has printed what is wrong
+    except (DataError, NoDevice) as error:
+        return _say(error, USAGE)
+    except KeyboardInterrupt:
+        return _say("stopped (SIGINT); what was done is kept, the same command goes on", 130)
+    except Terminated:
+        return _say("stopped (SIGTERM); what was done is kept, the same command goes on", 143)
+    except BrokenPipeError:
+        return FAILED
+    except Exception as error:
+        log.debug("failed", exc_info=True)
+        return _say(f"{error or type(error).__name__}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _say(message: object, code: int) -> int:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]maskmill:[/] {escape(str(message))}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

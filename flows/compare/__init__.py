@@ -1,0 +1,1 @@
+"""Several configurations of one flow side by side."""

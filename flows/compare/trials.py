@@ -1,0 +1,333 @@
+"""Trials: each variant with each of its seeds, one after the other in ONE cache, so that what they share is done once.
+
+A trial is an ordinary run of its flow's page. Nothing is remembered here about what was done before: the cache knows.
+Only the worker processes are handed on from trial to trial: each would import torch again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import operator
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from artifacts.cache.locks import LockAborted
+from artifacts.cache.runs import list_runs
+from artifacts.datasets import DataParams
+from artifacts.records import DataError, Kind, RecordSet
+from artifacts.report.comparison import Line, flat_scores
+from artifacts.report.html import duration
+from flows.compare.variants import SeedPath, Variant, seed_paths, shared_options, with_seed, without_seeds
+from flows.config import ConfigError
+from flows.run_flow import plan_page, run_page
+from tasks.engine.children import Stopped
+from tasks.engine.options import RunParams
+from tasks.engine.progress import Reporter
+from tasks.engine.runner import Runner, StageReport
+from tasks.engine.workers import Workers
+from tasks.evaluate.finish import Result
+from tasks.stage import FitHandle, Handle
+
+Sets = tuple[RecordSet, RecordSet]
+AROUND = ""
+"""In :class:`History`: what a run takes beside its stages (scores, pictures)."""
+LOOKED_AT = 300
+"""Newest runs that an estimate may come from."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One variant with one seed."""
+
+    variant: Variant
+    seed: int
+    params: Any = field(repr=False)
+    """The variant's, with the seed in every fit."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.variant.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of a trial."""
+
+    variant: str
+    seed: int
+    status: Literal["done", "failed"]
+    seconds: float
+    run: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """As :func:`artifacts.report.comparison.flat_scores` gives them."""
+    computed: Mapping[str, int] = field(default_factory=dict)
+    """Stage -> images (or fits) worked on; stages that were cached are left out."""
+    skipped: int = 0
+    report: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a trial has to do, and how long it may take."""
+
+    stages: tuple[StageReport, ...]
+    seconds: float
+    unknown: tuple[str, ...] = ()
+    """Stages with work to do that no run in the cache has timed: not in ``seconds``."""
+
+    def shown(self) -> str:
+        """``3 min 10 s``, ``at least 3 min 10 s``, ``time unknown``."""
+        if not self.unknown:
+            return duration(self.seconds)
+        return f"at least {duration(self.seconds)}" if self.seconds >= 1 else "time unknown"
+
+
+class History:
+    """Seconds per image (or fit) of earlier runs in a cache: of the same configuration if there is one, else of any."""
+
+    def __init__(self, cache: Path, flows: Iterable[str], prior_s: Mapping[str, float] | None = None) -> None:
+        """``prior_s``: stage -> seconds of one image or fit, believed until a run in the cache says otherwise."""
+        wanted = set(flows)
+        self._same: dict[tuple[str, str, str], float] = {}
+        self._any = dict(prior_s or {})
+        for run in list_runs(cache)[-LOOKED_AT:]:
+            try:
+                manifest = run.manifest()
+            except DataError:
+                continue  # only an estimate is lost
+            if manifest.get("flow") in wanted:
+                self.add(manifest)
+
+    def add(self, manifest: Mapping[str, Any]) -> None:
+        """Take the times of a run; newer ones replace older ones."""
+        flow, params = manifest["flow"], _identity(manifest.get("recipe", {}).get("params", {}))
+        times = {s["label"]: s["seconds"] / s["computed"] for s in manifest["stages"] if s.get("computed")}
+        if manifest["status"] == "finished":
+            times[AROUND] = max(0.0, manifest["seconds"] - sum(stage["seconds"] for stage in manifest["stages"]))
+        for label, seconds in times.items():
+            self._same[flow, params, label] = seconds
+            self._any[label] = seconds
+
+    def seconds(self, flow: str, params: Any, label: str) -> float | None:
+        """Of one image or fit; ``None`` if no run in the cache has done that stage."""
+        same = self._same.get((flow, _identity(asdict(params)), label))
+        return self._any.get(label) if same is None else same
+
+
+def _identity(plain_params: Any) -> str:
+    return json.dumps(without_seeds(plain_params), sort_keys=True)
+
+
+# -- before ----------------------------------------------------------------------------------------------------------
+
+
+def make_trials(variants: Sequence[Variant], sets: Sets, options: RunParams) -> list[Trial]:
+    """All trials, the first seed of every variant before the second of any: a run cut short leaves whole columns.
+
+    Every page is planned, so that what cannot run is refused here. Raises :class:`ConfigError` where several seeds are
+    asked for and a fit of the flow takes none.
+    """
+    paths = {variant.name: fit_seeds(variant, sets, options) for variant in variants}
+    trials = []
+    for place in range(max(len(variant.seeds) for variant in variants)):
+        for variant in (variant for variant in variants if place < len(variant.seeds)):
+            seed = variant.seeds[place]
+            trials.append(Trial(variant, seed, with_seed(variant.params, seed, paths[variant.name])))
+    return trials
+
+
+def fit_seeds(variant: Variant, sets: Sets, options: RunParams) -> list[SeedPath]:
+    """Where the seeds of the variant's fits stand in its params, found by trying.
+
+    Seeds of map stages are none of them: a stage that all seeds share is computed once. Raises :class:`ConfigError`
+    for a fit whose seed no parameter decides.
+    """
+    every = seed_paths(variant.params)
+    probe = 1 + max((operator.attrgetter(".".join(path))(variant.params) for path in every), default=0)
+    found = [
+        path for path in every if probe in _seeds(variant, with_seed(variant.params, probe, [path]), sets, options)
+    ]
+    seeds = _seeds(variant, with_seed(variant.params, probe, found), sets, options)
+    if len(variant.seeds) > 1 and seeds - {probe}:  # a page without a fit is the same under every seed
+        raise ConfigError(f"variant {variant.name!r}: not every fit of its flow takes a seed; give one seed")
+    return found
+
+
+def _seeds(variant: Variant, params: Any, sets: Sets, options: RunParams) -> set[int]:
+    """The seeds of the fits that the variant's page plans with ``params``."""
+    handles = _planned(replace(variant, params=params), sets, options)
+    return {handle.stage.seed for handle in handles if isinstance(handle, FitHandle)}
+
+
+def weak_kinds(variant: Variant, sets: Sets, options: RunParams) -> set[Kind]:
+    """The label kinds that the variant's stages declare: what its pictures may show."""
+    return {kind for handle in _planned(variant, sets, options) for kind in handle.stage.reads}
+
+
+def _planned(variant: Variant, sets: Sets, options: RunParams) -> list[Handle]:
+    """The handles of the variant's page, planned only."""
+    kept: list[Handle] = []
+
+    def looked_at(run: Runner, train: RecordSet, val: RecordSet, params: Any) -> Result:
+        result = variant.page(run, train, val, params)
+        kept.extend(run.handles)
+        return result
+
+    plan_page(variant.flow, looked_at, sets, variant.params, replace(options, rerun=()))
+    return kept
+
+
+def forecast(trial: Trial, sets: Sets, options: RunParams, history: History, seen: set[str] | None = None) -> Forecast:
+    """What is left to do for a trial. Stages in ``seen`` count as done, and those found here are entered into it."""
+    flow = trial.variant.flow
+    plan = plan_page(flow, trial.variant.page, sets, trial.params, replace(options, rerun=()))
+    known = set() if seen is None else seen
+    total, unknown, stages = history.seconds(flow, trial.params, AROUND) or 0.0, [], []
+    for stage in plan.stages:
+        identity = f"{stage.label} {stage.address}"
+        items = stage.to_compute + stage.unknown
+        if not items or identity in known:
+            stages.append(replace(stage, cached=stage.total, unknown=0))
+            continue
+        known.add(identity)
+        stages.append(stage)
+        each = history.seconds(flow, trial.params, stage.label)
+        if each is None:
+            unknown.append(stage.label)
+        else:
+            total += each * items
+    return Forecast(tuple(stages), total, tuple(unknown))
+
+
+# -- the work --------------------------------------------------------------------------------------------------------
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    data: DataParams,
+    sets: Sets,
+    options: RunParams,
+    history: History,
+    *,
+    budget_s: float | None = None,
+    reporter: Callable[[], Reporter | None] = lambda: None,
+    say: Callable[[str], None] = lambda text: None,
+    after: Callable[[list[Attempt]], None] = lambda attempts: None,
+) -> tuple[list[Attempt], str]:
+    """Run the trials in order; one that fails is recorded and the others are done.
+
+    Args:
+        trials: as :func:`make_trials` gives them.
+        data: what they learn from.
+        sets: the same, read.
+        options: cache and workers of all; reports go to ``out/runs/<variant>/seed-<n>``.
+        history: of the cache; what is done here is added to it.
+        budget_s: before a trial that would not end within so many seconds from now, by the times of earlier runs, the
+            work ends. A trial without such a time is begun while any time is left.
+        reporter: a new progress reporter for each trial.
+        say: told what begins and what came out, a line each.
+        after: told all attempts so far, after each.
+
+    Returns:
+        The attempts, and why the rest was not done ("" if all were).
+    """
+    started = time.monotonic()
+    attempts: list[Attempt] = []
+    with contextlib.ExitStack() as stack:
+        workers = stack.enter_context(Workers())
+        for number, trial in enumerate(trials, 1):
+            expected = forecast(trial, sets, options, history)
+            spent = time.monotonic() - started
+            if budget_s is not None and spent + expected.seconds > budget_s:
+                return attempts, (
+                    f"{len(trials) - number + 1} of {len(trials)} trials are left: {trial.name} would take"
+                    f" {expected.shown()}, and {duration(max(0.0, budget_s - spent))} of {duration(budget_s)} are left"
+                )
+            say(f"[{number}/{len(trials)}] {trial.name} ({expected.shown()})")
+            attempts.append(run_trial(trial, data, options, history, reporter(), workers))
+            if workers.stop.is_set():  # the trial failed, and has ended what was at work for it
+                workers = stack.enter_context(Workers())
+            say(_said(attempts[-1]))
+            after(attempts)
+    return attempts, ""
+
+
+def run_trial(
+    trial: Trial,
+    data: DataParams,
+    options: RunParams,
+    history: History,
+    reporter: Reporter | None = None,
+    workers: Workers | None = None,
+) -> Attempt:
+    """One ordinary run. Whatever goes wrong in it is its result; being told to stop is not.
+
+    ``workers``: lent to the run; if it fails, they are spent.
+    """
+    out = Path(options.out) / "runs" / slug(trial.variant.name) / f"seed-{trial.seed}"
+    started = time.monotonic()
+    try:
+        result = run_page(
+            trial.variant.flow,
+            trial.variant.page,
+            data,
+            trial.params,
+            shared_options(options, out),
+            reporter=reporter,
+            workers=workers,
+        )
+    except (Stopped, LockAborted):
+        raise
+    except Exception as error:
+        seconds = time.monotonic() - started
+        return Attempt(
+            trial.variant.name, trial.seed, "failed", seconds, error=f"{str(error).strip() or type(error).__name__}"
+        )
+    history.add(result.manifest)
+    return Attempt(
+        trial.variant.name,
+        trial.seed,
+        "done",
+        time.monotonic() - started,
+        run=result.run_id,
+        scores=flat_scores(result.scores),
+        computed={stage["label"]: stage["computed"] for stage in result.manifest["stages"] if stage["computed"]},
+        skipped=len(result.manifest["skips"]),
+        report=result.files.get("report", ""),
+    )
+
+
+def slug(name: str) -> str:
+    """A variant's name as a folder's; where signs had to go, a digest keeps "a b" and "a/b" apart."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
+    return plain if plain == name else f"{plain or 'variant'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def _said(attempt: Attempt) -> str:
+    if attempt.status == "failed":
+        return f"  failed after {duration(attempt.seconds)}: {attempt.error}"
+    worked = ", ".join(f"{label} {count}" for label, count in attempt.computed.items())
+    return f"  {duration(attempt.seconds)}; computed: {worked or 'nothing, all was cached'}"
+
+
+def as_lines(variants: Sequence[Variant], attempts: Sequence[Attempt]) -> list[Line]:
+    """The rows of the table: every variant, also one of which nothing is done."""
+    lines = []
+    for variant in variants:
+        own = [attempt for attempt in attempts if attempt.variant == variant.name]
+        done = [attempt for attempt in own if attempt.status == "done"]
+        columns = dict.fromkeys(column for attempt in done for column in attempt.scores)
+        scores = {
+            column: {attempt.seed: attempt.scores[column] for attempt in done if column in attempt.scores}
+            for column in columns
+        }
+        lines.append(Line(variant.name, scores, len(done), len(variant.seeds), len(own) - len(done)))
+    return lines

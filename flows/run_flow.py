@@ -1,0 +1,152 @@
+"""Runs a flow page twice: once to plan (labels, addresses, counts), once for real.
+
+A page is a plain function ``page(run, train, val, params) -> Result``. Everything that a flow, the
+command line and a script share lies here; Prefect's side is ``flows/server/prefect_skin.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from artifacts.cache.runs import last_seconds
+from artifacts.datasets import DataParams, read_split, remember_dataset
+from artifacts.export.dataset import check_target
+from artifacts.records import DataError, RecordSet
+from flows.config import ConfigError
+from tasks.engine.options import RunParams
+from tasks.engine.pending import Sources
+from tasks.engine.progress import Reporter
+from tasks.engine.runner import Runner, Skin, StageFailed, StageReport
+from tasks.engine.workers import Workers
+from tasks.evaluate.finish import Result, dataset_folder
+from tasks.stage import MapHandle
+
+P = TypeVar("P")
+Page = Callable[[Runner, RecordSet, RecordSet, P], Result]
+WHERE_LABELS = {
+    "tags": "tags.csv (folder:), Annotations or WeakTags (voc:)",
+    "boxes": "boxes.csv (folder:) or Annotations (voc:)",
+    "scribbles": "ScribbleSup (voc:)",
+}
+"""Weak label kind -> where readers look for it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, stage by stage, and what it is likely to take."""
+
+    flow: str
+    stages: tuple[StageReport, ...]
+    estimates_s: dict[str, float]
+    """label -> seconds, by the newest run in which the stage had work to do; labels without one are missing."""
+    warnings: tuple[str, ...] = ()
+    sources: Sources | None = field(default=None, repr=False)
+    """What planning asked of images and labels, for the run that follows."""
+
+
+def settle(options: RunParams) -> RunParams:
+    """``cache`` follows ``out`` unless it is named: ``--out DIR`` keeps everything in one place.
+
+    Raises :class:`ConfigError` where one of them is, or lies below, a file.
+    """
+    for name, folder in (("out", options.out), ("cache", options.cache)):
+        there = next((path for path in (Path(folder), *Path(folder).parents) if os.path.exists(path)), None)
+        if there is not None and not os.path.isdir(there):
+            raise ConfigError(f"--{name} {folder}: {there} is a file; name a folder")
+    if options.out and options.cache == RunParams().cache:
+        return replace(options, cache=str(Path(options.out) / "cache"))
+    return options
+
+
+def read_sets(data: DataParams, options: RunParams) -> tuple[RecordSet, RecordSet]:
+    """The train and the val split. Raises :class:`DataError` if there is nothing to learn from."""
+    cache = Path(options.cache)
+    train = read_split(data, data.train, cache=cache)
+    val = read_split(data, data.val, cache=cache)
+    if not len(train):
+        broken = (
+            f" ({len(train.skips)} are broken; the first: {train.skips[0].path}: {train.skips[0].reason})"
+            if train.skips
+            else ""
+        )
+        raise DataError(f"no training images: split {data.train!r} of {data.source} holds none{broken}")
+    if train.classes != val.classes:
+        raise DataError(
+            f"{data.source}: split {data.train!r} has classes {train.classes}, {data.val!r} has {val.classes}"
+        )
+    return train, val
+
+
+def plan_page(name: str, page: Page[P], sets: tuple[RecordSet, RecordSet], params: P, options: RunParams) -> Plan:
+    """Run the page with a planning Runner: no work, no run folder. Checks ``rerun`` and the labels.
+
+    The cache may be written to all the same: reading demo data, before, draws them into it. Raises
+    :class:`DataError` where no training image has a label kind that the page needs.
+    """
+    train, val = sets
+    with Runner(options, flow=name, planning=True) as run:
+        page(run, train, val, params)
+        run.check_rerun()
+    _check_labels(name, run, train)
+    warnings = tuple(dict.fromkeys(train.warnings + val.warnings))
+    past = last_seconds(Path(options.cache), name)
+    estimates: dict[str, float] = {}
+    for report in run.reports:
+        if report.label in past and past[report.label][1]:
+            seconds, count = past[report.label]
+            estimates[report.label] = seconds / count * (report.to_compute + report.unknown)
+    return Plan(name, tuple(run.reports), estimates, warnings, run.sources)
+
+
+def _check_labels(name: str, run: Runner, train: RecordSet) -> None:
+    """Some image has each weak label kind that the page's map stages over ``train`` declare."""
+    stages = [handle.stage for handle in run.handles if isinstance(handle, MapHandle) and handle.records is train]
+    declared = {kind for stage in stages for kind in stage.reads}
+    for kind, where in WHERE_LABELS.items():
+        if kind in declared and not _labelled(train, kind):
+            held = [other for other in WHERE_LABELS if _labelled(train, other)]
+            source = f"{train.format}:{train.root}" if train.root else train.dataset
+            has = f" (it has {', '.join(held)})" if held else ""
+            raise DataError(f"{name} needs {kind}, and {source} has none{has}: add {where}")
+
+
+def _labelled(records: RecordSet, kind: str) -> bool:
+    return any(getattr(record, kind) is not None for record in records)
+
+
+def run_page(
+    name: str,
+    page: Page[P],
+    data: DataParams,
+    params: P,
+    options: RunParams,
+    *,
+    skin: Skin | None = None,
+    reporter: Reporter | None = None,
+    workers: Workers | None = None,
+) -> Result:
+    """Read, plan (so that a wrong ``rerun`` fails before any work), run. Returns the page's result.
+
+    ``workers``: lent to the run, for runs one after the other that are to share their workers.
+    """
+    options = settle(options)
+    sets = read_sets(data, options)
+    plan = plan_page(name, page, sets, params, options)
+    for kind in options.export if options.out else ():
+        check_target(dataset_folder(Path(options.out), kind))
+    for records in sets:
+        remember_dataset(Path(options.cache), records)
+    recipe: dict[str, Any] = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
+    try:
+        with Runner(
+            options, flow=name, skin=skin, reporter=reporter, recipe=recipe, sources=plan.sources, workers=workers
+        ) as run:
+            run.skips.extend(skip for records in sets for skip in records.skips)
+            return page(run, *sets, params)
+    except DataError as error:
+        # From here on work was done: no longer a matter of wrong usage.
+        raise StageFailed(str(error)) from error

@@ -1,0 +1,1 @@
+"""Flows as Prefect flow runs, and the server that schedules them."""

@@ -1,0 +1,355 @@
+"""``maskmill serve``: configurations as scheduled flows, with a Prefect server of this user's own unless there is one.
+
+Processes: this one (plain: signals, order of starting and ending), the server, and the runner
+(``flows/server/serve_runner.py``) that starts a process per flow run. The two are children that die with this one;
+Ctrl-C reaches only this one, which then cancels the runs before it ends the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import zoneinfo
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from artifacts.cache.atomic import write_text_atomic
+from artifacts.cache.locks import LockTaken, hold
+from artifacts.datasets import DataParams
+from artifacts.datasets.read import READERS
+from flows.cli import flow_command as command
+from flows.config import ConfigError, read_config
+from flows.run_flow import plan_page, read_sets
+from flows.server.environment import SERVED, server_settings
+from tasks.engine.children import Child, Stopped, Supervisor
+
+HEALTH_S = 180.0
+"""For the server's first answer: 10 s on an idle machine with a new database, much more on a busy one."""
+END_S = 15.0
+"""For the runner to cancel its runs, and 5 s more for each deployment."""
+USER = "maskmill"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When the served flows run: a cron line in a time zone, every so many seconds, or only when asked."""
+
+    cron: str | None = None
+    interval: float | None = None
+    timezone: str = "UTC"
+
+    def __str__(self) -> str:
+        if self.cron:
+            return f"cron {self.cron} ({self.timezone})"
+        return f"every {self.interval:g} s" if self.interval else "on demand"
+
+
+# -- what is served: checked before anything starts ------------------------------------------------------------------
+
+
+def prepare(configs: Sequence[str], schedule: Schedule) -> list[dict[str, Any]]:
+    """The deployments of ``configs`` as plain data. Raises :class:`ConfigError` and ``DataError``."""
+    if not configs:
+        raise ConfigError(f"nothing to serve: name YAML files or shipped configurations, e.g. `{USER} serve demo-tiny`")
+    check_schedule(schedule)
+    found: dict[str, dict[str, Any]] = {}
+    for config in configs:
+        item = deployment(config, schedule)
+        if item["name"] in found:
+            raise ConfigError(
+                f"two configurations are called {item['name']!r}; a deployment is named after its file, rename one"
+            )
+        found[item["name"]] = item
+    return list(found.values())
+
+
+def deployment(config: str, schedule: Schedule) -> dict[str, Any]:
+    """One configuration as a deployment: its validated values as parameters, paths made absolute."""
+    flow = read_config(config).values.get("flow")
+    if flow not in command.FLOWS:
+        known = ", ".join(command.FLOWS)
+        raise ConfigError(f"config {config}: `flow: NAME` must say which flow it is for (one of {known}), not {flow!r}")
+    job = command.configure(flow, None, config, (), {})
+    page, _, _ = command.load(flow)
+    plan_page(flow, page, read_sets(job.data, job.options), job.params, job.options)
+    options = replace(
+        job.options,
+        cache=os.path.abspath(job.options.cache),
+        out=os.path.abspath(job.options.out) if job.options.out else "",
+    )
+    sections = {"data": replace(job.data, source=absolute_source(job.data)), "params": job.params, "options": options}
+    return {
+        "name": Path(config).stem,
+        "flow": f"{command.FLOWS[flow][0]}:{flow}",
+        "parameters": {name: plain(value) for name, value in sections.items()},
+        "description": f"maskmill {flow} as in {config}",
+        "cron": schedule.cron,
+        "interval": schedule.interval,
+        "timezone": schedule.timezone,
+    }
+
+
+def plain(params: object) -> Any:
+    """A params object as JSON values."""
+    return TypeAdapter(type(params)).dump_python(params, mode="json")
+
+
+def absolute_source(data: DataParams) -> str:
+    """``data.source`` with its paths made absolute: a flow run has another working directory, perhaps."""
+    form, colon, place = data.source.partition(":")
+    if form not in READERS or not colon:
+        return data.source
+    parts = place.split(",") if form == "coco" else [place]
+    return f"{form}:{','.join(os.path.abspath(os.path.expanduser(part)) for part in parts)}"
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Raises :class:`ConfigError` that says what is wrong with it."""
+    from prefect.client.schemas.schedules import CronSchedule
+
+    if schedule.cron is not None and schedule.interval is not None:
+        raise ConfigError("--cron and --interval: give one of them")
+    if schedule.interval is not None and schedule.interval < 1:
+        raise ConfigError(f"--interval {schedule.interval:g}: must be at least 1 second")
+    if schedule.timezone not in zoneinfo.available_timezones():
+        raise ConfigError(f"--timezone {schedule.timezone}: no such time zone; a name like Europe/Berlin or UTC")
+    if schedule.cron is not None:
+        try:
+            CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
+        except ValidationError as error:
+            raise ConfigError(
+                f'--cron "{schedule.cron}": {error.errors()[0]["msg"]}; every night at two is "0 2 * * *"'
+            ) from None
+
+
+def local_timezone() -> str:
+    """This machine's time zone by name; UTC if it has none."""
+    names = (os.environ.get("TZ", ""), os.path.realpath("/etc/localtime").partition("zoneinfo/")[2])
+    known = zoneinfo.available_timezones()
+    return next((name for name in names if name in known), "UTC")
+
+
+# -- the home: database, password, identity --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Home:
+    """A private folder: the server's database, the password, this serve's name."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> Home:
+        """Make it (0700) if missing. Raises :class:`ConfigError` if it is somebody else's or open to others."""
+        path = Path(os.path.abspath(path.expanduser()))
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = path.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077:
+            raise ConfigError(
+                f"--home {path}: must be yours alone (chmod 700), it holds a password; mode {status.st_mode & 0o777:o}"
+            )
+        return cls(path)
+
+    @property
+    def auth(self) -> str:
+        """``user:password`` of the server, made once."""
+        return self._once("auth", lambda: f"{USER}:{secrets.token_urlsafe(24)}")
+
+    @property
+    def owner(self) -> str:
+        """The tag of everything that this home's serve owns in a server."""
+        return self._once("owner", lambda: f"{USER}-serve-{secrets.token_hex(4)}")
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a file that only its owner reads."""
+        path = self.path / name
+        before = os.umask(0o077)
+        try:
+            write_text_atomic(path, text)
+        finally:
+            os.umask(before)
+        path.chmod(0o600)
+        return path
+
+    def _once(self, name: str, make: Callable[[], str]) -> str:
+        path = self.path / name
+        if not path.exists():
+            self.write(name, make() + "\n")
+        return path.read_text().strip()
+
+
+def default_home() -> Path:
+    """``$XDG_STATE_HOME/maskmill/prefect``."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "maskmill" / "prefect"
+
+
+# -- the server ------------------------------------------------------------------------------------------------------
+
+
+def start_server(
+    supervisor: Supervisor,
+    home: Home,
+    port: int,
+    *,
+    ui: bool = True,
+    extra: Mapping[str, str] | None = None,
+    stop: threading.Event | None = None,
+) -> tuple[Child, dict[str, str]]:
+    """Start a server on loopback and wait until it answers. Returns it and the environment of its clients.
+
+    Raises :class:`ConfigError` if the port is taken, ``RuntimeError`` if the server does not come up, ``Stopped``.
+    """
+    require_free(port)
+    env = {**server_settings(str(home.path), port, home.auth), **(extra or {})}
+    log_file = home.path / "server.log"
+    log_file.unlink(missing_ok=True)
+    log_file.touch(0o600)
+    child = supervisor.start_lines(
+        [sys.executable, "-m", "prefect", "server", "start", "--ui" if ui else "--no-ui"],
+        on_line=lambda line: None,
+        env=env,
+        log_file=log_file,
+    )
+    wait_healthy(child, f"http://127.0.0.1:{port}/api/health", log_file, stop or threading.Event())
+    return child, env
+
+
+def require_free(port: int) -> None:
+    """Raises :class:`ConfigError` if something listens on ``port`` already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port}: {error.strerror}; another server? Give --port, or PREFECT_API_URL to use that server"
+            ) from error
+
+
+def wait_healthy(server: Child, url: str, log_file: Path, stop: threading.Event) -> None:
+    """Until ``url`` answers. Raises ``RuntimeError`` with the server's last words, or ``Stopped``."""
+    deadline = time.monotonic() + HEALTH_S
+    while not server.exited.is_set() and time.monotonic() < deadline:
+        if stop.is_set():
+            raise Stopped("told to stop while the server started")
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    how = f"ended with {server.returncode}" if server.exited.is_set() else f"did not answer within {HEALTH_S:g} s"
+    raise RuntimeError(f"the Prefect server {how} (log: {log_file}): {server.error_tail[-1000:]}")
+
+
+# -- all of it -------------------------------------------------------------------------------------------------------
+
+
+def serve(
+    configs: Sequence[str], schedule: Schedule, *, home: Path, port: int, server: bool | None, console: Console
+) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code (0 if told to end, 1 if a part ended by itself).
+
+    ``server``: start one; ``None``: unless an API is configured.
+    """
+    own = not command.api_configured() if server is None else server
+    if not own and not command.api_configured():
+        raise ConfigError("--no-server: no Prefect API is configured; set PREFECT_API_URL, or let serve start a server")
+    deployments = prepare(configs, schedule)
+    place = Home.open(home)
+    try:
+        with hold(place.path / "serve.lock", wait=False), _signals() as stop, Supervisor() as supervisor:
+            return _serve(deployments, schedule, place, port if own else None, supervisor, stop, console)
+    except Stopped:
+        return 0
+    except LockTaken as error:
+        raise ConfigError(f"--home {place.path}: another `{USER} serve` uses it ({error})") from error
+
+
+def _serve(
+    deployments: Sequence[dict[str, Any]],
+    schedule: Schedule,
+    home: Home,
+    port: int | None,
+    supervisor: Supervisor,
+    stop: threading.Event,
+    console: Console,
+) -> int:
+    env: dict[str, str] = {}
+    parts: dict[str, Child] = {}
+    if port is not None:
+        console.print(f"starting a Prefect server on 127.0.0.1:{port} ...")
+        parts["server"], env = start_server(supervisor, home, port, stop=stop)
+        exports = "".join(f"export {name}='{env[name]}'\n" for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"))
+        home.write("env", exports)
+    spec = home.write("serve.json", json.dumps({"owner": home.owner, "deployments": deployments}, indent=1))
+    runner = parts["runner"] = supervisor.start_lines(
+        [sys.executable, "-m", "flows.server.serve_runner", str(spec)],
+        on_line=lambda line: _relay(line, console, home, port, schedule),
+        env={**SERVED, "PREFECT_LOGGING_LEVEL": "INFO", **env},
+    )
+    while not stop.wait(0.2):
+        for name, child in parts.items():
+            if child.exited.is_set():
+                console.print(f"[red]the {name} ended by itself[/] (exit code {child.returncode}); ending the rest")
+                _end(parts, len(deployments))
+                return 1
+    console.print("stopping: cancelling runs, then the server ...")
+    _end(parts, len(deployments))
+    return 0 if runner.returncode == 0 else 1
+
+
+def _relay(line: str, console: Console, home: Home, port: int | None, schedule: Schedule) -> None:
+    """One line of the runner: an event for the console, or log."""
+    if not line.startswith('{"maskmill"'):
+        sys.stderr.write(line + "\n")
+        return
+    event = json.loads(line)
+    for name in event["stale"]:
+        console.print(f"[yellow]{escape(name)} was left running by an earlier serve: set to Crashed[/]")
+    for name in event["deployments"]:
+        console.print(f"serving [bold]{escape(name)}[/], {escape(str(schedule))}", soft_wrap=True)
+    if port is not None:
+        login = f"user {USER}; log in with what `cat {home.path / 'auth'}` prints"
+        console.print(f"UI: http://127.0.0.1:{port} ({login})", highlight=False, soft_wrap=True)
+        console.print(f"in a shell: . {home.path / 'env'}; prefect flow-run ls", highlight=False, soft_wrap=True)
+    console.print(f"run one now: prefect deployment run '{event['deployments'][0]}'", highlight=False, soft_wrap=True)
+
+
+def _end(parts: Mapping[str, Child], deployments: int) -> None:
+    """The runner first, alone: it cancels its runs through the server, which must still be there."""
+    runner = parts.get("runner")
+    if runner is not None and not runner.exited.is_set():
+        os.kill(runner.pid, signal.SIGTERM)  # not to its family: its runs are cancelled by it
+        runner.exited.wait(END_S + 5.0 * deployments)
+        runner.terminate()
+    if (server := parts.get("server")) is not None:
+        server.terminate(grace_s=5.0)
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Within: SIGTERM and SIGINT set the event (also if this was started with SIGINT ignored, by a script's ``&``)."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

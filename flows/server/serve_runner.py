@@ -1,0 +1,220 @@
+"""``python -m flows.server.serve_runner SPEC.json``: starts flow runs when due.
+
+It tells its parent what it does as JSON lines with the key ``maskmill``; every other line is log, its flow runs'
+included. SIGTERM: its runs are cancelled, then it ends. (Prefect's own handler kills them hard and leaves them Running
+in the server for ever.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import Flow, State, get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterTags,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import (
+    ConcurrencyLimitConfig,
+    ConcurrencyLimitStrategy,
+    FlowRun,
+    StateType,
+)
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
+from prefect.runner import Runner
+from prefect.schedules import Cron, Interval, Schedule
+from prefect.states import Cancelled, Crashed
+from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.callables import ParameterSchema
+
+from flows.server.environment import SERVED_BY
+
+ALIVE = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
+"""States that only a living runner's runs can be in."""
+TAKEN_EARLY = timedelta(minutes=1)
+"""A runner takes runs 10 s before they are due, and puts back those that find no slot by 30 s."""
+PAGE = 200
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve what the specification says until SIGTERM."""
+    os.dup2(1, 2)  # one stream to the parent: Prefect logs to stderr, and runs write to both
+    os.environ[SERVED_BY] = str(os.getpid())
+    # Says at each poll that a run still waits for its turn.
+    logging.getLogger("prefect.runner.state_proposer").setLevel(logging.WARNING)
+    spec = json.loads(Path(arguments[0]).read_text())
+    asyncio.run(serve(spec))
+
+
+async def serve(spec: dict[str, Any]) -> None:
+    """Put earlier serves' affairs in order, register the deployments, run what becomes due."""
+    owner: str = spec["owner"]
+    deployments = [await build(item, owner) for item in spec["deployments"]]
+    async with get_client() as client:
+        stale = await reconcile(client, owner, [deployment.full_name for deployment in deployments])
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    runner = _Runner(lambda: loop.call_soon_threadsafe(stop.set))
+    ids = [await runner.aadd_deployment(deployment) for deployment in deployments]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serving = asyncio.create_task(runner.start())
+    stopping = asyncio.create_task(stop.wait())
+    tell("ready", deployments=[deployment.full_name for deployment in deployments], stale=stale)
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not serving.done():
+        await shut_down(runner, serving, ids)
+    stopping.cancel()
+    await serving
+
+
+class _Runner(Runner):
+    """Prefect's runner, without its own way of ending at SIGTERM."""
+
+    def __init__(self, on_sigterm: Any) -> None:
+        super().__init__(name="maskmill", pause_on_shutdown=False)
+        self._on_sigterm = on_sigterm
+
+    def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+        """Begin the orderly end."""
+        self._on_sigterm()
+
+
+async def shut_down(runner: Runner, serving: asyncio.Task[None], deployments: Sequence[UUID]) -> None:
+    """No new runs, cancel those that are there, leave."""
+    async with get_client() as client:
+        for deployment in deployments:
+            with suppress(Exception):  # the server may be gone: then there is nothing to pause
+                await client.pause_deployment(deployment)
+    await runner.astop()
+    while not serving.done():
+        # A run that was just being started is not among those that astop has seen.
+        with suppress(Exception):
+            await runner.cancel_all()
+        await asyncio.wait({serving}, timeout=0.5)
+
+
+async def build(item: dict[str, Any], owner: str) -> RunnerDeployment:
+    """A deployment: one run at a time, later ones wait; parameters as the config file says."""
+    module, _, name = item["flow"].partition(":")
+    flow: Flow[..., Any] = getattr(importlib.import_module(module), name)
+    deployment = await flow.ato_deployment(
+        item["name"],
+        schedules=[schedule] if (schedule := build_schedule(item)) else [],
+        paused=False,
+        parameters=item["parameters"],
+        tags=[owner],
+        description=item.get("description", ""),
+        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+    # Prefect's schema lets an unknown section pass, and the run fails when it starts. This one refuses it at once.
+    known = deployment._parameter_openapi_schema.model_dump()
+    deployment._parameter_openapi_schema = ClosedSchema(**known, additionalProperties=False)
+    return deployment
+
+
+class ClosedSchema(ParameterSchema):
+    """A flow's parameters, and no others."""
+
+    additionalProperties: bool
+
+
+def build_schedule(item: dict[str, Any]) -> Schedule | None:
+    """The deployment's schedule, if it has one."""
+    if cron := item.get("cron"):
+        return Cron(cron, timezone=item.get("timezone") or "UTC")
+    if seconds := item.get("interval"):
+        return Interval(timedelta(seconds=seconds))
+    return None
+
+
+# -- what earlier serves left behind ---------------------------------------------------------------------------------
+
+
+async def reconcile(client: PrefectClient, owner: str, served: Sequence[str]) -> list[str]:
+    """Runs of this owner that no process works on any more become Crashed; their names.
+
+    A serve that was killed leaves its runs Running and their slots taken, for ever: the next night's run would wait
+    for a dead one. Nobody else serves under this owner's name (the home's lock), so what is alive in the server is
+    dead here. Scheduled runs that were due meanwhile are dropped, deployments that are not ``served`` any more stop
+    scheduling.
+    """
+    stale = []
+    for run in await _runs(client, owner, ALIVE):
+        crashed: State[Any] = Crashed(message="maskmill serve ended while this ran; its cache holds what was done")
+        await client.set_flow_run_state(run.id, crashed, force=True)
+        stale.append(run.name)
+    now = datetime.now(UTC)
+    for run in await _runs(client, owner, [StateType.SCHEDULED], before=now + TAKEN_EARLY):
+        if not run.auto_scheduled:
+            continue
+        if run.expected_start_time is None or run.expected_start_time > now:
+            # Scheduled with the config of then, and kept by Prefect if it was touched. It is made anew.
+            await client.delete_flow_run(run.id)
+        else:
+            # As cron has it: what was missed is missed. All of them at once, when it comes back, helps nobody.
+            missed: State[Any] = Cancelled(name="Missed", message="maskmill serve was not running at its time")
+            await client.set_flow_run_state(run.id, missed, force=True)
+    for deployment in await client.read_deployments(
+        deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[owner]))
+    ):
+        await _free_slots(client, deployment.id)
+        flow = await client.read_flow(deployment.flow_id)
+        if f"{flow.name}/{deployment.name}" not in served and not deployment.paused:
+            await client.pause_deployment(deployment.id)
+    return stale
+
+
+async def _runs(
+    client: PrefectClient, owner: str, types: list[StateType], before: datetime | None = None
+) -> list[FlowRun]:
+    """This owner's runs in one of these states, due ``before``."""
+    filters = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[owner]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)),
+        expected_start_time=FlowRunFilterExpectedStartTime(before_=cast("Any", before)) if before else None,
+    )
+    found: list[FlowRun] = []
+    while page := await client.read_flow_runs(flow_run_filter=filters, limit=PAGE, offset=len(found)):
+        found += page
+    return found
+
+
+async def _free_slots(client: PrefectClient, deployment: UUID) -> None:
+    """Give back what a dead run still holds (a forced state change gives back its own, a lost lease does not)."""
+    name = f"deployment:{deployment}"
+    with suppress(ObjectNotFound):
+        limit = await client.read_global_concurrency_limit_by_name(name)
+        if limit.active_slots:
+            await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
+
+
+def tell(event: str, **values: Any) -> None:
+    """One event for the parent."""
+    sys.stdout.write(json.dumps({"maskmill": event, **values}) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

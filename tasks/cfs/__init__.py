@@ -1,0 +1,1 @@
+"""Constrained foreground segmentation (CFS), Xie et al., BMVC 2020."""

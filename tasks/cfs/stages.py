@@ -1,0 +1,262 @@
+"""Constrained foreground segmentation (CFS) as two stages: learn from coarse masks (:func:`fit`), look into boxes
+(:func:`predict`). Xie et al., "Learning Effectively from Noisy Supervision", BMVC 2020, section 3.2.
+
+A network that sees one box at a time, is told where the box is and which class it holds, and learns foreground from
+GrabCut's noisy masks; what the masks have in common is learnt before their mistakes are. Its probabilities are made
+precise by :func:`tasks.refine.refine`.
+
+Params and stage descriptions only: crops are :mod:`tasks.cfs.box_crop`, torch lives in :mod:`tasks.cfs.network`,
+imported when a stage runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from artifacts.keys import OPERATIONAL
+from artifacts.records import Box, DataError
+from tasks.boxes import LABEL_OUTPUTS
+from tasks.engine.gpus import has_gpu
+from tasks.stage import PARAMS_CONFIG, Arrays, FitStage, Item, MapStage
+from tasks.training import weights as weights_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tasks.engine.options import RunParams
+    from tasks.training.fit_process import FitContext
+
+Network = Literal["tiny", "resnet18", "resnet50"]
+
+
+@dataclass(frozen=True)
+class CFSParams:
+    """The network, what it sees of a box, its schedule, and how it is asked afterwards."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    network: Network = field(default="tiny", metadata={"help": "encoder of the U-Net; the paper's is resnet50"})
+    width: int = field(default=16, metadata={"help": "channels of the tiny network's stem"})
+    weights: str = field(
+        default="none",
+        metadata={"help": "none, imagenet (torchvision's IMAGENET1K_V1), a file, or caffe:FILE (BGR, mean subtracted)"},
+    )
+    batch_norm: Literal["trained", "frozen"] = field(
+        default="trained", metadata={"help": "the ResNet encoder's batch norms learn, or stay as they were loaded"}
+    )
+    class_channel: bool = field(default=True, metadata={"help": "tell the network the box's class"})
+    deep_refeed: bool = field(default=True, metadata={"help": "tell box and class again to the deep layers"})
+    crop: int = field(default=224, metadata={"help": "side of the square that a grown box is resized to, pixels"})
+    context: float = field(default=1.5, metadata={"help": "height and width of the grown box, times the box's"})
+    min_side: float = field(
+        default=50.0, metadata={"help": "boxes with a shorter side are not learnt from, pixels; all are predicted"}
+    )
+    difficult: bool = field(
+        default=True, metadata={"help": "learn from difficult objects and look at them (alike in grabcut and refine)"}
+    )
+    flip: bool = field(default=True, metadata={"help": "training: mirror every second crop"})
+    margin_jitter: float = field(
+        default=0.0, metadata={"help": "training: each margin of the grown box times 1 minus/plus up to this; 0: none"}
+    )
+    colour_jitter: float = field(
+        default=0.0, metadata={"help": "random brightness, contrast and saturation, up to this much; 0: none"}
+    )
+    batch: int = field(default=32, metadata={"help": "crops an iteration, over all devices"})
+    epochs: int = field(default=60, metadata={"help": "an epoch shows every object once"})
+    iterations: int = field(
+        default=0, metadata={"help": "optimizer steps, over which the epochs are stretched; 0: as the epochs say"}
+    )
+    optimizer: Literal["sgd", "adamw"] = field(default="sgd", metadata={"help": "sgd with momentum, or adamw"})
+    lr: float = field(default=0.005, metadata={"help": "learning rate of the first epochs"})
+    lr_decay: float = field(default=0.8, metadata={"help": "factor of the learning rate after every decay_every"})
+    decay_every: int = field(default=10, metadata={"help": "epochs between two decays"})
+    momentum: float = field(default=0.9, metadata={"help": "of sgd"})
+    weight_decay: float = field(default=5e-4, metadata={"help": "on all but the decoder's biases"})
+    precision: Literal["32", "bf16", "fp16"] = field(default="32", metadata={"help": "bf16 and fp16 are for GPUs"})
+    seed: int = field(default=0, metadata={"help": "of initial weights, order and augmentation"})
+    test_flip: bool = field(default=False, metadata={"help": "average with the probabilities of the mirrored crop"})
+    predict_batch: int = field(default=32, metadata={**OPERATIONAL, "help": "boxes of one image looked at together"})
+    compile: bool = field(default=False, metadata={**OPERATIONAL, "help": "torch.compile the training step"})
+    channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "memory format that is faster"})
+
+    def __post_init__(self) -> None:
+        for name, low, high in _BOUNDS:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"cfs.{name} must be {low:g}..{high:g}, not {value!r}")
+        if weights_files.parse(self.weights).kind == "imagenet" and self.network == "tiny":
+            raise ValueError("cfs.weights 'imagenet' with network 'tiny': there are none for it; set weights='none'")
+
+
+_BOUNDS = (
+    ("width", 4, 256),
+    ("crop", 16, 1024),
+    ("context", 1.0, 4.0),
+    ("min_side", 0.0, 10_000.0),
+    ("margin_jitter", 0.0, 1.0),
+    ("colour_jitter", 0.0, 1.0),
+    ("batch", 1, 4096),
+    ("epochs", 1, 100_000),
+    ("iterations", 0, 10_000_000),
+    ("lr", 1e-9, 10.0),
+    ("lr_decay", 1e-6, 1.0),
+    ("decay_every", 1, 100_000),
+    ("momentum", 0.0, 0.9999),
+    ("weight_decay", 0.0, 1.0),
+    ("seed", 0, 2**31 - 1),
+    ("predict_batch", 1, 4096),
+)
+
+
+@dataclass(frozen=True)
+class CFSPredictParams:
+    """What of :class:`CFSParams` decides a prediction, given the checkpoint."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    network: Network
+    width: int
+    class_channel: bool
+    deep_refeed: bool
+    crop: int
+    context: float
+    difficult: bool
+    test_flip: bool
+    predict_batch: int = field(default=32, metadata={**OPERATIONAL})
+    channels_last: bool = field(default=True, metadata={**OPERATIONAL})
+
+
+VOC = CFSParams(network="resnet50", weights="imagenet")
+"""The paper's: 224 x 224, boxes of 50 px and more, SGD .005 times .8 every 10 of 60 epochs. Batch 32, momentum .9,
+weight decay 5e-4 and mirrored crops are usual values that its text does not give."""
+
+DEMO = CFSParams(
+    crop=64,
+    min_side=10.0,
+    margin_jitter=0.5,
+    colour_jitter=0.3,
+    iterations=100,
+    optimizer="adamw",
+    lr=2e-3,
+    weight_decay=0.05,
+    test_flip=True,
+)
+"""From scratch on 96 px pictures, in half a minute of one core. Chosen on the demo's training pictures (1 seed):
+without the jitters raw masks lose 2 mIoU, crops of 48 px 1 and a faster decay another 2, 24 channels learn what 16 do.
+After 7 epochs refined masks are best; after 14 the mistakes of the usual GrabCut are learnt by heart (raw 62 and 50
+mIoU)."""
+
+DEMO_TINY = dataclasses.replace(DEMO, width=8, crop=32, batch=4, iterations=20)
+"""Twenty iterations: shows that everything runs, learns next to nothing."""
+
+PRESETS: Mapping[str, CFSParams] = {"voc": VOC, "demo": DEMO, "demo-tiny": DEMO_TINY}
+
+
+def learnable(box: Box, params: CFSParams) -> bool:
+    """Whether a box is learnt from: no crowd, both sides at least ``min_side`` pixels, difficult ones if asked for."""
+    if box.crowd or (box.difficult and not params.difficult):
+        return False
+    return min(box.x1 - box.x0, box.y1 - box.y0) >= params.min_side
+
+
+def total_iterations(params: CFSParams, objects: int) -> int:
+    """Optimizer steps of a fit on ``objects`` objects: ``params.iterations``, or enough for all epochs."""
+    return params.iterations or math.ceil(params.epochs * objects / params.batch)
+
+
+def rate_factor(params: CFSParams, step: int, iterations: int) -> float:
+    """Factor of the learning rate in ``step`` (0-based): ``lr_decay`` per ``decay_every`` epochs behind it (Sec. 4.1).
+
+    Epochs are evenly spread over the iterations.
+    """
+    epoch = step * params.epochs // iterations
+    return float(params.lr_decay ** (epoch // params.decay_every))
+
+
+def smallest_alone(params: CFSParams) -> int:
+    """Side of the smallest crop that can be learnt from alone, pixels: torch's batch norm has to see two values.
+
+    The deepest map has a thirty-second of the crop's side, the tiny network's a sixteenth. Where the encoder's batch
+    norms are frozen, the decoder's first, at a sixteenth, still learns. Sides are rounded up, by the tiny stem down.
+    """
+    if params.network == "tiny":
+        return 18
+    return 17 if params.batch_norm == "frozen" else 33
+
+
+def check_run(params: CFSParams, options: RunParams, *, name: str = "cfs") -> None:
+    """Raises :class:`DataError` for parameters that cannot run on what the options name; asked before any work."""
+    if params.batch % options.devices:
+        raise DataError(
+            f"params.{name}.batch={params.batch} cannot be shared by options.devices={options.devices};"
+            f" set batch to a multiple of {options.devices}"
+        )
+    if params.batch == options.devices and params.crop < smallest_alone(params):
+        raise DataError(
+            f"params.{name}.batch={params.batch} gives each of options.devices={options.devices} one crop, and of"
+            f" params.{name}.crop={params.crop} batch norm would see a map of 1 x 1; set batch to"
+            f" {2 * options.devices} or more, or crop to {smallest_alone(params)} or more"
+        )
+    if params.precision == "fp16" and (options.device == "cpu" or not has_gpu()):
+        raise DataError(f"params.{name}.precision=fp16 needs a GPU, and this run has none; set precision to 32 or bf16")
+
+
+def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
+    """The stage that learns foreground inside boxes: role ``coarse`` gives one mask per object (packed objects).
+
+    How the network is asked afterwards is no part of it. A weights file is an input, known by its content.
+    Raises :class:`tasks.training.weights.WeightsError` if a named file is not there.
+    """
+    weights = weights_files.parse(params.weights)
+    inputs: dict[str, Path] = {}
+    if weights.path is not None:
+        inputs["weights"] = weights_files.require_file(weights.path, f"params.{name}.weights")
+    semantic = dataclasses.replace(params, weights=weights.semantic, test_flip=False)
+    return FitStage(
+        name=name,
+        version=1,
+        params=semantic,
+        reads=("image", "boxes"),
+        function="tasks.cfs.stages:train",
+        seed=params.seed,
+        inputs=inputs,
+    )
+
+
+def predict(params: CFSParams, *, name: str = "cfs-predict") -> MapStage:
+    """The stage that looks into every box, small ones too: role ``net`` is the fit.
+
+    Packed objects of float16 foreground probabilities, each in the pixels of its box (nothing outside of it is
+    foreground), in the layout that :func:`tasks.refine.refine` reads as role ``dense``; and ``mask_hw``, where they
+    exceed .5, larger boxes first.
+    """
+    asked = {entry.name: getattr(params, entry.name) for entry in dataclasses.fields(CFSPredictParams)}
+    return MapStage(
+        name=name,
+        version=1,
+        params=CFSPredictParams(**asked),
+        reads=("image", "boxes"),
+        outputs=LABEL_OUTPUTS,
+        function="tasks.cfs.stages:predict_item",
+        holds_classes=True,
+        uses_torch=True,
+    )
+
+
+def train(context: FitContext) -> dict[str, Tensor]:
+    """Run the fit; see :func:`tasks.cfs.network.train`."""
+    from tasks.cfs import network as cfs_net
+
+    return cfs_net.train(context)
+
+
+def predict_item(item: Item, params: CFSPredictParams) -> Arrays:
+    """Map function of :func:`predict`; see :func:`tasks.cfs.network.predict_item`."""
+    from tasks.cfs import network as cfs_net
+
+    return cfs_net.predict_item(item, params)

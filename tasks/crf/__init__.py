@@ -1,0 +1,1 @@
+"""The dense CRF (Krähenbühl & Koltun 2011) of one image, of many, and as stages."""

@@ -1,0 +1,1 @@
+"""DeepLab as stages, plain and with self-attention."""

@@ -1,0 +1,1 @@
+"""What runs stages: the Runner, worker processes, fits, GPUs, progress."""

@@ -1,0 +1,260 @@
+"""The Runner's side of a fit: is it published, may an older one stand in, and if not, launch it.
+
+A fit is a process of its own (``python -m tasks.training.fit_process SPEC.json``), so that a CUDA crash or the OOM
+killer ends the fit and not the run; ``launch="inline"`` runs it here (tests, scripts).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts import keys
+from artifacts.cache.fit_store import FitStore, Publication, share_new
+from artifacts.records import RecordSet, Skip
+from tasks.engine.children import ROOT, Stopped
+from tasks.engine.fit_spec import FitSpec, plain_params
+from tasks.engine.pending import FitSurvey, Sources, weights_digests
+from tasks.engine.progress import Reporter
+from tasks.engine.work_unit import ImageTask
+from tasks.stage import FitHandle, FitStage, Handle
+
+if TYPE_CHECKING:
+    from tasks.engine.options import RunParams
+    from tasks.engine.runner import Runner
+
+log = logging.getLogger("maskmill")
+
+
+class FitFailed(RuntimeError):
+    """A fit ended without a publication; the message holds its own last words."""
+
+
+@dataclass(frozen=True)
+class FitPlan:
+    """What is known of a fit before it runs; after it, with its publication."""
+
+    stamp: str | None
+    """``None`` while an upstream result is only planned; of the older fit, if that is pinned."""
+    own_stamp: str | None = None
+    """What this fit is published under if it is done."""
+    lineage: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """role -> path of an input file or of an upstream checkpoint."""
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    publication: Publication | None = None
+    pinned: bool = False
+    newest: int = 0
+    """Number of the newest publication under the own stamp, whole or not."""
+    newer_than: int = 0
+    """Publications up to this number do not count: damaged, or to be done again."""
+    note: str = ""
+    """What was decided, for the log."""
+    surprising: bool = False
+    """``note`` is not what ``refit`` asked for."""
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the published tensors."""
+        return None if self.publication is None else self.publication.digest
+
+    @property
+    def path(self) -> str:
+        """The published weights file."""
+        return "" if self.publication is None else str(self.publication.weights)
+
+    def again(self) -> FitPlan:
+        """The same fit, to be done though it is published."""
+        return replace(
+            self,
+            stamp=self.own_stamp,
+            publication=None,
+            pinned=False,
+            newer_than=self.newest,
+            note="fitted again, as asked by rerun",
+            surprising=False,
+        )
+
+    def tell(self, label: str) -> None:
+        """Log what was decided."""
+        if self.note:
+            log.log(logging.WARNING if self.surprising else logging.INFO, "%s: %s", label, self.note)
+
+    def skips(self, members: Sequence[ImageTask], label: str) -> list[Skip]:
+        """Images of ``members`` that the published fit was done without; told again by each run that uses it."""
+        if self.publication is None:
+            return []
+        current = {job.key for job in members}
+        listed = [Skip(*entry) for entry in self.publication.info.get("skips", ())]
+        return [replace(skip, stage=label) for skip in listed if skip.key in current]
+
+
+def plan(
+    cache: Path,
+    stage: FitStage,
+    address: str,
+    records: RecordSet,
+    survey: FitSurvey,
+    upstream: Mapping[str, Handle],
+    sources: Sources,
+    options: RunParams,
+) -> FitPlan:
+    """Stamp, lineage and (perhaps pinned) publication of a fit over ``survey.members``.
+
+    A lineage is (address, data set, split, seed, digests of initial weights and inputs): only within one can an older
+    fit stand in for a new one (``refit``).
+    """
+    weights = weights_digests(stage, upstream, sources)
+    fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
+    inputs = {role: str(path) for role, path in stage.inputs.items()} | {role: h.path for role, h in fits.items()}
+    prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
+    if weights is None or survey.unknown:
+        return FitPlan(None, inputs=inputs, prefixes=prefixes)
+    init = weights.pop("init", None)
+    lineage = keys.digest([address, records.dataset, records.split, stage.seed, init, weights])
+    members = [(job.key, job.stamp) for job in survey.members]
+    stamp = keys.fit_stamp(members=members, inputs=weights, init=init, seed=stage.seed)
+    store = FitStore(cache)
+    published = store.published(address, stamp, accept=sources.sound)
+    newest = store.newest_number(address, stamp)
+    newer_than = newest if published is None else 0
+    found = FitPlan(stamp, stamp, lineage, inputs, prefixes, published, newest=newest, newer_than=newer_than)
+    if published is not None or options.refit == "changed":
+        return found
+    older = store.newest_of_lineage(address, lineage, accept=sources.sound)
+    if older is None:
+        note = f"refit={options.refit}, but there is no earlier fit to pin (same stage, data set, split and seed)"
+        return replace(found, note=f"{note}: it is fitted", surprising=True)
+    new = share_new(older, members)
+    if options.refit == "share_new" and new >= options.share_new:
+        return replace(found, note=f"{new:.0%} of the images are new to the last fit: it is fitted again")
+    note = f"pinned to the fit of {older.stamp}, to which {new:.0%} of the images are new"
+    return replace(found, publication=older, pinned=True, stamp=older.stamp, note=note)
+
+
+@dataclass
+class Work:
+    """One fit that has to be done."""
+
+    plan: FitPlan
+    stage: FitStage
+    address: str
+    label: str
+    train: RecordSet
+    monitor: RecordSet | None
+    members: list[ImageTask]
+    options: RunParams
+    reporter: Reporter
+
+    def run(self, run: Runner) -> FitPlan:
+        """Fit (or wait for somebody who does), and return the plan with its publication."""
+        assert self.plan.stamp is not None
+        if not self.members:
+            raise FitFailed(f"{self.label}: no training images: none of the {len(self.train)} can be used")
+        spec = self._spec(run.cache)
+        self.reporter.stage(self.label, 0, 0, "iterations")
+        if self.options.launch == "inline":
+            from tasks.training.fit_process import run_spec
+
+            run_spec(spec, self._event, stop=run.stop)
+        else:
+            self._launch(run, spec)
+        publication = FitStore(run.cache).published(self.address, self.plan.stamp, newer_than=self.plan.newer_than)
+        if publication is None:
+            raise FitFailed(f"{self.label}: the fit ended, but {self.address}/{self.plan.stamp} holds no publication")
+        self.reporter.done(self.label, str(publication.info.get("device", "")))
+        return replace(self.plan, publication=publication)
+
+    def _spec(self, cache: Path) -> FitSpec:
+        params_type, params = plain_params(self.stage.params)
+        inputs = dict(self.plan.inputs)
+        init = inputs.pop("init", "")
+        assert self.plan.stamp is not None
+        return FitSpec(
+            cache=str(cache.resolve()),
+            label=self.label,
+            address=self.address,
+            stamp=self.plan.stamp,
+            function=self.stage.function,
+            params_type=params_type,
+            params=params,
+            train=tuple(self.members),
+            classes=self.train.classes,
+            reads=self.stage.reads,
+            seed=self.stage.seed,
+            monitor=self._monitored(),
+            inputs=inputs,
+            prefixes=self.plan.prefixes,
+            init=init,
+            lineage=self.plan.lineage,
+            newer_than=self.plan.newer_than,
+            info={"dataset": self.train.dataset, "split": self.train.split},
+            device=self.options.device,
+            devices=self.options.devices,
+            threads=self.options.thread_count,
+            loader_workers=self.options.loader_workers,
+            checkpoint_every_s=self.options.checkpoint_every_s,
+        )
+
+    def _monitored(self) -> tuple[ImageTask, ...]:
+        """The records that the fit may look at and never learn from."""
+        if self.monitor is None:
+            return ()
+        return tuple(
+            ImageTask(self.monitor.key(record), "", record.view(("image", "truth")))
+            for record in self.monitor
+            if record.truth is not None
+        )
+
+    def _launch(self, run: Runner, spec: FitSpec) -> None:
+        """A process of its own, started by the Runner's supervisor; its events are the bar and the log."""
+        path = run.folder.path / f"{self.label}.spec.json"
+        spec.write(path)
+        last: dict[str, Any] = {}
+
+        def on_line(line: str) -> None:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                log.debug("%s: %s", self.label, line)
+                return
+            last.update(event)
+            self._event(event)
+
+        child = run.supervisor.start_lines(
+            # The folder in which the run was started is not on its path (-P): it may hold a "tasks" of its own.
+            [sys.executable, "-P", "-m", "tasks.training.fit_process", str(path)],
+            on_line=on_line,
+            log_file=run.folder.path / f"{self.label}.log",
+            # Threads that spin while they wait for each other are 20 times slower on cores that others use too.
+            env={"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONPATH": _module_path()},
+        )
+        code = child.wait(stop=run.stop)
+        if code != 0 and run.stop.is_set():
+            raise Stopped(f"{self.label} was stopped; the next run goes on from its checkpoint")
+        if code != 0:
+            said = last.get("message") if last.get("event") == "error" else child.error_tail[-2000:]
+            raise FitFailed(f"{self.label}: the fit ended with exit code {code}: {said or 'it left no message'}")
+
+    def _event(self, event: Mapping[str, Any]) -> None:
+        """One line of the fit's report."""
+        kind = event.get("event")
+        if kind == "progress":
+            note = f"loss {event['loss']:.3f}" if isinstance(event.get("loss"), float) else ""
+            self.reporter.total(self.label, int(event.get("total", 0)))
+            self.reporter.advance(self.label, int(event.get("step", 0)), note)
+        elif kind == "waiting":
+            self.reporter.advance(self.label, 0, f"waits for {event.get('for')}")
+        elif kind == "warning":
+            log.warning("%s: %s", self.label, event.get("message"))
+
+
+def _module_path() -> str:
+    """This project first, then where this process finds modules (a user's own stages, say), as the pool's workers."""
+    return os.pathsep.join(dict.fromkeys([str(ROOT), *filter(None, sys.path)]))

@@ -1,0 +1,221 @@
+"""What a stage would have to do: stamps of all images against what the cache already holds.
+
+Pure bookkeeping, shared by the run and by its plan (`--dry-run`): no image is decoded here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from artifacts import keys
+from artifacts.cache.fit_store import Publication
+from artifacts.cache.store import Entry, MaskStore
+from artifacts.images import ImageDigests
+from artifacts.records import DataError, Kind, Record, RecordSet, Skip
+from tasks.engine.work_unit import ImageTask
+from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, Stage
+
+log = logging.getLogger("maskmill")
+
+
+@dataclass
+class MapSurvey:
+    """State of one map stage before any work."""
+
+    pending: list[ImageTask] = field(default_factory=list)
+    produced: dict[str, Produced] = field(default_factory=dict)
+    """Known results: cached arrays, stored skips, absences."""
+    skips: list[Skip] = field(default_factory=list)
+    unknown: int = 0
+    """Images whose upstream output is not known yet (only while planning)."""
+
+    @property
+    def cached(self) -> int:
+        """Images with nothing to do."""
+        return len(self.produced)
+
+
+@dataclass
+class FitSurvey:
+    """Members of one fit before any work."""
+
+    members: list[ImageTask] = field(default_factory=list)
+    """One job per usable image; ``stamp`` is the member's digest."""
+    skips: list[Skip] = field(default_factory=list)
+    unknown: int = 0
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Digests that a survey needs, remembered over the stages of one run."""
+
+    digests: ImageDigests
+    store: MaskStore
+    labels: dict[tuple[str, Kind], str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    fits: dict[Path, bool] = field(default_factory=dict)
+    """Publication -> whether its weights are those that were published."""
+
+    def label(self, key: str, record: Record, kind: Kind) -> str:
+        """Digest of one label kind of one record."""
+        if (key, kind) not in self.labels:
+            self.labels[key, kind] = record.label_digest(kind)
+        return self.labels[key, kind]
+
+    def file(self, path: Path) -> str:
+        """Digest of an input file's content. Raises :class:`DataError` if it cannot be read."""
+        name = str(path)
+        if name not in self.files:
+            try:
+                self.files[name] = keys.digest_file(path)
+            except OSError as error:
+                raise DataError(
+                    f"input file {path}: {error.strerror or error}; check the path in the config"
+                ) from error
+        return self.files[name]
+
+    def sound(self, publication: Publication) -> bool:
+        """Whether the weights are what was published; read whole, once per run, and a warning if they are not."""
+        if publication.path not in self.fits:
+            try:
+                publication.verify()
+            except DataError as error:
+                log.warning("%s; this fit is left out", error)
+                self.fits[publication.path] = False
+            else:
+                self.fits[publication.path] = True
+        return self.fits[publication.path]
+
+
+def weights_digests(stage: Stage, upstream: Mapping[str, Handle], sources: Sources) -> dict[str, str] | None:
+    """role -> digest of every checkpoint and input file; ``None`` if a checkpoint is only planned."""
+    found = {role: sources.file(path) for role, path in stage.inputs.items()}
+    for role, handle in upstream.items():
+        if isinstance(handle, FitHandle):
+            if handle.digest is None:
+                return None
+            found[role] = handle.digest
+    return found
+
+
+def survey_map(
+    stage: MapStage,
+    address: str,
+    label: str,
+    records: RecordSet,
+    upstream: Mapping[str, Handle],
+    sources: Sources,
+    *,
+    rerun: bool,
+) -> MapSurvey:
+    """Sort ``records`` into cached, pending, absent and unknown."""
+    survey = MapSurvey()
+    weights = weights_digests(stage, upstream, sources)
+    maps = map_handles(stage.name, records, upstream)
+    entries = sources.store.entries(address)
+    for record in records:
+        key = records.key(record)
+        above = {role: handle.produced.get(key) for role, handle in maps.items()}
+        if weights is None or any(produced is None for produced in above.values()):
+            survey.unknown += 1
+            continue
+        known = {role: produced for role, produced in above.items() if produced is not None}
+        member = _member(stage, label, key, record, known, sources, survey.skips)
+        if member is None:
+            survey.produced[key] = Produced("", None, survey.skips[-1].reason)
+            continue
+        image, labels = member
+        outputs = {role: produced.output for role, produced in known.items()}
+        stamp = keys.image_stamp(image=image, labels=labels, upstream=outputs, weights=weights)
+        if absent := [role for role, output in outputs.items() if output is None]:
+            survey.produced[key] = Produced(stamp, None, f"skipped upstream ({', '.join(absent)})")
+            continue
+        entry = entries.get((key, stamp))
+        if entry is not None and not rerun:
+            survey.produced[key] = remembered(entry, stamp)
+            if entry.output is None:
+                survey.skips.append(Skip(key, record.image, entry.reason or "", True, label))
+            continue
+        up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
+        stated_hw = record.size_hw if {"boxes", "scribbles"} & set(stage.reads) else None
+        survey.pending.append(ImageTask(key, stamp, record.view(stage.reads), up, stated_hw))
+    return survey
+
+
+def survey_fit(
+    stage: FitStage, label: str, records: RecordSet, upstream: Mapping[str, Handle], sources: Sources
+) -> FitSurvey:
+    """Members of a fit over ``records``, by key: those whose image, labels and upstream arrays are all there.
+
+    The stamp knows them as a set; a fit draws its order from places in this list, which must not be the records' own.
+    """
+    survey = FitSurvey()
+    maps = map_handles(stage.name, records, upstream)
+    for record in records:
+        key = records.key(record)
+        above = {role: handle.produced.get(key) for role, handle in maps.items()}
+        if any(produced is None for produced in above.values()):
+            survey.unknown += 1
+            continue
+        known = {role: produced for role, produced in above.items() if produced is not None}
+        if any(produced.output is None for produced in known.values()):
+            continue  # listed by the upstream stage already
+        member = _member(stage, label, key, record, known, sources, survey.skips)
+        if member is None:
+            continue
+        image, labels = member
+        outputs = {role: produced.output for role, produced in known.items()}
+        digest = keys.image_stamp(image=image, labels=labels, upstream=outputs, weights={})
+        up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
+        survey.members.append(ImageTask(key, digest, record.view(stage.reads), up))
+    survey.members.sort(key=lambda job: job.key)
+    return survey
+
+
+def map_handles(name: str, records: RecordSet, upstream: Mapping[str, Handle]) -> dict[str, MapHandle]:
+    """The map handles of ``upstream``, checked to be about the same data set."""
+    maps = {role: handle for role, handle in upstream.items() if isinstance(handle, MapHandle)}
+    for role, handle in maps.items():
+        other = handle.records
+        if other is records:
+            continue
+        if missing := {records.key(r) for r in records} - {other.key(r) for r in other}:
+            raise DataError(
+                f"stage {name} runs over {records.dataset}:{records.split}, but its upstream {role!r} ({handle.label},"
+                f" over {other.dataset}:{other.split}) lacks {len(missing)} of its {len(records)} images"
+            )
+    return maps
+
+
+def remembered(entry: Entry, stamp: str) -> Produced:
+    """A cache entry as a stage's result."""
+    return Produced(stamp, entry.output, entry.reason)
+
+
+def _member(
+    stage: Stage,
+    label: str,
+    key: str,
+    record: Record,
+    above: Mapping[str, Produced],
+    sources: Sources,
+    skips: list[Skip],
+) -> tuple[str | None, dict[str, str]] | None:
+    """Digests of the image and of the declared labels; ``None`` (and a skip) if one cannot be read."""
+    if any(produced.output is None for produced in above.values()):
+        return None, {}
+    try:
+        image = sources.digests.digest(Path(record.image)) if "image" in stage.reads else None
+        labels: dict[str, str] = {kind: sources.label(key, record, kind) for kind in stage.reads if kind != "image"}
+    except DataError as error:
+        skips.append(Skip(key, record.image, str(error), True, label))
+    except OSError as error:
+        skips.append(
+            Skip(key, record.image, f"{error.strerror or error}: {error.filename or record.image}", False, label)
+        )
+    else:
+        return image, labels
+    return None

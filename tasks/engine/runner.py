@@ -1,0 +1,423 @@
+"""The Runner: runs stages over records, and does nothing that is done already. Plain Python.
+
+    with Runner(RunParams(cache="cache")) as run:
+        coarse = run.map(grabcut.propose(GrabCutParams()), train)
+        student = run.fit(deeplab.fit(DeepLabParams()), train, target=coarse)
+
+``map`` and ``fit`` return handles (addresses and digests), never arrays. A planning runner
+(``planning=True``) does the same book-keeping and no work: labels, addresses and pending counts come from it.
+A *skin* decides how the pending units are waited for: :class:`PlainSkin` here, Prefect's in
+``flows/server/prefect_skin.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, TypeVar
+
+from artifacts.cache.locks import LockAborted
+from artifacts.cache.runs import RunFolder, library_versions, write_stamps
+from artifacts.cache.store import MaskStore
+from artifacts.images import ImageDigests
+from artifacts.records import DataError, RecordSet, Skip
+from tasks.engine import fit_launch as fitting
+from tasks.engine.children import Stopped, Supervisor
+from tasks.engine.gpus import check_device
+from tasks.engine.options import RunParams
+from tasks.engine.pending import Sources, remembered, survey_fit, survey_map
+from tasks.engine.progress import Reporter, Silent
+from tasks.engine.work_unit import ImageTask, UnitResult, WorkUnit, cut
+from tasks.engine.workers import Workers
+from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, stage_address
+
+log = logging.getLogger("maskmill")
+T = TypeVar("T")
+
+
+class StageFailed(RuntimeError):
+    """A stage of which nothing is left: every image was skipped, or its fit failed."""
+
+
+@dataclass
+class StageReport:
+    """One stage of one run, for the plan, the summary and the manifest."""
+
+    label: str
+    kind: Literal["map", "fit"]
+    address: str
+    total: int
+    cached: int = 0
+    computed: int = 0
+    unknown: int = 0
+    """Images that depend on an upstream stage which is not done (planning only)."""
+    seconds: float = 0.0
+    skipped: int = 0
+    pinned: bool = False
+    stamps: str = ""
+    """Map: digest of the list of stamps; fit: its stamp."""
+    output: str = ""
+    """Fit: digest of the weights."""
+    split: str = ""
+
+    @property
+    def to_compute(self) -> int:
+        """Images (or one fit) known to be pending."""
+        return self.total - self.cached - self.unknown
+
+
+class Skin(Protocol):
+    """How a run's pieces are waited for and shown to the outside."""
+
+    def cached(self, label: str, count: int) -> None:
+        """A stage had nothing to do."""
+
+    def units(
+        self, label: str, units: Sequence[WorkUnit], submit: Callable[[WorkUnit], Future[UnitResult]]
+    ) -> list[UnitResult]:
+        """Submit all units, wait for all."""
+
+    def fit(self, label: str, work: Callable[[], T]) -> T:
+        """Do one fit."""
+
+
+class PlainSkin:
+    """No server: submit, wait."""
+
+    def cached(self, label: str, count: int) -> None:
+        """Nothing to show."""
+
+    def units(
+        self, label: str, units: Sequence[WorkUnit], submit: Callable[[WorkUnit], Future[UnitResult]]
+    ) -> list[UnitResult]:
+        """Submit all, wait in order (in short steps, so that a signal is seen at once)."""
+        futures = [submit(unit) for unit in units]
+        return [wait_interruptibly(future) for future in futures]
+
+    def fit(self, label: str, work: Callable[[], T]) -> T:
+        """In this thread."""
+        return work()
+
+
+def wait_interruptibly(future: Future[T]) -> T:
+    """``future.result()`` that lets the main thread run its signal handlers."""
+    while True:
+        try:
+            return future.result(timeout=0.2)
+        except TimeoutError:
+            if future.done():
+                return future.result()
+
+
+class Runner:
+    """Runs stages; see the module's text. Use as a context manager: leaving it ends every child."""
+
+    def __init__(
+        self,
+        options: RunParams,
+        *,
+        flow: str = "script",
+        skin: Skin | None = None,
+        reporter: Reporter | None = None,
+        planning: bool = False,
+        recipe: Mapping[str, Any] | None = None,
+        sources: Sources | None = None,
+        workers: Workers | None = None,
+    ) -> None:
+        """``recipe``: the flow's data and params as plain data, for the manifest. ``sources``: a planning run's.
+
+        ``workers``: lent by whoever closes them; this run's own by default.
+        """
+        check_device(options.device)
+        self.options = options
+        self.flow = flow
+        self.planning = planning
+        self.cache = Path(options.cache)
+        self.reports: list[StageReport] = []
+        self.handles: list[Handle] = []
+        self.skips: list[Skip] = []
+        self._workers = workers or Workers()
+        self._workers_are_lent = workers is not None
+        self.stop = self._workers.stop
+        self.recipe = dict(recipe or {})
+        self.reporter: Reporter = reporter or Silent()
+        self._skin: Skin = skin or PlainSkin()
+        self._uses: dict[str, int] = {}
+        self._sources = sources or Sources(
+            ImageDigests(self.cache, verify=options.verify_inputs), MaskStore(self.cache)
+        )
+        self._folder: RunFolder | None = None
+        self._started = time.time()
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.stop.set()
+        self.close()
+        if error is not None and not self.planning and self.reports:
+            stopped = isinstance(error, (Stopped, LockAborted)) or not isinstance(error, Exception)
+            status = "interrupted" if stopped else "failed"
+            try:
+                self.write_manifest(status, str(error))
+            except (OSError, DataError) as second:  # the first error is the one to be told
+                log.warning("no manifest was written: %s", second)
+
+    def close(self) -> None:
+        """End every child (idle workers that are lent and unhurt live on) and give the terminal back."""
+        if self.stop.is_set() or not self._workers_are_lent:
+            self._workers.close()
+        self.reporter.close()
+        if self.cache.is_dir():
+            try:
+                self._sources.digests.save()
+            except OSError as error:  # only a memory of file times: the next run reads the images again
+                log.warning("%s: image digests could not be kept: %s", self.cache, error)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder, made when first asked for."""
+        if self._folder is None:
+            self._folder = RunFolder.create(self.cache, self.flow)
+        return self._folder
+
+    @property
+    def sources(self) -> Sources:
+        """Digests of images and labels worked out so far: a run need not ask again what its plan has asked."""
+        return self._sources
+
+    @property
+    def store(self) -> MaskStore:
+        """The cache that this run works on."""
+        return self._sources.store
+
+    # -- map ---------------------------------------------------------------------------------------------------------
+
+    def map(self, stage: MapStage, records: RecordSet, *, label: str | None = None, **upstream: Handle) -> MapHandle:
+        """Arrays of ``stage`` for every record; only pending images are worked on."""
+        label = self._label(label or stage.name)
+        address = stage_address(stage, records.classes, upstream)
+        started = time.monotonic()
+        survey = survey_map(stage, address, label, records, upstream, self._sources, rerun=self._wants(label))
+        report = StageReport(
+            label, "map", address, len(records), survey.cached, unknown=survey.unknown, split=records.split
+        )
+        self.reports.append(report)
+        if not self.planning:
+            if survey.unknown:
+                raise StageFailed(
+                    f"{label}: {survey.unknown} images have no upstream result; this is a fault of the flow page"
+                )
+            self._work(stage, address, label, records, upstream, survey.pending, survey.produced, survey.skips, report)
+            report.seconds = time.monotonic() - started
+            report.stamps = write_stamps(self.cache, _stamps(records, survey.produced))
+            self.skips.extend(survey.skips)
+            report.skipped = sum(produced.output is None for produced in survey.produced.values())
+            if len(records) and report.skipped == len(records):
+                first = survey.skips[0] if survey.skips else None
+                reason = f"; the first: {first.path}: {first.reason}" if first else ""
+                raise StageFailed(f"{label}: all {len(records)} images were skipped{reason}")
+        handle = MapHandle(label, stage, address, records, survey.produced, tuple(survey.skips))
+        self.handles.append(handle)
+        return handle
+
+    def _work(
+        self,
+        stage: MapStage,
+        address: str,
+        label: str,
+        records: RecordSet,
+        upstream: Mapping[str, Handle],
+        pending: Sequence[ImageTask],
+        produced: dict[str, Produced],
+        skips: list[Skip],
+        report: StageReport,
+    ) -> None:
+        """Run the pending jobs and enter their results into ``produced`` and ``skips``."""
+        self.reporter.stage(label, len(records), len(produced), "images")
+        if not pending:
+            self._skin.cached(label, len(records))
+            self.reporter.done(label, "cached")
+            return
+        fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
+        prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
+        nets = {role: handle.path for role, handle in fits.items()}
+        nets |= {role: str(path) for role, path in stage.inputs.items()}
+        parts = cut(pending, max(1, self.options.worker_count))
+        counted = _Counter(self.reporter, label, len(produced))
+        with (
+            self._workers.pool(self.options, uses_torch=stage.uses_torch, on_wait=counted.wait) as (pool, device),
+            pool.reporting(label, counted),
+        ):
+            units = [
+                WorkUnit(
+                    str(self.cache),
+                    label,
+                    address,
+                    stage,
+                    records.classes,
+                    part,
+                    nets,
+                    prefixes,
+                    device,
+                )
+                for part in parts
+            ]
+            results = self._skin.units(label, units, pool.submit)
+        paths = {job.key: (job.stamp, job.record.image) for job in pending}
+        for result in results:
+            self.store.adopt(address, result.entries)
+            for entry in result.entries:
+                produced[entry.key] = remembered(entry, entry.stamp)
+            for skip in result.skips:
+                skips.append(skip)
+                produced.setdefault(skip.key, Produced(paths[skip.key][0], None, skip.reason))
+        _in_order(records, produced, skips)
+        report.computed = len(pending)
+        self.reporter.advance(label, len(records))
+        self.reporter.done(label, f"{len(skips)} skipped" if skips else "")
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The one thread that starts children, itself started on first use."""
+        return self._workers.supervisor
+
+    # -- fit ---------------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        stage: FitStage,
+        train: RecordSet,
+        *,
+        monitor: RecordSet | None = None,
+        init: FitHandle | None = None,
+        label: str | None = None,
+        **upstream: Handle,
+    ) -> FitHandle:
+        """A published checkpoint of ``stage`` learnt from ``train``; nothing is learnt if it is there already."""
+        label = self._label(label or stage.name)
+        above: dict[str, Handle] = {**upstream, **({"init": init} if init else {})}
+        address = stage_address(stage, train.classes, above)
+        survey = survey_fit(stage, label, train, upstream, self._sources)
+        report = StageReport(label, "fit", address, 1, split=train.split)
+        self.reports.append(report)
+        plan = fitting.plan(self.cache, stage, address, train, survey, above, self._sources, self.options)
+        if self._wants(label):
+            plan = plan.again()
+        report.stamps, report.pinned = plan.stamp or "", plan.pinned
+        if plan.publication is not None:
+            report.cached = 1
+        elif plan.stamp is None:
+            report.unknown = 1
+        if not self.planning:
+            plan.tell(label)
+            self.skips.extend(survey.skips)
+            started = time.monotonic()
+            if plan.publication is None:
+                work = fitting.Work(
+                    plan, stage, address, label, train, monitor, survey.members, self.options, self.reporter
+                )
+                plan = self._skin.fit(label, lambda: work.run(self))
+                report.computed = 1
+            else:
+                self._skin.cached(label, 1)
+                self.reporter.stage(label, 1, 1, "fit")
+                self.reporter.done(label, "pinned" if plan.pinned else "cached")
+            self.skips.extend(plan.skips(survey.members, label))
+            report.seconds = time.monotonic() - started
+            report.output = plan.digest or ""
+        parts = plan.publication.part_digests if plan.publication is not None else {}
+        handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts)
+        self.handles.append(handle)
+        return handle
+
+    # -- book-keeping ------------------------------------------------------------------------------------------------
+
+    def _label(self, wanted: str) -> str:
+        """``wanted``, or ``wanted@2``, ``wanted@3`` on further uses, in page order."""
+        self._uses[wanted] = self._uses.get(wanted, 0) + 1
+        return wanted if self._uses[wanted] == 1 else f"{wanted}@{self._uses[wanted]}"
+
+    def _wants(self, label: str) -> bool:
+        """Whether ``rerun`` names this stage instance, or all its rounds."""
+        return label in self.options.rerun or label.partition("@")[0] in self.options.rerun
+
+    def check_rerun(self) -> None:
+        """After planning: every label in ``rerun`` exists. Raises :class:`DataError` that lists the labels."""
+        known = {report.label for report in self.reports} | {report.label.partition("@")[0] for report in self.reports}
+        if unknown := [label for label in self.options.rerun if label not in known]:
+            raise DataError(f"--rerun {', '.join(unknown)}: no such stage; this flow has {', '.join(sorted(known))}")
+
+    def write_manifest(self, status: str, error: str = "", **results: Any) -> dict[str, Any]:
+        """Write ``runs/<id>/manifest.json`` and return it."""
+        manifest = {
+            "run": self.folder.run_id,
+            "flow": self.flow,
+            "status": status,
+            "error": error,
+            "started": self._started,
+            "seconds": round(time.time() - self._started, 3),
+            "recipe": self.recipe,
+            "options": asdict(self.options),
+            "stages": [vars(report) for report in self.reports],
+            "skips": [_plain_skip(skip) for skip in unique_skips(self.skips)],
+            "libraries": library_versions(),
+            "threads": self.options.thread_count,
+            **results,
+        }
+        self.folder.write_manifest(manifest)
+        return manifest
+
+
+@dataclass
+class _Counter:
+    """Counts reported images into the stage's bar."""
+
+    reporter: Reporter
+    label: str
+    count: int
+
+    def __call__(self, done: int) -> None:
+        self.reporter.advance(self.label, self.count + done)
+
+    def wait(self, holder: str) -> None:
+        """The stage waits for the GPU that ``holder`` has."""
+        self.reporter.advance(self.label, self.count, f"waits for {holder}")
+
+
+def unique_skips(skips: Sequence[Skip]) -> list[Skip]:
+    """Each (key, reason) once, where several stages met the same broken image."""
+    seen: dict[tuple[str, str], Skip] = {}
+    for skip in skips:
+        seen.setdefault((skip.key, skip.reason), skip)
+    return list(seen.values())
+
+
+def _plain_skip(skip: Skip) -> dict[str, Any]:
+    return {"key": skip.key, "path": skip.path, "reason": skip.reason, "permanent": skip.permanent, "stage": skip.stage}
+
+
+def _in_order(records: RecordSet, produced: dict[str, Produced], skips: list[Skip]) -> None:
+    """Results in the records' order, in whatever order the units ended."""
+    place = {records.key(record): number for number, record in enumerate(records)}
+    found = dict(produced)
+    produced.clear()
+    produced.update((key, found[key]) for key in place if key in found)
+    skips.sort(key=lambda skip: place.get(skip.key, -1))
+
+
+def _stamps(records: RecordSet, produced: Mapping[str, Produced]) -> dict[str, tuple[str | None, str]]:
+    """The stage's list of stamps for the manifest, in key order."""
+    return {
+        key: (produced[key].stamp if produced[key].output else None, record.image)
+        for record in records
+        if (key := records.key(record)) in produced
+    }

@@ -1,0 +1,97 @@
+"""The worker processes of a run: one supervisor that starts every child, the pools of map stages, one STOP for all.
+
+A Runner makes its own and closes them, unless it is lent some: runs one after the other then share their workers,
+of which each would otherwise import torch again (ten seconds of a core). What a worker remembers of a run is known by
+the files themselves (networks, segments' indexes); module path, environment and folder are those of its start.
+
+    with Workers() as workers:
+        for options in several:
+            with Runner(options, workers=workers) as run:
+                ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+
+from tasks.engine.children import Supervisor
+from tasks.engine.gpus import environment, hold_gpus, only_visible
+from tasks.engine.options import RunParams
+from tasks.engine.pool import Pool
+
+
+class Workers:
+    """Workers and fits of one run at a time. Nothing is started before it is needed.
+
+    ``stop``: once set, every child ends within about two seconds and nothing is started any more. A run that fails or
+    is stopped sets it, as what it began may still be at work: those that come after it need new workers.
+    """
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self._supervisor: Supervisor | None = None
+        self._pools: dict[tuple[bool, int, float], Pool] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every child."""
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
+        if self._supervisor is not None:
+            self._supervisor.stop_all()
+            self._supervisor = None
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """The one thread that starts children, itself started on first use."""
+        if self._supervisor is None:
+            self._supervisor = Supervisor(self.stop)
+        return self._supervisor
+
+    @contextlib.contextmanager
+    def pool(
+        self, options: RunParams, *, uses_torch: bool, on_wait: Callable[[str], None]
+    ) -> Iterator[tuple[Pool, str]]:
+        """Who does a map stage, and on which device. Workers on a GPU end with the stage, and then its lock.
+
+        Others are kept, apart by what ``options`` decides of them; those of stages without torch never import it.
+        The waiting is done here (``on_wait`` is told who holds the GPU): a worker that waited would be taken for one
+        that hangs, and could not be told to stop.
+        """
+        workers = options.worker_count
+        wanted = options.device if uses_torch else "cpu"
+        with hold_gpus(wanted, 1, here=not workers, stop=self.stop, on_wait=on_wait) as taken:
+            if not taken:
+                yield self._kept(uses_torch, workers, options.image_timeout_s), "cpu"
+                return
+            with (
+                only_visible([] if workers else taken),
+                Pool(
+                    min(workers, 1),
+                    supervisor=self.supervisor,
+                    stop=self.stop,
+                    image_timeout_s=options.image_timeout_s,
+                    env=environment(taken),
+                ) as pool,
+            ):
+                yield pool, "cuda"
+
+    def _kept(self, uses_torch: bool, workers: int, image_timeout_s: float) -> Pool:
+        """The pool of this kind; a new one if there is none, or if a fault of its own has ended it."""
+        kind = (uses_torch, workers, image_timeout_s)
+        pool = self._pools.get(kind)
+        if pool is None or pool.closed:
+            pool = Pool(workers, supervisor=self.supervisor, stop=self.stop, image_timeout_s=image_timeout_s)
+            self._pools[kind] = pool
+        return pool

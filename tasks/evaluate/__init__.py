@@ -1,0 +1,1 @@
+"""Scores against truth, and the end of every flow."""

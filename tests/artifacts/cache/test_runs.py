@@ -1,0 +1,55 @@
+"""Do manifests and lists of stamps read back, and does a damaged one cost no more than itself?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from artifacts.cache.runs import RunFolder, find_run, last_seconds, list_runs, read_stamps, write_stamps
+from artifacts.records import DataError
+
+
+def finished(cache: Path, flow: str, label: str, seconds: float, computed: int) -> RunFolder:
+    run = RunFolder.create(cache, flow)
+    run.write_manifest({"stages": [{"label": label, "computed": computed, "seconds": seconds}]})
+    return run
+
+
+def test_runs_are_found_by_flow_and_id(tmp_path: Path) -> None:
+    one, two = finished(tmp_path, "cfs", "cut", 1, 1), finished(tmp_path, "rrm", "cam", 1, 1)
+    assert {run.run_id for run in list_runs(tmp_path)} == {one.run_id, two.run_id}
+    assert [run.run_id for run in list_runs(tmp_path, "cfs")] == [one.run_id]
+    assert find_run(tmp_path, one.run_id) == one
+    with pytest.raises(DataError, match="no run 'nothing'; the newest are"):
+        find_run(tmp_path, "nothing")
+    with pytest.raises(DataError, match="no run here yet"):
+        find_run(tmp_path / "other")
+
+
+def test_estimates_come_from_the_last_run_with_work_and_survive_a_broken_manifest(tmp_path: Path) -> None:
+    finished(tmp_path, "cfs", "cut", 8, 4)
+    broken = finished(tmp_path, "cfs", "cut", 9, 0)
+    (broken.path / "manifest.json").write_text("{")
+    assert last_seconds(tmp_path, "cfs") == {"cut": (8.0, 4)}
+    with pytest.raises(DataError, match="no readable manifest"):
+        broken.manifest()
+
+
+def test_equal_stamps_are_stored_once_and_damage_is_seen(tmp_path: Path) -> None:
+    stamps = {"set/ü": ("s", "/a.jpg"), "set/b": (None, "/b.jpg")}
+    name = write_stamps(tmp_path, stamps)
+    assert write_stamps(tmp_path, dict(reversed(stamps.items()))) == name
+    assert read_stamps(tmp_path, name) == stamps
+    (tmp_path / "stamps" / f"{name}.json").write_text("{}")
+    with pytest.raises(DataError, match="does not match its name"):
+        read_stamps(tmp_path, name)
+    (tmp_path / "stamps" / f"{name}.json").unlink()
+    with pytest.raises(DataError, match="gone"):
+        read_stamps(tmp_path, name)
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(DataError, match="full or read-only.*--cache"):
+        RunFolder.create(tmp_path, "cfs")

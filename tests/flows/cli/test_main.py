@@ -1,0 +1,75 @@
+"""Are wrong arguments told from failures, and do help and plan fit a terminal?"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows.cli import console as show
+from flows.cli.main import main
+from flows.run_flow import Plan
+from tasks.engine.runner import StageReport
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("score", "--data", "demo-tiny"), "--data and --split need --masks"),
+        (("score", "--split", "train"), "--data and --split need --masks"),
+        (("score", "--masks", "m", "--data", "demo-tiny", "--run", "latest"), "give one or the other"),
+        (("score", "--masks", "m", "--data", "demo-tiny", "--stage", "student"), "give one or the other"),
+        (("cache", "show", "x", "--key", "set/1"), "--key and --out go together"),
+        (("cache", "show", "x", "--out", "x.png"), "--key and --out go together"),
+        (("cache", "show", "x"), "no address begins with 'x'"),
+        (("cache", "verify", "x"), "no address begins with 'x'"),
+        (("cache", "compact", "x", "y"), "no address begins with 'x'"),
+        (("cache", "rm", "x", "y"), "no address begins with 'x'"),
+        (("cfs", "--data", "demo-tiny", "--out", "FILE"), "FILE is a file; name a folder"),
+    ],
+)
+def test_wrong_usage_has_exit_code_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "FILE").write_text("")
+    (tmp_path / "maskmill-cache").mkdir()
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_word_that_yaml_1_1_takes_for_a_boolean_needs_no_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cfs", "--set", "params.crf=off", "--show-config"]) == 0
+    assert "crf: 'off'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [("cfs",), ("cache", "rm"), ("cache", "verify"), ("cache", "compact")])
+def test_help_shows_no_option_that_nobody_wants(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
+    assert main([*arguments, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "--empty" not in said and "--names" not in said
+    assert "130 and 143" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(("width", "address"), [(80, False), (120, True)])
+def test_the_plan_fits_its_terminal(width: int, address: bool) -> None:
+    stages = (
+        StageReport("grabcut", "map", "grabcut-0123456789ab", 10582, cached=10000),
+        StageReport("predict-student-attention", "map", "predict-0123456789ab", 1449, unknown=1449),
+    )
+    console = Console(file=io.StringIO(), width=width)
+    show.plan(Plan("cfs", stages, {"grabcut": 4000.0}, ("a [b] c",)), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    said = "\n".join(lines)
+    row = next(line for line in lines if "predict-student-attention" in line)
+    assert row.split()[:5] == ["predict-student-attention", "map", "0", "0", "1449"]
+    assert ("0123456789ab" in row) == address
+    assert "not run yet" in row
+    assert "waits: depends on upstream" in said and "warning: a [b] c" in said

@@ -1,0 +1,227 @@
+"""Do the claims' verdicts follow the rules, by numbers worked out by hand, and can every row be run?"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flow_runs import ONE_THREAD, Done, share_demo
+
+from artifacts.datasets import DataParams
+from benchmarks import claims, results
+from benchmarks.claim_table import Claims, Ordering, Row, as_markdown, evaluate, scores_of, why_not_valid
+from benchmarks.claims_cfs import CLAIMS, SUPERVISED, masks_page
+from flows.compare.trials import Attempt
+from flows.run_flow import plan_page, read_sets
+from tasks.engine.options import RunParams
+from tasks.stage import FitHandle, MapHandle
+
+ROWS = (Row("weak", paper=66.6), Row("strong", ("a=1",), paper=70.8), Row("full"))
+SMALL = Claims("cfs", "demo-tiny", ROWS, (Ordering("weak", "strong", "student", "Table 2", aim=0.03),), "full")
+
+
+def students(**rows: tuple[float, ...]) -> dict[str, Any]:
+    return {name: {"masks": {}, "student": dict(enumerate(values))} for name, values in rows.items()}
+
+
+def verdict(scores: Any) -> dict[str, Any]:
+    (found,) = evaluate(SMALL, scores)["orderings"]
+    return dict(found)
+
+
+def test_an_ordering_holds_by_more_than_the_spread_of_its_paired_differences() -> None:
+    # differences .02, .04, .06: mean .04, deviation .02
+    found = verdict(students(weak=(0.5, 0.6, 0.7), strong=(0.52, 0.64, 0.76), full=(0.8, 0.8, 0.8)))
+    assert found["verdict"] == "holds" and found["why"] == ""
+    assert found["difference"] == {"mean": pytest.approx(0.04), "std": pytest.approx(0.02), "n": 3}
+    assert found["paper"] == pytest.approx(4.2)
+
+
+@pytest.mark.parametrize(
+    ("strong", "said"),
+    [
+        ((0.48, 0.56, 0.64), "reversed"),  # -.02 -.04 -.06
+        ((0.51, 0.62, 0.73), "holds"),  # .01 .02 .03: mean .02, deviation .01
+        ((0.44, 0.62, 0.76), "undecided"),  # -.06 .02 .06: mean .0067, deviation .061
+    ],
+)
+def test_what_does_not_hold_is_said_as_it_comes(strong: tuple[float, ...], said: str) -> None:
+    assert verdict(students(weak=(0.5, 0.6, 0.7), strong=strong, full=(0.8,)))["verdict"] == said
+
+
+def test_the_ceiling_has_to_reach_60_or_nothing_holds() -> None:
+    good = students(weak=(0.1, 0.1), strong=(0.5, 0.5), full=(0.59, 0.61))
+    assert why_not_valid(SMALL, good) == "" and verdict(good)["verdict"] == "holds"
+    low = students(weak=(0.1, 0.1), strong=(0.5, 0.5), full=(0.59, 0.6))
+    assert "59.5 mIoU, less than 60" in why_not_valid(SMALL, low)
+    found = evaluate(SMALL, low)
+    assert not found["valid"] and found["orderings"][0]["verdict"] == "undecided"
+    assert as_markdown(found).startswith("**Not valid")
+    missing = students(weak=(0.1, 0.1), strong=(0.5, 0.5))
+    assert "is not there" in why_not_valid(SMALL, missing) and verdict(missing)["verdict"] == "undecided"
+
+
+def test_one_seed_decides_nothing() -> None:
+    found = verdict(students(weak=(0.1,), strong=(0.9,), full=(0.9,)))
+    assert (found["verdict"], found["why"]) == ("undecided", "one seed")
+
+
+def test_the_tables_show_rows_differences_and_the_paper() -> None:
+    text = as_markdown(evaluate(SMALL, students(weak=(0.5, 0.6), strong=(0.52, 0.64), full=(0.8, 0.9))))
+    assert "| weak |  | 2 | - | 55.0 ± 7.1 | 66.6 |" in text
+    assert "| strong | `a=1` | 2 | - | 58.0 ± 8.5 | 70.8 |" in text
+    assert "| weak < strong | student | +3.0 ± 1.4 | holds; aim +3.0 reached | +4.2 | Table 2 |" in text
+
+
+def test_a_row_that_nobody_runs_is_found_at_once() -> None:
+    with pytest.raises(ValueError, match="no row is called stronger"):
+        Claims("cfs", "demo", ROWS, (Ordering("weak", "stronger", "masks", ""),), "full")
+
+
+def test_scores_are_those_of_the_splits_that_were_used() -> None:
+    found = {
+        "weak": {"masks (trainaug) mIoU": {0: 0.5}, "student (val) mIoU": {0: 0.4}, "cfs (trainaug) mIoU": {0: 0.1}}
+    }
+    assert scores_of(["weak"], found, "trainaug", "val") == {"weak": {"masks": {0: 0.5}, "student": {0: 0.4}}}
+
+
+# -- the rows of CFS -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pages(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    """Row -> handles of its page, planned on the tiny demo data."""
+    options = RunParams(cache=str(share_demo(tiny, tmp_path_factory.mktemp("cache"))))
+    sets = read_sets(DataParams("demo-tiny"), options)
+    shared = {"data": None, "config": CLAIMS.config, "sets": (), "options": {}}
+    found = {}
+    for row in CLAIMS.rows:
+        variant = claims.variant_of(row, CLAIMS.flow, (0,), shared)
+        kept: list[Any] = []
+
+        def looked_at(run: Any, train: Any, val: Any, params: Any, page: Any = variant.page, kept: Any = kept) -> Any:
+            result = page(run, train, val, params)
+            kept.extend(run.handles)
+            return result
+
+        plan_page(variant.flow, looked_at, sets, variant.params, options)
+        found[row.name] = kept
+    return found
+
+
+def test_truth_is_read_by_the_supervised_row_alone_and_through_given_masks(pages: dict[str, list[Any]]) -> None:
+    readers = {
+        (name, handle.stage.name)
+        for name, handles in pages.items()
+        for handle in handles
+        if "truth" in handle.stage.reads
+    }
+    assert readers == {(SUPERVISED, "given-masks")}
+
+
+def test_the_ceiling_is_the_same_student_on_other_masks(pages: dict[str, list[Any]]) -> None:
+    def student(name: str) -> tuple[Any, ...]:
+        (fit,) = (h for h in pages[name] if isinstance(h, FitHandle) and h.label == "deeplab")
+        (predict,) = (h for h in pages[name] if isinstance(h, MapHandle) and h.label == "student")
+        return fit.stage, predict.stage, predict.records
+
+    assert student(SUPERVISED) == student("GrabCut")
+
+
+def test_every_row_is_a_student_or_masks_of_its_own(pages: dict[str, list[Any]]) -> None:
+    students = {name: [h.address for h in handles if h.label == "deeplab"] for name, handles in pages.items()}
+    last = {name: handles[-1].address for name, handles in pages.items()}
+    assert len(set(last.values())) == len(last)
+    alone = {name for name, found in students.items() if not found}
+    assert alone == {row.name for row in CLAIMS.rows if row.page is masks_page}
+    assert not alone & {name for one in CLAIMS.orderings if one.what == "student" for name in (one.lower, one.higher)}
+
+
+def test_papers_numbers_are_given_where_the_paper_has_them() -> None:
+    papers = {row.name: row.paper for row in CLAIMS.rows}
+    assert [papers[name] for name in ("box", "GrabCut", "CFS refined", "non-local", "LGSA")] == [
+        55.4,
+        66.6,
+        70.8,
+        71.5,
+        72.4,
+    ]
+    assert papers["alpha 20000, walk"] == 72.2 and papers["LGSA, modules 3"] == 72.6 and papers["CFS raw"] is None
+
+
+# -- figures under a name --------------------------------------------------------------------------------------------
+
+
+def figures(*, config: str = "demo", **rows: tuple[float, ...]) -> dict[str, Any]:
+    return {"setting": {"config": config, "set": []}, **evaluate(SMALL, students(**rows))}
+
+
+def kept_rows(folder: Path) -> dict[str, list[str]]:
+    found = json.loads((folder / "mine.json").read_text())["figures"]["rows"]
+    return {row["name"]: list(row["miou"]["student"]["seeds"]) for row in found if row["miou"]}
+
+
+def test_fuller_figures_of_the_same_setting_are_replaced_only_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    full = figures(weak=(0.1, 0.2), strong=(0.3,))
+    assert claims.keep_figures("mine", full) == f"figures: {tmp_path / 'mine.json'}"
+    said = claims.keep_figures("mine", figures(weak=(0.5, 0.6)))
+    assert "mine.json is kept: its 3 finished trials" in said and "more than these 2; --replace" in said
+    assert kept_rows(tmp_path) == {"weak": ["0", "1"], "strong": ["0"]}
+    claims.keep_figures("mine", figures(weak=(0.5,), strong=(0.5, 0.6)))  # as many
+    assert kept_rows(tmp_path) == {"weak": ["0"], "strong": ["0", "1"]}
+    claims.keep_figures("mine", figures(weak=(0.5,)), anyway=True)
+    assert kept_rows(tmp_path) == {"weak": ["0"]}
+    claims.keep_figures("mine", full)
+    claims.keep_figures("mine", figures(config="voc", weak=(0.5,)))
+    assert kept_rows(tmp_path) == {"weak": ["0"]}
+
+
+def test_what_is_no_figures_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    for text in ("<<<<<<< HEAD", "[]", '{"figures": {"rows": [1]}}'):
+        (tmp_path / "mine.json").write_text(text)
+        claims.keep_figures("mine", figures(weak=(0.5,)))
+        assert kept_rows(tmp_path) == {"weak": ["0"]}
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_runs_evaluates_and_keeps_its_figures(
+    tiny: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module("benchmarks.claims_cfs")
+    rows = tuple(row for row in CLAIMS.rows if row.name in ("box", SUPERVISED))
+    monkeypatch.setattr(module, "CLAIMS", Claims("cfs", "demo-tiny", rows, (), SUPERVISED))
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr("tasks.evaluate.finish.SHEET_ROWS", 2)  # drawing eight takes longer than the fits
+    out = tmp_path / "out"
+    share_demo(tiny, out / "cache")
+    given = ["cfs", "--out", str(out), "--seeds", "4", "--device", "cpu", "--workers", "0", "--quiet"]
+    given += ["--set", "options.launch=inline", *ONE_THREAD, "--set", "params.deeplab.iterations=2"]
+    assert claims.main([*given, "--dry-run"]) == 0
+    assert (
+        "given-masks 24" in " ".join(capsys.readouterr().out.split()) and not (tmp_path / "claims_here.json").exists()
+    )
+    assert claims.main([*given, "--set", "params.deeplab.iteration=2"]) == 2
+    assert "did you mean 'iterations'" in capsys.readouterr().err
+    assert claims.main([*given, "--name", "claims_here"]) == 0
+    saved = json.loads((tmp_path / "claims_here.json").read_text())
+    assert {"commit", "machine", "time"} <= set(saved)
+    figures = saved["figures"]
+    assert figures["complete"] and not figures["valid"], "two iterations reach no 60 mIoU"
+    full = next(row for row in figures["rows"] if row["name"] == SUPERVISED)
+    assert full["miou"]["masks"]["mean"] == 1.0 and set(full["miou"]["student"]["seeds"]) == {"4"}
+    assert (out / "claims.md").read_text().startswith("**Not valid")
+    asked: list[bool] = []
+    monkeypatch.setattr(claims, "run", lambda *given: [Attempt("box", 4, "done", 0.0)])
+    monkeypatch.setattr(claims, "keep_figures", lambda name, figures, anyway: asked.append(anyway) or "kept")
+    assert claims.main([*given, "--name", "claims_here"]) == claims.main([*given, "--name", "a", "--replace"]) == 0
+    assert asked == [False, True]
+    assert (out / "compare.png").exists() and json.loads((out / "compare.json").read_text())["complete"]

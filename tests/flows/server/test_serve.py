@@ -1,0 +1,341 @@
+"""Does ``maskmill serve`` run what is due, put right what it left behind, and end without leaving anything?"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import signal
+import stat
+import typing
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from flow_servers import Server, Started, eventually
+from rich.console import Console
+
+from artifacts.datasets import DataParams
+from flows.cfs import CFSFlowParams
+from flows.cli import flow_command as command
+from flows.config import ConfigError, build, merge, parse_set, parse_yaml
+from flows.server import serve
+from flows.server.serve_runner import build as build_deployment
+from tasks.engine.runner import RunParams
+
+Start = Callable[..., Started]
+WriteConfig = Callable[..., Path]
+HOUR_MS = 3_600_000
+QUICK = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+
+
+@pytest.fixture(autouse=True)
+def slow_is_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(command.FLOWS, "slow", ("slow_flow", "SlowParams"))
+
+
+# -- one life of a serve, from a kill to an orderly end --------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Served:
+    """The deployment ``slow/NAME`` in the server."""
+
+    server: Server
+    name: str
+
+    @property
+    def deployment(self) -> Any:
+        with self.server.client() as client:
+            return client.read_deployment_by_name(f"slow/{self.name}")
+
+    def runs(self, *types: str) -> list[Any]:
+        from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+        from prefect.client.schemas.sorting import FlowRunSort
+
+        with self.server.client() as client:
+            found = client.read_flow_runs(
+                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[self.name])),
+                sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+            )
+        return [run for run in found if run.state and run.state.type.value in types]
+
+    def run(self, id_: Any) -> Any:
+        with self.server.client() as client:
+            return client.read_flow_run(id_)
+
+    def create(self, **parameters: Any) -> Any:
+        with self.server.client() as client:
+            return client.create_flow_run_from_deployment(self.deployment.id, parameters=parameters)
+
+
+@pytest.mark.kills
+@pytest.mark.server
+def test_a_serve_from_its_kill_to_its_orderly_end(
+    server: Server, start: Start, write_config: WriteConfig, tmp_path: Path
+) -> None:
+    config = write_config("nightly", pace={"level": HOUR_MS})
+    served = Served(server, "nightly")
+    arguments = ("serve", str(config), "--no-server", "--home", str(tmp_path / "home"))
+
+    # Killed in the middle of a scheduled run: nothing of it lives on, but the server does not know.
+    killed = start(*arguments, "--interval", "3", **server.client_env, **QUICK)
+    killed.wait_for_work(2)
+    family = killed.family()
+    assert len(family) >= 4, "runner, flow run, two workers"
+    psutil.Process(killed.pid).kill()
+    assert not psutil.wait_procs(family, timeout=5)[1]
+    stale = served.runs("RUNNING")
+    assert len(stale) == 1 and stale[0].auto_scheduled
+
+    # The next one puts that right at its start, and what is due is done: a scheduled run really fires.
+    settings = yaml.safe_load(config.read_text())
+    config.write_text(yaml.safe_dump({**settings, "params": {"pace": {"level": 0}}}))
+    again = start(*arguments, "--interval", "3", **server.client_env, **QUICK)
+    done = eventually(60, lambda: served.runs("COMPLETED"), "a scheduled run completed")
+    assert done[0].auto_scheduled and done[0].state.message == "computed: sleepy 3"
+    assert served.run(stale[0].id).state.type.value == "CRASHED"
+    assert f"{stale[0].name} was left running by an earlier serve" in again.said
+
+    # One at a time, the next one waits; parameters of a run replace the deployment's section.
+    with server.client() as client:
+        client.pause_deployment(served.deployment.id)
+        for waiting in served.runs("SCHEDULED"):
+            client.delete_flow_run(waiting.id)
+    eventually(20, lambda: not served.runs("RUNNING", "PENDING"), "quiet")
+    begun = again.begun.read_text().count("\n")
+    first = served.create(params={"pace": {"level": HOUR_MS}})
+    family = again.wait_for_work(begun + 2)
+    second = served.create(params={"pace": {"level": HOUR_MS + 1}})
+    waits = eventually(20, lambda: served.run(second.id).state.name == "AwaitingConcurrencySlot", "the second waits")
+    assert waits and served.run(first.id).state.name == "Running"
+
+    # Cancelled as the UI does it: within 5 s nothing of it is left, then the next one has its turn.
+    from prefect.states import Cancelling
+
+    before = {child for child in family if "serve_runner" not in " ".join(child.cmdline())}
+    assert len(before) >= 3, "flow run, two workers"
+    with server.client() as client:
+        client.set_flow_run_state(first.id, Cancelling())
+    eventually(5, lambda: not any(child.is_running() for child in before), "its processes have ended")
+    eventually(10, lambda: served.run(first.id).state.name == "Cancelled", "Cancelled")
+    eventually(60, lambda: served.run(second.id).state.name == "Running", "the second runs")
+
+    # Told to end: its run is cancelled, nothing is left, nothing is scheduled while it is away.
+    assert again.end(signal.SIGTERM, within_s=15) == 0, again.said
+    assert served.run(second.id).state.name == "Cancelled"
+    assert served.deployment.paused and not served.runs("RUNNING", "PENDING", "CANCELLING")
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
+
+
+# -- safe settings ---------------------------------------------------------------------------------------------------
+
+
+def answer(url: str, auth: str | None = None, **headers: str) -> Any:
+    import base64
+
+    if auth:
+        headers["Authorization"] = "Basic " + base64.b64encode(auth.encode()).decode()
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10)
+
+
+@pytest.mark.server
+def test_the_server_asks_for_the_password_listens_on_loopback_and_lets_no_other_page_in(server: Server) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        answer(f"{server.url}/admin/version")
+    with answer(f"{server.url}/admin/version", server.auth) as granted:
+        assert granted.status == 200
+    own = server.url.removesuffix("/api")
+    with answer(f"{server.url}/health", Origin="http://evil.example") as foreign:
+        assert "access-control-allow-origin" not in foreign.headers
+    with answer(f"{server.url}/health", Origin=own) as friend:
+        assert friend.headers["access-control-allow-origin"] == own
+    port = int(own.rpartition(":")[2])
+    listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
+    assert listening == {"127.0.0.1"}
+    with answer(f"{server.url}/admin/settings", server.auth) as settings:
+        told = yaml.safe_load(settings.read())
+    assert told["server"]["analytics_enabled"] is False
+    assert told["server"]["concurrency"]["lease_storage"].endswith("filesystem")
+    assert told["results"]["default_serializer"] == "json"
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (server.home, server.home / "auth")}
+    assert modes == {"home": 0o700, "auth": 0o600}
+
+
+def test_password_and_name_are_made_once_and_an_open_home_is_refused(tmp_path: Path) -> None:
+    home = serve.Home.open(tmp_path / "a" / "home")
+    assert (home.auth, home.owner) == (home.auth, serve.Home.open(home.path).owner)
+    assert home.auth.startswith("maskmill:") and len(home.auth) > 30
+    home.path.chmod(0o750)
+    with pytest.raises(ConfigError, match="yours alone"):
+        serve.Home.open(home.path)
+
+
+# -- refused before anything starts ----------------------------------------------------------------------------------
+
+
+def serving(tmp_path: Path, *configs: Path | str, schedule: serve.Schedule = serve.Schedule(), **more: Any) -> int:
+    given = {"home": tmp_path / "home", "port": 1, "server": True, "console": Console(file=io.StringIO()), **more}
+    return serve.serve([str(config) for config in configs], schedule, **given)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (serve.Schedule("0 2 * *"), '--cron "0 2 \\* \\*":'),
+        (serve.Schedule("0 2 * * *", timezone="Mars/Base"), "no such time zone"),
+        (serve.Schedule("0 2 * * *", 60), "give one of them"),
+        (serve.Schedule(interval=0.5), "at least 1 second"),
+    ],
+)
+def test_a_wrong_schedule_is_refused(
+    tmp_path: Path, write_config: WriteConfig, schedule: serve.Schedule, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        serving(tmp_path, write_config("a"), schedule=schedule)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_wrong_config_is_refused_before_anything_starts(tmp_path: Path, write_config: WriteConfig) -> None:
+    good = write_config("a")
+    same = tmp_path / "other" / "a.yaml"
+    same.parent.mkdir()
+    same.write_text(good.read_text())
+    flowless = tmp_path / "b.yaml"
+    flowless.write_text("data: {source: demo}\n")
+    for configs, message in (
+        ((), "nothing to serve"),
+        ((good, same), "two configurations are called 'a'"),
+        ((flowless,), "must say which flow"),
+        ((write_config("c", paces=1),), "did you mean 'pace'"),
+        ((tmp_path / "absent.yaml",), "No such file"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            serving(tmp_path, *configs)
+    with pytest.raises(ConfigError, match="--no-server: no Prefect API"):
+        serving(tmp_path, good, server=False)
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_taken_port_and_a_second_serve_are_refused(tmp_path: Path, write_config: WriteConfig) -> None:
+    import socket
+
+    config = write_config("a")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ConfigError, match="Give --port"):
+            serving(tmp_path, config, port=taken.getsockname()[1])
+    with serve.hold(tmp_path / "home" / "serve.lock"), pytest.raises(ConfigError, match="another `maskmill serve`"):
+        serving(tmp_path, config)
+
+
+def test_a_deployment_holds_the_whole_config_with_absolute_paths(
+    write_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config("a", pace={"level": 7})
+    relative = yaml.safe_load(config.read_text())
+    relative["data"]["source"], relative["options"]["cache"] = "folder:a-data", "a-cache"
+    config.write_text(yaml.safe_dump(relative))
+    monkeypatch.chdir(config.parent)
+    (item,) = serve.prepare(["a.yaml"], serve.Schedule("0 2 * * *", timezone="Europe/Berlin"))
+    assert (item["name"], item["flow"], item["cron"]) == ("a", "slow_flow:slow", "0 2 * * *")
+    parameters = item["parameters"]
+    assert parameters["params"] == {"stage": "sleepy", "pace": {"level": 7}, "fit": False}
+    assert parameters["data"]["source"] == f"folder:{config.parent}/a-data"
+    assert parameters["options"]["cache"] == f"{config.parent}/a-cache" and parameters["options"]["rerun"] == []
+    coco = DataParams(source="coco:x,y.json")
+    assert serve.absolute_source(coco) == f"coco:{config.parent}/x,{config.parent}/y.json"
+    assert serve.absolute_source(DataParams(source="demo-tiny")) == "demo-tiny"
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------
+
+SECTIONS: dict[str, Any] = {"data": DataParams, "params": CFSFlowParams, "options": RunParams}
+
+
+def places() -> Iterator[tuple[str, ...]]:
+    """Every params class of the flow ``cfs``, by its path in the configuration."""
+
+    def walk(kind: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield path
+        for name, inner in typing.get_type_hints(kind).items():
+            if dataclasses.is_dataclass(inner):
+                yield from walk(inner, (*path, name))
+
+    for section, kind in SECTIONS.items():
+        yield from walk(kind, (section,))
+
+
+def nested(path: tuple[str, ...], value: Any) -> Any:
+    for name in reversed(path):
+        value = {name: value}
+    return value
+
+
+def test_every_params_class_is_walked() -> None:
+    assert {("data",), ("params",), ("options",), ("params", "grabcut"), ("params", "deeplab")} <= set(places())
+    assert {("params", "cfs"), ("params", "lgsa"), ("params", "deeplab", "test")} <= set(places())
+
+
+@pytest.mark.parametrize("path", list(places()), ids=".".join)
+def test_a_misspelt_name_is_refused_by_yaml_and_by_set(path: tuple[str, ...]) -> None:
+    section = path[0]
+    for layer in (
+        parse_yaml(yaml.safe_dump(nested(path, {"misspelt": 1})), "my.yaml"),
+        parse_set([".".join((*path, "misspelt")) + "=1"]),
+    ):
+        merged, layers = merge([layer])
+        with pytest.raises(ConfigError, match=f"{'.'.join(path)}.misspelt: no such parameter"):
+            build(SECTIONS[section], section, merged, layers)
+
+
+@pytest.mark.server
+def test_a_misspelt_name_is_refused_by_the_api_before_a_run_exists(server: Server) -> None:
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    item = {"name": "checked", "flow": "flows.cfs:cfs", "parameters": {"data": {"source": "demo-tiny"}}}
+
+    async def register() -> Any:
+        return await (await build_deployment(item, "test-owner")).aapply()
+
+    with server.settings():
+        deployment = asyncio.run(register())
+    wrong = [nested(path, {"misspelt": 1}) for path in places()]
+    wrong += [
+        {"misspelt": 1},
+        nested(("params", "deeplab", "iterations"), "many"),
+        nested(("options", "device"), "tpu"),
+    ]
+    with server.client() as client:
+        accepted = []
+        for parameters in wrong:
+            with suppress(PrefectHTTPStatusError):
+                client.create_flow_run_from_deployment(deployment, parameters=parameters)
+                accepted.append(parameters)
+        assert accepted == []
+        mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+        assert client.read_flow_runs(deployment_filter=mine) == []
+        made = client.create_flow_run_from_deployment(deployment, parameters={"params": {"proposals": "box"}})
+        assert made.parameters["params"] == {"proposals": "box"}
+        client.delete_deployment(deployment)
+
+
+def test_the_parameters_in_prefect_yaml_are_right() -> None:
+    root = Path(__file__).parents[3]
+    (nightly,) = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
+    file, _, name = nightly["entrypoint"].partition(":")
+    assert (root / file).exists() and name in command.FLOWS
+    merged, layers = merge([parse_yaml(yaml.safe_dump(nightly["parameters"]), "prefect.yaml")])
+    for section, kind in SECTIONS.items():
+        build(kind, section, merged, layers)
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+    (schedule,) = nightly["schedules"]
+    serve.check_schedule(serve.Schedule(schedule["cron"], timezone=schedule["timezone"]))

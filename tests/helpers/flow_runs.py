@@ -1,0 +1,158 @@
+"""The `cfs` command on the tiny demo data, in this process or forked from a zygote, and what it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests/helpers")) if path not in sys.path]
+
+from zygote import Zygote  # noqa: E402
+
+from benchmarks.soak_kill import MARK, survivors  # noqa: E402
+
+ONE_THREAD = ("--set", "options.threads=1")
+"""Of two, one waits for the other in networks this small: steps took five times as long, on two cores (measured)."""
+TINY = ("cfs", "--config", "demo-tiny", "--quiet", *ONE_THREAD)
+HERE = ("--workers", "0", "--set", "options.launch=inline")
+"""Map stages and fits in the process itself: the cheapest way, with the same result."""
+FIGURE = ("--set", "params.proposals=cfs-refined", "--set", "params.attention=lgsa")
+"""The paper's whole figure instead of the frame's flow."""
+STACK = (
+    "cv2",
+    "lightning.fabric",
+    "matplotlib.figure",
+    "flows.cli.main",
+    "flows.cli.flow_command",
+    "flows.cfs",
+    "tasks.training.fit_process",
+)
+STACK += ("tasks.training.loop", "tasks.deeplab.network", "artifacts.report", "benchmarks.soak_kill")
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command: where, exit code, what it said."""
+
+    out: Path
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest of the newest run."""
+        newest = max((self.out / "cache" / "runs").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime_ns)
+        loaded: dict[str, Any] = json.loads(newest.read_text())
+        return loaded
+
+    @property
+    def computed(self) -> dict[str, int]:
+        """Stage -> images (or fits) that were worked on."""
+        return {stage["label"]: stage["computed"] for stage in self.manifest["stages"]}
+
+    @property
+    def said(self) -> str:
+        """Both streams with every run of white space as one blank: rich breaks lines where it likes."""
+        return " ".join((self.stdout + " " + self.stderr).split())
+
+
+def maskmill(out: Path, *arguments: str) -> Done:
+    """The command in this process; its signal handler is put back. ``out`` is only where to look afterwards."""
+    from flows.cli.main import main
+
+    said, complained = io.StringIO(), io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        # A server that other tests have started must not see these runs.
+        with (
+            patch("flows.cli.flow_command.api_configured", return_value=False),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(complained),
+        ):
+            code = main(list(arguments))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return Done(out, code, said.getvalue(), complained.getvalue())
+
+
+def run_cfs(out: Path, *more: str, tiny: Sequence[str] = TINY) -> Done:
+    """``maskmill cfs --config demo-tiny --out OUT`` in this process, no worker, no child."""
+    return maskmill(out, *tiny, *HERE, "--out", str(out), *more)
+
+
+def copy_of(run: Done, to: Path) -> Path:
+    """A copy of a run's folder to be changed. Digests go by content, so that nothing is stale in it."""
+    shutil.copytree(run.out, to)
+    return to
+
+
+def demo_tree(run: Done) -> Path:
+    """The VOC tree of the demo data that a run made."""
+    (found,) = (run.out / "cache" / "demo-data").iterdir()
+    return found
+
+
+def share_demo(run: Done, cache: Path) -> Path:
+    """``cache``, with the demo data that a run drew: drawing them anew takes half a second."""
+    shutil.copytree(demo_tree(run).parent, cache / "demo-data")
+    return cache
+
+
+STARTED: list[Started] = []
+
+
+def end_all() -> None:
+    """Kill what is left of all started runs: a failed test must not leave processes to the others."""
+    while STARTED:
+        for pid in survivors(STARTED.pop().mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@dataclass
+class Started:
+    """A flow in a process of its own, forked from the zygote; the leader of its group."""
+
+    zygote: Zygote
+    out: Path
+    arguments: Sequence[str]
+    env: dict[str, str] = field(default_factory=dict)
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        STARTED.append(self)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.output = self.out / f"log-{self.mark[:6]}"
+        self.pid = self.zygote.start(
+            "benchmarks.soak_kill:flow_main",
+            [*TINY, "--out", str(self.out), *self.arguments],
+            env={**self.env, MARK: self.mark},
+            output=self.output,
+        )
+
+    def wait(self, timeout_s: float = 100.0) -> int:
+        """Exit code; negative is a signal."""
+        return self.zygote.wait(self.pid, timeout_s)
+
+    def kill(self) -> None:
+        """``kill -9`` of the flow alone: its children have to notice."""
+        os.kill(self.pid, signal.SIGKILL)
+
+    @property
+    def said(self) -> str:
+        """What it said, for messages of failed assertions."""
+        paths = [self.output.with_name(self.output.name + ending) for ending in (".out", ".err")]
+        return "\n".join(path.read_text()[-2000:] for path in paths if path.exists())

@@ -1,0 +1,207 @@
+"""Fits as the Runner sees them: which publication counts, which may stand in, and what is said of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parents[2] / "helpers"
+from fit_stages import TinyParams, write_images  # noqa: E402
+
+from artifacts.records import Kind, Record, RecordSet  # noqa: E402
+from tasks.engine.children import Stopped  # noqa: E402
+from tasks.engine.options import RunParams  # noqa: E402
+from tasks.engine.runner import Runner  # noqa: E402
+from tasks.stage import FitStage  # noqa: E402
+
+PARAMS = TinyParams(iterations=3, batch=2)
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> RecordSet:
+    jobs = write_images(tmp_path / "images", 5)
+    return RecordSet("d", "train", ("cat",), tuple(Record(job.record.image_id, job.record.image) for job in jobs))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What one run made of its only stage."""
+
+    digest: str
+    stamp: str
+    pinned: bool
+    computed: int
+    publication: str
+    skips: tuple[str, ...]
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., Fitted]:
+    def run_one(records: RecordSet, cache: str = "cache", seed: int = 0, **options: Any) -> Fitted:
+        reads: tuple[Kind, ...] = ("image",)
+        stage = FitStage("tiny", 1, PARAMS, reads, "fit_stages:fit", seed=seed)
+        given = {"workers": 0, "device": "cpu", "launch": "inline", "threads": 1, **options}
+        with Runner(RunParams(cache=str(tmp_path / cache), **given)) as run:
+            handle = run.fit(stage, records)
+        (report,) = run.reports
+        assert handle.digest is not None and handle.stamp is not None
+        assert (report.output, report.stamps, report.pinned) == (handle.digest, handle.stamp, handle.pinned)
+        skips = tuple(skip.key for skip in run.skips)
+        folder = Path(handle.path).parent
+        assert folder.parent.name == handle.stamp, "the stamp is the one under which the weights lie"
+        return Fitted(handle.digest, handle.stamp, handle.pinned, report.computed, folder.name, skips)
+
+    return run_one
+
+
+def first(records: RecordSet, count: int) -> RecordSet:
+    return replace(records, records=records.records[:count])
+
+
+# -- the stamp says what is learnt -----------------------------------------------------------------------------------
+
+
+def test_the_order_of_the_list_is_not_learnt_from(records: RecordSet, fit: Callable[..., Fitted]) -> None:
+    backwards = replace(records, records=records.records[::-1])
+    assert fit(records) == fit(backwards, "other")
+    assert fit(backwards).computed == 0
+
+
+def test_a_skip_in_a_cached_fit_is_told_again(records: RecordSet, fit: Callable[..., Fitted]) -> None:
+    Path(records.records[1].image).write_text("not an image")
+    made, cached = fit(records), fit(records)
+    assert (made.computed, cached.computed) == (1, 0)
+    assert made.skips == cached.skips == ("d/1",)
+
+
+# -- refit and rerun -------------------------------------------------------------------------------------------------
+
+
+def test_never_pins_the_older_fit_and_rerun_makes_the_own(
+    records: RecordSet, fit: Callable[..., Fitted], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "maskmill")
+    few = fit(first(records, 3))
+    pinned = fit(records, refit="never")
+    assert pinned == replace(few, pinned=True, computed=0)
+    assert f"tiny: pinned to the fit of {few.stamp}, to which 40% of the images are new" in caplog.text
+    again = fit(records, refit="never", rerun=("tiny",))
+    assert (again.pinned, again.computed, again.publication) == (False, 1, "pub-0001")
+    assert again.stamp != few.stamp and again.digest != few.digest
+    assert fit(records) == replace(again, computed=0), "it is what refit=changed finds"
+    twice = fit(records, refit="never", rerun=("tiny",))
+    assert (twice.publication, twice.digest) == ("pub-0002", again.digest)
+    assert fit(records, refit="never").publication == "pub-0002", "its own publication is no pin"
+
+
+@pytest.mark.parametrize(("share", "pinned"), [(0.41, True), (0.4, False), (0.0, False)])
+def test_share_new_is_the_least_share_that_is_fitted_again(
+    records: RecordSet, fit: Callable[..., Fitted], share: float, pinned: bool
+) -> None:
+    fit(first(records, 3))
+    found = fit(records, refit="share_new", share_new=share)
+    assert (found.pinned, found.computed) == (pinned, int(not pinned))
+    assert fit(records, refit="share_new", share_new=share, rerun=("tiny",)).computed == 1
+
+
+@pytest.mark.parametrize("refit", ["never", "share_new"])
+def test_none_to_pin_is_fitted_and_said(
+    records: RecordSet, fit: Callable[..., Fitted], caplog: pytest.LogCaptureFixture, refit: str
+) -> None:
+    fit(first(records, 4), seed=1)
+    fit(replace(first(records, 4), dataset="other"))
+    found = fit(records, refit=refit, share_new=1.0)
+    assert (found.pinned, found.computed) == (False, 1), "another seed or data set is another lineage"
+    assert f"tiny: refit={refit}, but there is no earlier fit to pin" in caplog.text
+
+
+# -- what was published and is no more -------------------------------------------------------------------------------
+
+
+def flip(records: RecordSet, tmp_path: Path, found: Fitted) -> None:
+    (path,) = (tmp_path / "cache" / "fits").glob(f"*/{found.stamp}/{found.publication}/weights.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_damaged_weights_are_left_out_and_learnt_again(
+    records: RecordSet, fit: Callable[..., Fitted], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = fit(records)
+    flip(records, tmp_path, made)
+    again = fit(records)
+    assert (again.computed, again.publication, again.digest) == (1, "pub-0002", made.digest)
+    assert caplog.text.count("pub-0001/weights.safetensors: the tensors are not those that were published") == 1
+    assert fit(records) == replace(again, computed=0)
+
+
+def test_damaged_weights_of_a_fit_done_twice_and_of_a_pin(
+    records: RecordSet, fit: Callable[..., Fitted], tmp_path: Path
+) -> None:
+    made, second = fit(records), fit(records, rerun=("tiny",))
+    flip(records, tmp_path, second)
+    assert fit(records) == replace(made, computed=0), "the older publication is as good"
+    assert fit(records, rerun=("tiny",)).publication == "pub-0003"
+    few = fit(first(records, 4))
+    flip(records, tmp_path, few)
+    assert fit(first(records, 3), refit="never").digest == made.digest, "the newest sound one of the lineage"
+
+
+# -- the process -----------------------------------------------------------------------------------------------------
+
+
+class _Child:
+    error_tail = "Terminated"
+
+    def wait(self, stop: threading.Event) -> int:
+        stop.set()
+        return -15
+
+
+class _Supervisor:
+    """Takes down what it was asked to start."""
+
+    def __init__(self) -> None:
+        self.argv: list[str] = []
+        self.env: dict[str, str] = {}
+
+    def start_lines(self, argv: list[str], *, env: dict[str, str], **_: Any) -> _Child:
+        self.argv, self.env = argv, env
+        return _Child()
+
+    def stop_all(self) -> None:
+        """Nothing was started."""
+
+
+def test_a_stopped_fit_is_stopped_and_the_folder_of_the_start_is_not_its_path(
+    records: RecordSet, tmp_path: Path
+) -> None:
+    supervisor: Any = _Supervisor()
+    stage = FitStage("tiny", 1, PARAMS, ("image",), "fit_stages:fit")
+    run = Runner(RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu"))
+    run._hands._supervisor = supervisor
+    with pytest.raises(Stopped, match="tiny was stopped"), run:
+        run.fit(stage, records)
+    assert '"interrupted"' in (run.folder.path / "manifest.json").read_text()
+    foreign = tmp_path / "foreign"
+    for package in ("tasks", "artifacts"):
+        (foreign / package).mkdir(parents=True)
+        (foreign / package / "__init__.py").write_text("raise SystemExit('of the user')")
+    begin = supervisor.argv[: supervisor.argv.index("-m")]
+    done = subprocess.run(
+        [*begin, "-c", "import tasks.training.fit_process, fit_stages; print(tasks.training.fit_process.__file__)"],
+        cwd=foreign,
+        env={**os.environ, **supervisor.env},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(HERE.parents[1] / "tasks" / "training" / "fit_process.py"), done.stderr
