@@ -35,7 +35,8 @@ from artifacts.objects import unpack_objects
 from artifacts.records import MaskHW, Record, RecordSet
 from tasks import grabcut
 from tasks.boxes import label_arrays
-from tasks.evaluate.score import Scorer, object_ious
+from tasks.evaluate.object_iou import object_ious
+from tasks.evaluate.score import Scorer
 from tasks.grabcut import GrabCutParams
 from tasks.labels import BoxMaskParams, box_item
 from tasks.stage import Arrays, Item

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts.cache import atomic, locks
+from artifacts.cache.cache_format import explained
 from artifacts.cache.compact import Problem
 from artifacts.cache.fit_store import FitStore, Publication
 from artifacts.cache.runs import list_runs
-from artifacts.cache.store import explained
 from artifacts.records import DataError
 
 STALE_S = 14 * 24 * 3600.0

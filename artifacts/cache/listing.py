@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from artifacts.cache import atomic
+from artifacts.cache.cache_format import explained
 from artifacts.cache.compact import CompactReport, Problem, Progress, compact
 from artifacts.cache.fit_listing import (
     FitInfo,
@@ -31,7 +32,7 @@ from artifacts.cache.fit_listing import (
 from artifacts.cache.runs import list_runs
 from artifacts.cache.segment_index import Entry, read_index, segment_names
 from artifacts.cache.segments import Segment, StoreError
-from artifacts.cache.store import MaskStore, explained
+from artifacts.cache.store import MaskStore
 from artifacts.cache.verify import VerifyReport, verify
 
 __all__ = [

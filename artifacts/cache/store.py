@@ -17,8 +17,6 @@ computed again. ``<cache>/maskmill.json`` holds the format version of the whole 
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
 import logging
 import os
 import re
@@ -35,6 +33,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from artifacts.cache import atomic
+from artifacts.cache.cache_format import check_cache_format, explained, write_cache_format
 from artifacts.cache.chunks import Codec
 from artifacts.cache.segment_index import (
     Entry,
@@ -56,11 +55,10 @@ from artifacts.cache.segments import (
     encode_segment,
 )
 
-__all__ = ["CorruptSegment", "Entry", "MaskStore", "MissingEntry", "StoreError", "check_cache_format"]
+__all__ = ["CorruptSegment", "Entry", "MaskStore", "MissingEntry", "StoreError"]
 
 log = logging.getLogger("maskmill")
 
-CACHE_FORMAT = 1
 KEPT_SEGMENTS = 256
 """Segments whose index a process keeps at hand: 20 KB and no file descriptor each."""
 RACY_NS = 2_000_000_000
@@ -286,7 +284,7 @@ class MaskStore:
             raise StoreError(f"{folder} was to be written, but the cache was opened read-only")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _write_cache_format(self.root)
+            write_cache_format(self.root)
             path = write_durably(folder, data, after)
         except OSError as error:
             raise explained(error, folder, "written") from error
@@ -354,50 +352,3 @@ def _merge(merged: dict[tuple[str, str], Entry], entries: Iterable[Entry]) -> No
         known = merged.get(pair)
         if known is None or known.segment <= entry.segment:
             merged[pair] = entry
-
-
-# -- the cache as a whole --------------------------------------------------------------------------------------------
-
-
-def check_cache_format(root: Path) -> None:
-    """Raise :class:`StoreError` if ``root`` was written by a newer version than this one can read."""
-    path = root / "maskmill.json"
-    try:
-        version = int(json.loads(path.read_bytes())["format"])
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise explained(error, path, "read") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f'{path} should read {{"format": {CACHE_FORMAT}}} but cannot be understood ({error}); restore it, '
-            "or name another folder with --set options.cache="
-        ) from error
-    if version > CACHE_FORMAT:
-        raise StoreError(
-            f"{path} says cache format {version}, this Maskmill knows up to {CACHE_FORMAT}: update Maskmill, or name "
-            "another folder with --set options.cache="
-        )
-
-
-def _write_cache_format(root: Path) -> None:
-    path = root / "maskmill.json"
-    if not path.exists():
-        atomic.write_text_atomic(path, json.dumps({"format": CACHE_FORMAT, "program": "maskmill"}) + "\n")
-
-
-_ADVICE = {
-    errno.ENOSPC: "the disk is full: free space, or `maskmill cache compact` and `maskmill cache rm`; then run again",
-    errno.EDQUOT: "the quota is used up: free space, then run again",
-    errno.EROFS: "the file system is read-only: name a writable cache folder",
-    errno.EACCES: "no permission: name a cache folder of your own, or change its owner",
-    errno.EPERM: "no permission: name a cache folder of your own, or change its owner",
-    errno.EMFILE: "too many open files: raise `ulimit -n`",
-    errno.EIO: "the disk failed: look at the system log; what is stored is kept",
-    errno.ESTALE: "the network file system lost the file: run again",
-}
-
-
-def explained(error: OSError, path: Path, verb: str) -> StoreError:
-    advice = _ADVICE.get(error.errno or 0, "nothing half-written is left; run again when it is mended")
-    return StoreError(f"{path} cannot be {verb}: {error.strerror or error}; {advice}")

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.datasets.voc_writer import number_text, xml_text
 from artifacts.datasets.voc_xml import read_xml
-from artifacts.records import UNDECIDED, DataError, MaskHW, Scribble
+from artifacts.records import UNDECIDED, DataError, MaskHW, Record, Scribble
 
 BACKGROUND = "background"
 
@@ -133,3 +135,37 @@ def _draw_segment(
     share = ((dx * along[0] + dy * along[1]) / length2).clip(0, 1) if length2 else np.zeros((len(dy), dx.shape[1]))
     near = (dx - share * along[0]) ** 2 + (dy - share * along[1]) ** 2 <= radius**2 + 1e-9
     mask[low[1] : high[1], low[0] : high[0]][near] = value
+
+
+Strokes = tuple[tuple[int, NDArray[np.float64]], ...]
+"""Of one image: class number and points ``(n, 2)`` of each stroke."""
+
+
+class WithStrokes(Sequence[Record]):
+    """Records whose scribbles are kept as arrays and unpacked when asked for: 16 bytes a point instead of 110."""
+
+    def __init__(self, records: tuple[Record, ...], strokes: tuple[Strokes | None, ...]) -> None:
+        self._records = records
+        self._strokes = strokes
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Record, ...]: ...
+    def __getitem__(self, place: int | slice) -> Record | tuple[Record, ...]:
+        if isinstance(place, slice):
+            return tuple(map(_unpacked, self._records[place], self._strokes[place]))
+        return _unpacked(self._records[place], self._strokes[place])
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(_unpacked, self._records, self._strokes)
+
+
+def _unpacked(record: Record, strokes: Strokes | None) -> Record:
+    if strokes is None:
+        return record
+    scribbles = tuple(Scribble(number, tuple(map(tuple, points.tolist()))) for number, points in strokes)
+    return replace(record, scribbles=scribbles)

@@ -13,10 +13,8 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from artifacts.datasets import DataParams
 from artifacts.datasets.paths import (
@@ -28,7 +26,7 @@ from artifacts.datasets.paths import (
     require_some,
     without_suffix,
 )
-from artifacts.datasets.scribblesup import read_scribbles
+from artifacts.datasets.scribblesup import Strokes, WithStrokes, read_scribbles
 from artifacts.datasets.splits import SplitRule, read_text, select
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask, load_objects, objects_ref, sbd_objects_ref
 from artifacts.datasets.voc_tree import (
@@ -55,7 +53,7 @@ from artifacts.datasets.voc_writer import (
 )
 from artifacts.datasets.voc_xml import Annotation, place_box, read_annotation
 from artifacts.images import image_size_hw
-from artifacts.records import Box, DataError, MaskRef, Record, RecordSet, Scribble, Skip
+from artifacts.records import Box, DataError, MaskRef, Record, RecordSet, Skip
 
 __all__ = [
     "VOC_CLASSES",
@@ -196,7 +194,7 @@ def _records(
     """One record or one skip for every line."""
     first_line: dict[str, int] = {}
     records: list[Record] = []
-    strokes: list[_Strokes | None] = []
+    strokes: list[Strokes | None] = []
     skips: list[Skip] = []
     reader = _Reader(tree, unlabelled or not (tree.root / "Annotations").is_dir())
     for number, text in listed:
@@ -219,7 +217,7 @@ def _records(
         skips.append(read_skip(tree.name, records[place].image_id, records[place].image, reason))
         del records[place], strokes[place]
     if any(stroke is not None for stroke in strokes):
-        return _WithStrokes(tuple(records), tuple(strokes)), skips
+        return WithStrokes(tuple(records), tuple(strokes)), skips
     return tuple(records), skips
 
 
@@ -323,7 +321,7 @@ class _Reader:
             return sbd_objects_ref(str(path), xml, size_hw) if path.is_file() else None
         return None
 
-    def strokes(self, image_id: str) -> _Strokes | None:
+    def strokes(self, image_id: str) -> Strokes | None:
         """The image's scribbles, packed; ``None`` if there are none or they cannot be read (said, not skipped)."""
         if image_id not in self._scribbles:
             return None
@@ -334,39 +332,6 @@ class _Reader:
             self.tree.notes.add("images without scribbles", str(error))
             return None
         return tuple((stroke.class_id, np.array(stroke.points_xy, np.float64)) for stroke in read)
-
-
-_Strokes = tuple[tuple[int, NDArray[np.float64]], ...]
-
-
-class _WithStrokes(Sequence[Record]):
-    """Records whose scribbles are kept as arrays and unpacked when asked for: 16 bytes a point instead of 110."""
-
-    def __init__(self, records: tuple[Record, ...], strokes: tuple[_Strokes | None, ...]) -> None:
-        self._records = records
-        self._strokes = strokes
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @overload
-    def __getitem__(self, place: int) -> Record: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[Record, ...]: ...
-    def __getitem__(self, place: int | slice) -> Record | tuple[Record, ...]:
-        if isinstance(place, slice):
-            return tuple(map(_unpacked, self._records[place], self._strokes[place]))
-        return _unpacked(self._records[place], self._strokes[place])
-
-    def __iter__(self) -> Iterator[Record]:
-        return map(_unpacked, self._records, self._strokes)
-
-
-def _unpacked(record: Record, strokes: _Strokes | None) -> Record:
-    if strokes is None:
-        return record
-    scribbles = tuple(Scribble(number, tuple(map(tuple, points.tolist()))) for number, points in strokes)
-    return replace(record, scribbles=scribbles)
 
 
 def _wrong_sizes(records: list[Record]) -> dict[int, str]:

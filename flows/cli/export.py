@@ -19,7 +19,8 @@ from artifacts.report.contact_sheet import STUDENT
 from flows.config import ConfigError, Layer, build
 from tasks.crf.params import CRF_MASK
 from tasks.evaluate.finish import windows
-from tasks.evaluate.score import SetScores, Window, score_set
+from tasks.evaluate.object_iou import Window
+from tasks.evaluate.score import SetScores, score_set
 
 
 def export(cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bool = True, crf: bool = False) -> Path:

@@ -25,7 +25,8 @@ from artifacts.records import DataError, MaskHW, Record, RecordSet
 from artifacts.report.contact_sheet import STUDENT, STUDENT_CRF
 from tasks.crf.params import CRF_MASK
 from tasks.engine.runner import Runner, unique_skips
-from tasks.evaluate.score import SetScores, Window, image_miou, score_set
+from tasks.evaluate.object_iou import Window
+from tasks.evaluate.score import SetScores, image_miou, score_set
 from tasks.stage import FitHandle, Handle, MapHandle, MapStage
 
 log = logging.getLogger("maskmill")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from artifacts.cache.fit_store import Work
+from artifacts.cache.fit_work import Work
 from artifacts.cache.locks import Stop
 from artifacts.cache.store import MaskStore
 from artifacts.images import read_image_rgb

@@ -21,7 +21,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from artifacts.cache.fit_store import CURVE, METRICS, FitStore, Publication, read_metrics
+from artifacts.cache.fit_store import CURVE, FitStore, Publication
+from artifacts.cache.fit_work import METRICS, read_metrics
 from artifacts.cache.locks import Stop
 from artifacts.cache.runs import library_versions
 from artifacts.records import DataError

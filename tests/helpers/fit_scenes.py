@@ -11,7 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from artifacts.cache.fit_store import METRICS, Publication
+from artifacts.cache.fit_store import Publication
+from artifacts.cache.fit_work import METRICS
 from artifacts.cache.store import MaskStore
 from artifacts.records import Box, MaskRef, Record
 from tasks.engine.work_unit import ImageTask

@@ -364,7 +364,7 @@ def test_real_pictures_gain_on_the_boxes():
     """A few objects; benchmarks/grabcut.py measures all of them, against the plain call."""
     from artifacts.datasets import DataParams, read_split
     from artifacts.images import read_image_rgb
-    from tasks.evaluate.score import object_ious
+    from tasks.evaluate.object_iou import object_ious
     from tasks.labels import BoxMaskParams, box_item
 
     records = read_split(DataParams(source=f"voc:{SHARED}"), "val")

@@ -20,7 +20,9 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
 from artifacts.cache import fit_store as fits
-from artifacts.cache.fit_store import FitStore, Publication, Work, share_new
+from artifacts.cache import fit_work
+from artifacts.cache.fit_store import FitStore, Publication, share_new
+from artifacts.cache.fit_work import Work
 from artifacts.cache.store import StoreError
 from artifacts.records import DataError
 
@@ -99,7 +101,7 @@ def test_a_publication_comes_back_whole(store: FitStore) -> None:
     assert (found.number, found.digest, found.lineage, found.info) == (1, digest(WEIGHTS), "l", {"seed": 3})
     assert found.members == (("d/1", "x"), ("d/2", "y"))
     assert found.weights.read_bytes() == save(WEIGHTS)
-    assert fits.read_metrics(found.metrics) == [{"step": 1}]
+    assert fit_work.read_metrics(found.metrics) == [{"step": 1}]
     found.verify()
     assert sorted(p.name for p in store.folder(ADDRESS, STAMP).iterdir()) == ["pub-0001"], "no work, no leftovers"
 
@@ -236,9 +238,9 @@ def test_metrics_are_cut_back_to_the_checkpoint(work: Work) -> None:
     with open(work.metrics, "a") as file:
         file.write('{"step": 40, "lo')
     work.cut_metrics(20)
-    assert [line["step"] for line in fits.read_metrics(work.metrics)] == [10, 20]
+    assert [line["step"] for line in fit_work.read_metrics(work.metrics)] == [10, 20]
     work.append_metrics({"step": 30, "loss": 2.0})
-    assert [line["step"] for line in fits.read_metrics(work.metrics)] == [10, 20, 30]
+    assert [line["step"] for line in fit_work.read_metrics(work.metrics)] == [10, 20, 30]
     work.cut_metrics(0)
     assert work.metrics.read_text() == ""
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from artifacts.records import Box, DataError, Record
-from tasks.evaluate import score
+from tasks.evaluate import object_iou, score
 
 
 def mask(*rows):
@@ -193,9 +193,9 @@ class TestOneMatrix:
         whole, *parts = (score.Scorer(1) for _ in range(3))
         for part, (pred, truth) in zip(parts, self.pairs, strict=True):
             part.add(pred, truth)
-            part.add_objects([score.ObjectIoU(0, 1, 10, 0.5)])
+            part.add_objects([object_iou.ObjectIoU(0, 1, 10, 0.5)])
             whole.add(pred, truth)
-            whole.add_objects([score.ObjectIoU(0, 1, 10, 0.5)])
+            whole.add_objects([object_iou.ObjectIoU(0, 1, 10, 0.5)])
         parts[0].merge(parts[1])
         assert parts[0].scores().as_dict(["a"]) == whole.scores().as_dict(["a"])
         assert parts[0].scores().images == 2
@@ -209,7 +209,7 @@ class TestOneMatrix:
         tracemalloc.start()
         for _ in range(50):
             scorer.add(pred, truth)
-            scorer.add_objects([score.ObjectIoU(0, 1, 10, 0.5)])
+            scorer.add_objects([object_iou.ObjectIoU(0, 1, 10, 0.5)])
         kept, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert kept < 64 * 1024  # a kept 100 x 100 mask an image would be 500 KB
@@ -227,20 +227,20 @@ class TestObjects:
         inside = np.ones((3, 3), dtype=bool)
         # Visible and scored: column 2, rows 0..1 (column 3 is void); both are truth; truth has 4.
         scored = self.truth_hw != 255
-        assert score.window_iou(inside, window, truth, scored) == 2 / 4
+        assert object_iou.window_iou(inside, window, truth, scored) == 2 / 4
         inside[1, 0] = False
-        assert score.window_iou(inside, window, truth, scored) == 1 / 4
+        assert object_iou.window_iou(inside, window, truth, scored) == 1 / 4
 
     def test_truth_outside_the_window_counts(self):
         truth = np.zeros((10, 10), dtype=bool)
         truth[0, :5] = True
         scored = np.ones((10, 10), dtype=bool)
-        assert score.window_iou(np.ones((1, 2), dtype=bool), (0, 0, 2, 1), truth, scored) == 2 / 5
-        assert score.window_iou(np.ones((1, 2), dtype=bool), (20, 20, 22, 21), truth, scored) == 0.0
+        assert object_iou.window_iou(np.ones((1, 2), dtype=bool), (0, 0, 2, 1), truth, scored) == 2 / 5
+        assert object_iou.window_iou(np.ones((1, 2), dtype=bool), (20, 20, 22, 21), truth, scored) == 0.0
 
     def test_an_object_without_a_scored_pixel_is_not_scored(self):
         truth = self.truth_hw == 255
-        assert score.window_iou(np.ones((1, 1), dtype=bool), (0, 0, 1, 1), truth, self.truth_hw != 255) is None
+        assert object_iou.window_iou(np.ones((1, 1), dtype=bool), (0, 0, 1, 1), truth, self.truth_hw != 255) is None
 
     @settings(max_examples=40, deadline=None)
     @given(arrays(bool, (3, 3)), st.integers(-3, 5), st.integers(-3, 5), arrays(bool, (4, 5)), arrays(bool, (4, 5)))
@@ -252,14 +252,14 @@ class TestObjects:
         hit = (whole & truth & scored).sum()
         union = ((whole | truth) & scored).sum()
         expected = hit / union if (truth & scored).any() else None
-        assert score.window_iou(window_mask, (x0, y0, x0 + 3, y0 + 3), truth, scored) == expected
+        assert object_iou.window_iou(window_mask, (x0, y0, x0 + 3, y0 + 3), truth, scored) == expected
 
     def test_sizes_that_disagree_are_errors(self):
         truth = np.zeros((4, 4), dtype=bool)
         with pytest.raises(DataError, match=r"\(2, 2\) for the window \(0, 0, 3, 2\), expected \(2, 3\)"):
-            score.window_iou(np.ones((2, 2), dtype=bool), (0, 0, 3, 2), truth, truth)
+            object_iou.window_iou(np.ones((2, 2), dtype=bool), (0, 0, 3, 2), truth, truth)
         with pytest.raises(DataError, match=r"truth object is \(4, 4\), the image \(5, 5\)"):
-            score.window_iou(np.ones((2, 2), dtype=bool), (0, 0, 2, 2), truth, np.ones((5, 5), dtype=bool))
+            object_iou.window_iou(np.ones((2, 2), dtype=bool), (0, 0, 2, 2), truth, np.ones((5, 5), dtype=bool))
 
     def test_who_is_scored(self):
         truth_hw = np.ones((4, 4), np.uint8)
@@ -272,17 +272,18 @@ class TestObjects:
             Box(9, 1, 0, 0, 4, 4),  # no truth object
         ]
         windows = {i: ((0, 0, 4, 4), np.eye(4, dtype=bool)) for i in (0, 1, 2, 9)}
-        found = score.object_ious(windows, boxes, objects, truth_hw)
+        found = object_iou.object_ious(windows, boxes, objects, truth_hw)
         assert [(o.object_id, o.class_id, o.area, o.iou) for o in found] == [(0, 1, 4, 1.0), (3, 2, 4, 0.0)]
 
     def test_sizes_are_cocos(self):
         areas = {1023: "small", 1024: "medium", 9216: "medium", 9217: "large"}
-        assert {area: score.ObjectIoU(0, 1, area, 1.0).size for area in areas} == areas
+        assert {area: object_iou.ObjectIoU(0, 1, area, 1.0).size for area in areas} == areas
         scorer = score.Scorer(1)
-        scorer.add_objects([score.ObjectIoU(i, 1, a, v) for i, (a, v) in enumerate([(9, 0.2), (9, 0.4), (9999, 0.9)])])
-        found = scorer.scores()
-        assert found.by_size == {"small": (pytest.approx(0.3), 2), "medium": (None, 0), "large": (0.9, 1)}
-        assert found.object_iou == pytest.approx(0.5) and found.objects == 3
+        found = [(9, 0.2), (9, 0.4), (9999, 0.9)]
+        scorer.add_objects([object_iou.ObjectIoU(i, 1, area, iou) for i, (area, iou) in enumerate(found)])
+        scores = scorer.scores()
+        assert scores.by_size == {"small": (pytest.approx(0.3), 2), "medium": (None, 0), "large": (0.9, 1)}
+        assert scores.object_iou == pytest.approx(0.5) and scores.objects == 3
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def test_a_cache_that_cannot_be_written(
 def test_init_and_inputs_by_prefix(tmp_path: Path, images: tuple[ImageTask, ...]) -> None:
     from safetensors.numpy import save
 
-    from artifacts.cache.fit_store import Work
+    from artifacts.cache.fit_work import Work
     from tasks.training.context import FitContext, Hardware
 
     path = tmp_path / "two.safetensors"

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 HERE = Path(__file__).resolve().parents[2] / "helpers"
 from fit_stages import DIE, Died, TinyParams, make_spec, write_images  # noqa: E402
 
-from artifacts.cache.fit_store import FitStore, Publication, Work, read_metrics  # noqa: E402
+from artifacts.cache.fit_store import FitStore, Publication  # noqa: E402
+from artifacts.cache.fit_work import Work, read_metrics  # noqa: E402
 from artifacts.images import read_image_rgb  # noqa: E402
 from artifacts.records import DataError, Record  # noqa: E402
 from tasks.engine.children import Stopped  # noqa: E402

@@ -1,0 +1,58 @@
+"""The format version of a whole cache, and what to do about an operating system's errors in it."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+from artifacts.cache.atomic import write_text_atomic
+from artifacts.cache.segments import StoreError
+
+CACHE_FORMAT = 1
+
+
+def check_cache_format(root: Path) -> None:
+    """Raise :class:`StoreError` if ``root`` was written by a newer version than this one can read."""
+    path = root / "maskmill.json"
+    try:
+        version = int(json.loads(path.read_bytes())["format"])
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise explained(error, path, "read") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f'{path} should read {{"format": {CACHE_FORMAT}}} but cannot be understood ({error}); restore it, '
+            "or name another folder with --set options.cache="
+        ) from error
+    if version > CACHE_FORMAT:
+        raise StoreError(
+            f"{path} says cache format {version}, this Maskmill knows up to {CACHE_FORMAT}: update Maskmill, or name "
+            "another folder with --set options.cache="
+        )
+
+
+def write_cache_format(root: Path) -> None:
+    """Note the format in a new cache."""
+    path = root / "maskmill.json"
+    if not path.exists():
+        write_text_atomic(path, json.dumps({"format": CACHE_FORMAT, "program": "maskmill"}) + "\n")
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free space, or `maskmill cache compact` and `maskmill cache rm`; then run again",
+    errno.EDQUOT: "the quota is used up: free space, then run again",
+    errno.EROFS: "the file system is read-only: name a writable cache folder",
+    errno.EACCES: "no permission: name a cache folder of your own, or change its owner",
+    errno.EPERM: "no permission: name a cache folder of your own, or change its owner",
+    errno.EMFILE: "too many open files: raise `ulimit -n`",
+    errno.EIO: "the disk failed: look at the system log; what is stored is kept",
+    errno.ESTALE: "the network file system lost the file: run again",
+}
+
+
+def explained(error: OSError, path: Path, verb: str) -> StoreError:
+    """An operating system's error with what to do about it."""
+    advice = _ADVICE.get(error.errno or 0, "nothing half-written is left; run again when it is mended")
+    return StoreError(f"{path} cannot be {verb}: {error.strerror or error}; {advice}")
