@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.backbones import EXTRA_KEYS, Atrous, ResNetBackbone, TinyBackbone, VggBackbone, convolutions
 from models.groups import GroupRule
 from models.normalise import IMAGENET, Normalisation, Normalise
-from models.resample import resize
+from models.resample import resize, resize_images
 
 NetworkName = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
 
@@ -176,8 +176,7 @@ class MultiScaleInputs(nn.Module):
         logits = []
         for scale in self.scales:
             size = (max(1, round(height * scale)), max(1, round(width * scale)))
-            scaled = images_nchw if scale == 1.0 else resize(images_nchw.float(), size)
-            logits.append(self.network(scaled))
+            logits.append(self.network(resize_images(images_nchw, size)))
         return [fuse_max(logits), *logits]
 
 

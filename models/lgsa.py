@@ -93,11 +93,12 @@ def random_walk(w: Affinity, segments_bkhw: Tensor, piece: int = PIECE) -> Tenso
 
 
 def walked_cross_entropy(probabilities_bkhw: Tensor, labels_bhw: Tensor) -> Tensor:
-    """Equation 9: L_seg = CE(M_rw, M) = mean of -log max(p, 1e-7) over decided pixels; 0 where there is none.
+    """Equation 9: L_seg = CE(M_rw, M) = mean of -log(p + 1e-7) over decided pixels; 0 where there is none.
 
     Takes probabilities (the walk mixes those), not logits; float32 whatever comes in. Both sizes must be equal.
     """
-    logs = probabilities_bkhw.float().clamp(min=LEAST_PROBABILITY).log()
+    # Added, not clamped: below a clamp there is no gradient, and a pixel that is quite wrong would never be learnt.
+    logs = (probabilities_bkhw.float() + LEAST_PROBABILITY).log()
     total = nn.functional.nll_loss(logs, labels_bhw.long(), ignore_index=UNDECIDED, reduction="sum")
     return total / (labels_bhw != UNDECIDED).sum().clamp(min=1)
 

@@ -13,6 +13,13 @@ def resize(maps_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(maps_nchw, size=size_hw, mode="bilinear", align_corners=False)
 
 
+def resize_images(images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Images at another scale, float32: bilinear with antialiasing, as in training's random scale and at test time."""
+    if tuple(images_nchw.shape[2:]) == tuple(size_hw):
+        return images_nchw
+    return F.interpolate(images_nchw.float(), size=size_hw, mode="bilinear", align_corners=False, antialias=True)
+
+
 def sample_labels(labels_nhw: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Labels at another grid by nearest sampling at the cells' centres: never a label that was not there."""
     if tuple(labels_nhw.shape[1:]) == tuple(size_hw):

@@ -207,9 +207,13 @@ def ellipse(size_hw: tuple[int, ...], share: float) -> MaskBool:
     return inside
 
 
-def mask_or_box(window_xyxy: Window, mask_hw: MaskBool | None, params: CutParams) -> Proposal:
-    """The mask of a cut, or the whole window where there is none or it keeps too little."""
+def mask_or_box(
+    window_xyxy: Window, mask_hw: MaskBool | None, params: CutParams, instead_hw: MaskBool | None = None
+) -> Proposal:
+    """The mask of a cut; where there is none or it keeps too little, ``instead_hw``; if that is empty, the window."""
     if mask_hw is None or keeps_too_little(mask_hw, params):
+        if instead_hw is not None and instead_hw.any():
+            return window_xyxy, instead_hw, True
         x0, y0, x1, y1 = window_xyxy
         return window_xyxy, np.ones((y1 - y0, x1 - x0), dtype=np.bool_), True
     return window_xyxy, mask_hw, False

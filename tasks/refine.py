@@ -58,7 +58,9 @@ def refine_object(
     """A probability map made precise by GrabCut with CFS's trimap.
 
     Above ``trimap_high`` certain foreground, below ``trimap_low`` certain background, the rest possible foreground;
-    nothing outside the box. Where the cut has nothing to do (all certain), the trimap is the mask.
+    nothing outside the box. Where the cut has nothing to do (all certain), the trimap is the mask. Where the cut keeps
+    too little of the box, the pixels above .5 are the mask: of a thin object the box would be mostly background. Only
+    if there are none is it the box.
 
     Args:
         image_rgb: (H, W, 3) uint8.
@@ -81,7 +83,14 @@ def refine_object(
     cut_hw = cut(crop.scale(image_rgb), trimap, params.iterations, seed)
     if cut_hw is None:
         cut_hw = foreground(trimap)
-    return mask_or_box(target_xyxy, crop.back(cut_hw, target_xyxy), params)
+    x0, y0, x1, y1 = window_xyxy
+    left, top = target_xyxy[:2]
+    likely_hw = paste_object(
+        prob_hw > 0.5,
+        (x0 - left, y0 - top, x1 - left, y1 - top),
+        (target_xyxy[3] - top, target_xyxy[2] - left),
+    )
+    return mask_or_box(target_xyxy, crop.back(cut_hw, target_xyxy), params, likely_hw)
 
 
 def probability_trimap(prob_hw: NDArray[np.floating[Any]], params: RefineParams) -> Trimap:
@@ -96,7 +105,7 @@ def refine(params: RefineParams = RefineParams()) -> MapStage:
     """Boxes and probabilities (upstream role ``dense``: packed objects, float16) -> precise masks."""
     return MapStage(
         name="refine",
-        version=1,
+        version=2,
         params=params,
         reads=("image", "boxes"),
         outputs=OUTPUTS,

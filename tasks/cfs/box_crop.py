@@ -75,9 +75,7 @@ class BoxCrop:
 
     def box(self) -> MaskBool:
         """``(side, side) bool``, equation 2: the pixels whose centres lie in the box."""
-        height, width = self.outer_hw
-        rows, columns = self.inner
-        mask_hw: MaskBool = np.outer(_covered(rows, height, self.side), _covered(columns, width, self.side))
+        mask_hw: MaskBool = np.outer(*self._covered())
         return mask_hw
 
     def target(self, mask_hw: NDArray[Any]) -> NDArray[np.uint8]:
@@ -95,14 +93,29 @@ class BoxCrop:
         return ((share > 0.5) & self.box()).astype(np.uint8)
 
     def back(self, values_hw: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Values of the crop (side, side) in the pixels of the box's window; what lies outside the box is dropped."""
-        return resize_axes(values_hw.astype(np.float32), self.outer_hw)[self.inner]
+        """Values of the crop ``(side, side)`` in the pixels of the box's window, ``(h, w) float32``.
+
+        What the crop says outside the box takes no part: those pixels are background by definition (equation 1), and
+        interpolated with them the outer rows of an object that touches its box would turn into background, too.
+        """
+        rows, columns = (np.flatnonzero(covered) for covered in self._covered())
+        inside = values_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
+        margins = [(one[0], self.side - 1 - one[-1]) for one in (rows, columns)]
+        return resize_axes(np.pad(inside, margins, mode="edge"), self.outer_hw)[self.inner]
+
+    def _covered(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which rows and which columns of the crop have their centre in the box; at least one of each."""
+        height, width = self.outer_hw
+        rows, columns = self.inner
+        return _covered(rows, height, self.side), _covered(columns, width, self.side)
 
 
 def _covered(inner: slice, length: int, side: int) -> MaskBool:
-    """Which of ``side`` pixels over ``0..length`` have their centre in ``inner``."""
+    """Which of ``side`` pixels over ``0..length`` have their centre in ``inner``; the nearest one if none has."""
     centres = (np.arange(side) + 0.5) * (length / side)
     covered: MaskBool = (centres >= inner.start) & (centres < inner.stop)
+    if not covered.any():
+        covered[np.abs(centres - (inner.start + inner.stop) / 2).argmin()] = True
     return covered
 
 

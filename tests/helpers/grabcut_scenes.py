@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 
 from artifacts.records import Record
@@ -25,6 +27,11 @@ def whole(window, mask, size_hw):
 
 def iou(a, b):
     return (a & b).sum() / (a | b).sum()
+
+
+def mask_digest(mask_hw):
+    """Digest of a mask's size, type and every pixel at its place."""
+    return hashlib.sha256(repr((mask_hw.shape, mask_hw.dtype.str)).encode() + mask_hw.tobytes()).hexdigest()[:16]
 
 
 def item(image, boxes, key="set/one", **up):

@@ -198,10 +198,28 @@ def test_multi_scale_inputs_fuse_by_the_maximum_of_upsampled_logits() -> None:
         by_hand = inner(images)
         assert [tuple(s.shape[2:]) for s in scales] == [(8, 8), (6, 6), (4, 4)]
         for size in (48, 32):
-            small = F.interpolate(images.float(), size=(size, size), mode="bilinear", align_corners=False)
+            small = F.interpolate(
+                images.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
+            )
             logits = inner(small)
             by_hand = torch.maximum(by_hand, F.interpolate(logits, size=(8, 8), mode="bilinear", align_corners=False))
     torch.testing.assert_close(fused, by_hand)
+
+
+def test_a_fine_checkerboard_shrinks_to_its_mean() -> None:
+    seen: list[torch.Tensor] = []
+
+    class Looking(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.append(images)
+            return images
+
+    rows = torch.arange(64)[:, None]
+    board = ((rows + torch.arange(64)) % 2 * 255).to(torch.uint8).expand(1, 3, 64, 64)
+    deeplab.MultiScaleInputs(Looking(), (1.0, 0.75, 0.5))(board)
+    assert torch.equal(seen[0], board)
+    torch.testing.assert_close(seen[2][..., 2:-2, 2:-2], torch.full((1, 3, 28, 28), 127.5))
+    assert (seen[1][..., 2:-2, 2:-2] - 127.5).abs().max() < 20, "without antialiasing whole rows are taken or left out"
 
 
 def test_the_fused_gradient_goes_to_one_scale_under_ties() -> None:

@@ -221,6 +221,15 @@ def test_equation_9_by_hand_with_its_floor() -> None:
     assert float(lgsa.walked_cross_entropy(p.half(), labels)) == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_pixel_of_probability_0_is_learnt_from() -> None:
+    """Clamped at 1e-7, the pixel that is most wrong had no gradient at all."""
+    p = torch.tensor([[[[0.0, 1e-9]], [[1.0, 1.0]]]], requires_grad=True)
+    lgsa.walked_cross_entropy(p, torch.tensor([[[0, 0]]])).backward()
+    assert p.grad is not None
+    expected = [-0.5 / 1e-7, -0.5 / (1e-9 + 1e-7)]
+    assert p.grad[0, 0, 0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
 def test_equation_10() -> None:
     assert lgsa.total_loss(torch.tensor(2.0), torch.tensor(0.5), 10.0).item() == 7.0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -140,13 +142,34 @@ class TestBack:
         places = np.indices(crop.outer_hw, dtype=np.float32)
         rows, columns = (crop.back(resize_axes(place, (side, side))) for place in places)
         own = crop.inner
-        # Linear ramps survive both ways; the crop's own border pixels (flat) reach one crop pixel inwards at most.
+        # Linear ramps survive both ways, but for the box's outermost crop pixel: there they are continued flat.
         for found, start, length in (
             (rows, own[0].start, crop.outer_hw[0]),
             (columns.T, own[1].start, crop.outer_hw[1]),
         ):
-            wanted = start + np.arange(found.shape[0], dtype=np.float32)
-            assert np.abs(found - wanted[:, None]).max() <= max(0.51, 0.51 * length / side)
+            off = np.abs(found - (start + np.arange(found.shape[0], dtype=np.float32))[:, None]).max(axis=1)
+            cell = length / side
+            edge = math.ceil(1.5 * cell)
+            assert off[edge:-edge].max(initial=0.0) <= max(0.51, 0.51 * cell)
+            assert off.max() <= max(1.01, 1.51 * cell)
+
+    @pytest.mark.parametrize(("box", "side"), [(200, 64), (201, 64), (90, 64), (30, 64), (7, 64), (300, 224)])
+    def test_a_perfect_network_is_as_certain_in_the_outer_rows_as_within(self, box, side):
+        """Zeros from outside the box (background by definition) made .27 and .48 of the outer rows."""
+        crop = BoxCrop.around((40, 50, 40 + box, 50 + box), 1.5, side)
+        full = crop.target(np.ones((box, box), bool)).astype(np.float32)
+        assert (crop.back(full) == 1.0).all()
+        # The object fills the upper half alone: nothing changes but the middle.
+        half = np.zeros((box, box), bool)
+        half[: box // 2] = True
+        values = crop.back(crop.target(half).astype(np.float32))
+        cell = math.ceil(1.5 * box / side) + 1
+        assert (values[: max(1, box // 2 - cell)] == 1.0).all() and (values[box // 2 + cell :] == 0.0).all()
+
+    def test_what_the_crop_says_outside_the_box_takes_no_part(self):
+        crop = BoxCrop.around((10, 10, 60, 40), 1.5, 48)
+        values = np.where(crop.box(), 0.25, 1.0).astype(np.float32)
+        assert (crop.back(values) == 0.25).all()
 
     def test_a_float_box_has_its_pixels_back(self):
         size_hw = (20, 30)
