@@ -7,7 +7,9 @@ import math
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,9 @@ from artifacts.records import Box, Scribble
 from artifacts.report import drawing
 from artifacts.report.contact_sheet import GAP, MARGIN, SheetRow, overlay
 from artifacts.report.curve import curve_figure, running_mean
+from artifacts.report.html import TEMPLATE
 
+ROOT = Path(__file__).parents[3]
 CLASSES = ("cat", "dog <wild>")
 SCORES: dict[str, Any] = {
     "miou": 0.5042,
@@ -433,8 +437,25 @@ def test_a_long_list_of_skips_is_cut_and_said(tmp_path: Path) -> None:
     assert "p499<" in text and "p500<" not in text
 
 
+def test_a_key_of_data_is_never_taken_for_a_method(tmp_path: Path) -> None:
+    """Templates look up ``a.b`` in two ways: a class called "items" or a parameter called "get" must do no harm."""
+    names = ("items", "values", "get", "keys")
+    scores: dict[str, dict[str, Any]] = {name: {"miou": 0.5, "per_class": dict.fromkeys(names, 0.25)} for name in names}
+    manifest = {"recipe": {name: {name: 1} for name in names}, "stages": [{"label": "a", "items": 3}]}
+    path = report.html_report(tmp_path, title="t", manifest=manifest, scores=scores, files={"items": "a", "get": "b"})
+    words = Page(path.read_text()).words
+    assert words.count("25.0") == 16 and words.count("1") == 4 and words.count("items") >= 6
+
+
+def test_the_template_is_installed_with_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert any(
+        fnmatch(TEMPLATE, pattern) for pattern in project["tool"]["setuptools"]["package-data"]["artifacts.report"]
+    )
+
+
 def test_report_is_light_to_import() -> None:
-    heavy = ("torch", "matplotlib", "rich", "msgspec")
+    heavy = ("torch", "matplotlib", "jinja2", "rich", "msgspec")
     code = f"import sys, artifacts.report; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert out.strip() == "[]"
