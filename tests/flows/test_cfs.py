@@ -225,7 +225,7 @@ def test_no_stage_of_the_flow_may_see_truth(tiny: Done) -> None:
         (
             "flows.cli.main, flows.cfs, flows.cli.flow_command, tasks.engine.runner, tasks.grabcut,"
             " tasks.evaluate.score, tasks.labels",
-            ("torch", "torchvision", "torchmetrics", "lightning", "matplotlib", "pycocotools", "numba"),
+            ("torch", "torchvision", "torchmetrics", "lightning", "matplotlib", "pycocotools", "jinja2"),
         ),
         (
             "tasks.engine.runner, tasks.grabcut, tasks.refine, tasks.labels, tasks.deeplab.stages",
@@ -260,7 +260,7 @@ def test_help_loads_next_to_nothing() -> None:
 import sys
 from flows.cli.main import main
 code = main(["--help"])
-heavy = {"prefect", "pydantic", "torch", "cv2", "h5py", "numba", "matplotlib", "PIL"} & set(sys.modules)
+heavy = {"prefect", "pydantic", "torch", "cv2", "h5py", "jinja2", "matplotlib", "PIL"} & set(sys.modules)
 print(code, sorted(heavy))
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
