@@ -132,7 +132,7 @@ def refine_item(item: Item, params: RefineParams) -> Arrays:
             dense[box.id].window_xyxy,
             box.xyxy,
             params,
-            object_seed(params.seed, item.key, box.id),
+            object_seed(params.seed, item.record.image_id, box.id),
         )
         for box in boxes
     }

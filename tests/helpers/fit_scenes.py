@@ -15,7 +15,7 @@ from artifacts.cache.fit_store import Publication
 from artifacts.cache.fit_work import METRICS
 from artifacts.cache.store import MaskStore
 from artifacts.records import Box, MaskRef, Record
-from tasks.engine.work_unit import ImageTask
+from tasks.engine.image_task import ImageTask
 from tasks.stage import FitStage
 from tasks.training.fit_process import FitSpec, plain_params, run_spec
 
