@@ -4,8 +4,8 @@ An entry imports nothing heavy: it names modules and classes, which are imported
 --help`` answers at once.
 
 **A flow of one's own** needs no change here. ``MASKMILL_FLOWS=my_flow:ENTRY`` (several with commas) adds the
-:class:`FlowEntry` that the module ``my_flow`` holds. Being in the environment, it reaches workers, fits and served runs;
-the module must be importable there, too (``PYTHONPATH``).
+:class:`FlowEntry` that the module ``my_flow`` holds. Being in the environment, it reaches workers, fits and served
+runs; the module must be importable there, too (``PYTHONPATH``).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def load(flow: str) -> tuple[Page[Any], type[Any], Any]:
 def configure(flow: str, data: str | None, config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> Job:
     """Everything from the file, ``--set`` and the options, checked. Raises :class:`ConfigError` before any work."""
     if config is None and data is not None:
-        config = FLOWS[flow].demos.get(data)  # the demo data with parameters of their own: VOC's would take days on them
+        config = FLOWS[flow].demos.get(data)  # demo data come with parameters: VOC's schedule would take days on them
     layers: list[Layer] = [read_config(config)] if config else []
     layers.append(parse_set(sets))
     given: dict[str, Any] = {"options": {name: value for name, value in options.items() if value is not None}}
@@ -55,6 +55,9 @@ def configure(flow: str, data: str | None, config: str | None, sets: Sequence[st
         raise ConfigError(
             "no data: give --data voc:PATH (or coco:, folder:, yolo:, demo), or data.source in the config"
         )
+    aux = merged["data"].get("aux")
+    if isinstance(aux, dict) and not aux.get("source"):
+        raise ConfigError(f"{place_of(('data', 'aux'), layers)}: data.aux: no data: give data.aux.source")
     _, params_class, _ = load(flow)
     return Job(
         flow,
