@@ -173,3 +173,18 @@ class RecordSet:
         """The subset with these ids, in this set's order."""
         wanted = set(image_ids)
         return dataclasses.replace(self, records=tuple(r for r in self.records if r.image_id in wanted))
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What a flow page works on. Iteration gives the sets that are present."""
+
+    train: RecordSet
+    """To learn from."""
+    val: RecordSet
+    """To score on; of the same classes as ``train``."""
+    aux: RecordSet | None = None
+    """Auxiliary data, with a class table of its own."""
+
+    def __iter__(self) -> Iterator[RecordSet]:
+        return (records for records in (self.train, self.val, self.aux) if records is not None)

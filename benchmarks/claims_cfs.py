@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from artifacts.records import RecordSet
+from artifacts.records import Sets
 from benchmarks.claim_table import Claims, Ordering, Row
 from flows.cfs import CFSFlowParams, proposals
 from tasks import labels
@@ -32,16 +32,17 @@ TABLE_3 = {1: (71.3, 71.9), 2: (71.5, 72.4), 3: (71.5, 72.6)}
 """Modules -> non-local, LGSA."""
 
 
-def supervised_page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -> Result:
+def supervised_page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
     """The student on truth masks: same network, schedule and data, no attention. The ceiling of every table."""
     deeplab.check_run(params.deeplab, run.options)
-    masks = run.map(labels.given_masks(), train)
-    student = run.fit(deeplab.fit(params.deeplab), train, monitor=val, target=masks)
-    return finish(run, masks, student, val, deeplab.predict(params.deeplab))
+    masks = run.map(labels.given_masks(), sets.train)
+    student = run.fit(deeplab.fit(params.deeplab), sets.train, monitor=sets.val, target=masks)
+    return finish(run, masks, student, sets.val, deeplab.predict(params.deeplab))
 
 
-def masks_page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -> Result:
+def masks_page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
     """The masks alone, scored: rows of which the paper has no student either."""
+    train = sets.train
     masks = proposals(run, train, params)
     if run.planning:
         return Result("", {}, {}, {"stages": [], "skips": [], "seconds": 0.0})

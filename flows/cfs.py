@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, get_args
 from prefect import State, flow
 
 from artifacts.datasets import DataParams
-from artifacts.records import RecordSet
+from artifacts.records import RecordSet, Sets
 from flows.server.prefect_skin import run_flow, show_help, threads
 from tasks import grabcut, labels, refine
 from tasks.cfs import stages as cfs_stage
@@ -73,14 +73,14 @@ class CFSFlowParams:
             raise ValueError(f"{found} must be alike: these stages look into the same boxes")
 
 
-def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -> Result:
+def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
     """The whole method on one page (Fig. 1): a1 to a4 are :func:`proposals`, b is the student."""
     deeplab.check_run(params.deeplab, run.options)
-    masks = proposals(run, train, params)
+    masks = proposals(run, sets.train, params)
     attention = lgsa.chosen(params.attention, params.lgsa)
-    student = run.fit(deeplab.fit(params.deeplab, lgsa=attention), train, monitor=val, target=masks)
+    student = run.fit(deeplab.fit(params.deeplab, lgsa=attention), sets.train, monitor=sets.val, target=masks)
     crf = None if params.crf == "off" else PRESETS[params.crf]
-    return finish(run, masks, student, val, deeplab.predict(params.deeplab, crf=crf, lgsa=attention))
+    return finish(run, masks, student, sets.val, deeplab.predict(params.deeplab, crf=crf, lgsa=attention))
 
 
 def proposals(run: Runner, train: RecordSet, params: CFSFlowParams) -> MapHandle:

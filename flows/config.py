@@ -277,6 +277,7 @@ def field_names(kind: Any, steps: Iterable[str] = ()) -> list[str]:
         if not dataclasses.is_dataclass(kind):
             return []
         kind = typing.get_type_hints(kind).get(step)
+        kind = next((one for one in typing.get_args(kind) if dataclasses.is_dataclass(one)), kind)  # X | None
     return [item.name for item in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
 
 

@@ -1,6 +1,6 @@
 """Runs a flow page twice: once to plan (labels, addresses, counts), once for real.
 
-A page is a plain function ``page(run, train, val, params) -> Result``. Everything that a flow, the
+A page is a plain function ``page(run, sets, params) -> Result``. Everything that a flow, the
 command line and a script share lies here; Prefect's side is ``flows/server/prefect_skin.py``.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from artifacts.cache.runs import last_seconds
 from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.export.dataset import check_target
-from artifacts.records import DataError, RecordSet
+from artifacts.records import DataError, RecordSet, Sets
 from flows.config import ConfigError
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources
@@ -26,7 +26,7 @@ from tasks.evaluate.finish import Result, dataset_folder
 from tasks.stage import MapHandle
 
 P = TypeVar("P")
-Page = Callable[[Runner, RecordSet, RecordSet, P], Result]
+Page = Callable[[Runner, Sets, P], Result]
 WHERE_LABELS = {
     "tags": "tags.csv (folder:), Annotations or WeakTags (voc:)",
     "boxes": "boxes.csv (folder:) or Annotations (voc:)",
@@ -62,37 +62,49 @@ def settle(options: RunParams) -> RunParams:
     return options
 
 
-def read_sets(data: DataParams, options: RunParams) -> tuple[RecordSet, RecordSet]:
-    """The train and the val split. Raises :class:`DataError` if there is nothing to learn from."""
+def read_sets(data: DataParams, options: RunParams) -> Sets:
+    """The train and the val split, and the auxiliary data's train split.
+
+    Raises :class:`DataError` if there is nothing to learn from, if the splits' class tables differ, or if two data sets
+    have one name.
+    """
     cache = Path(options.cache)
-    train = read_split(data, data.train, cache=cache)
+    train = _learnable(data, "training", cache)
     val = read_split(data, data.val, cache=cache)
-    if not len(train):
-        broken = (
-            f" ({len(train.skips)} are broken; the first: {train.skips[0].path}: {train.skips[0].reason})"
-            if train.skips
-            else ""
-        )
-        raise DataError(f"no training images: split {data.train!r} of {data.source} holds none{broken}")
     if train.classes != val.classes:
         raise DataError(
             f"{data.source}: split {data.train!r} has classes {train.classes}, {data.val!r} has {val.classes}"
         )
-    return train, val
+    aux = None if data.aux is None else _learnable(data.aux, "auxiliary", cache)
+    if aux is not None and aux.dataset == train.dataset and (aux.root, aux.classes) != (train.root, train.classes):
+        raise DataError(
+            f"the auxiliary data {aux.format}:{aux.root} have the name {aux.dataset!r} of {train.format}:{train.root},"
+            f" and are not the same; give them a name of their own: --set data.aux.name={aux.dataset}-aux"
+        )
+    return Sets(train, val, aux)
 
 
-def plan_page(name: str, page: Page[P], sets: tuple[RecordSet, RecordSet], params: P, options: RunParams) -> Plan:
+def _learnable(data: DataParams, what: str, cache: Path) -> RecordSet:
+    """The train split, with an image at least."""
+    records = read_split(data, data.train, cache=cache)
+    if not len(records):
+        skips = records.skips
+        broken = f" ({len(skips)} are broken; the first: {skips[0].path}: {skips[0].reason})" if skips else ""
+        raise DataError(f"no {what} images: split {data.train!r} of {data.source} holds none{broken}")
+    return records
+
+
+def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParams) -> Plan:
     """Run the page with a planning Runner: no work, no run folder. Checks ``rerun`` and the labels.
 
     The cache may be written to all the same: reading demo data, before, draws them into it. Raises
     :class:`DataError` where no training image has a label kind that the page needs.
     """
-    train, val = sets
     with Runner(options, flow=name, planning=True) as run:
-        page(run, train, val, params)
+        page(run, sets, params)
         run.check_rerun()
-    _check_labels(name, run, train)
-    warnings = tuple(dict.fromkeys(train.warnings + val.warnings))
+    _check_labels(name, run, sets.train)
+    warnings = tuple(dict.fromkeys(warning for records in sets for warning in records.warnings))
     past = last_seconds(Path(options.cache), name)
     estimates: dict[str, float] = {}
     for report in run.reports:
@@ -146,7 +158,7 @@ def run_page(
             options, flow=name, skin=skin, reporter=reporter, recipe=recipe, sources=plan.sources, workers=workers
         ) as run:
             run.skips.extend(skip for records in sets for skip in records.skips)
-            return page(run, *sets, params)
+            return page(run, sets, params)
     except DataError as error:
         # From here on work was done: no longer a matter of wrong usage.
         raise StageFailed(str(error)) from error

@@ -60,6 +60,10 @@ class DataParams:
     sbd: str = _option("", "voc: SBD folder (with cls/ and inst/); empty: SBD/ in or beside the tree, if there is one")
     scribbles: bool = _option(True, "voc: read ScribbleSup/ if the tree has it")
     scribble_origin: int = _option(0, "voc: number of the first pixel in ScribbleSup files, 0 or 1")
+    aux: DataParams | None = field(
+        default=None,
+        metadata={"help": "auxiliary data: a data set with classes of its own, of which train is used; null: none"},
+    )
 
     def __post_init__(self) -> None:
         known = (*READERS, DEMO_PREFIX)
@@ -80,6 +84,8 @@ class DataParams:
             raise ValueError(f"val_share must be in [0, 1), not {self.val_share}")
         if self.scribble_origin not in (0, 1):
             raise ValueError(f"scribble_origin must be 0 or 1, not {self.scribble_origin}")
+        if self.aux is not None and self.aux.aux is not None:
+            raise ValueError("aux must have no auxiliary data of its own; leave out aux.aux")
 
 
 def guess_format(path: str) -> str:

@@ -94,12 +94,19 @@ class DemoParams:
 DEMO = DemoParams()
 DEMO_TINY = DemoParams(train=24, val=8, size=64)
 DEMO_AUXILIARY = DemoParams(train=2000, val=0, family="auxiliary")
+DEMO_TINY_AUXILIARY = DemoParams(train=12, val=0, size=64, family="auxiliary")
 DEMO_CLAIMS = DemoParams(train=720, val=200, seed=1)
 """Of another seed: settings are chosen on :data:`DEMO`, methods are compared on pictures that nothing was chosen on."""
 
 
 PRESETS: Mapping[str, DemoParams] = MappingProxyType(
-    {"demo": DEMO, "demo-tiny": DEMO_TINY, "demo-claims": DEMO_CLAIMS, "demo-auxiliary": DEMO_AUXILIARY}
+    {
+        "demo": DEMO,
+        "demo-tiny": DEMO_TINY,
+        "demo-claims": DEMO_CLAIMS,
+        "demo-auxiliary": DEMO_AUXILIARY,
+        "demo-tiny-auxiliary": DEMO_TINY_AUXILIARY,
+    }
 )
 """What ``data.source`` calls them."""
 

@@ -59,6 +59,9 @@ def configure(flow: str, data: str | None, config: str | None, sets: Sequence[st
         raise ConfigError(
             "no data: give --data voc:PATH (or coco:, folder:, yolo:, demo), or data.source in the config"
         )
+    aux = merged["data"].get("aux")
+    if isinstance(aux, dict) and not aux.get("source"):
+        raise ConfigError(f"{place_of(('data', 'aux'), layers)}: data.aux: no data: give data.aux.source")
     _, params_class, _ = load(flow)
     return Job(
         flow,

@@ -20,13 +20,13 @@ from artifacts.cache.atomic import write_text_atomic
 from artifacts.cache.runs import RunFolder, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import read_image_rgb
-from artifacts.records import DataError, Kind, MaskHW, Record
+from artifacts.records import DataError, Kind, MaskHW, Record, Sets
 from artifacts.report.comparison import comparison_table, markdown_table, spread_dict
 from artifacts.report.contact_sheet import STUDENT, STUDENT_CRF, SheetRow
 from artifacts.report.html import duration
 from flows.cli.export import kept_arrays
 from flows.cli.flow_command import FLOWS, Job, configure
-from flows.compare.trials import Attempt, History, Sets, Trial, as_lines, forecast, make_trials, run_trials, weak_kinds
+from flows.compare.trials import Attempt, History, Trial, as_lines, forecast, make_trials, run_trials, weak_kinds
 from flows.compare.variants import Variant, build_variants, parse_budget, parse_seeds, parse_variant, read_variants
 from flows.config import ConfigError
 from flows.run_flow import read_sets
@@ -234,7 +234,7 @@ def draw(path: Path, variants: Sequence[Variant], attempts: Sequence[Attempt], s
     for variant, _ in done:
         kinds |= weak_kinds(variant, sets, job.options)
     stamps = {column.stamps: read_stamps(cache, column.stamps) for column in (*masks, *students)}
-    train, rows = sets[0], []
+    train, rows = sets.train, []
     for record in train:
         key = train.key(record)
         if students and key in stamps[students[0].stamps]:

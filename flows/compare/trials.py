@@ -20,7 +20,7 @@ from typing import Any, Literal
 from artifacts.cache.locks import LockAborted
 from artifacts.cache.runs import list_runs
 from artifacts.datasets import DataParams
-from artifacts.records import DataError, Kind, RecordSet
+from artifacts.records import DataError, Kind, Sets
 from artifacts.report.comparison import Line, flat_scores
 from artifacts.report.html import duration
 from flows.compare.variants import SeedPath, Variant, seed_paths, shared_options, with_seed, without_seeds
@@ -34,7 +34,6 @@ from tasks.engine.workers import Workers
 from tasks.evaluate.finish import Result
 from tasks.stage import FitHandle, Handle
 
-Sets = tuple[RecordSet, RecordSet]
 AROUND = ""
 """In :class:`History`: what a run takes beside its stages (scores, pictures)."""
 LOOKED_AT = 300
@@ -176,8 +175,8 @@ def _planned(variant: Variant, sets: Sets, options: RunParams) -> list[Handle]:
     """The handles of the variant's page, planned only."""
     kept: list[Handle] = []
 
-    def looked_at(run: Runner, train: RecordSet, val: RecordSet, params: Any) -> Result:
-        result = variant.page(run, train, val, params)
+    def looked_at(run: Runner, sets: Sets, params: Any) -> Result:
+        result = variant.page(run, sets, params)
         kept.extend(run.handles)
         return result
 

@@ -92,7 +92,7 @@ def deployment(config: str, schedule: Schedule) -> dict[str, Any]:
         cache=os.path.abspath(job.options.cache),
         out=os.path.abspath(job.options.out) if job.options.out else "",
     )
-    sections = {"data": replace(job.data, source=absolute_source(job.data)), "params": job.params, "options": options}
+    sections = {"data": absolute(job.data), "params": job.params, "options": options}
     return {
         "name": Path(config).stem,
         "flow": f"{command.FLOWS[flow][0]}:{flow}",
@@ -109,13 +109,18 @@ def plain(params: object) -> Any:
     return TypeAdapter(type(params)).dump_python(params, mode="json")
 
 
-def absolute_source(data: DataParams) -> str:
-    """``data.source`` with its paths made absolute: a flow run has another working directory, perhaps."""
-    form, colon, place = data.source.partition(":")
-    if form not in READERS or not colon:
-        return data.source
-    parts = place.split(",") if form == "coco" else [place]
-    return f"{form}:{','.join(os.path.abspath(os.path.expanduser(part)) for part in parts)}"
+def absolute(data: DataParams) -> DataParams:
+    """``data`` with its paths made absolute: a flow run has another working directory, perhaps."""
+    form, _, place = data.source.partition(":")
+    source = data.source
+    if form in READERS:
+        source = f"{form}:{','.join(map(_absolute, place.split(',') if form == 'coco' else [place]))}"
+    aux = None if data.aux is None else absolute(data.aux)
+    return replace(data, source=source, sbd=_absolute(data.sbd) if data.sbd else "", aux=aux)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def check_schedule(schedule: Schedule) -> None:

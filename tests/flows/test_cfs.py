@@ -19,7 +19,6 @@ from flow_runs import ROOT, Done, copy_of, demo_tree, maskmill, run_cfs
 from PIL import Image
 
 from artifacts.cache.store import MaskStore
-from artifacts.datasets import read_split
 from benchmarks.soak_kill import differences, fingerprint
 from flows.cfs import CFSFlowParams
 from flows.cli.flow_command import configure, load
@@ -204,13 +203,10 @@ def test_no_stage_of_the_flow_may_see_truth(tiny: Done) -> None:
 
     job = configured("demo-tiny")
     options = dataclasses.replace(job.options, cache=str(tiny.out / "cache"))
-    train, val = (
-        read_split(job.data, "train", cache=tiny.out / "cache"),
-        read_split(job.data, "val", cache=tiny.out / "cache"),
-    )
+    sets = read_sets(job.data, options)
     for proposals in ("grabcut", "box"):
         with Runner(options, planning=True) as run:
-            page(run, train, val, CFSFlowParams(proposals=proposals))  # type: ignore[arg-type]
+            page(run, sets, CFSFlowParams(proposals=proposals))  # type: ignore[arg-type]
         declared = {handle.label: set(handle.stage.reads) for handle in run.handles}
         assert all(kinds <= {"image", "boxes"} for kinds in declared.values()), declared
         assert any(isinstance(handle.stage, MapStage) and "boxes" in handle.stage.reads for handle in run.handles)

@@ -165,7 +165,7 @@ def planned(tiny: Done, params: CFSFlowParams) -> Runner:
     job = configure("cfs", None, "demo-tiny", (), {})
     options = dataclasses.replace(job.options, cache=str(tiny.out / "cache"))
     with Runner(options, planning=True) as run:
-        page(run, *read_sets(job.data, options), params)
+        page(run, read_sets(job.data, options), params)
     return run
 
 

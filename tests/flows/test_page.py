@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from artifacts.datasets import DataParams
-from artifacts.records import DataError, RecordSet
+from artifacts.records import DataError, Sets
 from flows.cfs import CFSFlowParams, page
 from flows.cli.flow_command import configure
+from flows.config import ConfigError, as_yaml
 from flows.run_flow import plan_page, read_sets, run_page, settle
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams
@@ -19,7 +20,7 @@ from tasks.engine.runner import Runner, StageFailed
 from tasks.evaluate.finish import Result
 
 
-def never(run: Runner, train: RecordSet, val: RecordSet, params: DeepLabParams) -> Result:
+def never(run: Runner, sets: Sets, params: DeepLabParams) -> Result:
     if not run.planning:
         raise AssertionError("work was begun")
     return Result("", {}, {}, {})
@@ -34,7 +35,7 @@ def test_an_export_that_would_be_refused_at_the_end_is_refused_at_the_start(tmp_
 
 
 def test_a_data_error_in_the_middle_of_work_is_a_failure_not_wrong_usage(tmp_path: Path) -> None:
-    def page(run: Runner, train: RecordSet, val: RecordSet, params: DeepLabParams) -> Result:
+    def page(run: Runner, sets: Sets, params: DeepLabParams) -> Result:
         if not run.planning:
             raise DataError("too late")
         return Result("", {}, {}, {})
@@ -69,16 +70,70 @@ def test_a_file_is_no_folder_for_output_or_cache(tmp_path: Path) -> None:
 
 def test_data_without_the_labels_that_the_flow_needs_are_refused_in_the_plan(tmp_path: Path) -> None:
     options = RunParams(cache=str(tmp_path), device="cpu")
-    train, val = read_sets(DataParams("demo-tiny"), options)
-    doubled = replace(train, warnings=("odd",)), replace(val, warnings=("odd",))
+    sets = read_sets(DataParams("demo-tiny"), options)
+    train = sets.train
+    doubled = Sets(*(replace(records, warnings=("odd",)) for records in sets))
     assert plan_page("cfs", page, doubled, CFSFlowParams(), options).warnings == ("odd",)
     bare = replace(train, records=tuple(replace(record, boxes=None, scribbles=None) for record in train))
     with pytest.raises(
         DataError, match=rf"cfs needs boxes, and .*{tmp_path}.* has none \(it has tags\): add boxes.csv"
     ):
-        plan_page("cfs", page, (bare, val), CFSFlowParams(), options)
+        plan_page("cfs", page, replace(sets, train=bare), CFSFlowParams(), options)
     one = replace(train, records=(*bare.records, *train.records[:1]))
-    plan_page("cfs", page, (one, val), CFSFlowParams(), options)
+    plan_page("cfs", page, replace(sets, train=one), CFSFlowParams(), options)
+
+
+AUX = "data.aux.source=demo-tiny-auxiliary"
+
+
+def test_auxiliary_data_reach_the_page_and_are_remembered(tmp_path: Path) -> None:
+    seen: list[Sets] = []
+
+    def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
+        seen.append(sets)
+        return Result("", {}, {}, {})
+
+    job = configure("cfs", "demo-tiny", None, (AUX, "data.aux.name=others"), {"cache": str(tmp_path)})
+    assert job.data.aux == DataParams("demo-tiny-auxiliary", name="others")
+    run_page("cfs", page, job.data, job.params, job.options)
+    for sets in seen:
+        assert sets.aux is not None and (sets.aux.dataset, sets.aux.split, len(sets.aux)) == ("others", "train", 12)
+        assert not set(sets.aux.classes) & set(sets.train.classes) and list(sets) == [sets.train, sets.val, sets.aux]
+    assert len(seen) == 2 and (tmp_path / "datasets" / "others.json").exists()
+    assert list(Sets(seen[0].train, seen[0].val)) == [seen[0].train, seen[0].val]
+
+
+def test_auxiliary_data_are_shown_and_read_back(tmp_path: Path) -> None:
+    for given in ((), (AUX, "data.aux.val_share=0")):
+        job = configure("cfs", "demo-tiny", None, given, {})
+        shown = as_yaml("cfs", {"data": job.data, "params": job.params, "options": job.options})
+        (tmp_path / "shown.yaml").write_text(shown)
+        assert configure("cfs", None, str(tmp_path / "shown.yaml"), (), {}) == job
+    assert "  aux:\n    source: demo-tiny-auxiliary" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("data.aux.train=x",), r"^--set: data.aux: .*give data.aux.source"),
+        (("data.aux=voc:/x",), r"^--set: data.aux: "),
+        (("data.aux.source=vok:/x",), r"^--set: data.aux.source: source must start with"),
+        (("data.aux.sorce=demo",), r"give data.aux.source"),
+        ((AUX, "data.aux.trian=x"), r"^--set: data.aux.trian: no such parameter \(did you mean 'train'"),
+        ((AUX, "data.aux.aux.source=demo"), r"^--set: data.aux: aux must have no auxiliary data of its own"),
+    ],
+)
+def test_auxiliary_data_that_cannot_be_are_refused(given: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        configure("cfs", "demo-tiny", None, given, {})
+
+
+def test_two_data_sets_of_one_name_are_refused(tmp_path: Path) -> None:
+    aux = DataParams("demo-tiny-auxiliary", name="demo-tiny")
+    with pytest.raises(DataError, match=r"the name 'demo-tiny' of .*--set data.aux.name=demo-tiny-aux"):
+        read_sets(DataParams("demo-tiny", aux=aux), RunParams(cache=str(tmp_path)))
+    same = read_sets(DataParams("demo-tiny", aux=DataParams("demo-tiny", train="val")), RunParams(cache=str(tmp_path)))
+    assert same.aux is not None and same.aux.split == "val"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from prefect import State, flow
 
 from artifacts.datasets import DataParams
-from artifacts.records import RecordSet
+from artifacts.records import Sets
 from flows.server.prefect_skin import run_flow, show_help, threads
 from tasks.engine.runner import Runner, RunParams
 from tasks.evaluate.finish import Result
@@ -32,11 +32,11 @@ class SlowParams:
     fit: bool = False
 
 
-def page(run: Runner, train: RecordSet, val: RecordSet, params: SlowParams) -> Result:
+def page(run: Runner, sets: Sets, params: SlowParams) -> Result:
     stage = MapStage(params.stage, 1, params.pace, ("image",), ("mask_hw",), f"stage_functions:{params.stage}")
-    masks = run.map(stage, train)
+    masks = run.map(stage, sets.train)
     if params.fit:
-        run.fit(FitStage("endless", 1, params.pace, ("image",), "slow_flow:endless"), train, target=masks)
+        run.fit(FitStage("endless", 1, params.pace, ("image",), "slow_flow:endless"), sets.train, target=masks)
     if run.planning:
         return Result("", {}, {}, {"stages": [], "skips": [], "seconds": 0.0})
     return Result(run.folder.run_id, {}, {}, run.write_manifest("done"))

@@ -271,6 +271,7 @@ def test_presets(tmp_path: Path) -> None:
         DataError, match="no demo data 'demo-huge'; there is demo, demo-tiny, demo-claims, demo-auxiliary"
     ):
         demo.prepare_demo("demo-huge", tmp_path)
+    assert {demo.PRESETS[name].family for name in ("demo-auxiliary", "demo-tiny-auxiliary")} == {"auxiliary"}
     assert (DEMO.train, DEMO.val, DEMO.size, DEMO_TINY.train, DEMO_TINY.val) == (240, 60, 96, 24, 8)
     compared = demo.PRESETS["demo-claims"]
     assert dataclasses.replace(compared, seed=0, train=240, val=60) == DEMO and compared.seed != DEMO.seed

@@ -447,7 +447,7 @@ def test_with_a_crf_the_same_stages_run(tiny: Done) -> None:
     options = dataclasses.replace(job.options, cache=str(tiny.out / "cache"))
     page, *_ = load("cfs")
     with Runner(options, planning=True) as run:
-        page(run, *read_sets(job.data, options), job.params)
+        page(run, read_sets(job.data, options), job.params)
     outputs = {handle.label: handle.stage.outputs for handle in run.handles if isinstance(handle, MapHandle)}
     assert list(outputs) == ["grabcut", "student", "student-shown"]
     assert outputs["student"] == outputs["student-shown"] == ("mask_hw", CRF_MASK)

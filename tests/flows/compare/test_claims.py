@@ -102,8 +102,8 @@ def pages(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> dict[str, lis
         variant = claims.variant_of(row, CLAIMS.flow, (0,), shared)
         kept: list[Any] = []
 
-        def looked_at(run: Any, train: Any, val: Any, params: Any, page: Any = variant.page, kept: Any = kept) -> Any:
-            result = page(run, train, val, params)
+        def looked_at(run: Any, sets: Any, params: Any, page: Any = variant.page, kept: Any = kept) -> Any:
+            result = page(run, sets, params)
             kept.extend(run.handles)
             return result
 

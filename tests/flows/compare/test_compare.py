@@ -168,7 +168,7 @@ def cache(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scripted(cache: Path, results: dict[str, float | Exception], budget_s: float | None) -> tuple[list[Attempt], str]:
     """Trials of a page without stages that gives these numbers, or fails so; its runs leave manifests as others do."""
 
-    def page(run: Any, train: Any, val: Any, params: Any) -> Result:
+    def page(run: Any, sets: Any, params: Any) -> Result:
         if run.planning:
             return Result("", {}, {}, {})
         outcome = results[params.proposals]
@@ -237,9 +237,9 @@ def working(cache: Path, name: str, ends: dict[str, Exception | None]) -> tuple[
     """
     pids: list[int] = []
 
-    def page(run: Any, train: Any, val: Any, params: Any) -> Result:
+    def page(run: Any, sets: Any, params: Any) -> Result:
         stage = MapStage(f"{name}-{params.proposals}", 1, None, ("boxes",), ("mask_hw",), "stage_functions:worker_pid")
-        handle = run.map(stage, train)
+        handle = run.map(stage, sets.train)
         if run.planning:
             return Result("", {}, {}, {})
         (pid,) = {run.store.read(handle.address, k, p.stamp)["mask_hw"].item() for k, p in handle.produced.items()}
@@ -335,8 +335,8 @@ def test_a_seed_goes_to_every_fit_and_to_no_map_stage(
 
 
 def test_several_seeds_for_a_fit_that_takes_none_are_refused(cache: Path) -> None:
-    def deaf(run: Any, train: Any, val: Any, params: Any) -> Result:
-        run.fit(deeplab.fit(DeepLabParams(seed=3)), train, target=run.map(labels.box_masks(), train))
+    def deaf(run: Any, sets: Any, params: Any) -> Result:
+        run.fit(deeplab.fit(DeepLabParams(seed=3)), sets.train, target=run.map(labels.box_masks(), sets.train))
         return Result("", {}, {}, {})
 
     options = RunParams(cache=str(cache))

@@ -251,8 +251,11 @@ def test_a_deployment_holds_the_whole_config_with_absolute_paths(
     assert parameters["data"]["source"] == f"folder:{config.parent}/a-data"
     assert parameters["options"]["cache"] == f"{config.parent}/a-cache" and parameters["options"]["rerun"] == []
     coco = DataParams(source="coco:x,y.json")
-    assert serve.absolute_source(coco) == f"coco:{config.parent}/x,{config.parent}/y.json"
-    assert serve.absolute_source(DataParams(source="demo-tiny")) == "demo-tiny"
+    assert serve.absolute(coco).source == f"coco:{config.parent}/x,{config.parent}/y.json"
+    assert serve.absolute(DataParams(source="demo-tiny", aux=coco)) == DataParams("demo-tiny", aux=serve.absolute(coco))
+    assert serve.absolute(DataParams("voc:x", sbd="y")) == DataParams(
+        f"voc:{config.parent}/x", sbd=f"{config.parent}/y"
+    )
 
 
 # -- parameters ------------------------------------------------------------------------------------------------------
@@ -261,13 +264,14 @@ SECTIONS: dict[str, Any] = {"data": DataParams, "params": CFSFlowParams, "option
 
 
 def places() -> Iterator[tuple[str, ...]]:
-    """Every params class of the flow ``cfs``, by its path in the configuration."""
+    """Every params class of the flow ``cfs``, by its path in the configuration; ``data.aux`` as one of them."""
 
     def walk(kind: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield path
-        for name, inner in typing.get_type_hints(kind).items():
-            if dataclasses.is_dataclass(inner):
-                yield from walk(inner, (*path, name))
+        for name, hint in typing.get_type_hints(kind).items():
+            for inner in (hint, *typing.get_args(hint)):
+                if dataclasses.is_dataclass(inner) and name not in path:
+                    yield from walk(inner, (*path, name))
 
     for section, kind in SECTIONS.items():
         yield from walk(kind, (section,))
@@ -280,7 +284,9 @@ def nested(path: tuple[str, ...], value: Any) -> Any:
 
 
 def test_every_params_class_is_walked() -> None:
-    assert {("data",), ("params",), ("options",), ("params", "grabcut"), ("params", "deeplab")} <= set(places())
+    assert {("data",), ("data", "aux"), ("params",), ("options",), ("params", "grabcut"), ("params", "deeplab")} <= set(
+        places()
+    )
     assert {("params", "cfs"), ("params", "lgsa"), ("params", "deeplab", "test")} <= set(places())
 
 
