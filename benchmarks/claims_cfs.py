@@ -12,11 +12,11 @@ from dataclasses import replace
 
 from artifacts.records import Sets
 from benchmarks.claim_table import Claims, Ordering, Row
-from flows.cfs import CFSFlowParams, proposals
+from flows.cfs import CFSFlowParams
 from tasks import labels
 from tasks.deeplab import stages as deeplab
 from tasks.engine.runner import Runner
-from tasks.evaluate.finish import Result, finish, score_handle
+from tasks.evaluate.finish import Result, finish
 
 SUPERVISED = "fully supervised"
 REFINED = ("proposals=cfs-refined",)
@@ -24,6 +24,8 @@ PLAIN = (*REFINED, "attention=none")
 NONLOCAL = (*REFINED, "attention=nonlocal")
 LGSA = (*REFINED, "attention=lgsa")
 CROPS = "grabcut.variant=crop"
+ALONE = "student=none"
+"""The masks alone, scored: rows of which the paper has no student either."""
 NO_WALK = (*LGSA, "lgsa.walk=off")
 
 TABLE_5 = {0: (71.5, 71.5), 5000: (71.7, 72.1), 10000: (71.8, 72.4), 15000: (71.8, 72.3), 20000: (71.7, 72.2)}
@@ -37,37 +39,25 @@ def supervised_page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
     deeplab.check_run(params.deeplab, run.options)
     masks = run.map(labels.given_masks(), sets.train)
     student = run.fit(deeplab.fit(params.deeplab), sets.train, monitor=sets.val, target=masks)
-    return finish(run, masks, student, sets.val, deeplab.predict(params.deeplab))
-
-
-def masks_page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
-    """The masks alone, scored: rows of which the paper has no student either."""
-    train = sets.train
-    masks = proposals(run, train, params)
-    if run.planning:
-        return Result("", {}, {}, {"stages": [], "skips": [], "seconds": 0.0})
-    found = score_handle(run, masks)
-    run.skips.extend(found.skips)
-    scores = {f"masks ({train.split})": found.scores.as_dict(train.classes)}
-    manifest = run.write_manifest("finished", scores=scores, masks=masks.label, classes=list(train.classes))
-    return Result(run.folder.run_id, scores, {}, manifest)
+    predictions = run.map(deeplab.predict(params.deeplab), sets.val, label="student", net=student)
+    return finish(run, sets, masks, {"student": predictions})
 
 
 MAIN = (
     Row("box", ("proposals=box", "attention=none"), main=True, paper=55.4),
     Row("GrabCut", ("proposals=grabcut", "attention=none"), main=True, paper=66.6),
-    Row("CFS raw", ("proposals=cfs", "attention=none"), main=True, page=masks_page),
+    Row("CFS raw", ("proposals=cfs", ALONE), main=True),
     Row("CFS refined", PLAIN, main=True, paper=70.8),
     Row("CFS refined, trimap .2/.8", (*PLAIN, "refine.trimap_low=.2", "refine.trimap_high=.8"), main=True),
-    Row("GrabCut in crops", ("proposals=grabcut", "attention=none", CROPS), main=True, page=masks_page),
-    Row("CFS refined, from crops", (*PLAIN, CROPS), main=True, page=masks_page),
+    Row("GrabCut in crops", ("proposals=grabcut", ALONE, CROPS), main=True),
+    Row("CFS refined, from crops", (*REFINED, ALONE, CROPS), main=True),
     Row("non-local", NONLOCAL, main=True, paper=TABLE_3[2][0]),
     Row("LGSA", LGSA, main=True, paper=TABLE_3[2][1]),
     Row(SUPERVISED, ("attention=none",), main=True, paper=76.2, page=supervised_page),
 )
 SECONDARY = (
-    Row("CFS without class channel", (*PLAIN, "cfs.class_channel=false"), page=masks_page),
-    Row("CFS without deep re-feed", (*PLAIN, "cfs.deep_refeed=false"), page=masks_page),
+    Row("CFS without class channel", (*REFINED, ALONE, "cfs.class_channel=false")),
+    Row("CFS without deep re-feed", (*REFINED, ALONE, "cfs.deep_refeed=false")),
     Row("LGSA without walk", NO_WALK, paper=TABLE_5[10000][0]),
     Row("alpha 0, walk", (*LGSA, "lgsa.alpha=0"), paper=TABLE_5[0][1]),
     *(

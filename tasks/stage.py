@@ -22,6 +22,10 @@ from artifacts import keys
 from artifacts.records import KINDS, ImageRGB, Kind, Record, RecordSet, Skip
 
 Arrays = dict[str, NDArray[Any]]
+CRF_MASK = "mask_crf_hw"
+"""Array of a stage that keeps its mask twice: ``mask_hw`` without, this one with a CRF."""
+MASKS: Mapping[str, str] = {"mask_hw": "", CRF_MASK: " + CRF"}
+"""Arrays that are label masks -> what follows the name of their stage in scores and pictures."""
 PARAMS_CONFIG: dict[str, str] = {"extra": "forbid"}
 """``__pydantic_config__`` of every params class: without it pydantic swallows a misspelt key of a dataclass."""
 
@@ -70,9 +74,14 @@ class MapStage:
     """Whether the output holds class numbers: the class table is then part of the address."""
     uses_torch: bool = False
     """Runs where torch is imported, and under the GPU lock when the device is a GPU."""
+    heat: tuple[str, ...] = ()
+    """Outputs that the report draws as heat maps: float ``(h, w)``, or ``(c, h, w)`` with the class numbers of the
+    channels in the output ``classes_c``, if there is one. Pictures only: no part of the address."""
 
     def __post_init__(self) -> None:
         _check_stage(self.name, self.reads)
+        if unknown := set(self.heat) - set(self.outputs):
+            raise ValueError(f"stage {self.name} declares heat maps {sorted(unknown)}, which are no outputs of it")
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,8 @@ class MapHandle:
     produced: Mapping[str, Produced] = field(repr=False)
     """key -> what is stored. A planning run leaves out what is not known yet."""
     skips: tuple[Skip, ...] = ()
+    upstream: Mapping[str, Handle] = field(default_factory=dict, repr=False)
+    """role -> what the arrays were made from."""
 
 
 @dataclass(frozen=True)

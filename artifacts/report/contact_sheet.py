@@ -44,7 +44,7 @@ class Panel:
     @property
     def has_class_channels(self) -> bool:
         """Whether it is drawn in class colours: there is a channel that is not background."""
-        return self.array.ndim == 3 and any(self.classes)
+        return self.array.ndim == 3 and len(self.array) == len(self.classes) and any(self.classes)
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _draw_row(sheet: Sheet, row: SheetRow, classes: Sequence[str], columns: list
         x = MARGIN + place * (width + GAP)
         left = x + (width - size_hw[1]) // 2
         panel = panels.get(name)
-        if panel is None:
+        if panel is None or not panel.array.size:
             _draw_missing(sheet, left, y, size_hw, "no result")
         elif panel.is_heat_map:
             sheet.paste(_heat(image, panel), left, y)
@@ -172,7 +172,7 @@ def _draw_row(sheet: Sheet, row: SheetRow, classes: Sequence[str], columns: list
             shown = " x ".join(str(side) for side in panel.array.shape[::-1])
             _draw_missing(sheet, left, y, size_hw, f"wrong size: {shown}")
         else:
-            sheet.paste(overlay(image, panel.array), left, y)
+            sheet.paste(overlay(image, np.asarray(panel.array, np.uint8)), left, y)
             if panel.iou is not None:
                 _draw_iou(sheet, x, below, width, panel.iou)
 

@@ -176,9 +176,10 @@ def _planned(variant: Variant, sets: Sets, options: RunParams) -> list[Handle]:
     kept: list[Handle] = []
 
     def looked_at(run: Runner, sets: Sets, params: Any) -> Result:
-        result = variant.page(run, sets, params)
-        kept.extend(run.handles)
-        return result
+        try:
+            return variant.page(run, sets, params)
+        finally:  # options.until ends the page early
+            kept.extend(run.handles)
 
     plan_page(variant.flow, looked_at, sets, variant.params, replace(options, rerun=()))
     return kept

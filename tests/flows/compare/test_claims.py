@@ -13,7 +13,7 @@ from flow_runs import ONE_THREAD, Done, share_demo
 from artifacts.datasets import DataParams
 from benchmarks import claims, results
 from benchmarks.claim_table import Claims, Ordering, Row, as_markdown, evaluate, scores_of, why_not_valid
-from benchmarks.claims_cfs import CLAIMS, SUPERVISED, masks_page
+from benchmarks.claims_cfs import ALONE, CLAIMS, SUPERVISED
 from flows.compare.trials import Attempt
 from flows.run_flow import plan_page, read_sets
 from tasks.engine.options import RunParams
@@ -136,7 +136,7 @@ def test_every_row_is_a_student_or_masks_of_its_own(pages: dict[str, list[Any]])
     last = {name: handles[-1].address for name, handles in pages.items()}
     assert len(set(last.values())) == len(last)
     alone = {name for name, found in students.items() if not found}
-    assert alone == {row.name for row in CLAIMS.rows if row.page is masks_page}
+    assert alone == {row.name for row in CLAIMS.rows if ALONE in row.sets}
     assert not alone & {name for one in CLAIMS.orderings if one.what == "student" for name in (one.lower, one.higher)}
 
 
