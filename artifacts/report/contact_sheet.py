@@ -196,12 +196,11 @@ def _draw_scale(sheet: Sheet, x: int, y: int, width: int, panel: Panel) -> None:
     sheet.text(x, y, "0", size=12, colour=drawing.MUTED)
     right = x + width - 8 - round(drawing.text_width(top, 12))
     ramp = np.linspace(0, 1, right - x - 14, dtype=np.float32)[None].repeat(6, axis=0)
-    grey = np.full((*ramp.shape, 3), 128, np.uint8)
-    sheet.paste(
-        class_heat(grey, ramp[None], [drawing.MUTED]) if panel.has_class_channels else heat_overlay(grey, ramp, 1.0),
-        x + 14,
-        y + 5,
-    )
+    if panel.has_class_channels:
+        bar = class_heat(np.full((*ramp.shape, 3), 255, np.uint8), ramp[None], [drawing.MUTED])
+    else:
+        bar = heat_overlay(np.full((*ramp.shape, 3), 128, np.uint8), ramp, 1.0)
+    sheet.paste(bar, x + 14, y + 5)
     sheet.text(x + width - 2 - drawing.text_width(top, 12), y, top, size=12, colour=drawing.MUTED)
 
 

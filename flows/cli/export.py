@@ -63,6 +63,8 @@ def complete_stage(manifest: Mapping[str, Any], label: str) -> tuple[Mapping[str
     """
     stages = {stage["label"]: stage for stage in complete_maps(manifest)}
     run, status = manifest["run"], manifest["status"]
+    if status == "running":
+        status = "running, or was killed"  # a kill leaves no last word
     wanted = label or manifest.get("masks", "")
     if wanted in stages:
         return stages[wanted], ""
