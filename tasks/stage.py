@@ -74,12 +74,22 @@ class MapStage:
     """Whether the output holds class numbers: the class table is then part of the address."""
     uses_torch: bool = False
     """Runs where torch is imported, and under the GPU lock when the device is a GPU."""
+    batch_function: str = ""
+    """``def f(items: list[Item], params) -> list[dict[str, ndarray]]``, in the items' order: used on a GPU, while the
+    next images are read. If it raises, its images go to ``function`` one by one. Like ``images_at_once`` it must not
+    change what comes out, and is no part of the address."""
+    images_at_once: int = 1
+    """Images of one call of ``batch_function``, at least 2 with one."""
     heat: tuple[str, ...] = ()
     """Outputs that the report draws as heat maps: float ``(h, w)``, or ``(c, h, w)`` with the class numbers of the
     channels in the output ``classes_c``, if there is one. Pictures only: no part of the address."""
 
     def __post_init__(self) -> None:
         _check_stage(self.name, self.reads)
+        if (self.images_at_once > 1) != bool(self.batch_function):
+            raise ValueError(
+                f"stage {self.name}: images_at_once={self.images_at_once} and a batch_function belong together"
+            )
         if unknown := set(self.heat) - set(self.outputs):
             raise ValueError(f"stage {self.name} declares heat maps {sorted(unknown)}, which are no outputs of it")
 

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts import keys
 from artifacts.cache.fit_store import FitStore, Publication, share_new
-from artifacts.records import RecordSet, Skip
+from artifacts.records import Kind, RecordSet, Skip
 from tasks.engine.children import ROOT, Stopped
 from tasks.engine.fit_spec import FitSpec, plain_params
+from tasks.engine.image_task import ImageTask, stated_size
 from tasks.engine.pending import FitSurvey, Sources, weights_digests
 from tasks.engine.progress import Reporter
-from tasks.engine.work_unit import ImageTask
 from tasks.stage import FitHandle, FitStage, Handle
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from tasks.engine.runner import Runner
 
 log = logging.getLogger("maskmill")
+
+
+MONITOR_READS: tuple[Kind, ...] = ("image", "truth")
 
 
 class FitFailed(RuntimeError):
@@ -189,6 +192,7 @@ class Work:
             reads=self.stage.reads,
             seed=self.stage.seed,
             monitor=self._monitored(),
+            monitor_reads=MONITOR_READS,
             inputs=inputs,
             prefixes=self.plan.prefixes,
             init=init,
@@ -207,7 +211,12 @@ class Work:
         if self.monitor is None:
             return ()
         return tuple(
-            ImageTask(self.monitor.key(record), "", record.view(("image", "truth")))
+            ImageTask(
+                self.monitor.key(record),
+                "",
+                record.view(MONITOR_READS),
+                stated_hw=stated_size(record, MONITOR_READS),
+            )
             for record in self.monitor
             if record.truth is not None
         )

@@ -15,7 +15,7 @@ from artifacts.cache.fit_store import Publication
 from artifacts.cache.store import Entry, MaskStore
 from artifacts.images import ImageDigests
 from artifacts.records import DataError, Kind, Record, RecordSet, Skip
-from tasks.engine.work_unit import ImageTask
+from tasks.engine.image_task import ImageTask, stated_size
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, Stage
 
 log = logging.getLogger("maskmill")
@@ -140,15 +140,15 @@ def survey_map(
                 survey.skips.append(Skip(key, record.image, entry.reason or "", True, label))
             continue
         up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
-        stated_hw = record.size_hw if {"boxes", "scribbles"} & set(stage.reads) else None
-        survey.pending.append(ImageTask(key, stamp, record.view(stage.reads), up, stated_hw))
+        task = ImageTask(key, stamp, record.view(stage.reads), up, stated_size(record, stage.reads))
+        survey.pending.append(task)
     return survey
 
 
 def survey_fit(
     stage: FitStage, label: str, records: RecordSet, upstream: Mapping[str, Handle], sources: Sources
 ) -> FitSurvey:
-    """Members of a fit over ``records``, by key: those whose image, labels and upstream arrays are all there.
+    """Members of a fit over ``records``, by image id: those whose image, labels and upstream arrays are all there.
 
     The stamp knows them as a set; a fit draws its order from places in this list, which must not be the records' own.
     """
@@ -170,8 +170,9 @@ def survey_fit(
         outputs = {role: produced.output for role, produced in known.items()}
         digest = keys.image_stamp(image=image, labels=labels, upstream=outputs, weights={})
         up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
-        survey.members.append(ImageTask(key, digest, record.view(stage.reads), up))
-    survey.members.sort(key=lambda job: job.key)
+        task = ImageTask(key, digest, record.view(stage.reads), up, stated_size(record, stage.reads))
+        survey.members.append(task)
+    survey.members.sort(key=lambda task: task.record.image_id)
     return survey
 
 
@@ -204,12 +205,17 @@ def _member(
     sources: Sources,
     skips: list[Skip],
 ) -> tuple[str | None, dict[str, str]] | None:
-    """Digests of the image and of the declared labels; ``None`` (and a skip) if one cannot be read."""
+    """Digests of the image and of the declared labels; ``None`` (and a skip) if one cannot be read.
+
+    The stated size counts as a label where it is checked: who mends it gets another result.
+    """
     if any(produced.output is None for produced in above.values()):
         return None, {}
     try:
         image = sources.digests.digest(Path(record.image)) if "image" in stage.reads else None
         labels: dict[str, str] = {kind: sources.label(key, record, kind) for kind in stage.reads if kind != "image"}
+        if (size_hw := stated_size(record, stage.reads)) is not None:
+            labels["size_hw"] = "{} {}".format(*size_hw)
     except DataError as error:
         skips.append(Skip(key, record.image, str(error), True, label))
     except OSError as error:

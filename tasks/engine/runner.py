@@ -29,10 +29,11 @@ from artifacts.records import DataError, RecordSet, Sets, Skip
 from tasks.engine import fit_launch as fitting
 from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.gpus import check_device
+from tasks.engine.image_task import ImageTask
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources, remembered, survey_fit, survey_map
 from tasks.engine.progress import Reporter, Silent
-from tasks.engine.work_unit import ImageTask, UnitResult, WorkUnit, cut
+from tasks.engine.work_unit import UnitResult, WorkUnit, cut
 from tasks.engine.workers import Workers
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, stage_address
 

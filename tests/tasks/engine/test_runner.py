@@ -260,6 +260,10 @@ def test_an_annotation_for_another_size_is_a_skip_where_positions_are_read(tmp_p
     assert (skip.key, found.produced["set/a"].output is None) == ("set/b", False)
     assert "the image is (6, 8)" in skip.reason
     assert "made for (8, 6)" in skip.reason
+    mended = replace(records, records=tuple(replace(record, size_hw=(6, 8)) for record in records))
+    with Runner(options(tmp_path)) as run:
+        found = run.map(stage(reads=("image", "boxes")), mended)
+    assert (run.reports[0].computed, found.produced["set/b"].output is None) == (1, False)
 
 
 def test_undeclared_outputs_are_refused(tmp_path: Path) -> None:

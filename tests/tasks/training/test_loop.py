@@ -29,7 +29,7 @@ from artifacts.images import read_image_rgb  # noqa: E402
 from artifacts.records import DataError, Record  # noqa: E402
 from tasks.engine.children import Stopped  # noqa: E402
 from tasks.engine.fit_spec import FitSpec  # noqa: E402
-from tasks.engine.work_unit import ImageTask  # noqa: E402
+from tasks.engine.image_task import ImageTask  # noqa: E402
 from tasks.training import rng  # noqa: E402
 from tasks.training.context import FitContext, Hardware  # noqa: E402
 from tasks.training.fabric import PlainFabric  # noqa: E402
