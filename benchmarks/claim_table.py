@@ -2,25 +2,27 @@
 
 Rules: an ordering "holds" only if the mean of the paired differences (seed by seed) exceeds their standard deviation;
 with one seed it stays undecided. All of it counts only if the fully supervised row reaches 60 mIoU: below that the
-setting cannot show how good masks are.
+setting cannot show how good masks are. Which numbers of a run are compared (of masks, students, edges, ...) is said by
+the claims: :attr:`Claims.columns`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from artifacts.report.comparison import Values, markdown, paired, spread, spread_dict
 from artifacts.report.score_lines import DASH
 from flows.run_flow import Page
 from tasks.deeplab.stages import DeepLabParams
 
-What = Literal["masks", "student"]
 CEILING_AT_LEAST = 0.60
 """mIoU that the fully supervised row has to reach."""
-Scores = Mapping[str, Mapping[What, Values]]
-"""Row -> masks and student -> seed -> mIoU (0..1)."""
+SUPERVISED = "fully supervised"
+"""Name of the row that is the ceiling of every table (:func:`benchmarks.claim_rows.supervised_row`)."""
+Scores = Mapping[str, Mapping[str, Values]]
+"""Row -> column -> seed -> number (0..1)."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +33,35 @@ class Row:
     sets: tuple[str, ...] = ()
     main: bool = False
     """Main rows have all seeds, the others one unless there is a GPU."""
-    paper: float | None = None
-    """The student's mIoU in the paper, per cent."""
+    paper: Mapping[str, float] = field(default_factory=dict)
+    """Column -> its number in the paper, per cent."""
     page: Page[Any] | None = field(default=None, repr=False)
-    """Another page than the flow's, with the flow's params: the fully supervised row."""
+    """Another page than the flow's, with the flow's params: :mod:`benchmarks.claim_rows` makes the usual ones."""
 
 
 @dataclass(frozen=True)
 class Ordering:
-    """``lower < higher``, said by the paper of masks or of students."""
+    """``lower < higher``, said by the paper of one column."""
 
     lower: str
     higher: str
-    what: What
+    what: str
+    """The column."""
     source: str
     """Where the paper says so."""
     aim: float | None = None
-    """mIoU (0..1) that we want between them; reported, no part of the verdict."""
+    """Difference (0..1) that we want between them; reported, no part of the verdict."""
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What the shipped setting's networks start from: learnt by a DeepLab, see :mod:`benchmarks.pretrained`."""
+
+    learner: DeepLabParams
+    takes: tuple[str, ...]
+    """Where the flow's params name a file of weights: ``deeplab.weights``. All of them get the backbone's."""
+    alike: tuple[str, ...] = ("network", "width", "output_stride")
+    """What has to be as the learner's in the params around each of them, or the file does not fit."""
 
 
 @dataclass(frozen=True)
@@ -56,30 +70,45 @@ class Claims:
 
     flow: str
     config: str
+    columns: Mapping[str, str]
+    """Name -> which score of a run it is, as :func:`artifacts.report.comparison.flat_scores` calls it, the split as
+    ``{train}`` or ``{val}``: ``"masks": "masks ({train}) mIoU"``. In the order of the table."""
     rows: tuple[Row, ...]
     orderings: tuple[Ordering, ...]
-    supervised: str
-    """Name of the row that is the ceiling."""
-    backbone: DeepLabParams | None = None
-    """What learns the backbone that all students of the shipped setting start from (:mod:`benchmarks.pretrained`)."""
+    ceiling: str
+    """The column in which the fully supervised row has to reach :data:`CEILING_AT_LEAST`."""
+    backbone: Backbone | None = None
     prior_s: Mapping[str, float] = field(default_factory=dict)
     """Stage -> seconds of one image or fit on two busy cores: the estimate as long as nothing was timed."""
 
     def __post_init__(self) -> None:
-        names = [row.name for row in self.rows]
-        asked = [self.supervised, *(name for one in self.orderings for name in (one.lower, one.higher))]
-        if missing := set(asked) - set(names):
-            raise ValueError(f"no row is called {', '.join(sorted(missing))}; there are {', '.join(names)}")
+        rows = [SUPERVISED, *(name for one in self.orderings for name in (one.lower, one.higher))]
+        columns = [self.ceiling, *(one.what for one in self.orderings)]
+        columns += [name for row in self.rows for name in row.paper]
+        for what, used, known in (("row", rows, [row.name for row in self.rows]), ("column", columns, [*self.columns])):
+            if missing := set(used) - set(known):
+                raise ValueError(f"no {what} is called {', '.join(sorted(missing))}; there are {', '.join(known)}")
+
+    def scores_of(self, names: Sequence[str], found: Mapping[str, Mapping[str, Values]], **splits: str) -> Scores:
+        """Row -> column -> seed -> number, out of what a comparison has scored (row -> score -> seed -> number).
+
+        Args:
+            names: the rows.
+            found: as :func:`flows.compare.trials.as_lines` gives the scores.
+            splits: name of the split of each set: ``train="trainaug", val="val"``.
+        """
+        wanted = {column: score.format_map(splits) for column, score in self.columns.items()}
+        return {name: {column: found[name].get(score, {}) for column, score in wanted.items()} for name in names}
 
 
 def why_not_valid(claims: Claims, scores: Scores) -> str:
     """Why the table says nothing; "" if it counts."""
-    values = scores.get(claims.supervised, {}).get("student", {})
+    values = scores.get(SUPERVISED, {}).get(claims.ceiling, {})
     if not values:
-        return f"the row {claims.supervised!r} is not there"
+        return f"the row {SUPERVISED!r} is not there"
     found = spread(list(values.values())).mean
     if found < CEILING_AT_LEAST:
-        return f"the row {claims.supervised!r} reaches {100 * found:.1f} mIoU, less than {100 * CEILING_AT_LEAST:.0f}"
+        return f"the row {SUPERVISED!r} reaches {100 * found:.1f} mIoU, less than {100 * CEILING_AT_LEAST:.0f}"
     return ""
 
 
@@ -91,14 +120,15 @@ def evaluate(claims: Claims, scores: Scores) -> dict[str, Any]:
     for row in claims.rows:
         found = scores.get(row.name, {})
         own = {what: spread_dict(values) for what, values in found.items() if values}
-        rows.append({"name": row.name, "sets": list(row.sets), "main": row.main, "paper": row.paper, "miou": own})
+        paper = dict(row.paper)
+        rows.append({"name": row.name, "sets": list(row.sets), "main": row.main, "paper": paper, "scores": own})
     orderings = []
     for one in claims.orderings:
         result = paired(
             scores.get(one.lower, {}).get(one.what, {}),
             scores.get(one.higher, {}).get(one.what, {}),
         )
-        both = (papers[one.lower], papers[one.higher]) if one.what == "student" else (None, None)
+        lower, higher = (papers[name].get(one.what) for name in (one.lower, one.higher))
         orderings.append(
             {
                 "lower": one.lower,
@@ -108,28 +138,31 @@ def evaluate(claims: Claims, scores: Scores) -> dict[str, Any]:
                 "difference": None if result.difference is None else asdict(result.difference),
                 "verdict": "undecided" if invalid else result.verdict,
                 "why": "table not valid" if invalid else result.why,
-                "paper": None if None in both else round(both[1] - both[0], 1),  # type: ignore[operator]
+                "paper": None if lower is None or higher is None else round(higher - lower, 1),
                 "aim": one.aim,
             }
         )
-    return {"valid": not invalid, "not_valid": invalid, "rows": rows, "orderings": orderings}
+    columns = list(claims.columns)
+    return {"valid": not invalid, "not_valid": invalid, "columns": columns, "rows": rows, "orderings": orderings}
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
     """Both tables for people. The paper's numbers are of other data and another network: compare the signs."""
     parts = [] if figures["valid"] else [f"**Not valid: {figures['not_valid']}.**\n"]
-    head = ["row", "sets", "seeds", "masks (train)", "student (val)", "paper"]
-    parts += [markdown([head, *map(_row_cells, figures["rows"])])]
+    columns = figures["columns"]
+    printed = [column for column in columns if any(column in row["paper"] for row in figures["rows"])]
+    head = ["row", "sets", "seeds", *columns, *(f"paper: {column}" for column in printed)]
+    parts += [markdown([head, *(_row_cells(row, columns, printed) for row in figures["rows"])])]
     head = ["claim", "of", "difference", "verdict", "paper", "where"]
     parts += [markdown([head, *map(_ordering_cells, figures["orderings"])])]
     return "\n".join(parts)
 
 
-def _row_cells(row: Mapping[str, Any]) -> list[str]:
-    seeds = max((len(found["seeds"]) for found in row["miou"].values()), default=0)
-    cells = [_mean(row["miou"].get(what)) for what in ("masks", "student")]
+def _row_cells(row: Mapping[str, Any], columns: Sequence[str], printed: Sequence[str]) -> list[str]:
+    seeds = max((len(found["seeds"]) for found in row["scores"].values()), default=0)
     sets = " ".join(f"`{one}`" for one in row["sets"])
-    return [row["name"], sets, str(seeds), *cells, DASH if row["paper"] is None else f"{row['paper']:.1f}"]
+    papers = [f"{row['paper'][column]:.1f}" if column in row["paper"] else DASH for column in printed]
+    return [row["name"], sets, str(seeds), *(_mean(row["scores"].get(column)) for column in columns), *papers]
 
 
 def _mean(found: Mapping[str, Any] | None) -> str:
@@ -147,14 +180,3 @@ def _ordering_cells(one: Mapping[str, Any]) -> list[str]:
         verdict += f"; aim {100 * one['aim']:+.1f} {'reached' if found['mean'] >= one['aim'] else 'missed'}"
     paper = DASH if one["paper"] is None else f"{one['paper']:+.1f}"
     return [f"{one['lower']} < {one['higher']}", one["what"], difference, verdict, paper, one["source"]]
-
-
-def columns(train: str, val: str) -> dict[What, str]:
-    """The columns of :mod:`artifacts.report.comparison` that masks and students are scored in."""
-    return {"masks": f"masks ({train}) mIoU", "student": f"student ({val}) mIoU"}
-
-
-def scores_of(names: Sequence[str], found: Mapping[str, Mapping[str, Values]], train: str, val: str) -> Scores:
-    """Row -> masks and student -> seed -> mIoU, out of what a comparison has scored (row -> column -> seed -> mIoU)."""
-    wanted = columns(train, val)
-    return {name: {what: found[name].get(column, {}) for what, column in wanted.items()} for name in names}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import operator
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,26 +25,25 @@ from rich.console import Console
 from rich.markup import escape
 
 from artifacts.cache.atomic import write_text_atomic
-from artifacts.records import DataError
+from artifacts.records import DataError, Sets
 from artifacts.report.html import duration
 from benchmarks import pretrained, results
-from benchmarks.claim_table import Claims, Row, as_markdown, evaluate, scores_of
+from benchmarks.claim_table import Backbone, Claims, Row, as_markdown, evaluate
 from flows.cli.flow_command import Job, configure
 from flows.compare.command import draw, forecast_table, reporter_of, save
-from flows.compare.trials import Attempt, History, Sets, Trial, as_lines, make_trials, run_trials
+from flows.compare.trials import Attempt, History, Trial, as_lines, make_trials, run_trials
 from flows.compare.variants import Variant, build_variants, parse_budget, parse_seeds
+from flows.registry import FLOWS
 from flows.run_flow import read_sets
 from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.gpus import has_gpu
 from tasks.engine.options import RunParams
 
-FLOWS = {"cfs": "benchmarks.claims_cfs"}
-
 
 def main(given: Sequence[str] | None = None) -> int:
     """Plan, say how long it may take, run, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("flow", choices=[*FLOWS])
+    parser.add_argument("flow", choices=[name for name, entry in FLOWS.items() if entry.claims])
     parser.add_argument("--config", help="default: the flow's own for claims")
     parser.add_argument("--data", help="other data than the configuration's")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one value for all rows")
@@ -96,7 +96,7 @@ class Table:
     config: str
     sets: tuple[str, ...]
     backbone: str
-    """What the students start from, for readers; "" for what the configuration says."""
+    """What the networks start from, for readers; "" for what the configuration says."""
     to_learn: DeepLabParams | None
     """The backbone that has to be learnt before the rows can be run."""
     main: list[Variant]
@@ -125,7 +125,7 @@ class Table:
 
 def prepare(asked: argparse.Namespace) -> Table:
     """The rows as variants. Raises :class:`DataError` for whatever is wrong with the command."""
-    claims: Claims = importlib.import_module(FLOWS[asked.flow]).CLAIMS
+    claims: Claims = importlib.import_module(FLOWS[asked.flow].claims).CLAIMS
     out = asked.out or Path("runs") / f"claims-{asked.flow}"
     options = {"out": str(out), "device": asked.device, "workers": asked.workers}
     options |= {"progress": False} if asked.quiet else {}
@@ -134,11 +134,12 @@ def prepare(asked: argparse.Namespace) -> Table:
     job = configure(claims.flow, asked.data, config, asked.set, options)
     backbone, to_learn = "", None
     if claims.backbone is not None and takes_backbone(asked, config, claims.config, claims.backbone, job):
-        backbone = said_of(claims.backbone)
-        if (file := pretrained.find_backbone(claims.backbone, job.options)) is None:
-            to_learn = claims.backbone
+        learner = claims.backbone.learner
+        backbone = said_of(learner)
+        if (file := pretrained.find_backbone(learner, job.options)) is None:
+            to_learn = learner
         else:
-            shared["sets"] = (f"params.deeplab.weights={file}", *asked.set)
+            shared["sets"] = (*(f"params.{place}={file}" for place in claims.backbone.takes), *asked.set)
     seeds = parse_seeds(asked.seeds)
     gpu = asked.device != "cpu" and has_gpu()
     others = parse_seeds(asked.secondary_seeds) if asked.secondary_seeds else seeds if gpu else seeds[:1]
@@ -163,17 +164,21 @@ def trials_of(table: Table, sets: Sets) -> list[Trial]:
     return [trial for part in parts for trial in make_trials(part, sets, table.options)]
 
 
-def takes_backbone(asked: argparse.Namespace, config: str, shipped: str, theirs: DeepLabParams, job: Job) -> bool:
+def takes_backbone(asked: argparse.Namespace, config: str, shipped: str, backbone: Backbone, job: Job) -> bool:
     """Whether the setting is the shipped one as far as the backbone goes: its file fits one network and demo data."""
     if config != shipped or asked.data is not None:
         return False
-    ours = job.params.deeplab
-    named = any(given.startswith("params.deeplab.weights=") for given in asked.set)
-    return not named and all(getattr(ours, n) == getattr(theirs, n) for n in ("network", "width", "output_stride"))
+    for place in backbone.takes:
+        if any(given.startswith(f"params.{place}=") for given in asked.set):
+            return False
+        ours = operator.attrgetter(place.rpartition(".")[0])(job.params)
+        if any(getattr(ours, name) != getattr(backbone.learner, name) for name in backbone.alike):
+            return False
+    return True
 
 
 def said_of(params: DeepLabParams) -> str:
-    """What the students start from, for readers."""
+    """What the networks start from, for readers."""
     return f"{params.network}, learnt from the masks of {pretrained.SOURCE} in {params.iterations} iterations"
 
 
@@ -230,7 +235,7 @@ def figures_of(table: Table, attempts: Sequence[Attempt], left: str) -> dict[str
             if attempt.status == "failed"
         ],
         "seconds_this_time": round(sum(attempt.seconds for attempt in attempts), 1),
-        **evaluate(table.claims, scores_of(list(found), found, data.train, data.val)),
+        **evaluate(table.claims, table.claims.scores_of(list(found), found, train=data.train, val=data.val)),
     }
 
 
@@ -252,7 +257,7 @@ def keep_figures(name: str, figures: Mapping[str, Any], anyway: bool = False) ->
 
 def finished_trials(figures: Mapping[str, Any]) -> int:
     """Rows times seeds that have a score."""
-    return sum(len({seed for found in row["miou"].values() for seed in found["seeds"]}) for row in figures["rows"])
+    return sum(len({seed for found in row["scores"].values() for seed in found["seeds"]}) for row in figures["rows"])
 
 
 if __name__ == "__main__":

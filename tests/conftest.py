@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from flow_runs import Done
+    from flow_runs import Done, Runs
 
 # OpenMP's threads spin while they wait for each other. On cores that others use too, that made a training step
 # 20 to 40 times slower than letting them sleep (measured). Read once, when torch is loaded.
@@ -24,10 +24,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join([HELPERS, *filter(None, [os.environ.g
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """ONE undisturbed run of ``cfs`` on the tiny demo data, in this process. To change it, copy it."""
-    from flow_runs import run_cfs
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """ONE undisturbed run of each flow on the tiny demo data, in this process. To change it, copy it."""
+    from flow_runs import Runs
 
-    done = run_cfs(tmp_path_factory.mktemp("tiny"))
-    assert done.code == 0, done.stdout + done.stderr
-    return done
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def tiny(runs: Runs) -> Done:
+    """The run of ``cfs``."""
+    return runs.tiny("cfs")

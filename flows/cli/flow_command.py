@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,11 @@ from rich.console import Console
 
 from artifacts.datasets import DataParams
 from flows.cli import console as show
-from flows.config import ConfigError, Layer, as_yaml, build, merge, packaged, parse_set, place_of, read_config
+from flows.config import ConfigError, Layer, as_yaml, build, merge, parse_set, place_of, read_config
+from flows.registry import FLOWS
 from flows.run_flow import Page, plan_page, read_sets, run_page, settle
 from tasks.engine.options import RunParams
 from tasks.engine.progress import Bars, Lines, Reporter
-
-FLOWS = {"cfs": ("flows.cfs", "CFSFlowParams")}
-"""Flow name -> module (which holds ``page`` and the flow itself) and its params class."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +30,14 @@ class Job:
 
 def load(flow: str) -> tuple[Page[Any], type[Any], Any]:
     """The flow's page, its params class and its Prefect flow."""
-    module_name, params_name = FLOWS[flow]
-    module = importlib.import_module(module_name)
-    return module.page, getattr(module, params_name), getattr(module, flow)
+    entry = FLOWS[flow]
+    return entry.page, entry.params_class, entry.prefect_flow
 
 
 def configure(flow: str, data: str | None, config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> Job:
     """Everything from the file, ``--set`` and the options, checked. Raises :class:`ConfigError` before any work."""
-    if config is None and data in packaged():
-        config = data  # the demo data with its own parameters: VOC's schedule would take days on it
+    if config is None and data is not None:
+        config = FLOWS[flow].demos.get(data)  # demo data come with parameters: VOC's schedule would take days on them
     layers: list[Layer] = [read_config(config)] if config else []
     layers.append(parse_set(sets))
     given: dict[str, Any] = {"options": {name: value for name, value in options.items() if value is not None}}
@@ -53,7 +49,7 @@ def configure(flow: str, data: str | None, config: str | None, sets: Sequence[st
     if named is not None and named != flow:
         meant = f"{place_of(('flow',), layers)}: this is for the flow {named!r}"
         if named not in list(FLOWS):  # a list: whatever YAML gives may be compared, not all of it hashed
-            raise ConfigError(f"{meant}: no flow {named!r} yet; there are {', '.join(FLOWS)}")
+            raise ConfigError(f"{meant}: no flow {named!r}; there are {', '.join(FLOWS)}")
         raise ConfigError(f"{meant}: run `maskmill {named}` instead of `maskmill {flow}`")
     if not (merged.get("data") or {}).get("source"):
         raise ConfigError(

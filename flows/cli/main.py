@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was done),
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from artifacts.records import DataError
+from flows.registry import FLOWS
 from flows.server.environment import PRIVATE, QUIET, set_defaults
 from tasks.engine.gpus import NoDevice
 
@@ -37,6 +39,8 @@ app = App(
     suppress_keyboard_interrupt=False,  # main says what was kept
 )
 log = logging.getLogger("maskmill")
+made: set[str] = set()
+"""Flows that are commands."""
 app.command(
     "flows.cli.attention:attention", name="attention", help="Heat map of a student's self-attention at a pixel."
 )
@@ -65,8 +69,8 @@ Sets = Annotated[
 Cache = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
 
 
-@app.command
-def cfs(
+def run_flow(
+    flow: str,
     *,
     data: Source = None,
     config: Config = None,
@@ -93,7 +97,7 @@ def cfs(
     ] = False,
     quiet: Annotated[bool, Parameter(help="no progress bars", negative=())] = False,
 ) -> int:
-    """Boxes -> GrabCut -> CFS -> refined masks -> DeepLab with self-attention -> scores."""
+    """``maskmill FLOW``, for every flow: :func:`add_flows` makes a command of it for each."""
     from flows.cli import flow_command as command
 
     options = {
@@ -107,7 +111,7 @@ def cfs(
         "progress": False if quiet else None,
     }
     return command.run_flow_command(
-        "cfs",
+        flow,
         data=data,
         config=config,
         sets=set_,
@@ -116,6 +120,16 @@ def cfs(
         show_config=show_config,
         prefect=prefect,
     )
+
+
+def add_flows() -> None:
+    """A command for each flow of the registry, that of ``MASKMILL_FLOWS`` included."""
+    for name, entry in FLOWS.items():
+        if name not in app:
+            app.command(functools.partial(run_flow, name), name=name, help=entry.help, sort_key=-1)
+            made.add(name)
+        elif name not in made:
+            raise DataError(f"the flow {name!r} cannot be run: a command of maskmill has this name")
 
 
 @app.command
@@ -242,6 +256,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     set_defaults(PRIVATE, QUIET)
     try:
+        add_flows()
         return app(argv, exit_on_error=False, result_action="return_value") or OK
     except CycloptsError:
         return USAGE  # cyclopts has printed what is wrong

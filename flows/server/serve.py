@@ -34,6 +34,7 @@ from artifacts.datasets import DataParams
 from artifacts.datasets.read import READERS
 from flows.cli import flow_command as command
 from flows.config import ConfigError, read_config
+from flows.registry import FLOWS
 from flows.run_flow import plan_page, read_sets
 from flows.server.environment import SERVED, server_settings
 from tasks.engine.children import Child, Stopped, Supervisor
@@ -81,8 +82,8 @@ def prepare(configs: Sequence[str], schedule: Schedule) -> list[dict[str, Any]]:
 def deployment(config: str, schedule: Schedule) -> dict[str, Any]:
     """One configuration as a deployment: its validated values as parameters, paths made absolute."""
     flow = read_config(config).values.get("flow")
-    if flow not in command.FLOWS:
-        known = ", ".join(command.FLOWS)
+    if flow not in list(FLOWS):  # a list: YAML may give what cannot be hashed
+        known = ", ".join(FLOWS)
         raise ConfigError(f"config {config}: `flow: NAME` must say which flow it is for (one of {known}), not {flow!r}")
     job = command.configure(flow, None, config, (), {})
     page, _, _ = command.load(flow)
@@ -95,7 +96,7 @@ def deployment(config: str, schedule: Schedule) -> dict[str, Any]:
     sections = {"data": absolute(job.data), "params": job.params, "options": options}
     return {
         "name": Path(config).stem,
-        "flow": f"{command.FLOWS[flow][0]}:{flow}",
+        "flow": FLOWS[flow].entrypoint,
         "parameters": {name: plain(value) for name, value in sections.items()},
         "description": f"maskmill {flow} as in {config}",
         "cron": schedule.cron,

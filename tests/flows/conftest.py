@@ -1,18 +1,23 @@
-"""Fixtures of the flow tests: flows forked from one zygote, ONE Prefect server, ONE run of the paper's whole figure."""
+"""Fixtures of the flow tests: every flow, flows forked from one zygote, ONE Prefect server, ONE run of cfs's figure."""
 
 from __future__ import annotations
 
 import pytest
-from flow_runs import FIGURE, Done, copy_of, run_cfs
-from flow_servers import server, start, write_config, zygote
+from flow_runs import Done, Runs
+from flow_servers import server, slow_is_a_flow, start, write_config, zygote
 
-__all__ = ["server", "start", "whole", "write_config", "zygote"]
+from flows.registry import FLOWS
+
+__all__ = ["flow", "server", "slow_is_a_flow", "start", "whole", "write_config", "zygote"]
+
+
+@pytest.fixture(scope="session", params=list(FLOWS))
+def flow(request: pytest.FixtureRequest) -> str:
+    """Each flow of the registry."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")
-def whole(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """ONE undisturbed run of the whole figure, on top of the frame's run. To change it, copy it."""
-    out = copy_of(tiny, tmp_path_factory.mktemp("whole") / "run")
-    done = run_cfs(out, *FIGURE)
-    assert done.code == 0, done.said
-    return done
+def whole(runs: Runs) -> Done:
+    """The whole figure of ``cfs``, on top of the tiny run. To change it, copy it."""
+    return runs.whole("cfs")

@@ -1,4 +1,4 @@
-"""The `cfs` command on the tiny demo data, in this process or forked from a zygote, and what it left behind."""
+"""Flows on the tiny demo data, in this process or forked from a zygote, and what they left behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,33 @@ sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests/helpers")) if pat
 from zygote import Zygote  # noqa: E402
 
 from benchmarks.soak_kill import MARK, survivors  # noqa: E402
+from flows.registry import FLOWS  # noqa: E402
 
 ONE_THREAD = ("--set", "options.threads=1")
 """Of two, one waits for the other in networks this small: steps took five times as long, on two cores (measured)."""
-TINY = ("cfs", "--config", "demo-tiny", "--quiet", *ONE_THREAD)
 HERE = ("--workers", "0", "--set", "options.launch=inline")
 """Map stages and fits in the process itself: the cheapest way, with the same result."""
-FIGURE = ("--set", "params.proposals=cfs-refined", "--set", "params.attention=lgsa")
-"""The paper's whole figure instead of the frame's flow."""
-STACK = (
-    "cv2",
-    "lightning.fabric",
-    "matplotlib.figure",
-    "flows.cli.main",
-    "flows.cli.flow_command",
-    "flows.cfs",
-    "tasks.training.fit_process",
-)
-STACK += ("tasks.training.loop", "tasks.deeplab.network", "artifacts.report", "benchmarks.soak_kill")
+
+
+def tiny_of(flow: str) -> tuple[str, ...]:
+    """The flow on its tiny configuration; it ends with an export."""
+    return (flow, "--config", FLOWS[flow].tiny, "--export", "voc", "--quiet", *ONE_THREAD)
+
+
+def figure_of(flow: str) -> tuple[str, ...]:
+    """Makes the tiny configuration the paper's whole figure."""
+    return tuple(part for given in FLOWS[flow].figure for part in ("--set", given))
+
+
+FIGURE = figure_of("cfs")
+
+
+def stack() -> list[str]:
+    """Modules that a flow may need: what a zygote imports."""
+    names = ["cv2", "lightning.fabric", "matplotlib.figure", "flows.cli.main", "flows.cli.flow_command"]
+    names += [entry.module for entry in FLOWS.values()]
+    names += ["tasks.training.fit_process", "tasks.training.loop", "tasks.deeplab.network", "artifacts.report"]
+    return [*names, "benchmarks.soak_kill"]
 
 
 @dataclass(frozen=True)
@@ -88,9 +97,40 @@ def maskmill(out: Path, *arguments: str) -> Done:
     return Done(out, code, said.getvalue(), complained.getvalue())
 
 
-def run_cfs(out: Path, *more: str, tiny: Sequence[str] = TINY) -> Done:
-    """``maskmill cfs --config demo-tiny --out OUT`` in this process, no worker, no child."""
-    return maskmill(out, *tiny, *HERE, "--out", str(out), *more)
+def run_flow(flow: str, out: Path, *more: str) -> Done:
+    """``maskmill FLOW --config TINY --out OUT`` in this process, no worker, no child."""
+    return maskmill(out, *tiny_of(flow), *HERE, "--out", str(out), *more)
+
+
+def run_cfs(out: Path, *more: str) -> Done:
+    """:func:`run_flow` for tests of what any flow does, shown by ``cfs``, and of ``cfs`` itself."""
+    return run_flow("cfs", out, *more)
+
+
+class Runs:
+    """ONE undisturbed run of each flow, and of its whole figure, made when first wanted. To change one, copy it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._done: dict[tuple[str, str], Done] = {}
+
+    def tiny(self, flow: str) -> Done:
+        """The flow as its tiny configuration has it."""
+        return self._once(flow, "tiny", lambda out: run_flow(flow, out))
+
+    def whole(self, flow: str) -> Done:
+        """The whole figure, on top of a copy of the tiny run; that very run where there is no more to the figure."""
+        if not FLOWS[flow].figure:
+            return self.tiny(flow)
+        tiny = self.tiny(flow)
+        return self._once(flow, "whole", lambda out: run_flow(flow, copy_of(tiny, out), *figure_of(flow)))
+
+    def _once(self, flow: str, kind: str, make: Callable[[Path], Done]) -> Done:
+        if (flow, kind) not in self._done:
+            done = make(self._folder / f"{flow}-{kind}" / "run")
+            assert done.code == 0, done.said
+            self._done[flow, kind] = done
+        return self._done[flow, kind]
 
 
 def copy_of(run: Done, to: Path) -> Path:
@@ -100,8 +140,8 @@ def copy_of(run: Done, to: Path) -> Path:
 
 
 def demo_tree(run: Done) -> Path:
-    """The VOC tree of the demo data that a run made."""
-    (found,) = (run.out / "cache" / "demo-data").iterdir()
+    """The VOC tree of ``demo-tiny`` that a run made."""
+    (found,) = (run.out / "cache" / "demo-data").glob("demo-tiny*")
     return found
 
 
@@ -127,6 +167,7 @@ class Started:
     """A flow in a process of its own, forked from the zygote; the leader of its group."""
 
     zygote: Zygote
+    flow: str
     out: Path
     arguments: Sequence[str]
     env: dict[str, str] = field(default_factory=dict)
@@ -138,7 +179,7 @@ class Started:
         self.output = self.out / f"log-{self.mark[:6]}"
         self.pid = self.zygote.start(
             "benchmarks.soak_kill:flow_main",
-            [*TINY, "--out", str(self.out), *self.arguments],
+            [*tiny_of(self.flow), "--out", str(self.out), *self.arguments],
             env={**self.env, MARK: self.mark},
             output=self.output,
         )

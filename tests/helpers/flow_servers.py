@@ -30,8 +30,12 @@ import pytest  # noqa: E402
 import yaml  # noqa: E402
 from zygote import Zygote  # noqa: E402
 
+from flows.registry import FLOWS, PLUG_INS  # noqa: E402
 from flows.server import serve  # noqa: E402
 from tasks.engine.children import Supervisor  # noqa: E402
+
+SLOW = "slow_flow:ENTRY"
+"""The flow ``slow`` for ``MASKMILL_FLOWS``."""
 
 
 def eventually(seconds: float, question: Callable[[], Any], what: str) -> Any:
@@ -88,8 +92,15 @@ class Started:
 def zygote() -> Iterator[Zygote]:
     """Forks processes that have imported all that the command needs."""
     paths = [HERE, HERE.parent]
-    with Zygote(["slow_cli", "slow_flow", "flows.cfs", "flows.server.serve", "prefect.flow_engine"], paths) as found:
+    flows = [entry.module for entry in FLOWS.values()]
+    with Zygote(["slow_cli", "slow_flow", *flows, "flows.server.serve", "prefect.flow_engine"], paths) as found:
         yield found
+
+
+@pytest.fixture
+def slow_is_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``slow`` is in the registry of this process and of those that it starts."""
+    monkeypatch.setenv(PLUG_INS, SLOW)
 
 
 @pytest.fixture
@@ -99,7 +110,8 @@ def start(zygote: Zygote, tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
     def run(*arguments: str, **env: str) -> Started:
         output, begun = tmp_path / f"output{len(started)}", tmp_path / f"begun{len(started)}"
-        pid = zygote.start("slow_cli:forked", arguments, env={"MASKMILL_TEST_COUNT": str(begun), **env}, output=output)
+        env = {"MASKMILL_TEST_COUNT": str(begun), PLUG_INS: SLOW, **env}
+        pid = zygote.start("slow_cli:forked", arguments, env=env, output=output)
         started.append(Started(zygote, pid, output, begun))
         return started[-1]
 

@@ -12,6 +12,7 @@ from prefect import State, flow
 
 from artifacts.datasets import DataParams
 from artifacts.records import Sets
+from flows.registry import FlowEntry
 from flows.server.prefect_skin import run_flow, show_help, threads
 from tasks.engine.runner import Runner, RunParams
 from tasks.evaluate.finish import Result
@@ -57,3 +58,6 @@ show_help(DataParams, SlowParams, RunParams)
 def slow(data: DataParams, params: SlowParams = SlowParams(), options: RunParams = RunParams()) -> State[Any]:
     """Sleeps."""
     return run_flow("slow", page, data, params, options)
+
+
+ENTRY = FlowEntry("slow", __name__, "SlowParams", "Sleeps.", labels=(), method="none")

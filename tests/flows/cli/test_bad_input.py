@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from flow_runs import TINY, Done, copy_of, demo_tree, maskmill, run_cfs
+from flow_runs import Done, copy_of, demo_tree, maskmill, run_cfs, tiny_of
 from PIL import Image
 
 from artifacts.cache import segment_index
@@ -406,7 +406,7 @@ def test_a_wrong_configuration_does_nothing_at_all(tmp_path: Path, text: str, wo
 )
 def test_wrong_arguments_do_nothing_at_all(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     out = tmp_path / "run"
-    run = maskmill(out, *TINY, "--out", str(out), *arguments)
+    run = maskmill(out, *tiny_of("cfs"), "--out", str(out), *arguments)
     assert run.code == 2
     assert words in run.said
     assert not (out / "cache" / "maps").exists() and not (out / "cache" / "runs").exists()

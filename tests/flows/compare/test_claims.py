@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,27 @@ from flow_runs import ONE_THREAD, Done, share_demo
 
 from artifacts.datasets import DataParams
 from benchmarks import claims, results
-from benchmarks.claim_table import Claims, Ordering, Row, as_markdown, evaluate, scores_of, why_not_valid
-from benchmarks.claims_cfs import ALONE, CLAIMS, SUPERVISED
+from benchmarks.claim_rows import box_row
+from benchmarks.claim_table import SUPERVISED, Backbone, Claims, Ordering, Row, as_markdown, evaluate, why_not_valid
+from benchmarks.claims_cfs import ALONE, CLAIMS
+from flows.cli.flow_command import configure
 from flows.compare.trials import Attempt
+from flows.registry import FLOWS
 from flows.run_flow import plan_page, read_sets
+from tasks.deeplab.stages import DEMO_TINY
 from tasks.engine.options import RunParams
 from tasks.stage import FitHandle, MapHandle
 
-ROWS = (Row("weak", paper=66.6), Row("strong", ("a=1",), paper=70.8), Row("full"))
-SMALL = Claims("cfs", "demo-tiny", ROWS, (Ordering("weak", "strong", "student", "Table 2", aim=0.03),), "full")
+ROWS = (Row("weak", paper={"student": 66.6}), Row("strong", ("a=1",), paper={"student": 70.8}), Row(SUPERVISED))
+COLUMNS = {"masks": "masks ({train}) mIoU", "student": "student ({val}) mIoU"}
+CLAIM = Ordering("weak", "strong", "student", "Table 2", aim=0.03)
+SMALL = Claims("cfs", "demo-tiny", COLUMNS, ROWS, (CLAIM,), "student")
 
 
 def students(**rows: tuple[float, ...]) -> dict[str, Any]:
-    return {name: {"masks": {}, "student": dict(enumerate(values))} for name, values in rows.items()}
+    """Scores of rows' students by seed; ``full`` is the fully supervised row."""
+    found = {name: {"masks": {}, "student": dict(enumerate(values))} for name, values in rows.items()}
+    return {{"full": SUPERVISED}.get(name, name): values for name, values in found.items()}
 
 
 def verdict(scores: Any) -> dict[str, Any]:
@@ -71,45 +82,145 @@ def test_one_seed_decides_nothing() -> None:
 
 def test_the_tables_show_rows_differences_and_the_paper() -> None:
     text = as_markdown(evaluate(SMALL, students(weak=(0.5, 0.6), strong=(0.52, 0.64), full=(0.8, 0.9))))
+    assert text.startswith("| row | sets | seeds | masks | student | paper: student |")
     assert "| weak |  | 2 | - | 55.0 ± 7.1 | 66.6 |" in text
     assert "| strong | `a=1` | 2 | - | 58.0 ± 8.5 | 70.8 |" in text
     assert "| weak < strong | student | +3.0 ± 1.4 | holds; aim +3.0 reached | +4.2 | Table 2 |" in text
 
 
-def test_a_row_that_nobody_runs_is_found_at_once() -> None:
-    with pytest.raises(ValueError, match="no row is called stronger"):
-        Claims("cfs", "demo", ROWS, (Ordering("weak", "stronger", "masks", ""),), "full")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"orderings": (Ordering("weak", "stronger", "masks", ""),)}, "no row is called stronger"),
+        ({"rows": ROWS[:2]}, "no row is called fully supervised; there are weak, strong"),
+        (
+            {"orderings": (Ordering("weak", "strong", "edges", ""),)},
+            "no column is called edges; there are masks, student",
+        ),
+        ({"rows": (*ROWS, Row("more", paper={"two-step": 1.0}))}, "no column is called two-step"),
+        ({"ceiling": "students"}, "no column is called students"),
+    ],
+)
+def test_a_row_that_nobody_runs_and_a_column_that_nobody_scores_are_found_at_once(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
 
 
 def test_scores_are_those_of_the_splits_that_were_used() -> None:
     found = {
         "weak": {"masks (trainaug) mIoU": {0: 0.5}, "student (val) mIoU": {0: 0.4}, "cfs (trainaug) mIoU": {0: 0.1}}
     }
-    assert scores_of(["weak"], found, "trainaug", "val") == {"weak": {"masks": {0: 0.5}, "student": {0: 0.4}}}
+    scores = SMALL.scores_of(["weak"], found, train="trainaug", val="val")
+    assert scores == {"weak": {"masks": {0: 0.5}, "student": {0: 0.4}}}
+
+
+def test_a_flow_names_its_own_columns() -> None:
+    """A method with two rounds and edges: none of it is known outside its claims."""
+    columns = {"edges": "edges ({aux}) F", "one-step": "one-step ({val}) mIoU", "two-step": "two-step ({val}) mIoU"}
+    paper = {"one-step": 60.0, "two-step": 63.5}
+    rows = (Row("ours", paper=paper), Row("theirs", paper={"two-step": 61.0}), Row(SUPERVISED))
+    claims_ = Claims(
+        "lpg",
+        "any",
+        columns,
+        rows,
+        (Ordering("theirs", "ours", "two-step", "1"), Ordering("theirs", "ours", "edges", "2")),
+        "two-step",
+    )
+    found = {
+        "ours": {
+            "edges (aux) F": {0: 0.5, 1: 0.6},
+            "one-step (val) mIoU": {0: 0.6},
+            "two-step (val) mIoU": {0: 0.62, 1: 0.64},
+        },
+        "theirs": {"edges (aux) F": {0: 0.4, 1: 0.3}, "two-step (val) mIoU": {0: 0.6, 1: 0.61}},
+        SUPERVISED: {"two-step (val) mIoU": {0: 0.7}},
+    }
+    figures = evaluate(claims_, claims_.scores_of(list(found), found, train="train", val="val", aux="aux"))
+    assert [(one["what"], one["verdict"], one["paper"]) for one in figures["orderings"]] == [
+        ("two-step", "holds", 2.5),
+        ("edges", "holds", None),
+    ]
+    text = as_markdown(figures)
+    assert "| row | sets | seeds | edges | one-step | two-step | paper: one-step | paper: two-step |" in text
+    assert "| ours |  | 2 | 55.0 ± 7.1 | 60.0 | 63.0 ± 1.4 | 60.0 | 63.5 |" in text
+
+
+def test_a_flow_says_where_its_params_take_the_backbone() -> None:
+    """One that has its network elsewhere, and two of them."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Params:
+        first: Any = DEMO_TINY
+        other: Any = DEMO_TINY
+
+    def takes(*given: str, params: Any = Params(), config: str = "mine", data: str | None = None) -> bool:
+        asked = argparse.Namespace(set=list(given), data=data)
+        job = dataclasses.replace(configure("cfs", "demo-tiny", None, (), {}), params=params)
+        return claims.takes_backbone(asked, config, "mine", backbone, job)
+
+    backbone = Backbone(DEMO_TINY, ("first.weights", "other.weights"))
+    assert takes() and takes("params.other.iterations=3")
+    assert not takes("params.other.weights=file") and not takes(config="other") and not takes(data="voc:here")
+    assert not takes(params=Params(other=dataclasses.replace(DEMO_TINY, width=4)))
+
+
+def test_all_rows_of_the_shipped_setting_start_from_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.pretrained.find_backbone", lambda params, options: Path("learnt.safetensors"))
+    given = {"data": None, "config": None, "out": None, "budget": None, "device": "cpu", "workers": 0, "quiet": True}
+    given |= {"seeds": "0,1", "secondary_seeds": None, "main_only": False, "flow": "cfs", "set": []}
+    table = claims.prepare(argparse.Namespace(**given))
+    assert table.to_learn is None and table.backbone.startswith("tiny, learnt from the masks of demo-auxiliary")
+    assert {variant.params.deeplab.weights for variant in table.variants} == {"learnt.safetensors"}
+    assert {variant.flow for variant in table.variants} == {"cfs", "cfs-masks", "cfs-supervised"}
+    own = claims.prepare(argparse.Namespace(**given | {"set": ["params.deeplab.weights=mine"]}))
+    assert own.backbone == "" and {variant.params.deeplab.weights for variant in own.variants} == {"mine"}
+
+
+@pytest.mark.parametrize("flow", [name for name, entry in FLOWS.items() if entry.claims])
+def test_claims_belong_to_their_flow(flow: str) -> None:
+    found = importlib.import_module(FLOWS[flow].claims).CLAIMS
+    assert found.flow == flow and configure(flow, None, found.config, (), {}).flow == flow
 
 
 # -- the rows of CFS -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def pages(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """Row -> handles of its page, planned on the tiny demo data."""
+def planned(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], list[Any]]:
+    """Handles of a row's page, planned on the tiny demo data."""
     options = RunParams(cache=str(share_demo(tiny, tmp_path_factory.mktemp("cache"))))
     sets = read_sets(DataParams("demo-tiny"), options)
     shared = {"data": None, "config": CLAIMS.config, "sets": (), "options": {}}
-    found = {}
-    for row in CLAIMS.rows:
+
+    def handles(row: Row) -> list[Any]:
         variant = claims.variant_of(row, CLAIMS.flow, (0,), shared)
         kept: list[Any] = []
 
-        def looked_at(run: Any, sets: Any, params: Any, page: Any = variant.page, kept: Any = kept) -> Any:
-            result = page(run, sets, params)
+        def looked_at(run: Any, sets: Any, params: Any) -> Any:
+            result = variant.page(run, sets, params)
             kept.extend(run.handles)
             return result
 
         plan_page(variant.flow, looked_at, sets, variant.params, options)
-        found[row.name] = kept
-    return found
+        return kept
+
+    return handles
+
+
+@pytest.fixture(scope="module")
+def pages(planned: Callable[[Row], list[Any]]) -> dict[str, list[Any]]:
+    """Row -> handles of its page."""
+    return {row.name: planned(row) for row in CLAIMS.rows}
+
+
+def test_the_shared_row_of_boxes_is_the_flows_own(
+    pages: dict[str, list[Any]], planned: Callable[[Row], list[Any]]
+) -> None:
+    shared = planned(box_row(lambda params: params.deeplab, ("attention=none",)))
+    assert [handle.address for handle in shared] == [handle.address for handle in pages["box"]]
 
 
 def test_truth_is_read_by_the_supervised_row_alone_and_through_given_masks(pages: dict[str, list[Any]]) -> None:
@@ -141,7 +252,7 @@ def test_every_row_is_a_student_or_masks_of_its_own(pages: dict[str, list[Any]])
 
 
 def test_papers_numbers_are_given_where_the_paper_has_them() -> None:
-    papers = {row.name: row.paper for row in CLAIMS.rows}
+    papers = {row.name: row.paper.get("student") for row in CLAIMS.rows}
     assert [papers[name] for name in ("box", "GrabCut", "CFS refined", "non-local", "LGSA")] == [
         55.4,
         66.6,
@@ -161,7 +272,7 @@ def figures(*, config: str = "demo", **rows: tuple[float, ...]) -> dict[str, Any
 
 def kept_rows(folder: Path) -> dict[str, list[str]]:
     found = json.loads((folder / "mine.json").read_text())["figures"]["rows"]
-    return {row["name"]: list(row["miou"]["student"]["seeds"]) for row in found if row["miou"]}
+    return {row["name"]: list(row["scores"]["student"]["seeds"]) for row in found if row["scores"]}
 
 
 def test_fuller_figures_of_the_same_setting_are_replaced_only_on_demand(
@@ -198,7 +309,7 @@ def test_the_command_runs_evaluates_and_keeps_its_figures(
 ) -> None:
     module = importlib.import_module("benchmarks.claims_cfs")
     rows = tuple(row for row in CLAIMS.rows if row.name in ("box", SUPERVISED))
-    monkeypatch.setattr(module, "CLAIMS", Claims("cfs", "demo-tiny", rows, (), SUPERVISED))
+    monkeypatch.setattr(module, "CLAIMS", Claims("cfs", "demo-tiny", COLUMNS, rows, (), "student"))
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr("tasks.evaluate.finish.SHEET_ROWS", 2)  # drawing eight takes longer than the fits
     out = tmp_path / "out"
@@ -217,7 +328,7 @@ def test_the_command_runs_evaluates_and_keeps_its_figures(
     figures = saved["figures"]
     assert figures["complete"] and not figures["valid"], "two iterations reach no 60 mIoU"
     full = next(row for row in figures["rows"] if row["name"] == SUPERVISED)
-    assert full["miou"]["masks"]["mean"] == 1.0 and set(full["miou"]["student"]["seeds"]) == {"4"}
+    assert full["scores"]["masks"]["mean"] == 1.0 and set(full["scores"]["student"]["seeds"]) == {"4"}
     assert (out / "claims.md").read_text().startswith("**Not valid")
     asked: list[bool] = []
     monkeypatch.setattr(claims, "run", lambda *given: [Attempt("box", 4, "done", 0.0)])

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-import slow_cli
 import slow_flow
+from flow_runs import ROOT
 from flow_servers import Server, Started, eventually
 
 from flows.cli import flow_command as command
@@ -26,13 +26,9 @@ from flows.server.prefect_skin import PrefectSkin, _do, _markdown, _tickets, cal
 from tasks.engine.runner import StageFailed
 from tasks.engine.work_unit import WorkUnit
 
+pytestmark = pytest.mark.usefixtures("slow_is_a_flow")
 Start = Callable[..., Started]
 WriteConfig = Callable[..., Path]
-
-
-@pytest.fixture(autouse=True)
-def slow_is_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(command.FLOWS, "slow", ("slow_flow", "SlowParams"))
 
 
 def job(config: Path, **options: Any) -> command.Job:
@@ -195,7 +191,8 @@ def test_the_plain_command_starts_no_server_and_leaves_no_trace_of_prefect(
 ) -> None:
     home = tmp_path / "prefect-home"
     one = subprocess.run(
-        [sys.executable, slow_cli.__file__, "slow", "--config", str(write_config("a", workers=0))],
+        [sys.executable, "-m", "flows.cli.main", "slow", "--quiet", "--config", str(write_config("a", workers=0))],
+        cwd=ROOT,
         env={**os.environ, "PREFECT_HOME": str(home)},
         capture_output=True,
         text=True,
@@ -217,7 +214,9 @@ def test_the_command_with_an_api_keeps_its_exit_codes_and_makes_no_run_of_a_wron
     shutil.rmtree(tmp := absent.with_name("x-data"))
     before = runs_of_slow(server)
     expected = ((skipping, 3), (failing, 1), (misspelt, 2), (absent, 2))
-    started = [(start("slow", "--config", str(config), **server.client_env), code) for config, code in expected]
+    started = [
+        (start("slow", "--quiet", "--config", str(config), **server.client_env), code) for config, code in expected
+    ]
     for one, code in started:
         assert one.wait() == code, one.said
     said = [one.said for one, _ in started]
@@ -238,7 +237,7 @@ HOUR_MS = 3_600_000
 def test_signals_end_the_plain_command_its_pool_and_its_fit(start: Start, write_config: WriteConfig) -> None:
     mapping, fitting = write_config("m", pace={"level": HOUR_MS}), write_config("f", fit=True)
     ends = [
-        (start("slow", "--config", str(config)), number, word)
+        (start("slow", "--quiet", "--config", str(config)), number, word)
         for config, word, number in (
             (fitting, "endless", signal.SIGTERM),  # first: it takes longest to get there
             (mapping, "sleepy", signal.SIGTERM),
@@ -262,7 +261,7 @@ def test_signals_end_the_command_in_flow_mode_and_the_server_says_crashed(
 ) -> None:
     config = write_config("s", pace={"level": HOUR_MS})
     signals = (signal.SIGTERM, signal.SIGINT)
-    started = [start("slow", "--config", str(config), **server.client_env) for _ in signals]
+    started = [start("slow", "--quiet", "--config", str(config), **server.client_env) for _ in signals]
     for one in started:
         one.wait_for_work(2)
     running = [run for run in runs_of_slow(server) if run.state.type.value == "RUNNING"]

@@ -22,22 +22,17 @@ from flow_servers import Server, Started, eventually
 from rich.console import Console
 
 from artifacts.datasets import DataParams
-from flows.cfs import CFSFlowParams
-from flows.cli import flow_command as command
 from flows.config import ConfigError, build, merge, parse_set, parse_yaml
+from flows.registry import FLOWS
 from flows.server import serve
 from flows.server.serve_runner import build as build_deployment
 from tasks.engine.runner import RunParams
 
+pytestmark = pytest.mark.usefixtures("slow_is_a_flow")
 Start = Callable[..., Started]
 WriteConfig = Callable[..., Path]
 HOUR_MS = 3_600_000
 QUICK = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
-
-
-@pytest.fixture(autouse=True)
-def slow_is_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(command.FLOWS, "slow", ("slow_flow", "SlowParams"))
 
 
 # -- one life of a serve, from a kill to an orderly end --------------------------------------------------------------
@@ -260,11 +255,14 @@ def test_a_deployment_holds_the_whole_config_with_absolute_paths(
 
 # -- parameters ------------------------------------------------------------------------------------------------------
 
-SECTIONS: dict[str, Any] = {"data": DataParams, "params": CFSFlowParams, "options": RunParams}
+
+def sections(flow: str) -> dict[str, Any]:
+    """Section of a flow's configuration -> its params class."""
+    return {"data": DataParams, "params": FLOWS[flow].params_class, "options": RunParams}
 
 
-def places() -> Iterator[tuple[str, ...]]:
-    """Every params class of the flow ``cfs``, by its path in the configuration; ``data.aux`` as one of them."""
+def places(flow: str) -> Iterator[tuple[str, ...]]:
+    """Every params class of the flow, by its path in the configuration; ``data.aux`` as one of them."""
 
     def walk(kind: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield path
@@ -273,7 +271,7 @@ def places() -> Iterator[tuple[str, ...]]:
                 if dataclasses.is_dataclass(inner) and name not in path:
                     yield from walk(inner, (*path, name))
 
-    for section, kind in SECTIONS.items():
+    for section, kind in sections(flow).items():
         yield from walk(kind, (section,))
 
 
@@ -284,14 +282,22 @@ def nested(path: tuple[str, ...], value: Any) -> Any:
 
 
 def test_every_params_class_is_walked() -> None:
-    assert {("data",), ("data", "aux"), ("params",), ("options",), ("params", "grabcut"), ("params", "deeplab")} <= set(
-        places()
-    )
-    assert {("params", "cfs"), ("params", "lgsa"), ("params", "deeplab", "test")} <= set(places())
+    found = set(places("cfs"))
+    assert {
+        ("data",),
+        ("data", "aux"),
+        ("params",),
+        ("options",),
+        ("params", "grabcut"),
+        ("params", "deeplab"),
+    } <= found
+    assert {("params", "cfs"), ("params", "lgsa"), ("params", "deeplab", "test")} <= found
 
 
-@pytest.mark.parametrize("path", list(places()), ids=".".join)
-def test_a_misspelt_name_is_refused_by_yaml_and_by_set(path: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("flow", "path"), [pytest.param(f, path, id=f"{f}:{'.'.join(path)}") for f in FLOWS for path in places(f)]
+)
+def test_a_misspelt_name_is_refused_by_yaml_and_by_set(flow: str, path: tuple[str, ...]) -> None:
     section = path[0]
     for layer in (
         parse_yaml(yaml.safe_dump(nested(path, {"misspelt": 1})), "my.yaml"),
@@ -299,25 +305,25 @@ def test_a_misspelt_name_is_refused_by_yaml_and_by_set(path: tuple[str, ...]) ->
     ):
         merged, layers = merge([layer])
         with pytest.raises(ConfigError, match=f"{'.'.join(path)}.misspelt: no such parameter"):
-            build(SECTIONS[section], section, merged, layers)
+            build(sections(flow)[section], section, merged, layers)
 
 
 @pytest.mark.server
-def test_a_misspelt_name_is_refused_by_the_api_before_a_run_exists(server: Server) -> None:
+def test_a_misspelt_name_is_refused_by_the_api_before_a_run_exists(server: Server, flow: str) -> None:
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
     from prefect.exceptions import PrefectHTTPStatusError
 
-    item = {"name": "checked", "flow": "flows.cfs:cfs", "parameters": {"data": {"source": "demo-tiny"}}}
+    item = {"name": "checked", "flow": FLOWS[flow].entrypoint, "parameters": {"data": {"source": "demo-tiny"}}}
 
     async def register() -> Any:
         return await (await build_deployment(item, "test-owner")).aapply()
 
     with server.settings():
         deployment = asyncio.run(register())
-    wrong = [nested(path, {"misspelt": 1}) for path in places()]
+    wrong = [nested(path, {"misspelt": 1}) for path in places(flow)]
     wrong += [
         {"misspelt": 1},
-        nested(("params", "deeplab", "iterations"), "many"),
+        nested(("options", "workers"), "many"),
         nested(("options", "device"), "tpu"),
     ]
     with server.client() as client:
@@ -329,18 +335,28 @@ def test_a_misspelt_name_is_refused_by_the_api_before_a_run_exists(server: Serve
         assert accepted == []
         mine = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
         assert client.read_flow_runs(deployment_filter=mine) == []
-        made = client.create_flow_run_from_deployment(deployment, parameters={"params": {"proposals": "box"}})
-        assert made.parameters["params"] == {"proposals": "box"}
+        made = client.create_flow_run_from_deployment(deployment, parameters={"options": {"workers": 1}})
+        assert made.parameters["options"] == {"workers": 1}
         client.delete_deployment(deployment)
+
+
+def test_a_flow_on_its_tiny_configuration_can_be_served(
+    flow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (item,) = serve.prepare([FLOWS[flow].tiny], serve.Schedule())
+    assert item["parameters"]["data"]["source"] == "demo-tiny" and item["flow"] == FLOWS[flow].entrypoint
+    deployment = asyncio.run(build_deployment(item, "test-owner"))
+    assert deployment.flow_name == flow
 
 
 def test_the_parameters_in_prefect_yaml_are_right() -> None:
     root = Path(__file__).parents[3]
     (nightly,) = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
     file, _, name = nightly["entrypoint"].partition(":")
-    assert (root / file).exists() and name in command.FLOWS
+    assert (root / file).exists() and FLOWS[name].entrypoint == f"{file.removesuffix('.py').replace('/', '.')}:{name}"
     merged, layers = merge([parse_yaml(yaml.safe_dump(nightly["parameters"]), "prefect.yaml")])
-    for section, kind in SECTIONS.items():
+    for section, kind in sections(name).items():
         build(kind, section, merged, layers)
     assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
     (schedule,) = nightly["schedules"]

@@ -1,0 +1,132 @@
+"""The only list of flows. A flow is a page (a module in ``flows/``), one entry here, and a row of README's table.
+
+An entry imports nothing heavy: it names modules and classes, which are imported when they are used. So ``maskmill
+--help`` answers at once.
+
+**A flow of one's own** needs no change here. ``MASKMILL_FLOWS=my_flow:ENTRY`` (several with commas) adds the
+:class:`FlowEntry` that the module ``my_flow`` holds. Being in the environment, it reaches workers, fits and served
+runs; the module must be importable there, too (``PYTHONPATH``).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from artifacts.records import DataError
+
+PLUG_INS = "MASKMILL_FLOWS"
+"""Environment variable: ``module:ENTRY``, several with commas."""
+
+
+@dataclass(frozen=True)
+class FlowEntry:
+    """All that the command, serve, compare, claims, docs and tests know of a flow."""
+
+    name: str
+    """``maskmill NAME``; the page's Prefect flow has this name, with ``_`` for ``-``."""
+    module: str
+    """The page's module: holds ``page``, the params class and the Prefect flow."""
+    params: str
+    """Name of the params class."""
+    help: str
+    """One line for ``--help``."""
+    labels: tuple[str, ...]
+    """Kinds of weak labels (fields of ``Record``) that the flow's stages may read of the training images, no others."""
+    method: str
+    """What it does and the paper, for README's table."""
+    demo: str = ""
+    """Configuration (shipped, or a file's path) for the data ``demo``; "" for the flow's defaults."""
+    tiny: str = ""
+    """The same for ``demo-tiny``: the whole flow in seconds. The tests run it."""
+    figure: tuple[str, ...] = ()
+    """What ``--set`` adds to ``tiny`` for the paper's whole figure; empty if ``tiny`` is the whole figure."""
+    claims: str = ""
+    """Module that holds the paper's claims as ``CLAIMS``; "" for none."""
+    ranks: int = 2
+    """Processes that may share the first fit of ``tiny`` in the test that kills them; its batch is divisible by it."""
+
+    @property
+    def entrypoint(self) -> str:
+        """``module:name`` of the Prefect flow."""
+        return f"{self.module}:{self.name.replace('-', '_')}"
+
+    @property
+    def demos(self) -> Mapping[str, str]:
+        """Demo data -> the configuration that belongs to it."""
+        return {data: config for data, config in (("demo", self.demo), ("demo-tiny", self.tiny)) if config}
+
+    @property
+    def page(self) -> Any:
+        """The flow's page (imports it)."""
+        return getattr(importlib.import_module(self.module), "page")  # noqa: B009 (mypy: a module has no page)
+
+    @property
+    def params_class(self) -> type[Any]:
+        """The flow's params class (imports it)."""
+        found: type[Any] = getattr(importlib.import_module(self.module), self.params)
+        return found
+
+    @property
+    def prefect_flow(self) -> Any:
+        """The page as a Prefect flow (imports it)."""
+        module, _, name = self.entrypoint.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+SHIPPED = (
+    FlowEntry(
+        name="cfs",
+        module="flows.cfs",
+        params="CFSFlowParams",
+        help="Boxes -> GrabCut -> CFS -> refined masks -> DeepLab with self-attention -> scores.",
+        labels=("boxes",),
+        method="GrabCut, CFS proposals, GrabCut refinement; DeepLab with LGSA (Xie et al., BMVC 2020)",
+        demo="demo",
+        tiny="demo-tiny",
+        figure=("params.proposals=cfs-refined", "params.attention=lgsa"),
+        claims="benchmarks.claims_cfs",
+    ),
+)
+"""The flows that come with Maskmill."""
+
+
+class Flows(Mapping[str, FlowEntry]):
+    """Name -> entry: the shipped ones, then those of ``MASKMILL_FLOWS`` as it is now."""
+
+    def __getitem__(self, name: str) -> FlowEntry:
+        return self._entries()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries())
+
+    def __len__(self) -> int:
+        return len(self._entries())
+
+    def _entries(self) -> Mapping[str, FlowEntry]:
+        return _entries(os.environ.get(PLUG_INS, ""))
+
+
+FLOWS = Flows()
+
+
+@functools.cache
+def _entries(plug_ins: str) -> Mapping[str, FlowEntry]:
+    """Raises :class:`DataError` for a plug-in that cannot be had, and for a name that is taken."""
+    found = {entry.name: entry for entry in SHIPPED}
+    for place in filter(None, (part.strip() for part in plug_ins.split(","))):
+        module, colon, name = place.partition(":")
+        try:
+            entry = getattr(importlib.import_module(module), name) if colon else None
+        except (ImportError, AttributeError) as error:
+            raise DataError(f"{PLUG_INS}={place}: {error}") from error
+        if not isinstance(entry, FlowEntry):
+            raise DataError(f"{PLUG_INS}={place}: expected MODULE:ENTRY that names a FlowEntry (flows/registry.py)")
+        if entry.name in found:
+            raise DataError(f"{PLUG_INS}={place}: there is a flow {entry.name!r} already")
+        found[entry.name] = entry
+    return found
