@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from flow_runs import HERE, TINY, Done, copy_of, maskmill, run_cfs, share_demo
+from flow_runs import Done, copy_of, maskmill, run_cfs, share_demo
 
 from artifacts.cache.runs import RunFolder
 from benchmarks.soak_kill import fingerprint
@@ -133,7 +133,7 @@ def test_while_it_runs_the_manifest_says_what_is_complete(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tasks.deeplab.network.train", look)
-    assert maskmill(out, *TINY, *HERE, "--out", str(out)).code == 130
+    assert run_cfs(out).code == 130
     (running,) = seen
     assert running["status"] == "running"
     assert [(stage["label"], bool(stage["stamps"]), stage["set"]) for stage in running["stages"]] == [

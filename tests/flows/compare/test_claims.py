@@ -174,7 +174,7 @@ def test_all_rows_of_the_shipped_setting_start_from_the_backbone(monkeypatch: py
     table = claims.prepare(argparse.Namespace(**given))
     assert table.to_learn is None and table.backbone.startswith("tiny, learnt from the masks of demo-auxiliary")
     assert {variant.params.deeplab.weights for variant in table.variants} == {"learnt.safetensors"}
-    assert {variant.flow for variant in table.variants} == {"cfs", "cfs-masks", "cfs-supervised"}
+    assert {variant.flow for variant in table.variants} == {"cfs", "cfs-supervised"}
     own = claims.prepare(argparse.Namespace(**given | {"set": ["params.deeplab.weights=mine"]}))
     assert own.backbone == "" and {variant.params.deeplab.weights for variant in own.variants} == {"mine"}
 
