@@ -188,3 +188,7 @@ class Sets:
 
     def __iter__(self) -> Iterator[RecordSet]:
         return (records for records in (self.train, self.val, self.aux) if records is not None)
+
+    def name_of(self, records: RecordSet) -> str:
+        """``train``, ``val`` or ``aux``; "" for any other set of records, such as a part of these."""
+        return next((name for name in ("train", "val", "aux") if getattr(self, name) is records), "")

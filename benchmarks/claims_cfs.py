@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from benchmarks.claim_rows import masks_page, supervised_row
+from benchmarks.claim_rows import supervised_row
 from benchmarks.claim_table import Backbone, Claims, Ordering, Row
-from flows.cfs import proposals
 from tasks.deeplab import stages as deeplab
 
 COLUMNS = {"masks": "masks ({train}) mIoU", "student": "student ({val}) mIoU"}
@@ -21,6 +20,8 @@ PLAIN = (*REFINED, "attention=none")
 NONLOCAL = (*REFINED, "attention=nonlocal")
 LGSA = (*REFINED, "attention=lgsa")
 CROPS = "grabcut.variant=crop"
+ALONE = "student=none"
+"""The masks alone, scored: rows of which the paper has no student either."""
 NO_WALK = (*LGSA, "lgsa.walk=off")
 
 TABLE_5 = {0: (71.5, 71.5), 5000: (71.7, 72.1), 10000: (71.8, 72.4), 15000: (71.8, 72.3), 20000: (71.7, 72.2)}
@@ -34,24 +35,21 @@ def student(miou: float) -> dict[str, float]:
     return {"student": miou}
 
 
-MASKS = masks_page(lambda run, sets, params: proposals(run, sets.train, params))
-
-
 MAIN = (
     Row("box", ("proposals=box", "attention=none"), main=True, paper=student(55.4)),
     Row("GrabCut", ("proposals=grabcut", "attention=none"), main=True, paper=student(66.6)),
-    Row("CFS raw", ("proposals=cfs", "attention=none"), main=True, page=MASKS),
+    Row("CFS raw", ("proposals=cfs", ALONE), main=True),
     Row("CFS refined", PLAIN, main=True, paper=student(70.8)),
     Row("CFS refined, trimap .2/.8", (*PLAIN, "refine.trimap_low=.2", "refine.trimap_high=.8"), main=True),
-    Row("GrabCut in crops", ("proposals=grabcut", "attention=none", CROPS), main=True, page=MASKS),
-    Row("CFS refined, from crops", (*PLAIN, CROPS), main=True, page=MASKS),
+    Row("GrabCut in crops", ("proposals=grabcut", ALONE, CROPS), main=True),
+    Row("CFS refined, from crops", (*REFINED, ALONE, CROPS), main=True),
     Row("non-local", NONLOCAL, main=True, paper=student(TABLE_3[2][0])),
     Row("LGSA", LGSA, main=True, paper=student(TABLE_3[2][1])),
     supervised_row(lambda params: params.deeplab, ("attention=none",), student(76.2)),
 )
 SECONDARY = (
-    Row("CFS without class channel", (*PLAIN, "cfs.class_channel=false"), page=MASKS),
-    Row("CFS without deep re-feed", (*PLAIN, "cfs.deep_refeed=false"), page=MASKS),
+    Row("CFS without class channel", (*REFINED, ALONE, "cfs.class_channel=false")),
+    Row("CFS without deep re-feed", (*REFINED, ALONE, "cfs.deep_refeed=false")),
     Row("LGSA without walk", NO_WALK, paper=student(TABLE_5[10000][0])),
     Row("alpha 0, walk", (*LGSA, "lgsa.alpha=0"), paper=student(TABLE_5[0][1])),
     *(

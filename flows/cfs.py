@@ -49,6 +49,9 @@ class CFSFlowParams:
         default="lgsa",
         metadata={"help": "self-attention in the student: none, nonlocal (no guidance, no walk), lgsa"},
     )
+    student: Literal["deeplab", "none"] = field(
+        default="deeplab", metadata={"help": "the network that learns from the masks; none: the masks are the result"}
+    )
     crf: Literal["off", Preset] = field(
         default="off",
         metadata={
@@ -64,7 +67,7 @@ class CFSFlowParams:
     lgsa: LGSAParams = field(default_factory=LGSAParams, metadata={"help": "the student's self-attention"})
 
     def __post_init__(self) -> None:
-        if self.attention != "none" and self.deeplab.multi_scale_inputs:
+        if self.student != "none" and self.attention != "none" and self.deeplab.multi_scale_inputs:
             raise ValueError("attention needs deeplab.multi_scale_inputs=false: its fusion is of logits")
         difficult = {"grabcut": self.grabcut.difficult, "cfs": self.cfs.difficult, "refine": self.refine.difficult}
         looking = {"cfs": ("grabcut", "cfs"), "cfs-refined": ("grabcut", "cfs", "refine")}.get(self.proposals, ())
@@ -74,13 +77,16 @@ class CFSFlowParams:
 
 
 def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
-    """The whole method on one page (Fig. 1): a1 to a4 are :func:`proposals`, b is the student."""
-    deeplab.check_run(params.deeplab, run.options)
+    """The whole method on one page (Fig. 1): a1 to a4 are :func:`proposals`, b is the student, if there is one."""
     masks = proposals(run, sets.train, params)
+    if params.student == "none":
+        return finish(run, sets, masks)
+    deeplab.check_run(params.deeplab, run.options)
     attention = lgsa.chosen(params.attention, params.lgsa)
     student = run.fit(deeplab.fit(params.deeplab, lgsa=attention), sets.train, monitor=sets.val, target=masks)
     crf = None if params.crf == "off" else PRESETS[params.crf]
-    return finish(run, masks, student, sets.val, deeplab.predict(params.deeplab, crf=crf, lgsa=attention))
+    predict = deeplab.predict(params.deeplab, crf=crf, lgsa=attention)
+    return finish(run, sets, masks, {"student": run.map(predict, sets.val, label="student", net=student)})
 
 
 def proposals(run: Runner, train: RecordSet, params: CFSFlowParams) -> MapHandle:

@@ -20,10 +20,10 @@ from flows.config import ConfigError
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources
 from tasks.engine.progress import Reporter
-from tasks.engine.runner import Runner, StageFailed, StageReport
+from tasks.engine.runner import Runner, StageFailed, StageReport, UntilReached
 from tasks.engine.skin import Skin
 from tasks.engine.workers import Workers
-from tasks.evaluate.finish import Result, dataset_folder
+from tasks.evaluate.finish import Result, dataset_folder, finish, so_far
 
 P = TypeVar("P")
 Page = Callable[[Runner, Sets, P], Result]
@@ -95,13 +95,14 @@ def _learnable(data: DataParams, what: str, cache: Path) -> RecordSet:
 
 
 def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParams) -> Plan:
-    """Run the page with a planning Runner: no work, no run folder. Checks ``rerun`` and the labels.
+    """Run the page with a planning Runner: no work, no run folder. Checks ``rerun``, ``until`` and the labels.
 
     The cache may be written to all the same: reading demo data, before, draws them into it. Raises
     :class:`DataError` where no image of a set has a label kind that the page needs of it.
     """
-    with Runner(options, flow=name, planning=True) as run:
-        page(run, sets, params)
+    with Runner(options, flow=name, planning=True, sets=sets) as run:
+        _to_its_end(run, page, sets, params)
+        run.check_until()
         run.check_rerun()
     _check_labels(name, run, sets)
     warnings = tuple(dict.fromkeys(warning for records in sets for warning in records.warnings))
@@ -112,6 +113,14 @@ def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParam
             seconds, count = past[report.label]
             estimates[report.label] = seconds / count * (report.to_compute + report.unknown)
     return Plan(name, tuple(run.reports), estimates, warnings, run.sources)
+
+
+def _to_its_end(run: Runner, page: Page[P], sets: Sets, params: P) -> Result:
+    """The whole page, or what of it comes up to the stage that ``until`` names."""
+    try:
+        return page(run, sets, params)
+    except UntilReached:
+        return finish(run, sets, *so_far(run, sets))
 
 
 def _check_labels(name: str, run: Runner, sets: Sets) -> None:
@@ -165,10 +174,17 @@ def run_page(
     recipe: dict[str, Any] = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
     try:
         with Runner(
-            options, flow=name, skin=skin, reporter=reporter, recipe=recipe, sources=plan.sources, workers=workers
+            options,
+            flow=name,
+            skin=skin,
+            reporter=reporter,
+            recipe=recipe,
+            sets=sets,
+            sources=plan.sources,
+            workers=workers,
         ) as run:
             run.skips.extend(skip for records in sets for skip in records.skips)
-            return page(run, sets, params)
+            return _to_its_end(run, page, sets, params)
     except DataError as error:
         # From here on work was done: no longer a matter of wrong usage.
         raise StageFailed(str(error)) from error

@@ -22,6 +22,10 @@ from artifacts import keys
 from artifacts.records import KINDS, DataError, ImageRGB, Kind, Record, RecordSet, Skip
 
 Arrays = dict[str, NDArray[Any]]
+CRF_MASK = "mask_crf_hw"
+"""Array of a stage that keeps its mask twice: ``mask_hw`` without, this one with a CRF."""
+MASKS: Mapping[str, str] = {"mask_hw": "", CRF_MASK: " + CRF"}
+"""Arrays that are label masks -> what follows the name of their stage in scores and pictures."""
 PARAMS_CONFIG: dict[str, str] = {"extra": "forbid"}
 """``__pydantic_config__`` of every params class: without it pydantic swallows a misspelt key of a dataclass."""
 
@@ -76,6 +80,9 @@ class MapStage:
     change what comes out, and is no part of the address."""
     images_at_once: int = 1
     """Images of one call of ``batch_function``, at least 2 with one."""
+    heat: tuple[str, ...] = ()
+    """Outputs that the report draws as heat maps: float ``(h, w)``, or ``(c, h, w)`` with the class numbers of the
+    channels in the output ``classes_c``, if there is one. Pictures only: no part of the address."""
 
     def __post_init__(self) -> None:
         _check_stage(self.name, self.reads)
@@ -83,6 +90,8 @@ class MapStage:
             raise ValueError(
                 f"stage {self.name}: images_at_once={self.images_at_once} and a batch_function belong together"
             )
+        if unknown := set(self.heat) - set(self.outputs):
+            raise ValueError(f"stage {self.name} declares heat maps {sorted(unknown)}, which are no outputs of it")
 
 
 @dataclass(frozen=True)
@@ -131,6 +140,8 @@ class MapHandle:
     produced: Mapping[str, Produced] = field(repr=False)
     """key -> what is stored. A planning run leaves out what is not known yet."""
     skips: tuple[Skip, ...] = ()
+    upstream: Mapping[str, Handle] = field(default_factory=dict, repr=False)
+    """role -> what the arrays were made from."""
 
     def place(self, produced: Produced) -> tuple[str, str]:
         """Address and stamp under which the store holds the arrays of one of :attr:`produced`."""

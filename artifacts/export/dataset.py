@@ -120,7 +120,7 @@ def export_run(
         cache,
         stage["address"],
         stage["split"],
-        tuple(manifest["classes"]),
+        tuple(manifest["classes"][stage["dataset"]]),
         read_stamps(cache, stage["stamps"]),
         with_images,
         array,

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 Verdict = Literal["holds", "reversed", "undecided"]
 Values = Mapping[int, float]
 """Seed -> number."""
-SHOWN = ("masks", "student")
-"""Sets of scores that begin with these words are columns of the table; all others are in the JSON alone."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,8 @@ class Line:
     done: int
     planned: int
     failed: int = 0
+    shown: tuple[str, ...] = ("masks",)
+    """Names whose scores are columns: the flow's masks and predictions. All others are in the JSON alone."""
 
     def cell(self, column: str) -> str:
         """``71.3 ± 0.4``, or a dash."""
@@ -109,9 +109,10 @@ class Line:
 
 
 def shown_columns(lines: Sequence[Line]) -> list[str]:
-    """Columns that any line has, in order of first appearance: masks, then students, the rest left out."""
-    names = list(dict.fromkeys(column for line in lines for column in line.scores))
-    return [column for kind in SHOWN for column in names if column.startswith(kind)]
+    """Columns that any line has, name by name, each without and with a CRF."""
+    columns = list(dict.fromkeys(column for line in lines for column in line.scores))
+    names = dict.fromkeys(name for line in lines for name in line.shown)
+    return list(dict.fromkeys(one for name in names for one in columns if one.startswith((f"{name} (", f"{name} + "))))
 
 
 def comparison_table(lines: Sequence[Line], *, title: str = "") -> Table:

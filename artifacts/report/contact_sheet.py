@@ -1,10 +1,11 @@
-"""The contact sheet: image and weak label, every stage's mask, truth, the student's prediction, side by side."""
+"""The contact sheet: image and weak label, every stage's masks and heat maps, truth, predictions, side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from artifacts.records import UNDECIDED, Box, ImageRGB, MaskHW, Scribble
 from artifacts.report import drawing
 from artifacts.report.drawing import Colour, Picture, Sheet
+from artifacts.report.heat_sheet import class_heat, heat_overlay, heat_scale
 
 TRUTH = "truth"
 WEAK_LABEL = "image, weak label"
@@ -20,11 +22,29 @@ MARGIN = 28
 GAP = 12
 CAPTION = 30
 HEADER = 30
-STUDENT = "student"
-STUDENT_CRF = "student + CRF"
 
-Panel = tuple[str, MaskHW, float | None]
-"""Name of the stage, its (H, W) mask, the image's own mean IoU (0..1) or ``None`` without truth."""
+
+@dataclass(frozen=True)
+class Panel:
+    """One stage's result for one image: a mask, or a heat map (edges, CAMs, probabilities) where it is of floats."""
+
+    name: str
+    array: MaskHW | NDArray[np.floating[Any]]
+    """(H, W) uint8 mask of the image's size; or (h, w) or (c, h, w) float >= 0, of any size over the whole image."""
+    iou: float | None = None
+    """Of a mask: the image's own mean IoU, 0..1; ``None`` without truth."""
+    classes: Sequence[int] = ()
+    """Of a (c, h, w) heat map: class number of each channel, for its colour. Without, the largest channel is drawn."""
+
+    @property
+    def is_heat_map(self) -> bool:
+        """Kind of panel: by the array's type."""
+        return self.array.dtype.kind == "f"
+
+    @property
+    def has_class_channels(self) -> bool:
+        """Whether it is drawn in class colours: there is a channel that is not background."""
+        return self.array.ndim == 3 and len(self.array) == len(self.classes) and any(self.classes)
 
 
 @dataclass(frozen=True)
@@ -48,12 +68,13 @@ def contact_sheet(
     title: str = "",
     width: int = 216,
     rows_per_page: int = 8,
-    last: Sequence[str] = (STUDENT, STUDENT_CRF),
+    last: Sequence[str] = (),
 ) -> list[Path]:
     """Draw the sheet; returns its pages: ``path``, then ``<stem>-2.png``, ... (pages of an older, longer sheet go).
 
     Args:
         rows: the images, one a row. A mask of another size than its image is not drawn; its place says so.
+            A heat map is shown from 0 to 1, or to its largest value where that is above 1.
         classes: name of class ``i + 1``.
         path: PNG file of the first page.
         title: heading.
@@ -93,7 +114,7 @@ def _page_path(path: Path, number: int) -> Path:
 
 def _columns(rows: Sequence[SheetRow], last: Sequence[str]) -> list[str]:
     """Names of all panels in order of first appearance, truth before ``last``."""
-    names = list(dict.fromkeys(name for row in rows for name, _, _ in row.panels))
+    names = list(dict.fromkeys(panel.name for row in rows for panel in row.panels))
     truth = [TRUTH] if any(row.truth is not None for row in rows) else []
     return [*(n for n in names if n not in last), *truth, *(n for n in names if n in last)]
 
@@ -135,22 +156,52 @@ def _draw_row(sheet: Sheet, row: SheetRow, classes: Sequence[str], columns: list
     x = MARGIN
     sheet.paste(_draw_weak_label(image, row, classes), x + (width - size_hw[1]) // 2, y)
     sheet.text(x, below, drawing.fit_text(row.title, 13, width), size=13, colour=drawing.MUTED)
-    masks: dict[str, tuple[MaskHW, float | None]] = {name: (mask, iou) for name, mask, iou in row.panels}
+    panels = {panel.name: panel for panel in row.panels}
     if row.truth is not None:
-        masks[TRUTH] = (row.truth, None)
+        panels[TRUTH] = Panel(TRUTH, row.truth)
     for place, name in enumerate(columns, 1):
         x = MARGIN + place * (width + GAP)
         left = x + (width - size_hw[1]) // 2
-        if name not in masks:
-            _draw_missing(sheet, left, y, size_hw, "no mask")
-            continue
-        mask_hw, iou = masks[name]
-        if mask_hw.shape != row.image_rgb.shape[:2]:
-            _draw_missing(sheet, left, y, size_hw, f"wrong size: {mask_hw.shape[1]} x {mask_hw.shape[0]}")
-            continue
-        sheet.paste(overlay(image, mask_hw), left, y)
-        if iou is not None:
-            _draw_iou(sheet, x, below, width, iou)
+        panel = panels.get(name)
+        if panel is None or not panel.array.size:
+            _draw_missing(sheet, left, y, size_hw, "no result")
+        elif panel.is_heat_map:
+            sheet.paste(_heat(image, panel), left, y)
+            _draw_scale(sheet, x, below, width, panel)
+        elif panel.array.shape != row.image_rgb.shape[:2]:
+            shown = " x ".join(str(side) for side in panel.array.shape[::-1])
+            _draw_missing(sheet, left, y, size_hw, f"wrong size: {shown}")
+        else:
+            sheet.paste(overlay(image, np.asarray(panel.array, np.uint8)), left, y)
+            if panel.iou is not None:
+                _draw_iou(sheet, x, below, width, panel.iou)
+
+
+def _heat(image: Picture, panel: Panel) -> Picture:
+    """A heat map over the panel's image: in class colours where its channels are classes."""
+    maps = _maps(panel)
+    if panel.has_class_channels:
+        return class_heat(image, maps, [_colour(number) if number else None for number in panel.classes])
+    return heat_overlay(image, maps.max(axis=0) if maps.ndim == 3 else maps, heat_scale(maps))
+
+
+def _maps(panel: Panel) -> NDArray[np.float32]:
+    """What is below 0, or no number, as 0: the picture comes last in a long run, and must not end it."""
+    return np.nan_to_num(np.asarray(panel.array, np.float32), posinf=0.0).clip(0)
+
+
+def _draw_scale(sheet: Sheet, x: int, y: int, width: int, panel: Panel) -> None:
+    """``0``, the colours between, and the value of the brightest."""
+    top = f"{heat_scale(_maps(panel)):.3g}"
+    sheet.text(x, y, "0", size=12, colour=drawing.MUTED)
+    right = x + width - 8 - round(drawing.text_width(top, 12))
+    ramp = np.linspace(0, 1, right - x - 14, dtype=np.float32)[None].repeat(6, axis=0)
+    if panel.has_class_channels:
+        bar = class_heat(np.full((*ramp.shape, 3), 255, np.uint8), ramp[None], [drawing.MUTED])
+    else:
+        bar = heat_overlay(np.full((*ramp.shape, 3), 128, np.uint8), ramp, 1.0)
+    sheet.paste(bar, x + 14, y + 5)
+    sheet.text(x + width - 2 - drawing.text_width(top, 12), y, top, size=12, colour=drawing.MUTED)
 
 
 def _draw_iou(sheet: Sheet, x: int, y: int, width: int, iou: float) -> None:
@@ -271,14 +322,16 @@ MANY_CLASSES = 24
 def _legend_entries(rows: Sequence[SheetRow], classes: Sequence[str]) -> list[tuple[int, str]]:
     seen: set[int] = set()
     for row in rows:
-        masks = [mask for _, mask, _ in row.panels] + ([row.truth] if row.truth is not None else [])
-        for mask in masks:
-            seen |= {int(number) for number in np.unique(mask)}
+        for panel in row.panels:
+            numbers = panel.classes if panel.is_heat_map else np.unique(panel.array)
+            seen |= {int(number) for number in numbers}
+        if row.truth is not None:
+            seen |= {int(number) for number in np.unique(row.truth)}
         seen |= {b.class_id for b in row.boxes} | {s.class_id for s in row.scribbles} | set(row.tags)
-    numbers = set(seen) - {0, UNDECIDED}
+    listed = set(seen) - {0, UNDECIDED}
     if len(classes) <= MANY_CLASSES:
-        numbers |= set(range(1, len(classes) + 1))
-    entries = [(number, _name(number, classes)) for number in sorted(numbers)]
+        listed |= set(range(1, len(classes) + 1))
+    entries = [(number, _name(number, classes)) for number in sorted(listed)]
     return entries + ([(UNDECIDED, "undecided")] if UNDECIDED in seen else [])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from artifacts.records import ImageRGB
 from artifacts.report import drawing
-from artifacts.report.drawing import Picture, Sheet
+from artifacts.report.drawing import Colour, Picture, Sheet
 
 MARGIN, GAP, LINE = 24, 12, 22
 WIDTH = 320
@@ -59,17 +60,48 @@ def heat_sheet(image_rgb: ImageRGB, xy: tuple[float, float], panels: Sequence[He
     sheet.save(path)
 
 
-def heat_overlay(picture_rgb: Picture, weights_hw: NDArray[np.float32]) -> Picture:
-    """The map in colours (dark: nothing, bright: its largest value) over the grey picture, ``(H, W, 3) uint8``."""
+def heat_overlay(picture_rgb: Picture, weights_hw: NDArray[np.float32], top: float | None = None) -> Picture:
+    """The map in colours (dark: nothing, bright: ``top``) over the grey picture, ``(H, W, 3) uint8``.
+
+    ``top`` is the map's largest value by default. Raises ``ValueError`` for a negative weight.
+    """
     if float(weights_hw.min()) < 0:
         raise ValueError("a heat map has no negative weights")
-    height, width = picture_rgb.shape[:2]
-    relative = weights_hw.astype(np.float32) / max(float(weights_hw.max()), 1e-30)
-    # As the network's maps are brought to a picture's size: bilinear, cells' centres on cells' centres.
-    fine = cv2.resize(relative, (width, height), interpolation=cv2.INTER_LINEAR)
+    fine = _fine(weights_hw, picture_rgb, float(weights_hw.max()) if top is None else top)
     heat = cv2.applyColorMap(np.round(255 * fine).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
     grey = picture_rgb.mean(axis=2, keepdims=True)
     return np.asarray(np.clip(np.round(0.3 * grey + 0.7 * heat), 0, 255), np.uint8)
+
+
+def class_heat(picture_rgb: Picture, maps_chw: NDArray[np.float32], colours: Sequence[Colour | None]) -> Picture:
+    """Each pixel in the colour of its strongest channel, paler the weaker it is; ``(H, W, 3) uint8``.
+
+    Args:
+        picture_rgb: (H, W, 3) uint8.
+        maps_chw: (c, h, w) >= 0 on any grid over the whole picture.
+        colours: of each channel; ``None`` for background, which is not drawn.
+    """
+    top = heat_scale(maps_chw)
+    drawn = [(_fine(one, picture_rgb, top), colour) for one, colour in zip(maps_chw, colours, strict=True) if colour]
+    fine = np.stack([one for one, _ in drawn])
+    table = np.array([colour for _, colour in drawn], np.float32)
+    strength = fine.max(axis=0)[..., None]
+    grey = picture_rgb.mean(axis=2, keepdims=True)
+    found = (1 - strength) * (0.62 * grey + 0.38 * 255) + strength * (0.3 * grey + 0.7 * table[fine.argmax(axis=0)])
+    return np.asarray(np.clip(np.round(found), 0, 255), np.uint8)
+
+
+def heat_scale(maps: NDArray[np.floating[Any]]) -> float:
+    """The value that is drawn brightest: 1, as of probabilities, or the largest where that is above 1."""
+    return max(1.0, float(np.asarray(maps, np.float32).max()))
+
+
+def _fine(weights_hw: NDArray[np.float32], picture_rgb: Picture, top: float) -> NDArray[np.float32]:
+    """The map at the picture's size, 0..1."""
+    height, width = picture_rgb.shape[:2]
+    relative = np.minimum(np.asarray(weights_hw, np.float32) / max(top, 1e-30), 1)
+    # As the network's maps are brought to a picture's size: bilinear, cells' centres on cells' centres.
+    return np.asarray(cv2.resize(relative, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _cross(picture: Picture, at: tuple[float, float]) -> None:

@@ -97,7 +97,8 @@ def maps(manifest: dict[str, Any], cache: Path, image_rgb: Any, xy: tuple[float,
         raise DataError(f"run {run}: its student has no self-attention (params.attention=none); name one with --run")
     asked = deeplab.predict(params.deeplab, lgsa=chosen).params
     weights = student_of(manifest, cache).weights
-    network = segment.load_network(str(weights), asked, len(manifest["classes"]) + 1, "cpu")
+    classes = manifest["classes"][_student_fit(manifest)["dataset"]]
+    network = segment.load_network(str(weights), asked, len(classes) + 1, "cpu")
     return segment.attention_maps(network, image_rgb, xy)
 
 
@@ -106,7 +107,7 @@ def student_of(manifest: dict[str, Any], cache: Path) -> Publication:
 
     Raises :class:`DataError` where it is gone.
     """
-    stage = next(stage for stage in manifest["stages"] if stage["kind"] == "fit" and stage["label"] == "deeplab")
+    stage = _student_fit(manifest)
     published = FitStore(cache).published(
         stage["address"], stage["stamps"], accept=lambda one: one.digest == stage["output"]
     )
@@ -115,6 +116,14 @@ def student_of(manifest: dict[str, Any], cache: Path) -> Publication:
             f"run {manifest['run']}: its student's checkpoint is not in {cache} any more; run the flow again"
         )
     return published
+
+
+def _student_fit(manifest: dict[str, Any]) -> dict[str, Any]:
+    for stage in manifest["stages"]:
+        if stage["kind"] == "fit" and stage["label"] == "deeplab":
+            found: dict[str, Any] = stage
+            return found
+    raise DataError(f"run {manifest['run']}: it has no student (params.student=none, or --until); name one with --run")
 
 
 def title_of(manifest: dict[str, Any]) -> str:

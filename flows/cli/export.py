@@ -1,8 +1,9 @@
-"""``maskmill export`` and ``maskmill score``: what a finished run left, handed on or measured again."""
+"""``maskmill export`` and ``maskmill score``: what a run left, handed on or measured again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,72 @@ from artifacts.datasets.voc_masks import read_index_png
 from artifacts.export.dataset import WRITERS, export_run
 from artifacts.records import DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
-from artifacts.report.contact_sheet import STUDENT
 from flows.config import ConfigError, Layer, build
-from tasks.crf.params import CRF_MASK
 from tasks.evaluate.finish import windows
 from tasks.evaluate.object_iou import Window
 from tasks.evaluate.score import SetScores, score_set
+from tasks.stage import CRF_MASK, MASKS
 
 
-def export(cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bool = True, crf: bool = False) -> Path:
-    """Export one stage of one run. ``stage=""``: the masks that the run's student learnt from.
+def export(
+    cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bool = True, crf: bool = False
+) -> tuple[Path, str]:
+    """Export one stage of one run; returns the folder, and a note where the stage is not the run's own choice.
 
-    With ``crf`` the masks that a stage keeps with a dense CRF; ``stage=""`` is the student's then. Raises
-    :class:`DataError` if it keeps none.
+    ``stage=""``: the run's masks (:func:`complete_stage`). With ``crf`` the masks that a stage keeps with a dense CRF;
+    ``stage=""`` is a prediction that does, then. Raises :class:`DataError` if it keeps none.
     """
     if kind not in WRITERS:
         raise ConfigError(f"--format {kind}: expected one of {', '.join(WRITERS)}")
-    manifest = finished(cache, run)
-    if not crf:
-        return export_run(cache, manifest, stage or manifest["masks"], kind, to, with_images=images)
-    label = stage or STUDENT
-    stages = [one for one in manifest["stages"] if one["kind"] == "map"]
-    having = [one["label"] for one in stages if CRF_MASK in kept_arrays(cache, one)]
-    if label not in having and label in [one["label"] for one in stages]:
-        there = (
-            f"name one that does with --stage: {', '.join(having)}" if having else "run it with --set params.crf=NAME"
-        )
-        raise DataError(f"run {manifest['run']}: --crf: its stage {label!r} keeps no masks with a CRF; {there}")
-    return export_run(cache, manifest, label, kind, to, with_images=images, array=CRF_MASK)
+    manifest = find_run(cache, run).manifest()
+    array = CRF_MASK if crf else "mask_hw"
+    if crf and not stage:
+        with_crf = [one["label"] for one in complete_maps(manifest) if CRF_MASK in one["outputs"]]
+        predictions = [label for label in manifest.get("predictions", {}).values() if label in with_crf]
+        stage = (predictions or with_crf or [*manifest.get("predictions", {}).values(), ""])[0]
+    found, note = complete_stage(manifest, stage)
+    if array not in found["outputs"]:
+        having = [one["label"] for one in complete_maps(manifest) if array in one["outputs"]]
+        there = f"name one that does with --stage: {', '.join(having)}" if having else "the run has none that does"
+        if crf and not having:
+            there = "run it with --set params.crf=NAME"
+        what = "masks with a CRF" if crf else "masks"
+        option = "--crf: " if crf else ""
+        raise DataError(f"run {manifest['run']}: {option}its stage {found['label']!r} keeps no {what}; {there}")
+    return export_run(cache, manifest, found["label"], kind, to, with_images=images, array=array), note
 
 
-def kept_arrays(cache: Path, stage: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the arrays that a map stage keeps for an image."""
-    stamps = read_stamps(cache, stage["stamps"])
-    one = next(((key, stamp) for key, (stamp, _) in stamps.items() if stamp is not None), None)
-    return () if one is None else tuple(MaskStore(cache, readonly=True).read(stage["address"], *one))
+def complete_maps(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The map stages of a run that were done to their end, in page order."""
+    return [stage for stage in manifest["stages"] if stage["kind"] == "map" and stage["stamps"]]
+
+
+def complete_stage(manifest: Mapping[str, Any], label: str) -> tuple[Mapping[str, Any], str]:
+    """A complete map stage of a run in any state, and a note where it is not the run's own choice.
+
+    ``label=""``: the run's masks or, if it did not come so far, its last complete stage that gave masks of the training
+    images. Raises :class:`DataError` that lists the complete stages.
+    """
+    stages = {stage["label"]: stage for stage in complete_maps(manifest)}
+    run, status = manifest["run"], manifest["status"]
+    if status == "running":
+        status = "running, or was killed"  # a kill leaves no last word
+    wanted = label or manifest.get("masks", "")
+    if wanted in stages:
+        return stages[wanted], ""
+    masks = [stage for stage in stages.values() if stage["set"] == "train" and "mask_hw" in stage["outputs"]]
+    if not label and masks:
+        found = masks[-1]
+        return found, f"run {run} is {status}: taking {found['label']!r}, its last complete stage with masks"
+    there = f"it has {', '.join(stages)}" if stages else "it has none that is complete"
+    if label and label in [stage["label"] for stage in manifest["stages"] if stage["kind"] == "map"]:
+        raise DataError(f"run {run} is {status}: its stage {label!r} is not complete; {there}")
+    if label:
+        raise DataError(f"run {run}: no map stage {label!r}; {there}")
+    raise DataError(
+        f"run {run} is {status} and has no complete stage with masks of the training images; {there};"
+        " name a stage with --stage or another run with --run"
+    )
 
 
 def finished(cache: Path, run: str) -> dict[str, Any]:
@@ -63,38 +95,55 @@ def finished(cache: Path, run: str) -> dict[str, Any]:
     return manifest
 
 
-def score_run(
-    cache: Path, run: str, stage: str, *, array: str = "mask_hw"
-) -> tuple[dict[str, Any], SetScores, tuple[str, ...]]:
-    """Scores of one stage of a finished run, by the cache and the data set as they are now.
+@dataclass(frozen=True)
+class RunScores:
+    """Scores of one stage of a run."""
 
-    ``array`` is which of the stage's masks is scored. The third value names all arrays that the stage keeps.
-    """
-    manifest = finished(cache, run)
-    found = next(
-        (s for s in manifest["stages"] if s["label"] == (stage or manifest["masks"]) and s["kind"] == "map"), None
-    )
-    if found is None:
-        labels = ", ".join(s["label"] for s in manifest["stages"] if s["kind"] == "map")
-        raise DataError(f"run {manifest['run']}: no map stage {stage!r}; it has {labels}")
-    data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
-    records = read_split(data, found["split"], cache=cache)
+    stage: str
+    masks: Mapping[str, tuple[dict[str, Any], SetScores]]
+    """Array of the stage -> its scores: of its masks and, where it keeps them, those with a CRF."""
+    note: str = ""
+    """Says which stage it is, where it is not the run's own choice."""
+
+
+def score_run(cache: Path, run: str, stage: str) -> RunScores:
+    """Scores of one complete stage of a run in any state, by the cache and the data set as they are now."""
+    manifest = find_run(cache, run).manifest()
+    found, note = complete_stage(manifest, stage)
+    arrays = [array for array in MASKS if array in found["outputs"]]
+    if not arrays:
+        raise DataError(f"run {manifest['run']}: its stage {found['label']!r} keeps no masks: {found['outputs']}")
+    records = _records_of(manifest, found, cache)
     stamps = read_stamps(cache, found["stamps"])
     store = MaskStore(cache, readonly=True)
 
-    def mask_of(record: Record) -> MaskHW | None:
+    def stored(record: Record, names: tuple[str, ...] | None) -> dict[str, Any] | None:
         stamp, _ = stamps.get(records.key(record), (None, ""))
-        if stamp is None:
-            return None
-        return store.read(found["address"], records.key(record), stamp, (array,))[array]
+        return None if stamp is None else store.read(found["address"], records.key(record), stamp, names)
 
     def windows_of(record: Record) -> dict[int, Window]:
-        stamp, _ = stamps.get(records.key(record), (None, ""))
-        arrays = {} if stamp is None else store.read(found["address"], records.key(record), stamp)
-        return windows(arrays)
+        return windows(stored(record, None) or {})
 
-    kept = kept_arrays(cache, found)
-    return *_scored(records, mask_of, windows_of if "objects_flat" in kept else None), kept
+    scores = {}
+    for array in arrays:
+
+        def mask_of(record: Record, array: str = array) -> MaskHW | None:
+            arrays = stored(record, (array,))
+            return None if arrays is None else arrays[array]
+
+        with_objects = array == "mask_hw" and "objects_flat" in found["outputs"]
+        scores[array] = _scored(records, mask_of, windows_of if with_objects else None)
+    return RunScores(found["label"], scores, note)
+
+
+def _records_of(manifest: Mapping[str, Any], stage: Mapping[str, Any], cache: Path) -> RecordSet:
+    """The records that a stage of a run went over, as they are now."""
+    if not manifest["recipe"]:
+        raise DataError(f"run {manifest['run']} is a script's and does not say what data it used; score it there")
+    data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
+    if stage["set"] == "aux" and data.aux is not None:
+        data = data.aux
+    return read_split(data, stage["split"], cache=cache)
 
 
 def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tuple[dict[str, Any], SetScores]:

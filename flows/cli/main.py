@@ -84,6 +84,9 @@ def run_flow(
     rerun: Annotated[
         tuple[str, ...], Parameter(help="do this stage again though it is cached; repeatable", negative=())
     ] = (),
+    until: Annotated[
+        str | None, Parameter(help="end after this stage: what is there is scored, drawn and exported")
+    ] = None,
     workers: Annotated[int | None, Parameter(help="worker processes; -1: one per core, 0: none")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(help="where networks run; default auto")] = None,
     export: Annotated[tuple[str, ...], Parameter(help="voc, voc-server, coco or hdf5; repeatable", negative=())] = (),
@@ -101,6 +104,7 @@ def run_flow(
         "out": None if out is None else str(out),
         "cache": None if cache is None else str(cache),
         "rerun": list(rerun) or None,
+        "until": until,
         "workers": workers,
         "device": device,
         "export": list(export) or None,
@@ -135,17 +139,19 @@ def export(
     format_: Annotated[str, Parameter(name="--format", help="voc, voc-server, coco or hdf5")] = "voc",
     cache: Cache = Path("maskmill-cache"),
     run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
-    stage: Annotated[str, Parameter(help="label of the stage; default: the masks that the student learnt from")] = "",
+    stage: Annotated[str, Parameter(help="label of a complete stage; default: the run's masks, or its last ones")] = "",
     crf: Annotated[
         bool,
-        Parameter(help="the masks with the dense CRF of a run with params.crf; default stage: student", negative=()),
+        Parameter(help="the masks with the dense CRF of a run with params.crf; default: its predictions", negative=()),
     ] = False,
     images: Annotated[bool, Parameter(help="copy the images too, where the format has a place for them")] = True,
 ) -> int:
-    """A finished run's masks as a dataset."""
+    """A run's masks as a dataset, also where it was interrupted after they were complete."""
     from flows.cli.export import export as write
 
-    folder = write(cache, run, stage, format_, to, images=images, crf=crf)
+    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf)
+    if note:
+        Console().print(escape(note), soft_wrap=True, highlight=False)
     Console().print(f"exported: {escape(str(folder))}", soft_wrap=True)
     return OK
 
@@ -156,7 +162,7 @@ def score(
     cache: Cache = Path("maskmill-cache"),
     run: Annotated[str | None, Parameter(help="a run's id, or latest; default latest")] = None,
     stage: Annotated[
-        str | None, Parameter(help="label of the stage; default: the masks that the student learnt from")
+        str | None, Parameter(help="label of a complete stage; default: the run's masks, or its last ones")
     ] = None,
     masks: Annotated[
         Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
@@ -174,9 +180,9 @@ def score(
     from artifacts.report.score_lines import percent
     from flows.cli.export import save_scores, score_folder, score_run
     from flows.config import ConfigError, Layer, build
-    from tasks.crf.params import CRF_MASK
+    from tasks.stage import CRF_MASK
 
-    with_crf = None
+    with_crf, note = None, ""
     if masks is not None:
         if data is None:
             raise ConfigError("--masks needs --data: the data set whose truth it is scored against")
@@ -190,11 +196,14 @@ def score(
     else:
         if data is not None or split is not None:
             raise ConfigError("--data and --split need --masks; a run is scored against the truth of its own data")
-        scores, scored, kept = score_run(cache, run or "latest", stage or "")
-        title = f"{stage or 'masks'} of run {run or 'latest'}"
-        if CRF_MASK in kept:
-            with_crf, *_ = score_run(cache, run or "latest", stage or "", array=CRF_MASK)
+        found = score_run(cache, run or "latest", stage or "")
+        note, title = found.note, f"{found.stage} of run {run or 'latest'}"
+        scores, scored = next(iter(found.masks.values()))
+        if len(found.masks) > 1:
+            with_crf, _ = found.masks[CRF_MASK]
     console = Console()
+    if note:
+        console.print(escape(note), soft_wrap=True, highlight=False)
     console.print(score_table(scores, title=title))
     if with_crf is not None:
         console.print(score_table(with_crf, title=f"{title}, with CRF"))

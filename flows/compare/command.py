@@ -22,22 +22,20 @@ from artifacts.cache.store import MaskStore
 from artifacts.images import read_image_rgb
 from artifacts.records import DataError, Kind, MaskHW, Record, Sets
 from artifacts.report.comparison import comparison_table, markdown_table, spread_dict
-from artifacts.report.contact_sheet import STUDENT, STUDENT_CRF, SheetRow
+from artifacts.report.contact_sheet import Panel, SheetRow
 from artifacts.report.html import duration
-from flows.cli.export import kept_arrays
 from flows.cli.flow_command import Job, configure
 from flows.compare.trials import Attempt, History, Trial, as_lines, forecast, make_trials, run_trials, weak_kinds
 from flows.compare.variants import Variant, build_variants, parse_budget, parse_seeds, parse_variant, read_variants
 from flows.config import ConfigError
 from flows.registry import FLOWS
 from flows.run_flow import read_sets
-from tasks.crf.params import CRF_MASK
 from tasks.engine.progress import Bars, Lines, Reporter
+from tasks.evaluate.finish import shown_label, shown_records
 from tasks.evaluate.score import image_miou
+from tasks.stage import MASKS
 
 log = logging.getLogger("maskmill")
-SHOWN_STAGE = "student-shown"
-"""The flow's stage that predicts the contact sheet's images (``tasks/evaluate/finish.py``)."""
 
 
 def compare(
@@ -219,7 +217,7 @@ class Column:
 
 
 def draw(path: Path, variants: Sequence[Variant], attempts: Sequence[Attempt], sets: Sets, job: Job) -> dict[str, str]:
-    """One row an image, one column a variant: its masks, right of the truth its student; by its first seed.
+    """One row an image, one column a variant: its masks, right of the truth its predictions; by its first seed.
 
     Masks that several variants share are one column. A variant whose first seed is not done is left out.
     """
@@ -230,21 +228,20 @@ def draw(path: Path, variants: Sequence[Variant], attempts: Sequence[Attempt], s
         return {}
     store = MaskStore(cache, readonly=True)
     manifests = {variant.name: RunFolder(cache, attempt.run).manifest() for variant, attempt in done}
-    masks, students = _mask_columns(manifests), _student_columns(manifests, cache)
+    masks, students = _mask_columns(manifests), _prediction_columns(manifests)
     kinds: set[Kind] = set()
     for variant, _ in done:
         kinds |= weak_kinds(variant, sets, job.options)
     stamps = {column.stamps: read_stamps(cache, column.stamps) for column in (*masks, *students)}
     train, rows = sets.train, []
-    for record in train:
+    for record in shown_records(train):
         key = train.key(record)
-        if students and key in stamps[students[0].stamps]:
-            panels = [(column, stamps[column.stamps].get(key, (None, ""))[0]) for column in (*masks, *students)]
-            found = [(c, store.read(c.address, key, s, (c.array,))[c.array]) for c, s in panels if s is not None]
-            try:
-                rows.append(_row(record, [(c.panel, mask) for c, mask in found], kinds, len(train.classes)))
-            except (DataError, OSError) as error:  # a broken image: its stages have skipped it, and its run has said so
-                log.warning("%s: %s left out: %s", path.name, record.image_id, error)
+        panels = [(column, stamps[column.stamps].get(key, (None, ""))[0]) for column in (*masks, *students)]
+        found = [(c, store.read(c.address, key, s, (c.array,))[c.array]) for c, s in panels if s is not None]
+        try:
+            rows.append(_row(record, [(c.panel, mask) for c, mask in found], kinds, len(train.classes)))
+        except (DataError, OSError) as error:  # a broken image: its stages have skipped it, and its run has said so
+            log.warning("%s: %s left out: %s", path.name, record.image_id, error)
     if not rows:
         return {}
     pages = report.contact_sheet(rows, train.classes, path, last=[column.panel for column in students])
@@ -252,27 +249,28 @@ def draw(path: Path, variants: Sequence[Variant], attempts: Sequence[Attempt], s
 
 
 def _mask_columns(manifests: Mapping[str, Mapping[str, Any]]) -> list[Column]:
-    """The masks that the students learnt from; equal ones once, under the first name and the number of the others."""
+    """The flow's masks; equal ones once, under the first name and the number of the others."""
     names: dict[tuple[str, str], list[str]] = {}
     for name, manifest in manifests.items():
-        stage = next(stage for stage in manifest["stages"] if stage["label"] == manifest["masks"])
+        stage = next((stage for stage in manifest["stages"] if stage["label"] == manifest.get("masks")), None)
+        if stage is None:
+            continue
         names.setdefault((stage["address"], stage["stamps"]), []).append(name)
     panels = [f"masks: {first}{f' (+{len(others)})' if others else ''}" for first, *others in names.values()]
     return [Column(panel, *place) for panel, place in zip(panels, names, strict=True)]
 
 
-def _student_columns(manifests: Mapping[str, Mapping[str, Any]], cache: Path) -> list[Column]:
-    """What the students say of the shown images, without and (where there is one) with a CRF; pages may have none."""
-    columns = []
-    for name, manifest in manifests.items():
-        stage = next((stage for stage in manifest["stages"] if stage["label"] == SHOWN_STAGE), None)
-        if stage is None:
-            continue
-        kept = kept_arrays(cache, stage)
-        for panel, array in ((STUDENT, "mask_hw"), (STUDENT_CRF, CRF_MASK)):
-            if array in kept:
-                columns.append(Column(f"{panel}: {name}", stage["address"], stage["stamps"], array))
-    return columns
+def _prediction_columns(manifests: Mapping[str, Mapping[str, Any]]) -> list[Column]:
+    """The predictions for the shown images, without and (where there is one) with a CRF; pages may have none."""
+    return [
+        Column(f"{prediction}{ending}: {name}", stage["address"], stage["stamps"], array)
+        for name, manifest in manifests.items()
+        for prediction, label in manifest.get("predictions", {}).items()
+        for stage in manifest["stages"]
+        if stage["label"] == shown_label(label)
+        for array, ending in MASKS.items()
+        if array in stage["outputs"]
+    ]
 
 
 def _row(record: Record, masks: Sequence[tuple[str, MaskHW]], kinds: set[Kind], k: int) -> SheetRow:
@@ -281,7 +279,7 @@ def _row(record: Record, masks: Sequence[tuple[str, MaskHW]], kinds: set[Kind], 
     return SheetRow(
         title=record.image_id,
         image_rgb=read_image_rgb(Path(record.image)),
-        panels=[(n, mask, None if truth_hw is None else image_miou(mask, truth_hw, k)) for n, mask in masks],
+        panels=[Panel(n, mask, None if truth_hw is None else image_miou(mask, truth_hw, k)) for n, mask in masks],
         truth=truth_hw,
         boxes=seen.boxes or (),
         scribbles=seen.scribbles or (),

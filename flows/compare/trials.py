@@ -66,6 +66,8 @@ class Attempt:
     run: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     """As :func:`artifacts.report.comparison.flat_scores` gives them."""
+    shown: tuple[str, ...] = ("masks",)
+    """Names of the flow's masks and predictions in its scores."""
     computed: Mapping[str, int] = field(default_factory=dict)
     """Stage -> images (or fits) worked on; stages that were cached are left out."""
     skipped: int = 0
@@ -176,9 +178,10 @@ def _planned(variant: Variant, sets: Sets, options: RunParams) -> list[Handle]:
     kept: list[Handle] = []
 
     def looked_at(run: Runner, sets: Sets, params: Any) -> Result:
-        result = variant.page(run, sets, params)
-        kept.extend(run.handles)
-        return result
+        try:
+            return variant.page(run, sets, params)
+        finally:  # options.until ends the page early
+            kept.extend(run.handles)
 
     plan_page(variant.flow, looked_at, sets, variant.params, replace(options, rerun=()))
     return kept
@@ -298,6 +301,7 @@ def run_trial(
         time.monotonic() - started,
         run=result.run_id,
         scores=flat_scores(result.scores),
+        shown=("masks", *result.manifest.get("predictions", ())),
         computed={stage["label"]: stage["computed"] for stage in result.manifest["stages"] if stage["computed"]},
         skipped=len(result.manifest["skips"]),
         report=result.files.get("report", ""),
@@ -328,5 +332,6 @@ def as_lines(variants: Sequence[Variant], attempts: Sequence[Attempt]) -> list[L
             column: {attempt.seed: attempt.scores[column] for attempt in done if column in attempt.scores}
             for column in columns
         }
-        lines.append(Line(variant.name, scores, len(done), len(variant.seeds), len(own) - len(done)))
+        shown = tuple(dict.fromkeys(name for attempt in done for name in attempt.shown))
+        lines.append(Line(variant.name, scores, len(done), len(variant.seeds), len(own) - len(done), shown))
     return lines

@@ -12,9 +12,6 @@ Backend = Literal["auto", "lattice", "lattice-cpp", "lattice-torch", "exact", "b
 Normalisation = Literal["symmetric", "before", "after", "none"]
 Preset = Literal["ahn-kwak-cam", "deeplab-largefov", "deeplab-v2", "rrm-test", "box-prior"]
 
-CRF_MASK = "mask_crf_hw"
-"""Array of a stage that keeps its mask twice: ``mask_hw`` without, this one with a CRF."""
-
 BOUNDS = (
     ("iterations", 0, 1000),
     ("gaussian_sxy", 0.01, 10_000.0),

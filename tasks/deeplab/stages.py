@@ -15,10 +15,10 @@ import numpy as np
 
 from artifacts.keys import OPERATIONAL
 from artifacts.records import DataError
-from tasks.crf.params import CRF_MASK, CRFParams
+from tasks.crf.params import CRFParams
 from tasks.deeplab.lgsa import AttentionNet, LGSAParams, net_of
 from tasks.engine.gpus import has_gpu
-from tasks.stage import PARAMS_CONFIG, Arrays, FitStage, Item, MapStage
+from tasks.stage import CRF_MASK, PARAMS_CONFIG, Arrays, FitStage, Item, MapStage
 from tasks.training import weights as weights_files
 
 if TYPE_CHECKING:

@@ -29,6 +29,7 @@ class RunParams:
     threads: int = _option(-1, "CPU threads of one fit; -1: one per core")
     launch: Literal["process", "inline"] = _option("process", "fits as processes of their own, or in this one")
     rerun: tuple[str, ...] = _option((), "labels of stages to do again though they are cached")
+    until: str = _option("", "label of the last stage: what is there after it is scored, drawn and exported")
     refit: Literal["changed", "never", "share_new"] = _option(
         "changed", "fit again when its data changed, never, or when the share of new images reaches share_new"
     )

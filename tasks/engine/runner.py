@@ -25,7 +25,7 @@ from artifacts.cache.locks import LockAborted
 from artifacts.cache.runs import RunFolder, library_versions, write_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import ImageDigests
-from artifacts.records import DataError, RecordSet, Skip
+from artifacts.records import DataError, RecordSet, Sets, Skip
 from tasks.engine import fit_launch as fitting
 from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.gpus import check_device
@@ -43,6 +43,10 @@ log = logging.getLogger("maskmill")
 
 class StageFailed(RuntimeError):
     """A stage of which nothing is left: every image was skipped, or its fit failed."""
+
+
+class UntilReached(Exception):
+    """The stage that ``until`` names is done: raised through the flow page, which ends here."""
 
 
 @dataclass
@@ -65,6 +69,11 @@ class StageReport:
     output: str = ""
     """Fit: digest of the weights."""
     split: str = ""
+    dataset: str = ""
+    set: str = ""
+    """``train``, ``val`` or ``aux``, if the stage went over a whole set of the run."""
+    outputs: tuple[str, ...] = ()
+    """Map: names of its arrays."""
 
     @property
     def to_compute(self) -> int:
@@ -84,12 +93,14 @@ class Runner:
         reporter: Reporter | None = None,
         planning: bool = False,
         recipe: Mapping[str, Any] | None = None,
+        sets: Sets | None = None,
         sources: Sources | None = None,
         workers: Workers | None = None,
     ) -> None:
-        """``recipe``: the flow's data and params as plain data, for the manifest. ``sources``: a planning run's.
+        """``recipe``: the flow's data and params as plain data, for the manifest, which is then kept up to date.
 
-        ``workers``: lent by whoever closes them; this run's own by default.
+        ``sets``: the flow's. ``sources``: a planning run's. ``workers``: lent by whoever closes them; this run's own by
+        default.
         """
         check_device(options.device)
         self.options = options
@@ -103,6 +114,13 @@ class Runner:
         self._workers_are_lent = workers is not None
         self.stop = self._workers.stop
         self.recipe = dict(recipe or {})
+        self.facts: dict[str, Any] = {}
+        """What every manifest of this run says from now on."""
+        self.ending = False
+        """Whether the page has come to its end, which ``until`` does not cut."""
+        self._sets = sets
+        self._status = ""
+        self._classes: dict[str, list[str]] = {}
         self.reporter: Reporter = reporter or Silent()
         self._skin: Skin = skin or PlainSkin()
         self._uses: dict[str, int] = {}
@@ -128,6 +146,8 @@ class Runner:
                 self.write_manifest(status, str(error))
             except (OSError, DataError) as second:  # the first error is the one to be told
                 log.warning("no manifest was written: %s", second)
+        elif self._status == "running":
+            self.write_manifest("finished")
 
     def close(self) -> None:
         """End every child (idle workers that are lent and unhurt live on) and give the terminal back."""
@@ -165,10 +185,9 @@ class Runner:
         address = stage_address(stage, records.classes, upstream)
         started = time.monotonic()
         survey = survey_map(stage, address, label, records, upstream, self._sources, rerun=self._wants(label))
-        report = StageReport(
-            label, "map", address, len(records), survey.cached, unknown=survey.unknown, split=records.split
-        )
-        self.reports.append(report)
+        report = StageReport(label, "map", address, len(records), survey.cached, unknown=survey.unknown)
+        report.outputs = stage.outputs
+        self._begin(report, records)
         if not self.planning:
             if survey.unknown:
                 raise StageFailed(
@@ -183,8 +202,8 @@ class Runner:
                 first = survey.skips[0] if survey.skips else None
                 reason = f"; the first: {first.path}: {first.reason}" if first else ""
                 raise StageFailed(f"{label}: all {len(records)} images were skipped{reason}")
-        handle = MapHandle(label, stage, address, records, survey.produced, tuple(survey.skips))
-        self.handles.append(handle)
+        handle = MapHandle(label, stage, address, records, survey.produced, tuple(survey.skips), upstream)
+        self._end(handle)
         return handle
 
     def _work(
@@ -265,8 +284,8 @@ class Runner:
         above: dict[str, Handle] = {**upstream, **({"init": init} if init else {})}
         address = stage_address(stage, train.classes, above)
         survey = survey_fit(stage, label, train, upstream, self._sources)
-        report = StageReport(label, "fit", address, 1, split=train.split)
-        self.reports.append(report)
+        report = StageReport(label, "fit", address, 1)
+        self._begin(report, train)
         plan = fitting.plan(self.cache, stage, address, train, survey, above, self._sources, self.options)
         if self._wants(label):
             plan = plan.again()
@@ -300,7 +319,7 @@ class Runner:
             report.output = plan.digest or ""
         parts = plan.publication.part_digests if plan.publication is not None else {}
         handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts, train)
-        self.handles.append(handle)
+        self._end(handle)
         return handle
 
     def load(self, path: str | Path) -> FitHandle:
@@ -322,6 +341,24 @@ class Runner:
         self._uses[wanted] = self._uses.get(wanted, 0) + 1
         return wanted if self._uses[wanted] == 1 else f"{wanted}@{self._uses[wanted]}"
 
+    def _begin(self, report: StageReport, records: RecordSet) -> None:
+        """Enter a stage over ``records`` into the run's books."""
+        report.dataset, report.split = records.dataset, records.split
+        report.set = self._sets.name_of(records) if self._sets is not None else ""
+        self._classes[records.dataset] = list(records.classes)
+        self.reports.append(report)
+
+    def _end(self, handle: Handle) -> None:
+        """Enter a stage's result, also into the manifest: what is there can be used, however the run ends.
+
+        Raises :class:`UntilReached` after the stage that ``until`` names.
+        """
+        self.handles.append(handle)
+        if self.recipe and not self.planning:
+            self.write_manifest("running")
+        if handle.label == self.options.until and not self.ending:
+            raise UntilReached(handle.label)
+
     def _wants(self, label: str) -> bool:
         """Whether ``rerun`` names this stage instance, or all its rounds."""
         return label in self.options.rerun or label.partition("@")[0] in self.options.rerun
@@ -332,8 +369,15 @@ class Runner:
         if unknown := [label for label in self.options.rerun if label not in known]:
             raise DataError(f"--rerun {', '.join(unknown)}: no such stage; this flow has {', '.join(sorted(known))}")
 
+    def check_until(self) -> None:
+        """After planning: the stage that ``until`` names exists. Raises :class:`DataError` that lists the labels."""
+        labels = [report.label for report in self.reports]
+        if self.options.until and self.options.until not in labels:
+            raise DataError(f"--until {self.options.until}: no such stage; this flow has {', '.join(labels)}")
+
     def write_manifest(self, status: str, error: str = "", **results: Any) -> dict[str, Any]:
-        """Write ``runs/<id>/manifest.json`` and return it."""
+        """Write ``runs/<id>/manifest.json`` and return it. ``status``: running, finished, failed or interrupted."""
+        self._status = status
         manifest = {
             "run": self.folder.run_id,
             "flow": self.flow,
@@ -347,6 +391,8 @@ class Runner:
             "skips": [_plain_skip(skip) for skip in unique_skips(self.skips)],
             "libraries": library_versions(),
             "threads": self.options.thread_count,
+            "classes": self._classes,
+            **self.facts,
             **results,
         }
         self.folder.write_manifest(manifest)

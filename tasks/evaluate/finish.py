@@ -1,4 +1,4 @@
-"""The end of every flow: predict on the evaluation split, score, draw, export, write the manifest.
+"""The end of every flow: evaluate, draw, export, write the manifest. :func:`finish` does all; each works alone.
 
 Scoring is no stage: it enters no stamp, and is the only place where truth is read without being declared.
 """
@@ -21,13 +21,11 @@ from artifacts.cache.store import CorruptSegment
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
-from artifacts.records import DataError, MaskHW, Record, RecordSet
-from artifacts.report.contact_sheet import STUDENT, STUDENT_CRF
-from tasks.crf.params import CRF_MASK
+from artifacts.records import DataError, MaskHW, Record, RecordSet, Sets
 from tasks.engine.runner import Runner, unique_skips
 from tasks.evaluate.object_iou import Window
 from tasks.evaluate.score import SetScores, image_miou, score_set
-from tasks.stage import FitHandle, Handle, MapHandle, MapStage
+from tasks.stage import MASKS, FitHandle, Handle, MapHandle
 
 log = logging.getLogger("maskmill")
 SHEET_ROWS = 8
@@ -40,8 +38,9 @@ class Result:
 
     run_id: str
     scores: Mapping[str, Mapping[str, Any]]
-    """Set of masks -> numbers as in ``Scores.as_dict``: ``"masks (train)"``, what the student learnt from; stages
-    before it by their labels, ``"grabcut (train)"``; ``"student (val)"``, ``"student + CRF (val)"``."""
+    """Set of masks -> numbers as in ``Scores.as_dict``: other stages by their labels, ``"grabcut (train)"``,
+    ``"generator@2 (train)"``; the flow's masks, ``"masks (train)"``; predictions by their names, ``"student (val)"``,
+    ``"student + CRF (val)"``."""
     files: Mapping[str, str]
     manifest: Mapping[str, Any]
     failures: tuple[str, ...] = ()
@@ -61,49 +60,162 @@ class Result:
         }
 
 
-def finish(run: Runner, masks: MapHandle, student: FitHandle, val: RecordSet, predict: MapStage) -> Result:
-    """Predict on ``val``, score masks and predictions, draw the contact sheet, export, write the manifest.
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of all masks of a run."""
 
-    The other stages that gave masks of the training images are scored and drawn beside ``masks``. Where ``predict``
-    gives two masks (without and with a CRF), both are scored and shown.
+    scores: Mapping[str, Mapping[str, Any]]
+    """As in :class:`Result`; sets of masks without any truth are left out."""
+    warnings: tuple[str, ...] = ()
+    """What the numbers of masks and predictions leave out, in words."""
+
+
+def finish(
+    run: Runner, sets: Sets, masks: MapHandle | None = None, predictions: Mapping[str, MapHandle] | None = None
+) -> Result:
+    """Score, draw and export what a flow made; write its manifest and report.
+
+    Args:
+        run: its other map stages over a whole set are scored and drawn, too.
+        sets: the flow's.
+        masks: of the training images, to be exported. ``None``: the run ended before there were any.
+        predictions: name -> masks of the evaluation images. One that keeps a second mask with a CRF is scored in both.
+
+    Raises ``ValueError`` where two sets of masks would have one name in the scores.
     """
-    train = masks.records
-    shown = _shown(train)
-    predictions = run.map(predict, val, label="student", net=student)
-    samples = run.map(predict, shown, label="student-shown", net=student)
+    predictions = predictions or {}
+    run.ending = True
+    _scored(run, sets, masks, predictions)
+    samples = sample(run, sets, predictions)
     if run.planning:
         return Result("", {}, {}, {"stages": [], "skips": [], "seconds": 0.0})
     out = Path(run.options.out) if run.options.out else run.folder.path
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    before = {f"{h.label} ({train.split})": score_handle(run, h) for h in _mask_stages(run, train) if h is not masks}
-    scored = {
-        f"masks ({train.split})": score_handle(run, masks),
-        **{f"{panel} ({val.split})": score_handle(run, predictions, array) for panel, array in _students(predictions)},
+    found = evaluate(run, sets, masks, predictions)
+    files = draw(run, sets, samples, out)
+    files["scores"] = str(out / "scores.json")
+    report.write_scores_json(out / "scores.json", found.scores)
+    manifest = write_manifest(run, sets, masks, predictions, found)
+    exported, failures = export(run, manifest, out)
+    files |= exported
+    files["manifest"] = str(run.folder.path / "manifest.json")
+    log.debug("scores, pictures and export took %.1f s", time.monotonic() - started)
+    files["report"] = str(_html(run, out, manifest, found.scores, files))
+    return Result(run.folder.run_id, found.scores, files, manifest, failures)
+
+
+def so_far(run: Runner, sets: Sets) -> tuple[MapHandle | None, dict[str, MapHandle]]:
+    """Of a page that ended early: the last masks of the training images; predictions by the labels of their stages."""
+    maps = [h for h in run.handles if isinstance(h, MapHandle) and MASKS.keys() & set(h.stage.outputs)]
+    masks = [handle for handle in maps if handle.records is sets.train]
+    return masks[-1] if masks else None, {handle.label: handle for handle in maps if handle.records is sets.val}
+
+
+def evaluate(
+    run: Runner, sets: Sets, masks: MapHandle | None = None, predictions: Mapping[str, MapHandle] | None = None
+) -> Evaluation:
+    """Score all masks that the run made of a whole set. Images that cannot be scored are entered into ``run.skips``."""
+    named = {id(masks), *(id(handle) for handle in (predictions or {}).values())}
+    scores: dict[str, Mapping[str, Any]] = {}
+    warnings: list[str] = []
+    for name, (handle, array) in _scored(run, sets, masks, predictions or {}).items():
+        found = score_handle(run, handle, array)
+        run.skips.extend(found.skips)
+        if found.scores.images:
+            scores[name] = found.scores.as_dict(handle.records.classes)
+        if id(handle) in named:
+            warnings += _unscored(name, found)
+    return Evaluation(scores, tuple(warnings))
+
+
+def _scored(
+    run: Runner, sets: Sets, masks: MapHandle | None, predictions: Mapping[str, MapHandle]
+) -> dict[str, tuple[MapHandle, str]]:
+    """Name in the scores -> where the masks are: other stages of the run in page order, the masks, predictions."""
+    given = [*([("masks", masks)] if masks is not None else []), *predictions.items()]
+    ids = {id(handle) for _, handle in given}
+    maps = [handle for handle in run.handles if isinstance(handle, MapHandle) and id(handle) not in ids]
+    found: dict[str, tuple[MapHandle, str]] = {}
+    for name, handle in [*((h.label, h) for h in maps if sets.name_of(h.records)), *given]:
+        for array, ending in MASKS.items():
+            if array in handle.stage.outputs:
+                split = "aux" if handle.records is sets.aux else handle.records.split
+                full = f"{name}{ending} ({split})"
+                if full in found:
+                    raise ValueError(f"two sets of masks are called {full!r}: a prediction needs a name of its own")
+                found[full] = handle, array
+    return found
+
+
+def sample(run: Runner, sets: Sets, predictions: Mapping[str, MapHandle]) -> dict[str, MapHandle]:
+    """The predictions for the contact sheet's images: the same stages, as labels with ``-shown``."""
+    shown = shown_records(sets.train)
+    done: dict[int, MapHandle] = {}
+
+    def over_shown(handle: MapHandle) -> MapHandle:
+        if id(handle) not in done:
+            above = {
+                role: over_shown(one) if isinstance(one, MapHandle) else one for role, one in handle.upstream.items()
+            }
+            done[id(handle)] = run.map(handle.stage, shown, label=shown_label(handle.label), **above)
+        return done[id(handle)]
+
+    return {name: over_shown(handle) for name, handle in predictions.items()}
+
+
+def shown_label(label: str) -> str:
+    """Label of a prediction's stage -> label of the stage that predicts the contact sheet's images."""
+    return f"{label}-shown"
+
+
+def shown_records(train: RecordSet) -> RecordSet:
+    """The first records that hold objects: the contact sheet's rows."""
+    with_objects = (record for record in train if record.boxes or record.tags or record.scribbles)
+    found = list(itertools.islice(with_objects, SHEET_ROWS)) or list(itertools.islice(train, SHEET_ROWS))
+    return train.only(record.image_id for record in found)
+
+
+def write_manifest(
+    run: Runner,
+    sets: Sets,
+    masks: MapHandle | None = None,
+    predictions: Mapping[str, MapHandle] | None = None,
+    found: Evaluation | None = None,
+) -> dict[str, Any]:
+    """The manifest of a finished run; also one that a later error or signal writes says the same."""
+    warnings = [warning for records in (sets.train, sets.val) for warning in records.warnings]
+    if masks is None and run.options.export:
+        warnings.append("no dataset was exported: the run ended before there were masks of the training images")
+    run.facts |= {
+        "masks": "" if masks is None else masks.label,
+        "predictions": {name: handle.label for name, handle in (predictions or {}).items()},
+        "scores": {} if found is None else found.scores,
+        "warnings": [*warnings, *(found.warnings if found is not None else ())],
     }
-    all_scored = {**before, **scored}
-    scores = {name: one.scores.as_dict(train.classes) for name, one in all_scored.items() if one.scores.images}
-    for one in all_scored.values():
-        run.skips.extend(one.skips)
-    files = _draw(run, out, shown, masks, samples, scores)
-    warnings = [*train.warnings, *val.warnings, *_unscored(scored)]
-    manifest = run.write_manifest(
-        "finished", scores=scores, warnings=warnings, masks=masks.label, classes=list(train.classes)
-    )
+    return run.write_manifest("finished")
+
+
+def export(
+    run: Runner, manifest: Mapping[str, Any], out: Path, label: str = ""
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Export the masks (or stage ``label``) in the formats that the run's options name, each to a folder in ``out``.
+
+    Returns name -> path of what was made, and what failed: masks and scores are there, and an export that fails must
+    not turn them into a failed run.
+    """
+    files: dict[str, str] = {}
     failures: list[str] = []
-    for kind in run.options.export:
+    label = label or manifest["masks"]
+    for kind in run.options.export if label else ():
         try:
             with mending(run):
-                folder = export_run(run.cache, manifest, masks.label, kind, dataset_folder(out, kind))
+                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind))
         except (DataError, OSError) as error:
-            # Masks, student and scores are there: an export that fails must not turn them into a failed run.
             failures.append(f"export to {kind} failed: {error}")
             continue
         files[f"dataset ({kind})"] = str(folder)
-    files["manifest"] = str(run.folder.path / "manifest.json")
-    log.debug("scores, pictures and export took %.1f s", time.monotonic() - started)
-    files["report"] = str(_html(run, out, manifest, scores, files))
-    return Result(run.folder.run_id, scores, files, manifest, tuple(failures))
+    return files, tuple(failures)
 
 
 def dataset_folder(out: Path, kind: str) -> Path:
@@ -111,15 +223,9 @@ def dataset_folder(out: Path, kind: str) -> Path:
     return out / f"dataset-{kind}"
 
 
-def _students(predictions: MapHandle) -> list[tuple[str, str]]:
-    """Name and array of each mask that the student's stage gives: without a CRF, and with one where there is one."""
-    both = [(STUDENT, "mask_hw"), (STUDENT_CRF, CRF_MASK)]
-    return [(panel, array) for panel, array in both if array in predictions.stage.outputs]
-
-
 def score_handle(run: Runner, handle: MapHandle, array: str = "mask_hw") -> SetScores:
     """Scores of a map stage's masks (``array``) over its own records; objects too, where the stage keeps them."""
-    with_objects = "objects_flat" in handle.stage.outputs
+    with_objects = array == "mask_hw" and "objects_flat" in handle.stage.outputs
 
     def arrays(record: Record, names: tuple[str, ...] | None) -> dict[str, Any] | None:
         key = handle.records.key(record)
@@ -166,53 +272,52 @@ def mending(run: Runner) -> Iterator[None]:
         raise
 
 
-def _mask_stages(run: Runner, records: RecordSet) -> list[MapHandle]:
-    """The run's stages that gave these records masks, in page order."""
-    maps = (handle for handle in run.handles if isinstance(handle, MapHandle))
-    return [handle for handle in maps if handle.records is records and "mask_hw" in handle.stage.outputs]
+def draw(run: Runner, sets: Sets, samples: Mapping[str, MapHandle], out: Path) -> dict[str, str]:
+    """Write ``out/contact_sheet.png``: masks and heat maps of all stages over the training images, and predictions.
 
-
-def _shown(train: RecordSet) -> RecordSet:
-    """The first records that hold objects: the contact sheet's rows."""
-    with_objects = (record for record in train if record.boxes or record.tags or record.scribbles)
-    found = list(itertools.islice(with_objects, SHEET_ROWS)) or list(itertools.islice(train, SHEET_ROWS))
-    return train.only(record.image_id for record in found)
-
-
-def _draw(
-    run: Runner, out: Path, shown: RecordSet, masks: MapHandle, samples: MapHandle, scores: Mapping[str, Any]
-) -> dict[str, str]:
-    """Contact sheet, scores.json and the fits' curves; a picture that fails costs a warning, not the run."""
-    stages = _mask_stages(run, masks.records)
+    ``samples`` are predictions as :func:`sample` gives them; they stand right of the truth. A picture that fails costs
+    a warning, not the run. Returns name -> path of what was written.
+    """
+    stages = [h for h in run.handles if isinstance(h, MapHandle) and h.records is sets.train]
+    columns = [column for handle in stages for column in _columns(handle, handle.label)]
+    last = [column for name, handle in samples.items() for column in _columns(handle, name)]
     rows = []
-    for record in shown:
+    for record in shown_records(sets.train):
         try:
-            rows.append(_row(run, record, stages, samples))
+            rows.append(_row(run, record, [*columns, *last]))
         except (DataError, OSError) as error:
             log.warning("contact sheet: %s left out: %s", record.image_id, error)
-    files = {}
-    if rows:
-        sheet = out / "contact_sheet.png"
-        report.contact_sheet(rows, shown.classes, sheet)
-        files["contact sheet"] = str(sheet)
-    report.write_scores_json(out / "scores.json", scores)
-    files["scores"] = str(out / "scores.json")
-    return files
+    if not rows:
+        return {}
+    sheet = out / "contact_sheet.png"
+    report.contact_sheet(rows, sets.train.classes, sheet, last=[panel for _, panel, _ in last])
+    return {"contact sheet": str(sheet)}
 
 
-def _row(run: Runner, record: Record, stages: list[MapHandle], samples: MapHandle) -> report.SheetRow:
-    """One picture: the weak labels that this flow's stages declare, each stage's mask, truth, prediction."""
+Column = tuple[MapHandle, str, str]
+"""Where a panel's arrays are, its name, which of the stage's arrays."""
+
+
+def _columns(handle: MapHandle, name: str) -> list[Column]:
+    masks = [(handle, f"{name}{ending}", array) for array, ending in MASKS.items() if array in handle.stage.outputs]
+    return masks + [(handle, f"{name}: {array.rpartition('_')[0] or array}", array) for array in handle.stage.heat]
+
+
+def _row(run: Runner, record: Record, columns: list[Column]) -> report.SheetRow:
+    """One picture: the weak labels that this flow's stages declare, each stage's masks and heat maps, truth."""
     truth_hw = record.truth.load() if record.truth is not None else None
     panels = []
-    shown = [(handle, handle.label, "mask_hw") for handle in stages]
-    for handle, panel, array in [*shown, *((samples, panel, array) for panel, array in _students(samples))]:
+    for handle, name, array in columns:
         key = handle.records.key(record)
         produced = handle.produced.get(key)
         if produced is None or produced.output is None:
             continue
-        mask_hw = read_stored(run, handle, key, produced.stamp, (array,))[array]
-        own = None if truth_hw is None else image_miou(mask_hw, truth_hw, len(handle.records.classes))
-        panels.append((panel, mask_hw, own))
+        wanted = (array, "classes_c") if array in handle.stage.heat and _has_classes(handle) else (array,)
+        stored = read_stored(run, handle, key, produced.stamp, wanted)
+        own = None
+        if truth_hw is not None and array in MASKS:
+            own = image_miou(stored[array], truth_hw, len(handle.records.classes))
+        panels.append(report.Panel(name, stored[array], own, tuple(stored.get("classes_c", ()))))
     seen = record.view({kind for handle in run.handles for kind in handle.stage.reads})
     return report.SheetRow(
         title=record.image_id,
@@ -225,15 +330,17 @@ def _row(run: Runner, record: Record, stages: list[MapHandle], samples: MapHandl
     )
 
 
-def _unscored(scored: Mapping[str, SetScores]) -> list[str]:
+def _has_classes(handle: MapHandle) -> bool:
+    return "classes_c" in handle.stage.outputs
+
+
+def _unscored(name: str, one: SetScores) -> list[str]:
     """What the numbers leave out, in words."""
-    found = []
-    for name, one in scored.items():
-        if one.without_truth:
-            found.append(f"{name}: {len(one.without_truth)} images have no truth mask and are not scored")
-        if one.without_mask:
-            found.append(f"{name}: {len(one.without_mask)} images with truth got no mask and are not scored")
-    return found
+    counts = (
+        (len(one.without_truth), "images have no truth mask and are not scored"),
+        (len(one.without_mask), "images with truth got no mask and are not scored"),
+    )
+    return [f"{name}: {count} {what}" for count, what in counts if count]
 
 
 def _html(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from flow_runs import HERE, Done, Runs, Started, copy_of, end_all, figure_of, stack
+from flow_runs import HERE, Done, Runs, Started, copy_of, end_all, figure_of, maskmill, stack
 from zygote import Zygote
 
 from artifacts.cache import locks
@@ -99,6 +99,10 @@ def test_a_chain_of_kills_ends_like_an_undisturbed_run(flow: str, zygote: Zygote
     assert gone(run.mark, 2.0), f"{survivors(run.mark)}: a fit outlived its run"
     assert masks_stored(out) == before_fit(tiny)
     assert published(out) == checkpoints(out) == []
+    # Nobody wrote a last word, and still its masks are to be had.
+    handed_on = maskmill(tmp_path, "export", "--cache", str(out / "cache"), "--to", str(tmp_path / "masks"))
+    assert handed_on.code == 0 and "is running, or was killed: taking 'grabcut'" in handed_on.said, handed_on.said
+    assert len(list((tmp_path / "masks" / "SegmentationClass").iterdir())) == 24
     (lock,) = (out / "cache" / "fits").glob("*/*/lock")
     # A killed process counts as dead when its first thread is; its files close with the last one.
     until(lambda: free(lock), run, 1.0)

@@ -96,6 +96,24 @@ def first_axis_only(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     return {"mask": np.zeros((2, 2), np.uint8)}
 
 
+def edges(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Brightness, as if it were an edge map."""
+    assert item.image_rgb is not None
+    return {"edges_hw": (item.image_rgb.mean(2) / 255).astype(np.float16)}
+
+
+def cams(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """A channel for class 1, on a grid of its own."""
+    return {"cams_chw": np.full((1, 2, 2), params.level, np.float32), "classes_c": np.array([1], np.uint8)}
+
+
+def both_masks(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Everything is class 1 without a CRF, background with one."""
+    assert item.image_rgb is not None
+    mask_hw = np.ones(item.image_rgb.shape[:2], np.uint8)
+    return {"mask_hw": mask_hw, "mask_crf_hw": 0 * mask_hw}
+
+
 def _count(stage: str, key: str) -> None:
     """One line per image worked on, whichever process does it."""
     if path := os.environ.get("MASKMILL_TEST_COUNT"):

@@ -57,6 +57,7 @@ def run(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
         "address": ADDRESS,
         "stamps": runs.write_stamps(cache, stamps),
         "split": "train",
+        "dataset": "set",
         "output": "",
     }
     manifest = {
@@ -65,7 +66,7 @@ def run(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
         "stages": [stage],
         "recipe": {"params": {"seed": 7}},
         "libraries": {},
-        "classes": ["cat", "dog"],
+        "classes": {"set": ["cat", "dog"]},
         "skips": [{"key": "set/gone", "stage": "cut", "reason": "gone", "path": "/nowhere.png"}],
     }
     return cache, manifest

@@ -98,19 +98,30 @@ def test_scores_of_a_run_become_columns() -> None:
 
 LINES = (
     Line(
-        "a|b", {"student (val) mIoU": {0: 0.1}, "masks (train) mIoU": {0: 0.5}, "cfs (train) mIoU": {0: 0.4}}, 1, 3, 1
+        "a|b",
+        {
+            "two-step + CRF (val) mIoU": {0: 0.2},
+            "two-step (val) mIoU": {0: 0.1},
+            "masks (train) mIoU": {0: 0.5},
+            "cfs (train) mIoU": {0: 0.4},
+            "two-step-old (val) mIoU": {0: 0.3},
+        },
+        1,
+        3,
+        1,
+        ("masks", "two-step"),
     ),
     Line("none", {}, 0, 3),
 )
 
 
-def test_the_table_shows_masks_then_students_and_how_many_runs() -> None:
-    assert shown_columns(LINES) == ["masks (train) mIoU", "student (val) mIoU"]
+def test_the_table_shows_masks_then_predictions_and_how_many_runs() -> None:
+    assert shown_columns(LINES) == ["masks (train) mIoU", "two-step + CRF (val) mIoU", "two-step (val) mIoU"]
     assert markdown_table(LINES).splitlines() == [
-        "| variant | masks (train) mIoU | student (val) mIoU | runs |",
-        "| --- | ---: | ---: | ---: |",
-        "| a\\|b | 50.0 | 10.0 | 1 of 3, 1 failed |",
-        "| none | - | - | 0 of 3 |",
+        "| variant | masks (train) mIoU | two-step + CRF (val) mIoU | two-step (val) mIoU | runs |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| a\\|b | 50.0 | 20.0 | 10.0 | 1 of 3, 1 failed |",
+        "| none | - | - | - | 0 of 3 |",
     ]
 
 

@@ -22,7 +22,8 @@ from rich.console import Console
 from artifacts import report
 from artifacts.records import Box, Scribble
 from artifacts.report import drawing
-from artifacts.report.contact_sheet import GAP, MARGIN, SheetRow, overlay
+from artifacts.report.contact_sheet import GAP, MARGIN, Panel, SheetRow, overlay
+from artifacts.report.heat_sheet import heat_overlay
 from artifacts.report.html import TEMPLATE
 
 ROOT = Path(__file__).parents[3]
@@ -59,7 +60,7 @@ def row(**changes: Any) -> SheetRow:
     base: dict[str, Any] = {
         "title": "demo/one",
         "image_rgb": picture(),
-        "panels": [("grabcut", square_mask(), 0.713), ("student", square_mask(), None)],
+        "panels": [Panel("grabcut", square_mask(), 0.713), Panel("student", square_mask())],
         "truth": square_mask(),
         "boxes": (Box(0, 1, 10, 20, 30, 40), Box(1, 2, -5, 20, 200, 40)),
     }
@@ -122,10 +123,11 @@ def test_sheet_has_a_column_for_each_panel_truth_before_student(tmp_path: Path) 
     width = 100
     truth = np.ones((60, 90), np.uint8)
     student = np.full((60, 90), 2, np.uint8)
-    panels = [("boxes", np.zeros((60, 90), np.uint8), 0.5), ("student", student, 0.1)]
+    panels = [Panel("student", student, 0.1), Panel("boxes", np.zeros((60, 90), np.uint8), 0.5)]
     path = tmp_path / "sheet.png"
     gray = np.full((60, 90, 3), 128, np.uint8)
-    assert report.contact_sheet([row(image_rgb=gray, panels=panels, truth=truth)], CLASSES, path, width=width) == [path]
+    rows = [row(image_rgb=gray, panels=panels, truth=truth)]
+    assert report.contact_sheet(rows, CLASSES, path, width=width, last=["student"]) == [path]
     found = read(path).astype(int)
     assert found.shape[1] == 2 * MARGIN + 4 * width + 3 * GAP
     x = [MARGIN + place * (width + GAP) + width // 2 for place in range(4)]
@@ -133,6 +135,50 @@ def test_sheet_has_a_column_for_each_panel_truth_before_student(tmp_path: Path) 
     for place, number in ((2, 1), (3, 2)):
         assert np.abs(found[middle, x[place]] - (0.42 * 128 + 0.58 * np.array(drawing.class_colour(number)))).max() <= 1
     assert np.ptp(found[middle, x[1]]) == 0
+
+
+def panel_pixels(path: Path, place: int, size: int) -> NDArray[np.int64]:
+    """The square panel at column ``place`` of a sheet with one row."""
+    found = read(path).astype(int)
+    top = found.shape[0] - size - 30 - MARGIN + 8
+    left = MARGIN + place * (size + GAP)
+    return found[top : top + size, left : left + size]
+
+
+def test_a_heat_map_is_drawn_from_0_to_1_or_to_its_largest_value(tmp_path: Path) -> None:
+    """Half of what is certain must not look certain; CAMs have no upper end."""
+    gray = np.full((100, 100, 3), 128, np.uint8)
+    half, cam = np.zeros((4, 4), np.float16), np.zeros((4, 4), np.float32)
+    half[:, 2:], cam[:, 2:] = 0.5, 7.0
+    odd = np.full((4, 4), np.nan, np.float32)
+    odd[:, 2:] = -1.0
+    panels = [
+        Panel("edges", half),
+        Panel("cam", cam),
+        Panel("odd", odd),
+        Panel("empty", np.zeros((0, 4, 4), np.float32)),
+    ]
+    report.contact_sheet([row(image_rgb=gray, panels=panels, truth=None)], CLASSES, tmp_path / "a.png", width=200)
+    edges, cams, nothing = (panel_pixels(tmp_path / "a.png", place, 200) for place in (1, 2, 3))
+    expected = heat_overlay(gray, np.array([[0.0, 0.5]], np.float32), 1.0)
+    assert np.array_equal(edges[100, [10, 190]], expected[50, [0, 99]])
+    bright = heat_overlay(gray, np.ones((1, 1), np.float32))
+    assert np.array_equal(cams[100, 190], bright[0, 0]) and np.array_equal(cams[100, 10], edges[100, 10])
+    assert (nothing == cams[100, 10]).all(axis=-1)[10:-10, 10:-10].all(), "what is below 0 or no number is drawn as 0"
+
+
+def test_channels_that_are_classes_have_their_colours(tmp_path: Path) -> None:
+    gray = np.full((100, 100, 3), 128, np.uint8)
+    probs = np.zeros((3, 4, 4), np.float16)
+    probs[0, :, :2], probs[1, :2, 2:], probs[2, 2:, 2:] = 1, 1, 1  # background left, class 2 above class 1
+    panel = Panel("probs", probs, classes=(0, 2, 1))
+    report.contact_sheet([row(image_rgb=gray, panels=[panel], truth=None)], CLASSES, tmp_path / "a.png", width=200)
+    found = panel_pixels(tmp_path / "a.png", 1, 200)
+    for y, number in ((20, 2), (180, 1)):
+        assert np.abs(found[y, 180] - (0.3 * 128 + 0.7 * np.array(drawing.class_colour(number)))).max() <= 1
+    assert np.ptp(found[100, 20]) == 0 and found[100, 20, 0] > 128, "background is pale"
+    wrong = Panel("probs", probs, classes=(0, 2))
+    report.contact_sheet([row(image_rgb=gray, panels=[wrong], truth=None)], CLASSES, tmp_path / "a.png", width=200)
 
 
 def test_the_same_rows_give_the_same_bytes_without_metadata(tmp_path: Path) -> None:
@@ -147,8 +193,8 @@ def test_images_of_any_shape_and_rows_without_everything(tmp_path: Path) -> None
     tall, wide = np.zeros((300, 40), np.uint8), np.zeros((20, 400), np.uint8)
     rows = [
         row(),
-        SheetRow("tall", picture(300, 40), [("grabcut", tall, None)], tags=(1, 2)),
-        SheetRow("wide ünïcode " * 20, picture(20, 400), [("student", wide, 1.0)], truth=wide),
+        SheetRow("tall", picture(300, 40), [Panel("grabcut", tall)], tags=(1, 2)),
+        SheetRow("wide ünïcode " * 20, picture(20, 400), [Panel("student", wide, 1.0)], truth=wide),
         SheetRow("strokes", picture(), [], scribbles=(Scribble(1, ((3.0, 3.0), (50.0, 40.0))), Scribble(0, ((5, 5),)))),
     ]
     report.contact_sheet(rows, CLASSES, tmp_path / "sheet.png")
@@ -168,9 +214,7 @@ def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:
     gray = np.full((100, 100, 3), 128, np.uint8)
     one = SheetRow("a", gray, [], boxes=(Box(0, 1, 20, 30, 80, 90),))
     report.contact_sheet([one], CLASSES, tmp_path / "a.png", width=200)
-    found = read(tmp_path / "a.png").astype(int)
-    top = found.shape[0] - 200 - 30 - MARGIN + 8
-    panel = found[top : top + 200, MARGIN : MARGIN + 200]
+    panel = panel_pixels(tmp_path / "a.png", 0, 200)
     coloured = np.abs(panel - np.array(drawing.class_colour(1))).max(-1) < 30
     rows, columns = np.nonzero(coloured)
     expected = (40, 60, 160, 180)
@@ -186,7 +230,7 @@ def test_sheet_refuses_what_it_cannot_draw(tmp_path: Path) -> None:
 def test_a_mask_that_does_not_fit_leaves_its_place_blank(tmp_path: Path) -> None:
     """The picture comes last in a long run: a wrong mask must not end it."""
     wrong = np.full((3, 4), 1, np.uint8)
-    report.contact_sheet([row(panels=[("grabcut", wrong, None)], truth=wrong)], CLASSES, tmp_path / "a.png", width=100)
+    report.contact_sheet([row(panels=[Panel("grabcut", wrong)], truth=wrong)], CLASSES, tmp_path / "a.png", width=100)
     found = read(tmp_path / "a.png").astype(int)
     for place in (1, 2):
         panel = found[-80:-70, MARGIN + place * (100 + GAP) + 10 : MARGIN + place * (100 + GAP) + 90]

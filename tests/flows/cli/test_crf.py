@@ -25,8 +25,7 @@ from artifacts.cache.atomic import TEMPORARY_PREFIX
 from artifacts.datasets.voc_writer import voc_palette, write_class_mask
 from flows.cfs import CFSFlowParams
 from tasks.crf.dense_crf import PRESETS, CRFParams, dense_crf, from_labels, from_probabilities, resize_probabilities
-from tasks.crf.params import CRF_MASK
-from tasks.stage import MapHandle
+from tasks.stage import CRF_MASK, MapHandle
 
 
 @pytest.fixture

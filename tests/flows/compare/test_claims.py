@@ -17,7 +17,7 @@ from artifacts.datasets import DataParams
 from benchmarks import claims, results
 from benchmarks.claim_rows import box_row
 from benchmarks.claim_table import SUPERVISED, Backbone, Claims, Ordering, Row, as_markdown, evaluate, why_not_valid
-from benchmarks.claims_cfs import CLAIMS, MASKS
+from benchmarks.claims_cfs import ALONE, CLAIMS
 from flows.cli.flow_command import configure
 from flows.compare.trials import Attempt
 from flows.registry import FLOWS
@@ -174,7 +174,7 @@ def test_all_rows_of_the_shipped_setting_start_from_the_backbone(monkeypatch: py
     table = claims.prepare(argparse.Namespace(**given))
     assert table.to_learn is None and table.backbone.startswith("tiny, learnt from the masks of demo-auxiliary")
     assert {variant.params.deeplab.weights for variant in table.variants} == {"learnt.safetensors"}
-    assert {variant.flow for variant in table.variants} == {"cfs", "cfs-masks", "cfs-supervised"}
+    assert {variant.flow for variant in table.variants} == {"cfs", "cfs-supervised"}
     own = claims.prepare(argparse.Namespace(**given | {"set": ["params.deeplab.weights=mine"]}))
     assert own.backbone == "" and {variant.params.deeplab.weights for variant in own.variants} == {"mine"}
 
@@ -247,7 +247,7 @@ def test_every_row_is_a_student_or_masks_of_its_own(pages: dict[str, list[Any]])
     last = {name: handles[-1].address for name, handles in pages.items()}
     assert len(set(last.values())) == len(last)
     alone = {name for name, found in students.items() if not found}
-    assert alone == {row.name for row in CLAIMS.rows if row.page is MASKS}
+    assert alone == {row.name for row in CLAIMS.rows if ALONE in row.sets}
     assert not alone & {name for one in CLAIMS.orderings if one.what == "student" for name in (one.lower, one.higher)}
 
 
