@@ -80,7 +80,6 @@ class DeepLab(Segmenter):
         rules: Sequence[GroupRule],
         normalisation: Normalisation,
         *,
-        output_stride: int = 8,
         loss_at: LossAt = "crop",
     ) -> None:
         super().__init__()
@@ -88,7 +87,7 @@ class DeepLab(Segmenter):
         self.backbone = backbone
         self.head = head
         self.rules = tuple(rules)
-        self.output_stride, self.loss_at = output_stride, loss_at
+        self.loss_at = loss_at
 
     def load_pretrained(self, state: Mapping[str, Tensor], *, source: str) -> None:
         """See :func:`load_backbone`."""
@@ -149,7 +148,7 @@ def build(
         head, rules = Aspp(body.channels, outputs, ASPP_RATES), RESNET_RULES
     else:
         raise ValueError(f"unknown network {name!r}; known: tiny, largefov, resnet18, resnet50, resnet101")
-    return DeepLab(body, head, rules, normalisation, output_stride=output_stride, loss_at=loss_at)
+    return DeepLab(body, head, rules, normalisation, loss_at=loss_at)
 
 
 def check_stride(name: NetworkName, output_stride: int) -> None:

@@ -84,7 +84,7 @@ class LGSADeepLab(Segmenter):
     ) -> None:
         super().__init__()
         self.normalise, self.backbone, self.head = plain.normalise, plain.backbone, plain.head
-        self.output_stride, self.loss_at = plain.output_stride, plain.loss_at
+        self.loss_at = plain.loss_at
         self.alpha, self.alpha_scaled = alpha, alpha_scaled
         self.attention = nn.ModuleList(SelfAttention(channels, embedding, piece) for _ in range(modules))
         self.walk, self.guided, self.piece = walk, guided, piece

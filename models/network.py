@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -32,6 +32,13 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
+class Backbone(Protocol):
+    """What a segmenter asks its backbone."""
+
+    def cells(self, side: int) -> int:
+        """Cells of the feature map along ``side`` pixels of the image."""
+
+
 class Segmenter(Network):
     """A network that gives each pixel a class, background first; called with images and, to be trained, labels.
 
@@ -43,8 +50,6 @@ class Segmenter(Network):
 
     backbone: nn.Module
     head: nn.Module
-    output_stride: int
-    """Pixels of the image to a cell of the output grid."""
     loss_at: LossAt
     """Where the loss is taken, see :func:`models.losses.segmentation_loss`."""
 
@@ -53,8 +58,9 @@ class Segmenter(Network):
         return cast(Tensor, self.backbone(self.normalise(images_nchw)))
 
     def grid(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the output grid for images of ``size_hw``."""
-        return -(-size_hw[0] // self.output_stride), -(-size_hw[1] // self.output_stride)
+        """Height and width of the output grid for images of ``size_hw``, at least one cell."""
+        backbone = cast(Backbone, self.backbone)
+        return max(1, backbone.cells(size_hw[0])), max(1, backbone.cells(size_hw[1]))
 
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255 -> ``(N, K+1, *size_hw)`` float32, whose softmax are the probabilities."""

@@ -174,7 +174,9 @@ class TestFit:
         """Golden: if these change, every cached fit is stale, and the stage needs a new version."""
         assert cfs.fit(DEMO).version == 2
         found = losses(fit(dataclasses.replace(SMALL, iterations=40)))
-        assert found == pytest.approx(GOLDEN_LOSSES, rel=0.01)
+        # Spread over torch's kernels (AVX-512, AVX2, none of them) and 1 or 2 threads: 2e-4, after 40 steps 5e-3.
+        assert found[0] == pytest.approx(GOLDEN_LOSSES[0], rel=4e-4)
+        assert found[1] == pytest.approx(GOLDEN_LOSSES[1], rel=6e-3)
 
 
-GOLDEN_LOSSES = [0.5437, 0.4060]
+GOLDEN_LOSSES = [0.54368, 0.4062]

@@ -9,19 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cfs_scenes import CLASSES, SMALL, WHERE, box_of, item_of, scene
+from cfs_scenes import CLASSES, SMALL, WHERE, box_of, coarse, item_of, scene
+from fit_scenes import Scene, fit_scenes
 from safetensors.torch import load_file, save_file
 
 from artifacts.objects import pack_objects, unpack_objects
 from artifacts.records import Box, DataError, Record
 from models import unet
+from models.normalise import NORMALISATIONS, Normalisation
 from tasks.cfs import network as cfs_net
 from tasks.cfs import stages as cfs
 from tasks.cfs.box_crop import BoxCrop
 from tasks.cfs.stages import DEMO, CFSParams
 from tasks.refine import RefineParams, refine_item
 from tasks.stage import Item, SkipImage, check_outputs, resolve
-from tasks.training.networks import load_network
+from tasks.training.networks import fill_rgb, load_network
 from tasks.training.rng import generator
 
 GREY = (124, 116, 104)
@@ -110,6 +112,30 @@ class TestSample:
             assert torch.equal(one["image"][0] == 255, one["target"] == 1)
             lefts.add(bool(one["target"][:, :27].any()))
         assert lefts == {True, False}
+
+
+class TestFill:
+    @pytest.mark.parametrize("normalisation", NORMALISATIONS.values(), ids=lambda n: n.name)
+    def test_the_padding_is_what_the_normalisation_maps_to_zero(self, normalisation: Normalisation) -> None:
+        network = cfs_net.build_network(SMALL, 2, normalisation)
+        padding = torch.tensor(fill_rgb(network), dtype=torch.uint8).view(1, 3, 1, 1)
+        grey_levels = network.normalise(padding)[:, network.normalise.bgr.argsort()] * network.normalise.std
+        assert float(grey_levels.abs().max()) <= 0.5, "as near as whole numbers come"
+
+    def test_caffes_weights_pad_with_caffes_mean_in_training_and_in_prediction(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        network = cfs_net.build_network(SMALL, 2, NORMALISATIONS["caffe"])
+        save_file(network.state_dict(), tmp_path / "w.safetensors")
+        fills: list[Any] = []
+        crop = BoxCrop.image
+        monkeypatch.setattr(BoxCrop, "image", lambda *given: fills.append(given[2]) or crop(*given))
+        image, mask = scene(1)
+        predicted(str(tmp_path / "w.safetensors"), image, [box_of(1)])
+        picture = Scene(image, coarse([box_of(1)], mask), (box_of(1),))
+        params = dataclasses.replace(SMALL, weights=f"caffe:{tmp_path / 'w.safetensors'}", batch=2, iterations=1)
+        fit_scenes(tmp_path, cfs.fit(params), "coarse", [picture])
+        assert fills == [(123, 117, 104)] * 3
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,12 @@ def test_a_label_map_of_another_size_is_a_named_skip(fit: Fit) -> None:
     assert [key for key, _, reason, _ in info["skips"] if "(20, 72)" in reason and "(64, 72)" in reason] == ["d/2"]
 
 
+def test_epochs_become_iterations(fit: Fit) -> None:
+    lines = metrics(fit(dataclasses.replace(SMALL, iterations=0, epochs=3, batch=2)))
+    assert lines[-1]["step"] == 6  # 4 images, 2 at a time, 3 times
+    assert lines[-1]["lr"] == pytest.approx(SMALL.lr * (1 - 5 / 6) ** 0.9), "the schedule ends where the epochs do"
+
+
 def test_the_logged_rate_is_poly_09(fit: Fit) -> None:
     publication = fit(dataclasses.replace(SMALL, iterations=20, lr=0.01))
     last = [line for line in metrics(publication) if "lr" in line][-1]
@@ -122,7 +128,8 @@ def test_the_logged_rate_is_poly_09(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"multi_scale_inputs": True}, {"loss_at": "output"}, {"optimizer": "sgd", "lr": 0.01}]
+    "change",
+    [{"multi_scale_inputs": True}, {"loss_at": "output"}, {"optimizer": "sgd", "lr": 0.01}, {"optimizer": "adam"}],
 )
 def test_variants_train_the_same_tensors(fit: Fit, change: dict[str, Any]) -> None:
     plain = load_file(fit(SMALL, name="a").weights)

@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from artifacts import keys
 from artifacts.records import Record
 from models import deeplab as networks
+from tasks.crf.dense_crf import from_probs, resize_probabilities
 from tasks.deeplab import inference
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.build import build_network
 from tasks.deeplab.lgsa import Attention, LGSAParams, chosen
 from tasks.deeplab.stages import DEMO, PRESETS, DeepLabParams, TestTimeParams
-from tasks.stage import Item, stage_address
+from tasks.stage import Item, SkipImage, check_outputs, resolve, stage_address
 from tasks.training.networks import load_network
 from tasks.training.weights import WeightsError
 
@@ -52,6 +53,21 @@ def test_presets_are_the_papers() -> None:
     assert (fov.crop, fov.batch, fov.lr, fov.iterations, fov.weights) == (321, 30, 1e-3, 20_000, "imagenet")
     assert not v2.multi_scale_inputs
     assert PRESETS["demo"].network == "tiny" and PRESETS["demo"].iterations == 800
+
+
+def test_the_defaults_alone_are_a_whole() -> None:
+    """What photographs can be learnt with, and none of the numbers of a network from scratch."""
+    params = DeepLabParams()
+    v2 = PRESETS["voc-resnet101"]
+    shared = ("weights", "crop", "scale_range", "batch", "optimizer", "lr", "momentum", "weight_decay", "poly_power")
+    assert all(getattr(params, name) == getattr(v2, name) for name in shared)
+    assert (params.network, params.weights, params.iterations) == ("resnet50", "imagenet", 0)
+    assert params.total_iterations(200) == 1000, "each of 200 photographs 50 times"
+
+
+def test_the_papers_15_epochs_of_voc() -> None:
+    assert DeepLabParams(epochs=15).total_iterations(10_582) == 15_873
+    assert DeepLabParams(epochs=15, iterations=7).total_iterations(10_582) == 7
 
 
 def fit_address(params: DeepLabParams) -> str:
@@ -196,6 +212,56 @@ def test_the_network_is_asked_at_the_stride_that_it_was_fitted_with(attention: A
         assert one.features(torch.zeros(1, 3, 32, 48)).shape == (1, 16, 8, 12)
     with pytest.raises(ValueError, match="output_stride 4 with network 'resnet101'"):
         dataclasses.replace(deeplab.PRESETS["voc-resnet101"], output_stride=4)
+
+
+# Probabilities
+
+
+def probs_of(network: torch.nn.Module, folder: Path, image: np.ndarray, tags: Any, **change: Any) -> dict[str, Any]:
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    stage = deeplab.predict_probs(dataclasses.replace(DEMO, **change))
+    record = Record("a", "a.jpg", tags=tags)
+    item = Item("d/a", record, ("x", "y", "z"), image, nets={"net": str(folder / "weights.safetensors")})
+    return check_outputs(stage, resolve(stage.function)(item, stage.params))
+
+
+@pytest.mark.parametrize("fusion", ["mean", "max"])
+def test_probabilities_of_the_own_classes_at_the_output_grid(
+    tiny: networks.DeepLab, tmp_path: Path, fusion: Any
+) -> None:
+    image = picture(50, 70)
+    test = TestTimeParams((1.0, 0.5), flip=True, fusion=fusion)
+    found = probs_of(tiny, tmp_path, image, (3, 1), test=test)
+    assert found["classes_c"].tolist() == [0, 1, 3] and found["classes_c"].dtype == np.uint8
+    assert found["probs_chw"].dtype == np.float16 and found["probs_chw"].shape == (3, 7, 9)
+    if fusion == "mean":
+        # What a reader makes of it is what the stage predict sees, but for the grid's resolution.
+        whole = inference.predict_scores(tiny, image, (1.0, 0.5), True)[[0, 1, 3]].numpy()
+        assert float(np.abs(resize_probabilities(found["probs_chw"], (50, 70)) - whole).mean()) < 0.02
+    one = probs_of(tiny, tmp_path, image, (1, 2, 3), test=TestTimeParams(fusion=fusion))
+    expected = tiny(torch.from_numpy(image.transpose(2, 0, 1).copy())[None]).softmax(1)[0].detach().numpy()
+    np.testing.assert_allclose(one["probs_chw"], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((1, 1), (1, 1)), ((3, 200), (1, 25)), ((97, 31), (12, 4))])
+def test_probabilities_of_any_size_cover_the_image_alone(
+    tiny: networks.DeepLab, tmp_path: Path, size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    found = probs_of(tiny, tmp_path, picture(*size), (2,), test=TestTimeParams((0.5, 1.0)))
+    assert found["probs_chw"].shape == (2, *grid)
+
+
+def test_probabilities_of_an_image_without_known_classes_are_a_skip(tiny: networks.DeepLab, tmp_path: Path) -> None:
+    with pytest.raises(SkipImage, match="d/a: no tags are known"):
+        probs_of(tiny, tmp_path, picture(20, 20), None)
+    assert probs_of(tiny, tmp_path, picture(20, 20), ())["classes_c"].tolist() == [0]
+
+
+def test_probabilities_go_into_the_crf_as_they_are(tiny: networks.DeepLab, tmp_path: Path) -> None:
+    image = picture(50, 70)
+    stage = from_probs()
+    item = Item("d/a", Record("a", "a.jpg"), ("x", "y", "z"), image, {"probs": probs_of(tiny, tmp_path, image, (2,))})
+    assert set(np.unique(resolve(stage.function)(item, stage.params)["mask_hw"])) <= {0, 2}
 
 
 # Golden: a change here without a new stage version would leave stale results in every cache
