@@ -16,6 +16,7 @@ from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.runner import Runner
 from tasks.evaluate.finish import Result, finish
 from tasks.stage import MapStage
+from tasks.training.params import check_run
 
 P = TypeVar("P")
 Student = Callable[[P], DeepLabParams]
@@ -41,7 +42,7 @@ def box_row(student: Student[P], sets: tuple[str, ...] = (), paper: Mapping[str,
 
 
 def _learn(run: Runner, sets: Sets, masks: MapStage, params: DeepLabParams) -> Result:
-    deeplab.check_run(params, run.options)
+    check_run(params, run.options, name="deeplab")
     target = run.map(masks, sets.train)
     student = run.fit(deeplab.fit(params), sets.train, monitor=sets.val, target=target)
     predictions = run.map(deeplab.predict(params), sets.val, label="student", net=student)

@@ -29,6 +29,7 @@ from tasks.evaluate.finish import Result, finish
 from tasks.grabcut import GrabCutParams
 from tasks.refine import RefineParams
 from tasks.stage import PARAMS_CONFIG, MapHandle
+from tasks.training.params import check_run
 
 Proposals = Literal["box", "grabcut", "cfs", "cfs-refined"]
 
@@ -81,7 +82,7 @@ def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
     masks = proposals(run, sets.train, params)
     if params.student == "none":
         return finish(run, sets, masks)
-    deeplab.check_run(params.deeplab, run.options)
+    check_run(params.deeplab, run.options, name="deeplab")
     attention = lgsa.chosen(params.attention, params.lgsa)
     student = run.fit(deeplab.fit(params.deeplab, lgsa=attention), sets.train, monitor=sets.val, target=masks)
     crf = None if params.crf == "off" else PRESETS[params.crf]
@@ -96,7 +97,7 @@ def proposals(run: Runner, train: RecordSet, params: CFSFlowParams) -> MapHandle
     coarse = run.map(grabcut.propose(params.grabcut), train)
     if params.proposals == "grabcut":
         return coarse
-    cfs_stage.check_run(params.cfs, run.options)
+    check_run(params.cfs, run.options, name="cfs")
     net = run.fit(cfs_stage.fit(params.cfs), train, coarse=coarse)
     dense = run.map(cfs_stage.predict(params.cfs), train, net=net)
     if params.proposals == "cfs":

@@ -13,11 +13,12 @@ def resize(maps_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(maps_nchw, size=size_hw, mode="bilinear", align_corners=False)
 
 
-def resize_images(images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Images at another scale, float32: bilinear with antialiasing, as in training's random scale and at test time."""
-    if tuple(images_nchw.shape[2:]) == tuple(size_hw):
+def rescale(images_nchw: Tensor, scale: float) -> Tensor:
+    """Images at another scale, float32: bilinear with antialiasing, as training's random scale is; itself at 1."""
+    size = (max(1, round(images_nchw.shape[2] * scale)), max(1, round(images_nchw.shape[3] * scale)))
+    if scale == 1.0:
         return images_nchw
-    return F.interpolate(images_nchw.float(), size=size_hw, mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(images_nchw.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def sample_labels(labels_nhw: Tensor, size_hw: tuple[int, int]) -> Tensor:
