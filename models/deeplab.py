@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.backbones import EXTRA_KEYS, Atrous, ResNetBackbone, TinyBackbone, VggBackbone, convolutions
 from models.groups import GroupRule
 from models.normalise import IMAGENET, Normalisation, Normalise
-from models.resample import resize
+from models.resample import resize, scale_images
 
 NetworkName = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
 
@@ -172,12 +172,8 @@ class MultiScaleInputs(nn.Module):
 
     def forward(self, images_nchw: Tensor) -> list[Tensor]:
         """``(N, 3, H, W)`` -> ``[fused, *one per scale]``; each gets a loss. The fused one is at the largest grid."""
-        height, width = images_nchw.shape[2:]
-        logits = []
-        for scale in self.scales:
-            size = (max(1, round(height * scale)), max(1, round(width * scale)))
-            scaled = images_nchw if scale == 1.0 else resize(images_nchw.float(), size)
-            logits.append(self.network(scaled))
+        images = images_nchw.float()
+        logits = [self.network(scale_images(images, scale)) for scale in self.scales]
         return [fuse_max(logits), *logits]
 
 

@@ -1,4 +1,4 @@
-"""Bringing score maps and labels to another grid, so that both still lie on the same picture."""
+"""Bringing images, score maps and labels to another grid, so that all still lie on the same picture."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ def resize(maps_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
     if tuple(maps_nchw.shape[2:]) == tuple(size_hw):
         return maps_nchw
     return F.interpolate(maps_nchw, size=size_hw, mode="bilinear", align_corners=False)
+
+
+def scale_images(images_nchw: Tensor, scale: float) -> Tensor:
+    """Float images at ``scale`` times their size, at least one pixel a side; bilinear, antialiased as augmentation is.
+
+    A network that sees several scales must see the same pictures in training as at test time.
+    """
+    if scale == 1.0:
+        return images_nchw
+    size = tuple(max(1, round(side * scale)) for side in images_nchw.shape[2:])
+    return F.interpolate(images_nchw, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def sample_labels(labels_nhw: Tensor, size_hw: tuple[int, int]) -> Tensor:

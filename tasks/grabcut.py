@@ -38,7 +38,7 @@ Bounds = tuple[str, float, float]
 """A field's name, its least and its largest value."""
 
 Proposal = tuple[Window, MaskBool, bool]
-"""Window in the image, mask in the window, and whether the box was taken instead of the cut."""
+"""Window in the image, mask in the window, and whether the fallback was taken instead of the cut."""
 
 PLAIN_ITERATIONS = 5
 """``variant="plain"`` is a named baseline: nothing of it is a parameter but the fallback."""
@@ -57,11 +57,11 @@ class CutParams:
     context: float = field(default=0.3, metadata={"help": "context on each side of the box, fraction of its side"})
     fallback: Literal["share", "sdi", "none"] = field(
         default="share",
-        metadata={"help": "take the box where a cut keeps too little: by share, by SDI's rule, or never"},
+        metadata={"help": "replace a cut that keeps too little: by share, by SDI's rule, or only an empty one"},
     )
-    fallback_share: float = field(default=0.05, metadata={"help": "share: the box where less of it is kept"})
-    sdi_iou: float = field(default=0.15, metadata={"help": "sdi: the box where the mask's own box has a smaller IoU"})
-    sdi_area: float = field(default=0.5, metadata={"help": "sdi: the box where less of its area is kept"})
+    fallback_share: float = field(default=0.05, metadata={"help": "share: replace a cut that keeps less of the box"})
+    sdi_iou: float = field(default=0.15, metadata={"help": "sdi: replace a cut whose own box has a smaller IoU"})
+    sdi_area: float = field(default=0.5, metadata={"help": "sdi: replace a cut that keeps less of the area"})
     difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
     seed: int = field(default=0, metadata={"help": "seed of OpenCV's colour clustering"})
 
@@ -139,7 +139,9 @@ def propose_object(
         mask_hw = _plain(image_rgb, window_xyxy, seed)
     else:
         mask_hw = _cropped(image_rgb, window_xyxy, params, seed)
-    return mask_or_box(window_xyxy, mask_hw, params)
+    if mask_hw is None or keeps_too_little(mask_hw, params):
+        return window_xyxy, whole_box(window_xyxy), True
+    return window_xyxy, mask_hw, False
 
 
 def _plain(image_rgb: ImageRGB, window_xyxy: Window, seed: int) -> MaskBool | None:
@@ -207,16 +209,14 @@ def ellipse(size_hw: tuple[int, ...], share: float) -> MaskBool:
     return inside
 
 
-def mask_or_box(window_xyxy: Window, mask_hw: MaskBool | None, params: CutParams) -> Proposal:
-    """The mask of a cut, or the whole window where there is none or it keeps too little."""
-    if mask_hw is None or keeps_too_little(mask_hw, params):
-        x0, y0, x1, y1 = window_xyxy
-        return window_xyxy, np.ones((y1 - y0, x1 - x0), dtype=np.bool_), True
-    return window_xyxy, mask_hw, False
+def whole_box(window_xyxy: Window) -> MaskBool:
+    """``(h, w) bool``: every pixel of the window."""
+    x0, y0, x1, y1 = window_xyxy
+    return np.ones((y1 - y0, x1 - x0), dtype=np.bool_)
 
 
 def keeps_too_little(mask_hw: MaskBool, params: CutParams) -> bool:
-    """Whether the box replaces a cut: the mask is empty, or the fallback's rule holds.
+    """Whether the fallback replaces a cut: the mask is empty, or the fallback's rule holds.
 
     ``sdi`` is the rule of Simple Does It (Khoreva et al. 2017) as used with CFS: below 15 % IoU (of the mask's own
     bounding box with the box) or below 50 % of the box's area.
@@ -267,14 +267,14 @@ def size_of(image_rgb: ImageRGB) -> tuple[int, int]:
 # --- one image, and the stages ----------------------------------------------------------------------------------
 
 OUTPUTS = (*LABEL_OUTPUTS, "fell_back_n")
-"""Label map, objects before painting (uint8) with their classes, and per object whether its box was taken."""
+"""Label map, objects before painting (uint8) with their classes, and per object whether the cut was replaced."""
 
 
 def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
     """Boxes -> coarse masks."""
     return MapStage(
         name="grabcut",
-        version=1,
+        version=2,
         params=params,
         reads=("image", "boxes"),
         outputs=OUTPUTS,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from artifacts.objects import Window, clip_window
 from artifacts.records import ImageRGB
-from tasks.crop import MaskBool
+from tasks.crop import MaskBool, extend
 
 SAME = (1.0, 1.0, 1.0, 1.0)
 
@@ -95,8 +95,13 @@ class BoxCrop:
         return ((share > 0.5) & self.box()).astype(np.uint8)
 
     def back(self, values_hw: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Values of the crop (side, side) in the pixels of the box's window; what lies outside the box is dropped."""
-        return resize_axes(values_hw.astype(np.float32), self.outer_hw)[self.inner]
+        """Values of the crop (side, side) in the pixels of the box's window, ``float32``.
+
+        What lies outside the box is dropped: the box's edge is continued outwards before the resize.
+        """
+        rows, columns = np.flatnonzero(self.box().any(1)), np.flatnonzero(self.box().any(0))
+        window = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        return resize_axes(extend(values_hw.astype(np.float32), window), self.outer_hw)[self.inner]
 
 
 def _covered(inner: slice, length: int, side: int) -> MaskBool:

@@ -238,7 +238,7 @@ def predict(params: CFSParams, *, name: str = "cfs-predict") -> MapStage:
     asked = {entry.name: getattr(params, entry.name) for entry in dataclasses.fields(CFSPredictParams)}
     return MapStage(
         name=name,
-        version=1,
+        version=2,
         params=CFSPredictParams(**asked),
         reads=("image", "boxes"),
         outputs=LABEL_OUTPUTS,

@@ -19,11 +19,11 @@ from artifacts.records import UNDECIDED, DataError
 from models import deeplab, lgsa_deeplab
 from models.deeplab import DeepLab
 from models.groups import parameter_groups
-from models.lgsa import LEAST_PROBABILITY
+from models.lgsa import log_probability
 from models.lgsa_deeplab import LGSADeepLab
 from models.losses import summed_loss
 from models.normalise import NORMALISATIONS
-from models.resample import resize
+from models.resample import resize, scale_images
 from tasks.deeplab.lgsa import AttentionNet, warmed_up
 from tasks.deeplab.stages import AttentionFitParams, DeepLabParams, attention_of
 from tasks.evaluate.score import confusion, read_as_wrong
@@ -300,7 +300,7 @@ def predict_scores(
     count = 0
     with torch.inference_mode():
         for scale in scales:
-            scaled = _scaled(image, scale)
+            scaled = scale_images(image, scale)
             for mirrored in (False, True) if flip else (False,):
                 scores = _scores(network, scaled, size, mirrored, fusion)
                 count += 1
@@ -322,7 +322,7 @@ def _scores(
     if isinstance(network, LGSADeepLab):
         probabilities = network.probabilities(output, size_hw)
         probabilities = probabilities.flip(3) if mirrored else probabilities
-        return probabilities.clamp(min=LEAST_PROBABILITY).log() if fusion == "max" else probabilities
+        return log_probability(probabilities) if fusion == "max" else probabilities
     logits = output.float()
     logits = resize(logits.flip(3) if mirrored else logits, size_hw)
     return logits if fusion == "max" else logits.softmax(1)
@@ -341,14 +341,6 @@ def attention_maps(
     image = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None].to(device).float()
     with torch.inference_mode():
         return [row[0].cpu().numpy() for row in network.attention_rows(image, (xy[1], xy[0]))]
-
-
-def _scaled(image_nchw: Tensor, scale: float) -> Tensor:
-    if scale == 1.0:
-        return image_nchw
-    size = (max(1, round(image_nchw.shape[2] * scale)), max(1, round(image_nchw.shape[3] * scale)))
-    # Antialiased, as training's random scale is.
-    return F.interpolate(image_nchw, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def _extend(image_nchw: Tensor, side: int) -> Tensor:

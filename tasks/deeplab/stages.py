@@ -275,7 +275,7 @@ def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None
         semantic = AttentionFitParams(**own, lgsa=lgsa)
     return FitStage(
         name=name,
-        version=1,
+        version=2,
         params=semantic,
         reads=("image",),
         function="tasks.deeplab.stages:train",
@@ -298,7 +298,7 @@ def predict(
     """
     return MapStage(
         name=name,
-        version=1,
+        version=2,
         params=_predict_params(params, crf, lgsa),
         reads=("image",),
         outputs=("mask_hw",) if crf is None else ("mask_hw", CRF_MASK),

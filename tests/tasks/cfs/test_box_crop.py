@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -120,9 +122,22 @@ class TestBack:
         crop = BoxCrop.around(window, context, side)
         everywhere = crop.back(np.ones((side, side)))
         assert (paste_object(everywhere > 0.5, crop.window_xyxy, size_hw) == expected).all()
-        if side >= 2 * max(crop.outer_hw):  # below, a corner pixel may be covered by less than half
-            seen = crop.back(crop.box().astype(np.float32))
-            assert (paste_object(seen > 0.5, crop.window_xyxy, size_hw) == expected).all()
+        seen = crop.back(crop.box().astype(np.float32))
+        assert (paste_object(seen > 0.5, crop.window_xyxy, size_hw) == expected).all()
+
+    @pytest.mark.parametrize(("length", "side"), [(200, 64), (30, 224), (64, 64), (1, 64)])
+    def test_a_perfect_network_is_as_certain_at_the_boxs_edge_as_inside(self, length, side):
+        crop = BoxCrop.around((7, 3, 7 + length, 3 + 2 * length), 1.5, side)
+        found = crop.back(crop.target(np.ones((2 * length, length), bool)).astype(np.float32))
+        assert found.shape == (2 * length, length)
+        np.testing.assert_allclose(found, 1.0, atol=1e-5)
+
+    def test_background_at_the_edge_stays_background(self):
+        mask = np.zeros((200, 200), bool)
+        mask[:, 50:150] = True
+        crop = BoxCrop.around((0, 0, 200, 200), 1.5, 64)
+        found = crop.back(crop.target(mask).astype(np.float32))
+        assert (found[[0, 1, -2, -1]] == found[100]).all() and not found[:, :40].any() and not found[:, 160:].any()
 
     @settings(max_examples=100, deadline=None)
     @given(windows(size=(1, 16)), st.integers(80, 120), st.integers(0, 2**32))
@@ -140,13 +155,17 @@ class TestBack:
         places = np.indices(crop.outer_hw, dtype=np.float32)
         rows, columns = (crop.back(resize_axes(place, (side, side))) for place in places)
         own = crop.inner
-        # Linear ramps survive both ways; the crop's own border pixels (flat) reach one crop pixel inwards at most.
+        # Linear ramps survive both ways. Within a crop pixel of the box's edge the last value inside it is continued:
+        # there a position is off by less than that pixel, elsewhere by rounding alone.
         for found, start, length in (
             (rows, own[0].start, crop.outer_hw[0]),
             (columns.T, own[1].start, crop.outer_hw[1]),
         ):
             wanted = start + np.arange(found.shape[0], dtype=np.float32)
-            assert np.abs(found - wanted[:, None]).max() <= max(0.51, 0.51 * length / side)
+            off, pixel = np.abs(found - wanted[:, None]), length / side
+            assert off.max() <= max(0.51, 1.01 * pixel)
+            reach = math.ceil(1.5 * pixel)
+            assert (off[reach : len(off) - reach] <= max(0.51, 0.51 * pixel)).all()
 
     def test_a_float_box_has_its_pixels_back(self):
         size_hw = (20, 30)

@@ -252,7 +252,7 @@ class TestPredict:
 
     def test_golden_prediction(self, weights: str) -> None:
         """Golden: if these change, cached probabilities are stale, and the stage needs a new version."""
-        assert cfs.predict(DEMO).version == 1
+        assert cfs.predict(DEMO).version == 2
         (found,) = unpack_objects(predicted(weights, scene(1)[0], [box_of(1)]))
         np.testing.assert_allclose(found.values_hw[4::9, 4::9], GOLDEN_PROBS, atol=5e-3)
 
