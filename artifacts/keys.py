@@ -25,6 +25,9 @@ DIGEST_CHARS = 32
 OPERATIONAL = {"operational": True}
 """``field(metadata=OPERATIONAL)``: this param changes how the work is done, not what comes out."""
 
+WHEN_SET = {"when_set": True}
+"""``field(metadata=WHEN_SET)``: an optional part; at its default it is left out, as if the class did not have it."""
+
 
 def digest_bytes(data: bytes | memoryview) -> str:
     """Digest of raw bytes."""
@@ -74,7 +77,7 @@ def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
 
 
 def digest(value: object) -> str:
-    """Digest of plain data: dataclasses (operational fields left out), mappings, sequences, scalars.
+    """Digest of plain data: dataclasses (operational fields and unset parts left out), mappings, sequences, scalars.
 
     Raises ``TypeError`` for anything whose text would not be the same on every run.
     """
@@ -90,9 +93,7 @@ def canonical(value: object) -> Any:
     if type(value) in _PLAIN:  # nearly all there is, hundreds of thousands of times in a run
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not f.metadata.get("operational")
-        }
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not _left_out(f, value)}
         return {"__params__": type(value).__name__, **{k: canonical(v) for k, v in fields.items()}}
     if isinstance(value, (dict, Mapping)):
         return {str(k): canonical(v) for k, v in value.items()}
@@ -106,6 +107,14 @@ def canonical(value: object) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     raise TypeError(f"{type(value).__name__} has no stable digest: {value!r}")
+
+
+def _left_out(field: dataclasses.Field[Any], value: object) -> bool:
+    """Whether a field of ``value`` is no part of its content: operational, or an optional part that is not set."""
+    if field.metadata.get("when_set"):
+        unset = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        return bool(getattr(value, field.name) == unset)
+    return bool(field.metadata.get("operational"))
 
 
 def address(

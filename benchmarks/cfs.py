@@ -37,6 +37,7 @@ from tasks.cfs.stages import PRESETS, CFSParams
 from tasks.engine.options import RunParams
 from tasks.engine.runner import Runner
 from tasks.stage import FitHandle
+from tasks.training.networks import load_network
 
 SIZE = (375, 500)
 CLASSES = tuple(f"class {i}" for i in range(20))
@@ -59,6 +60,12 @@ def make_images(folder: Path, images: int, boxes: int) -> RecordSet:
             found.append(Box(i, 1 + i % len(CLASSES), x, y, x + w, y + h))
         records.append(Record(path.stem, str(path), boxes=tuple(found)))
     return RecordSet("bench", "train", CLASSES, tuple(records))
+
+
+def load(weights: Path, params: cfs.CFSPredictParams, device: str) -> unet.UNet:
+    """The network of a checkpoint, in the params' memory format."""
+    last = params.channels_last
+    return load_network(str(weights), cfs_net.build_network, params, len(CLASSES), device, channels_last=last)
 
 
 def single_crops(network: unet.UNet, records: RecordSet, params: cfs.CFSPredictParams) -> None:
@@ -127,10 +134,10 @@ def measure(name: str, params: CFSParams, device: str, images: int, boxes: int, 
         save_file(unet.build(params.network, len(CLASSES), width=params.width).state_dict(), weights)
         net = FitHandle("cfs", cfs.fit(params), "bench", "0", "0", str(weights))
         plain = dataclasses.replace(asked, channels_last=False)
-        loop_net = cfs_net.load_network(str(weights), plain, len(CLASSES), device)
+        loop_net = load(weights, plain, device)
         single_crops(loop_net, records.only([records.records[0].image_id]), plain)
         taken = [turn(records, params, net, device, loop_net, folder / f"cache-{i}") for i in range(turns)]
-        alone = network_alone(cfs_net.load_network(str(weights), asked, len(CLASSES), device), asked)
+        alone = network_alone(load(weights, asked, device), asked)
     loop, stage = (images * boxes / statistics.median(seconds) for seconds in zip(*taken, strict=True))
     ratio = statistics.median(one / whole for one, whole in taken)
     print(f"{name} on {device}: {params.network}, {params.crop} px, {boxes} boxes an image")

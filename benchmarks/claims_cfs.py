@@ -17,6 +17,7 @@ from tasks import labels
 from tasks.deeplab import stages as deeplab
 from tasks.engine.runner import Runner
 from tasks.evaluate.finish import Result, finish, score_handle
+from tasks.training.params import check_run
 
 SUPERVISED = "fully supervised"
 REFINED = ("proposals=cfs-refined",)
@@ -34,7 +35,7 @@ TABLE_3 = {1: (71.3, 71.9), 2: (71.5, 72.4), 3: (71.5, 72.6)}
 
 def supervised_page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -> Result:
     """The student on truth masks: same network, schedule and data, no attention. The ceiling of every table."""
-    deeplab.check_run(params.deeplab, run.options)
+    check_run(params.deeplab, run.options, name="deeplab")
     masks = run.map(labels.given_masks(), train)
     student = run.fit(deeplab.fit(params.deeplab), train, monitor=val, target=masks)
     return finish(run, masks, student, val, deeplab.predict(params.deeplab))

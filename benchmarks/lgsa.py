@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import results
 from models import deeplab, lgsa_deeplab
 from models.groups import parameter_groups
-from models.losses import segmentation_loss
+from models.network import Segmenter
 
 BAR = 1.25
 CLASSES = 21
@@ -30,20 +30,19 @@ ALPHA = 10_000.0
 def make_step(kind: str, modules: int, batch: int, crop: int, device: str) -> Callable[[], None]:
     """One training step of a network of its own, on data that lies on the device."""
     torch.manual_seed(0)
-    network: torch.nn.Module
+    network: Segmenter
     if kind == "plain":
-        network = plain = deeplab.build("resnet101", CLASSES)
-        rules = plain.rules
+        network = deeplab.build("resnet101", CLASSES)
     else:
         walk: lgsa_deeplab.Walk = "probabilities" if kind == "lgsa" else "off"
-        network = attended = lgsa_deeplab.build("resnet101", CLASSES, modules=modules, walk=walk)
-        rules = attended.rules
+        alpha = ALPHA if kind == "lgsa" else 0.0
+        network = lgsa_deeplab.build("resnet101", CLASSES, modules=modules, walk=walk, alpha=alpha)
     with torch.no_grad():  # frozen statistics of random weights make activations explode: keep the numbers finite
         for name, parameter in network.named_parameters():
             if name.endswith("bn3.weight"):
                 parameter.fill_(0.1)
     network = network.to(device).train().to(memory_format=torch.channels_last)
-    groups = parameter_groups(network, rules, lr=2.5e-4, weight_decay=5e-4).groups
+    groups = parameter_groups(network, network.rules, lr=2.5e-4, weight_decay=5e-4).groups
     optimizer = torch.optim.SGD([{k: v for k, v in g.items() if k != "names"} for g in groups], momentum=0.9)
     images = torch.randint(0, 256, (batch, 3, crop, crop), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -54,12 +53,8 @@ def make_step(kind: str, modules: int, batch: int, crop: int, device: str) -> Ca
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            output = network(images) if kind == "plain" else network(images, labels if kind == "lgsa" else None)
-        if isinstance(network, lgsa_deeplab.LGSADeepLab):
-            loss = network.losses(output, labels, ALPHA if kind == "lgsa" else 0.0)["loss"]
-        else:
-            loss = segmentation_loss(output, labels)
-        loss.backward()
+            output = network(images, labels)
+        network.losses(output, {"labels": labels})["loss"].backward()
         optimizer.step()
 
     return step

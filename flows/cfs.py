@@ -29,6 +29,7 @@ from tasks.evaluate.finish import Result, finish
 from tasks.grabcut import GrabCutParams
 from tasks.refine import RefineParams
 from tasks.stage import PARAMS_CONFIG, MapHandle
+from tasks.training.params import check_run
 
 Proposals = Literal["box", "grabcut", "cfs", "cfs-refined"]
 
@@ -75,7 +76,7 @@ class CFSFlowParams:
 
 def page(run: Runner, train: RecordSet, val: RecordSet, params: CFSFlowParams) -> Result:
     """The whole method on one page (Fig. 1): a1 to a4 are :func:`proposals`, b is the student."""
-    deeplab.check_run(params.deeplab, run.options)
+    check_run(params.deeplab, run.options, name="deeplab")
     masks = proposals(run, train, params)
     attention = lgsa.chosen(params.attention, params.lgsa)
     student = run.fit(deeplab.fit(params.deeplab, lgsa=attention), train, monitor=val, target=masks)
@@ -90,7 +91,7 @@ def proposals(run: Runner, train: RecordSet, params: CFSFlowParams) -> MapHandle
     coarse = run.map(grabcut.propose(params.grabcut), train)
     if params.proposals == "grabcut":
         return coarse
-    cfs_stage.check_run(params.cfs, run.options)
+    check_run(params.cfs, run.options, name="cfs")
     net = run.fit(cfs_stage.fit(params.cfs), train, coarse=coarse)
     dense = run.map(cfs_stage.predict(params.cfs), train, net=net)
     if params.proposals == "cfs":

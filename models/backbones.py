@@ -71,6 +71,10 @@ class ResNetBackbone(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(images_nchw))))
         return cast(Tensor, self.layer4(self.layer3(self.layer2(self.layer1(x)))))
 
+    def cells(self, side: int) -> int:
+        """Cells of the map along ``side`` pixels."""
+        return -(-side // 8)
+
 
 class VggBackbone(nn.Module):
     """VGG-16 as DeepLab-LargeFOV has it: 3x3 pools, the last two of stride 1, conv5 dilated 2, an average pool last."""
@@ -95,6 +99,10 @@ class VggBackbone(nn.Module):
     def forward(self, images_nchw: Tensor) -> Tensor:
         """``(N, 3, H, W)`` normalised -> ``(N, 512, ceil(H/8), ceil(W/8))``."""
         return cast(Tensor, self.pool5a(self.features(images_nchw)))
+
+    def cells(self, side: int) -> int:
+        """Cells of the map along ``side`` pixels."""
+        return -(-side // 8)
 
 
 class TinyBlock(nn.Module):
@@ -139,12 +147,17 @@ class TinyBackbone(nn.Module):
             TinyBlock(4 * width, 4 * width, dilation=4),
         )
         self.channels = 4 * width
+        self.output_stride = output_stride
         for convolution in convolutions(self):
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
 
     def forward(self, images_nchw: Tensor) -> Tensor:
         """``(N, 3, H, W)`` normalised -> ``(N, 4 width, ~H/8, ~W/8)``; /4 with that stride."""
         return cast(Tensor, self.stages(self.stem(images_nchw)))
+
+    def cells(self, side: int) -> int:
+        """Cells of the map along ``side`` pixels: the stem rounds down, the blocks round up."""
+        return -(-(side // 2) // (self.output_stride // 2))
 
 
 def convolutions(module: nn.Module) -> Iterable[nn.Conv2d]:

@@ -7,7 +7,7 @@ are given at the output grid (stride 8; the tiny one's can be 4); :mod:`models.l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from models.backbones import EXTRA_KEYS, Atrous, ResNetBackbone, TinyBackbone, VggBackbone, convolutions
 from models.groups import GroupRule
+from models.losses import LossAt, summed_loss
+from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize, scale_images
 
@@ -68,25 +70,47 @@ def init_classifier(convolution: nn.Conv2d) -> None:
         nn.init.zeros_(convolution.bias)
 
 
-class DeepLab(nn.Module):
+class DeepLab(Segmenter):
     """Normalisation, backbone, head. ``rules`` declare the learning-rate groups (:mod:`models.groups`)."""
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, rules: Sequence[GroupRule], normalisation: Normalisation
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        rules: Sequence[GroupRule],
+        normalisation: Normalisation,
+        *,
+        loss_at: LossAt = "crop",
     ) -> None:
         super().__init__()
         self.normalise = Normalise(normalisation)
         self.backbone = backbone
         self.head = head
         self.rules = tuple(rules)
+        self.loss_at = loss_at
 
-    def features(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at the output stride."""
-        return cast(Tensor, self.backbone(self.normalise(images_nchw)))
+    def load_pretrained(self, state: Mapping[str, Tensor], *, source: str) -> None:
+        """See :func:`load_backbone`."""
+        load_backbone(self, state, source=source)
 
-    def forward(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` RGB 0..255 -> logits ``(N, K+1, h, w)`` at the output stride, background first."""
+    def forward(self, images_nchw: Tensor, labels_nhw: Tensor | None = None) -> Tensor:
+        """``(N, 3, H, W)`` RGB 0..255 -> logits ``(N, K+1, h, w)`` at the output stride, background first.
+
+        Labels are for segmenters that are guided by them; this one is not.
+        """
         return cast(Tensor, self.head(self.features(images_nchw)))
+
+    def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """The head's, brought to ``size_hw`` bilinearly."""
+        return resize(self(images_nchw).float(), size_hw)
+
+    def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Softmax of :meth:`logits`."""
+        return self.logits(images_nchw, size_hw).softmax(1)
+
+    def losses(self, output: Tensor | Sequence[Tensor], batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """``loss``: cross entropy, summed over the outputs where there are several."""
+        return {"loss": summed_loss(output, batch["labels"], self.loss_at)}
 
 
 def build(
@@ -98,27 +122,33 @@ def build(
     dropout: float = 0.5,
     width: int = 16,
     output_stride: Literal[4, 8] = 8,
+    loss_at: LossAt = "crop",
 ) -> DeepLab:
     """A DeepLab with ``outputs`` = K + 1 score maps, randomly initialised from torch's global generator.
 
     Sizes with 21 outputs: LargeFOV 20,505,429 parameters; ResNet-101 44,048,532, of which 105,344 are the frozen
     batch norms' affine ones. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` and
-    ``output_stride`` to the tiny one: the others have 8. Raises ``ValueError`` for an unknown name, fewer than 2
-    outputs or a stride that the network has not.
+    ``output_stride`` to the tiny one: the others have 8. ``loss_at``: see :func:`models.losses.segmentation_loss`.
+    Raises ``ValueError`` for an unknown name, fewer than 2 outputs or a stride that the network has not.
     """
     if outputs < 2:
         raise ValueError(f"a segmenter needs background and at least one class: outputs {outputs} must be >= 2")
     check_stride(name, output_stride)
+    body: VggBackbone | TinyBackbone | ResNetBackbone
+    head: nn.Module
+    rules: Sequence[GroupRule]
     if name == "largefov":
-        vgg = VggBackbone()
-        return DeepLab(vgg, LargeFovHead(vgg.channels, outputs, dropout), LARGEFOV_RULES, normalisation)
-    if name == "tiny":
-        tiny = TinyBackbone(width, output_stride)
-        return DeepLab(tiny, Aspp(tiny.channels, outputs, TINY_RATES), TINY_RULES, normalisation)
-    if name in ("resnet18", "resnet50", "resnet101"):
-        resnet = ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
-        return DeepLab(resnet, Aspp(resnet.channels, outputs, ASPP_RATES), RESNET_RULES, normalisation)
-    raise ValueError(f"unknown network {name!r}; known: tiny, largefov, resnet18, resnet50, resnet101")
+        body = VggBackbone()
+        head, rules = LargeFovHead(body.channels, outputs, dropout), LARGEFOV_RULES
+    elif name == "tiny":
+        body = TinyBackbone(width, output_stride)
+        head, rules = Aspp(body.channels, outputs, TINY_RATES), TINY_RULES
+    elif name in ("resnet18", "resnet50", "resnet101"):
+        body = ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
+        head, rules = Aspp(body.channels, outputs, ASPP_RATES), RESNET_RULES
+    else:
+        raise ValueError(f"unknown network {name!r}; known: tiny, largefov, resnet18, resnet50, resnet101")
+    return DeepLab(body, head, rules, normalisation, loss_at=loss_at)
 
 
 def check_stride(name: NetworkName, output_stride: int) -> None:
@@ -170,7 +200,7 @@ class MultiScaleInputs(nn.Module):
         self.network = network
         self.scales = tuple(scales)
 
-    def forward(self, images_nchw: Tensor) -> list[Tensor]:
+    def forward(self, images_nchw: Tensor, labels_nhw: Tensor | None = None) -> list[Tensor]:
         """``(N, 3, H, W)`` -> ``[fused, *one per scale]``; each gets a loss. The fused one is at the largest grid."""
         images = images_nchw.float()
         logits = [self.network(scale_images(images, scale)) for scale in self.scales]
@@ -184,7 +214,7 @@ def fuse_max(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack([resize(item, size) for item in logits]).max(dim=0).values
 
 
-def load_backbone(network: DeepLab, state: Mapping[str, Tensor], *, source: str) -> None:
+def load_backbone(network: Segmenter, state: Mapping[str, Tensor], *, source: str) -> None:
     """Load a torchvision ImageNet state dict into ``network.backbone`` (and VGG's fc6/fc7 into LargeFOV's head).
 
     The classifier's keys are left out, everything else must match. Raises ``ValueError`` naming ``source`` and

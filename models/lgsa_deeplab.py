@@ -5,15 +5,15 @@ Xie et al., BMVC 2020, section 3.3 and Fig. 3; the equations are in :mod:`models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from models import deeplab
 from models.backbones import Atrous
-from models.deeplab import DeepLab, NetworkName
+from models.deeplab import DeepLab, NetworkName, load_backbone
 from models.groups import GroupRule
 from models.lgsa import (
     PIECE,
@@ -22,11 +22,13 @@ from models.lgsa import (
     at_least_float32,
     attention_row,
     effective_alpha,
+    log_probability,
     random_walk,
     total_loss,
     walked_cross_entropy,
 )
-from models.losses import LossAt, segmentation_loss
+from models.losses import LossAt, rank_share, segmentation_loss
+from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation
 from models.resample import resize, sample_labels
 
@@ -45,12 +47,13 @@ class LGSAOutput(NamedTuple):
     """L_att, summed over the guided modules; 0 without labels."""
 
 
-class LGSADeepLab(nn.Module):
+class LGSADeepLab(Segmenter):
     """A DeepLab with self-attention modules after its backbone; its tensors keep DeepLab's names.
 
     ``walk``: over probabilities [infer], over logits, or none; the last module's W is used (section 4.1). ``guided``:
-    the modules that have a loss, all [infer] or the last. Without modules it is the plain network. ``rules`` as
-    DeepLab's.
+    the modules that have a loss, all [infer] or the last. ``alpha``: the loss's weight, brought to the grid's N by
+    :func:`effective_alpha` if ``alpha_scaled``; with 0 no N x N error is computed. Without modules it is the plain
+    network. ``rules`` as DeepLab's.
 
     A training step of ResNet-101 at batch 10 in float32, gradients and momentum included, needs at its peak (counted
     on tensors without storage, in 10^9 bytes; the libraries' workspaces come on top) without a module, with 1, 2, 3:
@@ -63,6 +66,8 @@ class LGSADeepLab(nn.Module):
     A GPU of 24 GiB has 25.8. Two modules under bf16 autocast: 5.5 and 12.2; with every W kept, at crop 513: 24.6.
     """
 
+    ADDED: ClassVar[str] = "attention."
+
     def __init__(
         self,
         plain: DeepLab,
@@ -73,23 +78,28 @@ class LGSADeepLab(nn.Module):
         walk: Walk,
         guided: Guided,
         multipliers: tuple[float, float],
+        alpha: float = 10_000.0,
+        alpha_scaled: bool = True,
         piece: int = PIECE,
     ) -> None:
         super().__init__()
         self.normalise, self.backbone, self.head = plain.normalise, plain.backbone, plain.head
+        self.loss_at = plain.loss_at
+        self.alpha, self.alpha_scaled = alpha, alpha_scaled
         self.attention = nn.ModuleList(SelfAttention(channels, embedding, piece) for _ in range(modules))
         self.walk, self.guided, self.piece = walk, guided, piece
         self.rules = (*map(_not_attention, plain.rules), *(_attention_rules(multipliers) if modules else ()))
 
-    def features(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at the output grid, before any module."""
-        return cast(Tensor, self.backbone(self.normalise(images_nchw)))
+    def load_pretrained(self, state: Mapping[str, Tensor], *, source: str) -> None:
+        """See :func:`models.deeplab.load_backbone`; the modules stay as they are."""
+        load_backbone(self, state, source=source)
 
     def forward(self, images_nchw: Tensor, labels_nhw: Tensor | None = None) -> LGSAOutput:
         """``(N, 3, H, W)`` RGB 0..255, and for L_att ``(N, H, W)`` labels (255 = undecided), sampled at the grid."""
         x = self.features(images_nchw)
         size = (x.shape[2], x.shape[3])
-        labels = None if labels_nhw is None else sample_labels(labels_nhw, size).flatten(1)
+        guide = labels_nhw if self.alpha else None
+        labels = None if guide is None else sample_labels(guide, size).flatten(1)
         attention = x.new_zeros((), dtype=torch.float32)
         w: Affinity | None = None
         for number, module in enumerate(self.attention, start=1):
@@ -107,29 +117,40 @@ class LGSADeepLab(nn.Module):
             segments = segments.softmax(1) if self.walk == "probabilities" else segments
             return random_walk(w, segments, self.piece)
 
-    def probabilities(self, output: LGSAOutput, size_hw: tuple[int, int]) -> Tensor:
-        """``(N, K+1, H, W)`` float32 at ``size_hw``; each pixel's sum to 1."""
-        if output.walked_bkhw is not None and self.walk == "probabilities":
-            return resize(output.walked_bkhw, size_hw)
+    def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """Logarithms of the walked probabilities where the walk is over those."""
+        output = self(images_nchw)
+        if self._gives_probabilities(output):
+            return log_probability(self.spread(output, size_hw))
+        return resize(at_least_float32(_scores(output)), size_hw)
+
+    def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """After the walk, brought to ``size_hw`` bilinearly."""
+        return self.spread(self(images_nchw), size_hw)
+
+    def spread(self, output: LGSAOutput, size_hw: tuple[int, int]) -> Tensor:
+        """Probabilities ``(N, K+1, *size_hw)`` float32 of the network's output; each pixel's sum to 1."""
+        if self._gives_probabilities(output):
+            return resize(cast(Tensor, output.walked_bkhw), size_hw)
         return resize(at_least_float32(_scores(output)), size_hw).softmax(1)
 
-    def losses(
-        self, output: LGSAOutput, labels_nhw: Tensor, alpha: float, *, scaled: bool = True, at: LossAt = "crop"
-    ) -> dict[str, Tensor]:
+    def _gives_probabilities(self, output: LGSAOutput) -> bool:
+        return output.walked_bkhw is not None and self.walk == "probabilities"
+
+    def losses(self, output: LGSAOutput, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """``loss`` (equation 10), ``segmentation`` (9) and ``attention`` (7, without alpha).
 
-        ``scaled``: alpha is brought to this grid's N by :func:`effective_alpha`. ``at`` as in
-        :func:`models.losses.segmentation_loss`. Without a walk L_seg is DeepLab's own.
+        Without a walk L_seg is DeepLab's own.
         """
+        labels = batch["labels"]
         grid = (output.logits_bkhw.shape[2], output.logits_bkhw.shape[3])
-        if output.walked_bkhw is not None and self.walk == "probabilities":
-            target = sample_labels(labels_nhw, grid) if at == "output" else labels_nhw
-            probabilities = self.probabilities(output, (target.shape[1], target.shape[2]))
-            segmentation = walked_cross_entropy(probabilities, target)
+        if self._gives_probabilities(output):
+            target = sample_labels(labels, grid) if self.loss_at == "output" else labels
+            probabilities = self.spread(output, (target.shape[1], target.shape[2]))
+            segmentation = walked_cross_entropy(probabilities, target) * rank_share(target)
         else:
-            segmentation = segmentation_loss(_scores(output), labels_nhw, at)
-        if scaled:
-            alpha = effective_alpha(alpha, grid[0] * grid[1])
+            segmentation = segmentation_loss(_scores(output), labels, self.loss_at)
+        alpha = effective_alpha(self.alpha, grid[0] * grid[1]) if self.alpha_scaled else self.alpha
         loss = total_loss(segmentation, output.attention, alpha)
         return {"loss": loss, "segmentation": segmentation.detach(), "attention": output.attention.detach()}
 
@@ -169,19 +190,23 @@ def build(
     walk: Walk = "probabilities",
     guided: Guided = "all",
     multipliers: tuple[float, float] | None = None,
+    alpha: float = 10_000.0,
+    alpha_scaled: bool = True,
     piece: int = PIECE,
     normalisation: Normalisation = IMAGENET,
     atrous: Atrous = "paper",
     dropout: float = 0.5,
     width: int = 16,
     output_stride: Literal[4, 8] = 8,
+    loss_at: LossAt = "crop",
 ) -> LGSADeepLab:
     """A DeepLab (see :func:`models.deeplab.build`) with ``modules`` >= 0 self-attention modules in cascade.
 
     ``embedding``: C', 512 or the backbone's channels if those are fewer [infer]. ``multipliers``: of the
     learning rate for the modules' weights and biases; by default the classifier's (10 and 20; 1 and 1 for the tiny
-    network) [infer]. ``piece``: the largest part of W computed at once, in numbers; changes memory and time only.
-    A module on ResNet-101 has 4,197,888 parameters. Raises ``ValueError`` for impossible numbers and names.
+    network) [infer]. ``alpha``, ``alpha_scaled``: see :class:`LGSADeepLab`. ``piece``: the largest part of W computed
+    at once, in numbers; changes memory and time only. A module on ResNet-101 has 4,197,888 parameters. Raises
+    ``ValueError`` for impossible numbers and names.
     """
     if modules < 0:
         raise ValueError(f"modules {modules} must not be negative")
@@ -195,6 +220,7 @@ def build(
         dropout=dropout,
         width=width,
         output_stride=output_stride,
+        loss_at=loss_at,
     )
     channels = int(cast(int, plain.backbone.channels))
     return LGSADeepLab(
@@ -205,6 +231,8 @@ def build(
         walk=walk,
         guided=guided,
         multipliers=((1.0, 1.0) if name == "tiny" else (10.0, 20.0)) if multipliers is None else multipliers,
+        alpha=alpha,
+        alpha_scaled=alpha_scaled,
         piece=piece,
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,11 +26,31 @@ def cross_entropy(logits_nkhw: Tensor, labels_nhw: Tensor, ignore: int = UNDECID
     return total / (labels != ignore).sum().clamp(min=1)
 
 
+def rank_share(labels_nhw: Tensor, ignore: int = UNDECIDED) -> Tensor | float:
+    """Labelled pixels of this rank's part of a batch over the mean of all ranks' parts; 1 on one rank.
+
+    Gradients are averaged over ranks. A mean over a rank's own labelled pixels, times this, adds up to the mean over
+    all labelled pixels of the whole batch, however they are spread. Every rank must call it at the same place; where
+    no gradient is wanted (a monitor, on one rank alone) it is 1.
+    """
+    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return 1.0
+    count = (labels_nhw != ignore).sum().float()
+    whole = count.clone()
+    dist.all_reduce(whole)
+    return count * dist.get_world_size() / whole.clamp(min=1)
+
+
 def segmentation_loss(logits_nkhw: Tensor, labels_nhw: Tensor, at: LossAt = "crop") -> Tensor:
-    """Cross entropy at the crop's size (logits upsampled bilinearly) or at the output grid (labels sampled)."""
+    """Cross entropy at the crop's size (logits upsampled bilinearly) or at the output grid (labels sampled).
+
+    The mean is over the labelled pixels of the whole batch, those of other ranks included (:func:`rank_share`).
+    """
     if at == "crop":
-        return cross_entropy(resize(logits_nkhw.float(), (labels_nhw.shape[1], labels_nhw.shape[2])), labels_nhw)
-    return cross_entropy(logits_nkhw, sample_labels(labels_nhw, (logits_nkhw.shape[2], logits_nkhw.shape[3])))
+        logits, labels = resize(logits_nkhw.float(), (labels_nhw.shape[1], labels_nhw.shape[2])), labels_nhw
+    else:
+        logits, labels = logits_nkhw, sample_labels(labels_nhw, (logits_nkhw.shape[2], logits_nkhw.shape[3]))
+    return cross_entropy(logits, labels) * rank_share(labels)
 
 
 def summed_loss(logits: Tensor | Sequence[Tensor], labels_nhw: Tensor, at: LossAt = "crop") -> Tensor:

@@ -8,7 +8,7 @@ its deep layers. The layers' widths are in a supplement that we have not seen: t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from models.backbones import EXTRA_KEYS, FrozenBatchNorm2d, TinyBlock, convolutions
 from models.deeplab import check_same_keys
 from models.groups import GroupRule
-from models.losses import cross_entropy
+from models.losses import cross_entropy, rank_share
+from models.network import Network
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize
 
@@ -143,8 +144,10 @@ class UpBlock(nn.Module):
         return cast(Tensor, self.relu(self.bn2(self.conv2(x))))
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """CFS (section 3.2, Fig. 2). ``classes`` K; see :func:`build` for the switches. ``rules`` as DeepLab's."""
+
+    PRETRAINED: ClassVar[str] = "encoder."
 
     def __init__(
         self,
@@ -173,6 +176,10 @@ class UNet(nn.Module):
         nn.init.kaiming_normal_(self.head.weight, nonlinearity="linear")
         nn.init.zeros_(cast(Tensor, self.head.bias))
         self.rules = RULES
+
+    def load_pretrained(self, state: Mapping[str, Tensor], *, source: str) -> None:
+        """See :func:`load_encoder`."""
+        load_encoder(self, state, source=source)
 
     def forward(self, images_nchw: Tensor, boxes_nhw: Tensor, classes_n: Tensor) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255, ``(N, H, W)`` box masks B_exp, ``(N,)`` classes -> logits ``(N, 2, H, W)``.
@@ -231,7 +238,7 @@ def cfs_loss(logits_n2hw: Tensor, targets_nhw: Tensor) -> Tensor:
 
     ``(N, 2, H, W)`` logits, ``(N, H, W)`` integer targets 0 background, 1 foreground -> float32 scalar.
     """
-    return cross_entropy(logits_n2hw, targets_nhw)
+    return cross_entropy(logits_n2hw, targets_nhw) * rank_share(targets_nhw)
 
 
 def foreground_probability(logits_n2hw: Tensor) -> Tensor:

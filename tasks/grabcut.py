@@ -27,15 +27,13 @@ from numpy.typing import NDArray
 
 from artifacts.objects import Window
 from artifacts.records import Box, ImageRGB
+from tasks.bounds import bounded
 from tasks.boxes import LABEL_OUTPUTS, label_arrays, lies_inside, pixel_window, usable_boxes
 from tasks.crop import Crop, MaskBool
 from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
 
 Trimap = NDArray[np.uint8]
 """OpenCV's mask values: GC_BGD 0, GC_FGD 1 (certain), GC_PR_BGD 2, GC_PR_FGD 3 (to be decided)."""
-
-Bounds = tuple[str, float, float]
-"""A field's name, its least and its largest value."""
 
 Proposal = tuple[Window, MaskBool, bool]
 """Window in the image, mask in the window, and whether the fallback was taken instead of the cut."""
@@ -52,63 +50,73 @@ class CutParams:
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+    NAME: ClassVar[str] = "cut"
+    """What errors call these params."""
 
-    working_size: int = field(default=384, metadata={"help": "longest side of the scaled crop, pixels"})
-    context: float = field(default=0.3, metadata={"help": "context on each side of the box, fraction of its side"})
+    working_size: int = field(
+        default=384, metadata={"help": "longest side of the scaled crop, pixels", "bounds": (16, 4096)}
+    )
+    context: float = field(
+        default=0.3, metadata={"help": "context on each side of the box, fraction of its side", "bounds": (0.0, 4.0)}
+    )
     fallback: Literal["share", "sdi", "none"] = field(
         default="share",
         metadata={"help": "replace a cut that keeps too little: by share, by SDI's rule, or only an empty one"},
     )
-    fallback_share: float = field(default=0.05, metadata={"help": "share: replace a cut that keeps less of the box"})
-    sdi_iou: float = field(default=0.15, metadata={"help": "sdi: replace a cut whose own box has a smaller IoU"})
-    sdi_area: float = field(default=0.5, metadata={"help": "sdi: replace a cut that keeps less of the area"})
+    fallback_share: float = field(
+        default=0.05, metadata={"help": "share: replace a cut that keeps less of the box", "bounds": (0.0, 1.0)}
+    )
+    sdi_iou: float = field(
+        default=0.15, metadata={"help": "sdi: replace a cut whose own box has a smaller IoU", "bounds": (0.0, 1.0)}
+    )
+    sdi_area: float = field(
+        default=0.5, metadata={"help": "sdi: replace a cut that keeps less of the area", "bounds": (0.0, 1.0)}
+    )
     difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
-    seed: int = field(default=0, metadata={"help": "seed of OpenCV's colour clustering"})
+    seed: int = field(default=0, metadata={"help": "seed of OpenCV's colour clustering", "bounds": (0, 2**31 - 1)})
 
-    def check(self, stage: str, *own: Bounds) -> None:
-        """Raise ``ValueError``, as ``stage.field``, where a field of these or of ``own`` is out of its bounds."""
-        for name, low, high in (
-            ("working_size", 16, 4096),
-            ("context", 0.0, 4.0),
-            ("fallback_share", 0.0, 1.0),
-            ("sdi_iou", 0.0, 1.0),
-            ("sdi_area", 0.0, 1.0),
-            ("seed", 0, 2**31 - 1),
-            *own,
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{stage}.{name} must be {low}..{high}, not {value}")
+    def __post_init__(self) -> None:
+        bounded(self, self.NAME)
 
 
 @dataclass(frozen=True)
 class GrabCutParams(CutParams):
     """How boxes become masks. Cores as fractions of the box's sides."""
 
+    NAME: ClassVar[str] = "grabcut"
+
     variant: Literal["crop", "plain"] = field(
         default="crop",
         metadata={"help": "crop: scaled crop, probe, core; plain: whole image, rectangle start, 5 iterations"},
     )
-    iterations: int = field(default=1, metadata={"help": "GrabCut iterations of the cut (variant crop)"})
-    core: float = field(default=0.35, metadata={"help": "certain foreground: ellipse of this share of the box's sides"})
-    probe_size: int = field(
-        default=192, metadata={"help": "working size of the probe, pixels (at most working_size); 0: no probe"}
+    iterations: int = field(
+        default=1, metadata={"help": "GrabCut iterations of the cut (variant crop)", "bounds": (1, 100)}
     )
-    probe_share: float = field(default=0.2, metadata={"help": "a probe that keeps less of the box enlarges the core"})
-    core_collapsed: float = field(default=0.8, metadata={"help": "core where the probe keeps nothing"})
+    core: float = field(
+        default=0.35,
+        metadata={"help": "certain foreground: ellipse of this share of the box's sides", "bounds": (0.0, 1.0)},
+    )
+    probe_size: int = field(
+        default=192,
+        metadata={
+            "help": "working size of the probe, pixels, 16 or more (at most working_size); 0: no probe",
+            "bounds": (0, 4096),
+        },
+    )
+    probe_share: float = field(
+        default=0.2,
+        metadata={"help": "a probe that keeps less of the box enlarges the core", "bounds": (0.0, 1.0)},
+    )
+    core_collapsed: float = field(
+        default=0.8, metadata={"help": "core where the probe keeps nothing", "bounds": (0.0, 1.0)}
+    )
     inner_boxes: bool = field(
         default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}
     )
 
     def __post_init__(self) -> None:
-        self.check(
-            "grabcut",
-            ("iterations", 1, 100),
-            ("core", 0.0, 1.0),
-            ("probe_share", 0.0, 1.0),
-            ("core_collapsed", 0.0, 1.0),
-        )
-        if self.probe_size and not 16 <= self.probe_size <= 4096:
+        super().__post_init__()
+        if 0 < self.probe_size < 16:
             raise ValueError(f"grabcut.probe_size must be 0 (no probe) or 16..4096, not {self.probe_size}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -39,12 +39,18 @@ from tasks.stage import Arrays, Item, MapStage
 class RefineParams(CutParams):
     """How probabilities become masks."""
 
-    iterations: int = field(default=5, metadata={"help": "GrabCut iterations"})
-    trimap_low: float = field(default=0.4, metadata={"help": "a probability below is certain background"})
-    trimap_high: float = field(default=0.6, metadata={"help": "a probability above is certain foreground"})
+    NAME: ClassVar[str] = "refine"
+
+    iterations: int = field(default=5, metadata={"help": "GrabCut iterations", "bounds": (1, 100)})
+    trimap_low: float = field(
+        default=0.4, metadata={"help": "a probability below is certain background", "bounds": (0.0, 1.0)}
+    )
+    trimap_high: float = field(
+        default=0.6, metadata={"help": "a probability above is certain foreground", "bounds": (0.0, 1.0)}
+    )
 
     def __post_init__(self) -> None:
-        self.check("refine", ("iterations", 1, 100), ("trimap_low", 0.0, 1.0), ("trimap_high", 0.0, 1.0))
+        super().__post_init__()
         if self.trimap_low > self.trimap_high:
             raise ValueError(f"refine.trimap_low must be <= trimap_high, not {self.trimap_low} and {self.trimap_high}")
 

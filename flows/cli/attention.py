@@ -87,7 +87,9 @@ def maps(manifest: dict[str, Any], cache: Path, image_rgb: Any, xy: tuple[float,
     Raises :class:`DataError` for a run whose student has none, or whose checkpoint is gone.
     """
     from flows.cli.flow_command import load
-    from tasks.deeplab import network as segment
+    from tasks.deeplab.build import build_network
+    from tasks.deeplab.inference import attention_maps
+    from tasks.training.networks import load_network
 
     recipe, run = manifest["recipe"], manifest["run"]
     _, params_class, _ = load(manifest["flow"])
@@ -97,8 +99,8 @@ def maps(manifest: dict[str, Any], cache: Path, image_rgb: Any, xy: tuple[float,
         raise DataError(f"run {run}: its student has no self-attention (params.attention=none); name one with --run")
     asked = deeplab.predict(params.deeplab, lgsa=chosen).params
     weights = student_of(manifest, cache).weights
-    network = segment.load_network(str(weights), asked, len(manifest["classes"]) + 1, "cpu")
-    return segment.attention_maps(network, image_rgb, xy)
+    network = load_network(str(weights), build_network, asked, len(manifest["classes"]) + 1, "cpu")
+    return list(attention_maps(network, image_rgb, xy))
 
 
 def student_of(manifest: dict[str, Any], cache: Path) -> Publication:

@@ -6,11 +6,9 @@ Equation numbers are those of Xie et al. 2020; the crops (1, 2) are :mod:`tasks.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,24 +18,21 @@ from torch import Tensor
 from artifacts.objects import pack_objects, paste_object, unpack_objects
 from artifacts.records import Box, DataError, ImageRGB
 from models import unet
-from models.deeplab import check_same_keys
-from models.groups import parameter_groups
-from models.normalise import NORMALISATIONS
+from models.normalise import IMAGENET, Normalisation
 from tasks.boxes import paint, pixel_window, usable_boxes
 from tasks.cfs.box_crop import BoxCrop
-from tasks.cfs.stages import CFSParams, CFSPredictParams, learnable, rate_factor, total_iterations
+from tasks.cfs.stages import CFSParams, CFSPredictParams, learnable, rate_factor
 from tasks.stage import Arrays, Item, SkipImage
 from tasks.training import rng
-from tasks.training import weights as weights_files
 from tasks.training.augment import Augmentation, augment
 from tasks.training.context import FitContext, FitData
 from tasks.training.loop import Batch, Nets, train_loop
+from tasks.training.networks import fill_rgb, initial_network, load_network
+from tasks.training.optim import make_optimizer
 from tasks.training.sampling import Sample
 
 log = logging.getLogger("maskmill")
 
-FILL_RGB = (124, 116, 104)
-"""What lies outside the image: ImageNet's mean, so that a normalised network sees zeros."""
 CPU_BATCH = 8
 """Crops looked at together on a CPU, at most: more leave its caches (ResNet-50 at 224 px: 16 take 15 % longer)."""
 
@@ -66,8 +61,7 @@ def train(context: FitContext) -> dict[str, Tensor]:
     params: CFSParams = context.params
     images = len(context.train)
     boxes = sum(len(job.record.boxes or ()) for job in context.train.members)
-    # The loop draws members of context.train: objects here.
-    context.train = objects = ObjectData(context.train, params)
+    objects = ObjectData(context.train, params)
     if not len(objects):
         raise DataError(
             f"{context.label}: none of {images} training images has a box to learn from (both sides at least"
@@ -78,10 +72,14 @@ def train(context: FitContext) -> dict[str, Tensor]:
             f"learns from {len(objects)} of {boxes} boxes; the others have a side under {params.min_side:g} px"
             " (params.cfs.min_side), are crowds, or are difficult and not asked for"
         )
-    network = initial_network(context)
+
+    def build(normalisation: Normalisation) -> unet.UNet:
+        return build_network(params, len(context.classes), normalisation, batch_norm=params.batch_norm)
+
+    network = initial_network(context, params, build, key="params.cfs.weights")
     if params.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    iterations = total_iterations(params, len(objects))
+    iterations = params.total_iterations(len(objects))
     log.info("%s: %d objects of %d images, %d iterations", context.label, len(objects), images, iterations)
 
     def step(nets: Nets, batch: Batch, index: int) -> dict[str, Tensor]:
@@ -94,7 +92,8 @@ def train(context: FitContext) -> dict[str, Tensor]:
         context,
         modules={"cfs": network.train()},
         optimizers={"cfs": make_optimizer(network, params)},
-        sample=sampler(objects, params),
+        data=objects,
+        sample=sampler(objects, params, fill_rgb(network)),
         step=step,
         iterations=iterations,
         batch_size=params.batch,
@@ -104,85 +103,64 @@ def train(context: FitContext) -> dict[str, Tensor]:
     )
 
 
-def initial_network(context: FitContext) -> unet.UNet:
-    """The network to train: the fit's ``init`` if it has one, else the weights that ``params.weights`` names.
+class NetworkParams(Protocol):
+    """The part of a params class that decides the architecture."""
 
-    Random weights come from the seed alone; the global generator is left as it was.
+    @property
+    def network(self) -> unet.EncoderName: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def class_channel(self) -> bool: ...  # noqa: D102
+    @property
+    def deep_refeed(self) -> bool: ...  # noqa: D102
+
+
+def build_network(
+    params: NetworkParams,
+    classes: int,
+    normalisation: Normalisation = IMAGENET,
+    *,
+    batch_norm: unet.BatchNorm = "trained",
+) -> unet.UNet:
+    """The network that ``params`` describe, randomly initialised from torch's global generator.
+
+    ``batch_norm`` is for a network that is to learn.
     """
-    params: CFSParams = context.params
-    weights = weights_files.parse(params.weights)
-    with rng.preserved():
-        rng.seed_all(context.seed, "weights")
-        network = unet.build(
-            params.network,
-            len(context.classes),
-            class_channel=params.class_channel,
-            deep_refeed=params.deep_refeed,
-            batch_norm=params.batch_norm,
-            normalisation=NORMALISATIONS[weights.normalisation],
-            width=params.width,
-        )
-    if (state := context.initial_weights()) is not None:
-        load_into(network, state, str(context.init))
-    elif weights.kind == "imagenet":
-        state = weights_files.imagenet_state(params.network, "params.cfs.weights")
-        load_into(network, state, f"torchvision's {params.network}")
-    elif weights.kind == "file":
-        load_into(network, context.input_weights("weights"), context.inputs["weights"])
-    elif params.batch_norm == "frozen" and params.network != "tiny":
-        context.warn(
-            f"{params.network} starts from random weights although its batch norms are frozen, and will learn badly; "
-            "set params.cfs.weights=imagenet or to a file, or params.cfs.batch_norm=trained"
-        )
-    return network
+    return unet.build(
+        params.network,
+        classes,
+        class_channel=params.class_channel,
+        deep_refeed=params.deep_refeed,
+        batch_norm=batch_norm,
+        normalisation=normalisation,
+        width=params.width,
+    )
 
 
-def load_into(network: unet.UNet, state: dict[str, Tensor], source: str) -> None:
-    """Load an ImageNet encoder, or a whole CFS network that Maskmill wrote, into ``network``.
-
-    Raises :class:`tasks.training.weights.WeightsError` naming ``source`` and the first keys or shapes that differ.
-    """
-    try:
-        if any(name.startswith("encoder.") for name in state):
-            check_same_keys(network.state_dict(), state, set(), source)
-            network.load_state_dict(state)
-        else:
-            unet.load_encoder(network, state, source=source)
-    except ValueError as error:
-        raise weights_files.WeightsError(str(error)) from error
-
-
-def make_optimizer(network: unet.UNet, params: CFSParams) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over the network's declared groups."""
-    found = parameter_groups(network, network.rules, lr=params.lr, weight_decay=params.weight_decay)
-    groups = [{k: v for k, v in group.items() if k != "names"} for group in found.groups]
-    if params.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=params.lr)
-    return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum)
-
-
-def sampler(data: ObjectData, params: CFSParams) -> Sample:
+def sampler(data: ObjectData, params: CFSParams, fill: tuple[int, int, int]) -> Sample:
     """``(index, epoch, generator) -> {"image": (3, side, side), "box", "target": (side, side), all uint8; "class"}``.
 
-    ``index`` counts objects. Draws depend on seed, epoch, image and object alone.
+    ``index`` counts objects. Draws depend on seed, epoch, image and object alone. ``fill`` is the colour of what lies
+    outside the image.
     """
-    transform = Augmentation(params.crop, (1.0, 1.0), params.flip, params.colour_jitter, FILL_RGB).build()
+    transform = Augmentation(params.crop, (1.0, 1.0), params.flip, params.colour_jitter, fill).build()
 
     def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Any]:
         box = data.boxes[index]
         # The generator is the image's; its objects are not to be mirrored alike.
         own = rng.generator(int(generator.integers(2**62)), box.id)
         item = data.item(index)
-        seen, box_hw, target_hw = object_sample(item, box, params, own)
-        masks_hw = (target_hw + 2 * box_hw).astype(np.uint8)
-        image, masks = augment(transform, seen, masks_hw, int(own.integers(2**62)))
-        return {"image": image, "box": masks >> 1, "target": masks & 1, "class": box.class_id}
+        seen, box_hw, target_hw = object_sample(item, box, params, own, fill)
+        masks = {"box": box_hw.astype(np.uint8), "target": target_hw}
+        drawn = augment(transform, seen, masks, seed=int(own.integers(2**62)))
+        return {"image": drawn.image, **drawn.labels, "class": box.class_id}
 
     return sample
 
 
 def object_sample(
-    item: Item, box: Box, params: CFSParams, generator: np.random.Generator
+    item: Item, box: Box, params: CFSParams, generator: np.random.Generator, fill: tuple[int, int, int]
 ) -> tuple[ImageRGB, NDArray[np.bool_], NDArray[np.uint8]]:
     """Image, box and target of one object's crop, before flip and colours: I_exp, B_exp and M_exp of section 3.2."""
     if item.image_rgb is None:
@@ -201,7 +179,7 @@ def object_sample(
     mask_hw = paste_object(found.mask_hw, (ox0 - x0, oy0 - y0, ox1 - x0, oy1 - y0), (y1 - y0, x1 - x0))
     left, top, right, bottom = 1.0 + params.margin_jitter * generator.uniform(-1.0, 1.0, 4)
     crop = BoxCrop.around(window_xyxy, params.context, params.crop, (left, top, right, bottom))
-    return crop.image(item.image_rgb, FILL_RGB), crop.box(), crop.target(mask_hw)
+    return crop.image(item.image_rgb, fill), crop.box(), crop.target(mask_hw)
 
 
 # --- one image ------------------------------------------------------------------------------------------------------
@@ -218,7 +196,15 @@ def predict_item(item: Item, params: CFSPredictParams) -> Arrays:
     size_hw = (image_rgb.shape[0], image_rgb.shape[1])
     boxes = usable_boxes(item.record, difficult=params.difficult)
     windows = [pixel_window(box.xyxy, size_hw) for box in boxes]
-    network = load_network(item.nets["net"], params, len(item.classes), item.device, item.prefixes.get("net", ""))
+    network = load_network(
+        item.nets["net"],
+        build_network,
+        params,
+        len(item.classes),
+        item.device,
+        item.prefixes.get("net", ""),
+        channels_last=params.channels_last,
+    )
     seen = {
         i: BoxCrop.around(window, params.context, params.crop)
         for i, window in enumerate(windows)
@@ -250,9 +236,10 @@ def box_probabilities(
     found: list[NDArray[np.float16]] = []
     on_cpu = next(network.parameters()).device.type == "cpu"
     batch = min(params.predict_batch, CPU_BATCH) if on_cpu else params.predict_batch
+    fill = fill_rgb(network)
     for start in range(0, len(crops), batch):
         part = crops[start : start + batch]
-        pictures = np.stack([crop.image(image_rgb, FILL_RGB) for crop in part])
+        pictures = np.stack([crop.image(image_rgb, fill) for crop in part])
         masks = np.stack([crop.box() for crop in part])
         probs_nhw = crop_probabilities(network, pictures, masks, classes[start : start + len(part)], params)
         found += [crop.back(prob).astype(np.float16) for crop, prob in zip(part, probs_nhw, strict=True)]
@@ -280,30 +267,3 @@ def crop_probabilities(
             probs = (probs + mirrored.flip(2)) / 2
     result: NDArray[np.float32] = probs.cpu().numpy()
     return result
-
-
-def load_network(path: str, params: CFSPredictParams, classes: int, device: str, prefix: str = "") -> unet.UNet:
-    """The trained network of a checkpoint, in eval mode on ``device``; kept for the process's next images.
-
-    ``prefix``: the beginning of its tensors' names where the checkpoint holds several networks.
-    Raises :class:`tasks.training.weights.WeightsError` if the file is cut short or of another network.
-    """
-    file = Path(weights_files.require_file(Path(path), "the run's fit")).stat()
-    shape = (params.network, params.width, params.class_channel, params.deep_refeed, params.channels_last)
-    return _load(path, file.st_mtime_ns, file.st_size, shape, classes, device, prefix)
-
-
-@functools.lru_cache(maxsize=2)
-def _load(
-    path: str, mtime_ns: int, size: int, shape: tuple[Any, ...], classes: int, device: str, prefix: str
-) -> unet.UNet:
-    name, width, class_channel, deep_refeed, channels_last = shape
-    if device == "cpu":
-        # One process per core does the work already; more threads would only wait for each other.
-        torch.set_num_threads(1)
-    with torch.device("meta"):
-        network = unet.build(name, classes, class_channel=class_channel, deep_refeed=deep_refeed, width=width)
-    network.to_empty(device="cpu")
-    load_into(network, weights_files.read_part(Path(path), prefix), path)
-    network = network.eval().requires_grad_(False).to(device)
-    return network.to(memory_format=torch.channels_last) if channels_last else network

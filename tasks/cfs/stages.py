@@ -12,38 +12,35 @@ imported when a stage runs.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from artifacts.keys import OPERATIONAL
-from artifacts.records import Box, DataError
+from artifacts.records import Box
 from tasks.boxes import LABEL_OUTPUTS
-from tasks.engine.gpus import has_gpu
-from tasks.stage import PARAMS_CONFIG, Arrays, FitStage, Item, MapStage
+from tasks.stage import PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tasks.engine.options import RunParams
-    from tasks.training.fit_process import FitContext
+from tasks.training.params import TrainParams
 
 Network = Literal["tiny", "resnet18", "resnet50"]
 
 
 @dataclass(frozen=True)
-class CFSParams:
-    """The network, what it sees of a box, its schedule, and how it is asked afterwards."""
+class CFSParams(TrainParams):
+    """The network, what it sees of a box, its schedule, and its inference. As it stands: the paper's.
 
-    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+    224 x 224, boxes of 50 px and more, SGD .005 times .8 every 10 of 60 epochs. Batch 32, momentum .9, weight decay
+    5e-4 and mirrored crops are usual values that its text does not give.
+    """
 
-    network: Network = field(default="tiny", metadata={"help": "encoder of the U-Net; the paper's is resnet50"})
-    width: int = field(default=16, metadata={"help": "channels of the tiny network's stem"})
+    NAME: ClassVar[str] = "cfs"
+
+    network: Network = field(default="resnet50", metadata={"help": "encoder of the U-Net; the paper's is resnet50"})
+    width: int = field(default=16, metadata={"help": "channels of the tiny network's stem", "bounds": (4, 256)})
     weights: str = field(
-        default="none",
+        default="imagenet",
         metadata={"help": "none, imagenet (torchvision's IMAGENET1K_V1), a file, or caffe:FILE (BGR, mean subtracted)"},
     )
     batch_norm: Literal["trained", "frozen"] = field(
@@ -51,66 +48,87 @@ class CFSParams:
     )
     class_channel: bool = field(default=True, metadata={"help": "tell the network the box's class"})
     deep_refeed: bool = field(default=True, metadata={"help": "tell box and class again to the deep layers"})
-    crop: int = field(default=224, metadata={"help": "side of the square that a grown box is resized to, pixels"})
-    context: float = field(default=1.5, metadata={"help": "height and width of the grown box, times the box's"})
+    crop: int = field(
+        default=224,
+        metadata={"help": "side of the square that a grown box is resized to, pixels", "bounds": (16, 1024)},
+    )
+    context: float = field(
+        default=1.5, metadata={"help": "height and width of the grown box, times the box's", "bounds": (1.0, 4.0)}
+    )
     min_side: float = field(
-        default=50.0, metadata={"help": "boxes with a shorter side are not learnt from, pixels; all are predicted"}
+        default=50.0,
+        metadata={
+            "help": "boxes with a shorter side are not learnt from, pixels; all are predicted",
+            "bounds": (0.0, 10_000.0),
+        },
     )
     difficult: bool = field(
         default=True, metadata={"help": "learn from difficult objects and look at them (alike in grabcut and refine)"}
     )
     flip: bool = field(default=True, metadata={"help": "training: mirror every second crop"})
     margin_jitter: float = field(
-        default=0.0, metadata={"help": "training: each margin of the grown box times 1 minus/plus up to this; 0: none"}
+        default=0.0,
+        metadata={
+            "help": "training: each margin of the grown box times 1 minus/plus up to this; 0: none",
+            "bounds": (0.0, 1.0),
+        },
     )
     colour_jitter: float = field(
-        default=0.0, metadata={"help": "random brightness, contrast and saturation, up to this much; 0: none"}
+        default=0.0,
+        metadata={
+            "help": "random brightness, contrast and saturation, up to this much; 0: none",
+            "bounds": (0.0, 1.0),
+        },
     )
-    batch: int = field(default=32, metadata={"help": "crops an iteration, over all devices"})
-    epochs: int = field(default=60, metadata={"help": "an epoch shows every object once"})
+    batch: int = field(default=32, metadata={"help": "crops an iteration, over all devices", "bounds": (1, 4096)})
+    epochs: int = field(default=60, metadata={"help": "an epoch shows every object once", "bounds": (1, 100_000)})
     iterations: int = field(
-        default=0, metadata={"help": "optimizer steps, over which the epochs are stretched; 0: as the epochs say"}
+        default=0,
+        metadata={
+            "help": "optimizer steps, over which the epochs are stretched; 0: as the epochs say",
+            "bounds": (0, 10_000_000),
+        },
     )
-    optimizer: Literal["sgd", "adamw"] = field(default="sgd", metadata={"help": "sgd with momentum, or adamw"})
-    lr: float = field(default=0.005, metadata={"help": "learning rate of the first epochs"})
-    lr_decay: float = field(default=0.8, metadata={"help": "factor of the learning rate after every decay_every"})
-    decay_every: int = field(default=10, metadata={"help": "epochs between two decays"})
-    momentum: float = field(default=0.9, metadata={"help": "of sgd"})
-    weight_decay: float = field(default=5e-4, metadata={"help": "on all but the decoder's biases"})
-    precision: Literal["32", "bf16", "fp16"] = field(default="32", metadata={"help": "bf16 and fp16 are for GPUs"})
-    seed: int = field(default=0, metadata={"help": "of initial weights, order and augmentation"})
+    lr: float = field(default=0.005, metadata={"help": "learning rate of the first epochs", "bounds": (1e-9, 10.0)})
+    lr_decay: float = field(
+        default=0.8,
+        metadata={"help": "factor of the learning rate after every decay_every", "bounds": (1e-6, 1.0)},
+    )
+    decay_every: int = field(default=10, metadata={"help": "epochs between two decays", "bounds": (1, 100_000)})
+    weight_decay: float = field(
+        default=5e-4, metadata={"help": "on all but the decoder's biases", "bounds": (0.0, 1.0)}
+    )
     test_flip: bool = field(default=False, metadata={"help": "average with the probabilities of the mirrored crop"})
-    predict_batch: int = field(default=32, metadata={**OPERATIONAL, "help": "boxes of one image looked at together"})
-    compile: bool = field(default=False, metadata={**OPERATIONAL, "help": "torch.compile the training step"})
-    channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "memory format that is faster"})
+    predict_batch: int = field(
+        default=32, metadata={**OPERATIONAL, "help": "boxes of one image looked at together", "bounds": (1, 4096)}
+    )
 
     def __post_init__(self) -> None:
-        for name, low, high in _BOUNDS:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"cfs.{name} must be {low:g}..{high:g}, not {value!r}")
+        super().__post_init__()
         if weights_files.parse(self.weights).kind == "imagenet" and self.network == "tiny":
             raise ValueError("cfs.weights 'imagenet' with network 'tiny': there are none for it; set weights='none'")
 
+    @property
+    def smallest_alone(self) -> int:
+        """Side of the smallest crop that can be learnt from alone, pixels: torch's batch norm has to see two values.
 
-_BOUNDS = (
-    ("width", 4, 256),
-    ("crop", 16, 1024),
-    ("context", 1.0, 4.0),
-    ("min_side", 0.0, 10_000.0),
-    ("margin_jitter", 0.0, 1.0),
-    ("colour_jitter", 0.0, 1.0),
-    ("batch", 1, 4096),
-    ("epochs", 1, 100_000),
-    ("iterations", 0, 10_000_000),
-    ("lr", 1e-9, 10.0),
-    ("lr_decay", 1e-6, 1.0),
-    ("decay_every", 1, 100_000),
-    ("momentum", 0.0, 0.9999),
-    ("weight_decay", 0.0, 1.0),
-    ("seed", 0, 2**31 - 1),
-    ("predict_batch", 1, 4096),
-)
+        The deepest map has a thirty-second of the crop's side, the tiny network's a sixteenth. Where the encoder's
+        batch norms are frozen, the decoder's first, at a sixteenth, still learns. Sides are rounded up, by the tiny
+        stem down.
+        """
+        if self.network == "tiny":
+            return 18
+        return 17 if self.batch_norm == "frozen" else 33
+
+    def refusal(self, devices: int, name: str) -> str:
+        """One small crop on each device is nothing to a batch norm."""
+        if self.batch != devices or self.crop >= self.smallest_alone:
+            return ""
+        return (
+            f"params.{name}.batch={self.batch} gives each of options.devices={devices} one crop, and of"
+            f" params.{name}.crop={self.crop} batch norm would see a map of 1 x 1; set batch to"
+            f" {2 * devices} or more, or crop to {self.smallest_alone} or more"
+        )
 
 
 @dataclass(frozen=True)
@@ -127,15 +145,16 @@ class CFSPredictParams:
     context: float
     difficult: bool
     test_flip: bool
-    predict_batch: int = field(default=32, metadata={**OPERATIONAL})
-    channels_last: bool = field(default=True, metadata={**OPERATIONAL})
+    predict_batch: int = field(metadata=OPERATIONAL)
+    channels_last: bool = field(metadata=OPERATIONAL)
 
 
 VOC = CFSParams(network="resnet50", weights="imagenet")
-"""The paper's: 224 x 224, boxes of 50 px and more, SGD .005 times .8 every 10 of 60 epochs. Batch 32, momentum .9,
-weight decay 5e-4 and mirrored crops are usual values that its text does not give."""
+"""The paper's."""
 
 DEMO = CFSParams(
+    network="tiny",
+    weights="none",
     crop=64,
     min_side=10.0,
     margin_jitter=0.5,
@@ -164,11 +183,6 @@ def learnable(box: Box, params: CFSParams) -> bool:
     return min(box.x1 - box.x0, box.y1 - box.y0) >= params.min_side
 
 
-def total_iterations(params: CFSParams, objects: int) -> int:
-    """Optimizer steps of a fit on ``objects`` objects: ``params.iterations``, or enough for all epochs."""
-    return params.iterations or math.ceil(params.epochs * objects / params.batch)
-
-
 def rate_factor(params: CFSParams, step: int, iterations: int) -> float:
     """Factor of the learning rate in ``step`` (0-based): ``lr_decay`` per ``decay_every`` epochs behind it (Sec. 4.1).
 
@@ -176,34 +190,6 @@ def rate_factor(params: CFSParams, step: int, iterations: int) -> float:
     """
     epoch = step * params.epochs // iterations
     return float(params.lr_decay ** (epoch // params.decay_every))
-
-
-def smallest_alone(params: CFSParams) -> int:
-    """Side of the smallest crop that can be learnt from alone, pixels: torch's batch norm has to see two values.
-
-    The deepest map has a thirty-second of the crop's side, the tiny network's a sixteenth. Where the encoder's batch
-    norms are frozen, the decoder's first, at a sixteenth, still learns. Sides are rounded up, by the tiny stem down.
-    """
-    if params.network == "tiny":
-        return 18
-    return 17 if params.batch_norm == "frozen" else 33
-
-
-def check_run(params: CFSParams, options: RunParams, *, name: str = "cfs") -> None:
-    """Raises :class:`DataError` for parameters that cannot run on what the options name; asked before any work."""
-    if params.batch % options.devices:
-        raise DataError(
-            f"params.{name}.batch={params.batch} cannot be shared by options.devices={options.devices};"
-            f" set batch to a multiple of {options.devices}"
-        )
-    if params.batch == options.devices and params.crop < smallest_alone(params):
-        raise DataError(
-            f"params.{name}.batch={params.batch} gives each of options.devices={options.devices} one crop, and of"
-            f" params.{name}.crop={params.crop} batch norm would see a map of 1 x 1; set batch to"
-            f" {2 * options.devices} or more, or crop to {smallest_alone(params)} or more"
-        )
-    if params.precision == "fp16" and (options.device == "cpu" or not has_gpu()):
-        raise DataError(f"params.{name}.precision=fp16 needs a GPU, and this run has none; set precision to 32 or bf16")
 
 
 def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
@@ -219,10 +205,10 @@ def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
     semantic = dataclasses.replace(params, weights=weights.semantic, test_flip=False)
     return FitStage(
         name=name,
-        version=1,
+        version=2,
         params=semantic,
         reads=("image", "boxes"),
-        function="tasks.cfs.stages:train",
+        function="tasks.cfs.network:train",
         seed=params.seed,
         inputs=inputs,
     )
@@ -242,21 +228,7 @@ def predict(params: CFSParams, *, name: str = "cfs-predict") -> MapStage:
         params=CFSPredictParams(**asked),
         reads=("image", "boxes"),
         outputs=LABEL_OUTPUTS,
-        function="tasks.cfs.stages:predict_item",
+        function="tasks.cfs.network:predict_item",
         holds_classes=True,
         uses_torch=True,
     )
-
-
-def train(context: FitContext) -> dict[str, Tensor]:
-    """Run the fit; see :func:`tasks.cfs.network.train`."""
-    from tasks.cfs import network as cfs_net
-
-    return cfs_net.train(context)
-
-
-def predict_item(item: Item, params: CFSPredictParams) -> Arrays:
-    """Map function of :func:`predict`; see :func:`tasks.cfs.network.predict_item`."""
-    from tasks.cfs import network as cfs_net
-
-    return cfs_net.predict_item(item, params)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.records import DataError, ImageRGB
+from tasks.bounds import bounded
 from tasks.boxes import usable_boxes
 from tasks.crf import crf_pydensecrf as crf_oracle
 from tasks.crf.params import PRESETS, CRFParams, preset
@@ -246,11 +247,13 @@ class ProbsCRFParams:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
     crf: CRFParams = field(default_factory=lambda: PRESETS["ahn-kwak-cam"], metadata={"help": "the CRF"})
-    floor: float = field(default=1e-5, metadata={"help": "least probability: smaller ones are taken as this"})
+    floor: float = field(
+        default=1e-5,
+        metadata={"help": "least probability: smaller ones are taken as this", "bounds": (1e-30, 0.99)},
+    )
 
     def __post_init__(self) -> None:
-        if not 0 < self.floor < 1:
-            raise ValueError(f"floor {self.floor!r} must lie between 0 and 1")
+        bounded(self, "crf")
 
 
 @dataclass(frozen=True)
@@ -260,12 +263,13 @@ class BoxCRFParams:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
     crf: CRFParams = field(default_factory=lambda: PRESETS["box-prior"], metadata={"help": "the CRF"})
-    core: float = field(default=0.2, metadata={"help": "share of a box's area, in its middle, that is certain"})
+    core: float = field(
+        default=0.2, metadata={"help": "share of a box's area, in its middle, that is certain", "bounds": (0.0, 1.0)}
+    )
     difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.core <= 1:
-            raise ValueError(f"core {self.core!r} is outside 0..1")
+        bounded(self, "crf")
 
 
 def from_probs(params: ProbsCRFParams = ProbsCRFParams()) -> MapStage:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
+from tasks.bounds import bounded
 from tasks.stage import PARAMS_CONFIG
 
 Backend = Literal["auto", "lattice", "lattice-cpp", "lattice-numba", "lattice-torch", "exact", "brute", "pydensecrf"]
@@ -14,16 +15,6 @@ Preset = Literal["ahn-kwak-cam", "deeplab-largefov", "deeplab-v2", "rrm-test", "
 
 CRF_MASK = "mask_crf_hw"
 """Array of a stage that keeps its mask twice: ``mask_hw`` without, this one with a CRF."""
-
-BOUNDS = (
-    ("iterations", 0, 1000),
-    ("gaussian_sxy", 0.01, 10_000.0),
-    ("gaussian_compat", 0.0, 10_000.0),
-    ("bilateral_sxy", 0.01, 10_000.0),
-    ("bilateral_srgb", 0.01, 10_000.0),
-    ("bilateral_compat", 0.0, 10_000.0),
-)
-"""Field, least, most; all in the field's own unit."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +26,32 @@ class CRFParams:
     ``backend`` decides results and therefore addresses (``exact`` and the lattice agree on some 99.5 % of labels);
     ``auto`` names ONE algorithm, the lattice: whether its C++ or its numba form runs it is rounding.
 
-    Raises ``ValueError`` naming the field for a value outside of :data:`BOUNDS`.
+    Raises ``ValueError`` naming the field for a value outside of its bounds.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
-    iterations: int = field(default=10, metadata={"help": "mean-field iterations; 0: the unaries alone"})
-    gaussian_sxy: float = field(default=3.0, metadata={"help": "standard deviation of the position term, pixels"})
-    gaussian_compat: float = field(default=3.0, metadata={"help": "weight of the position term; 0: without"})
+    iterations: int = field(
+        default=10, metadata={"help": "mean-field iterations; 0: the unaries alone", "bounds": (0, 1000)}
+    )
+    gaussian_sxy: float = field(
+        default=3.0,
+        metadata={"help": "standard deviation of the position term, pixels", "bounds": (0.01, 10_000.0)},
+    )
+    gaussian_compat: float = field(
+        default=3.0, metadata={"help": "weight of the position term; 0: without", "bounds": (0.0, 10_000.0)}
+    )
     bilateral_sxy: float = field(
-        default=80.0, metadata={"help": "standard deviation in position of the colour term, pixels"}
+        default=80.0,
+        metadata={"help": "standard deviation in position of the colour term, pixels", "bounds": (0.01, 10_000.0)},
     )
     bilateral_srgb: float = field(
-        default=13.0, metadata={"help": "standard deviation in colour of the colour term, 0..255"}
+        default=13.0,
+        metadata={"help": "standard deviation in colour of the colour term, 0..255", "bounds": (0.01, 10_000.0)},
     )
-    bilateral_compat: float = field(default=10.0, metadata={"help": "weight of the colour term; 0: without"})
+    bilateral_compat: float = field(
+        default=10.0, metadata={"help": "weight of the colour term; 0: without", "bounds": (0.0, 10_000.0)}
+    )
     normalisation: Normalisation = field(
         default="symmetric",
         metadata={"help": "kernel's rows divided by their sums: symmetric (both roots), before, after, or none"},
@@ -59,10 +61,7 @@ class CRFParams:
     )
 
     def __post_init__(self) -> None:
-        for name, low, high in BOUNDS:
-            value = getattr(self, name)
-            if not low <= value <= high:  # nan, too
-                raise ValueError(f"{name} {value!r} is outside {low:g}..{high:g}")
+        bounded(self, "crf")
         for name, kind in (("normalisation", Normalisation), ("backend", Backend)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.records import UNDECIDED, MaskHW
+from tasks.bounds import bounded
 from tasks.stage import PARAMS_CONFIG
 
 Attention = Literal["none", "nonlocal", "lgsa"]
@@ -30,13 +31,22 @@ class LGSAParams:
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
-    modules: int = field(default=2, metadata={"help": "self-attention modules in cascade after the backbone"})
+    modules: int = field(
+        default=2, metadata={"help": "self-attention modules in cascade after the backbone", "bounds": (1, 8)}
+    )
     embedding: int = field(
-        default=0, metadata={"help": "channels C' within a module; 0: 512, or the backbone's if those are fewer"}
+        default=0,
+        metadata={
+            "help": "channels C' within a module; 0: 512, or the backbone's if those are fewer",
+            "bounds": (0, 4096),
+        },
     )
     alpha: float | None = field(
         default=None,
-        metadata={"help": "weight of the attention loss; null: 10,000, or 1,000 with one module. nonlocal has 0"},
+        metadata={
+            "help": "weight of the attention loss; null: 10,000, or 1,000 with one module. nonlocal has 0",
+            "bounds": (0.0, 1e9),
+        },
     )
     alpha_scaled: bool = field(
         default=True, metadata={"help": "alpha is the one for maps of 41 x 41: on maps of N cells times (N/1681)^2"}
@@ -48,24 +58,17 @@ class LGSAParams:
     guided: Literal["all", "last"] = field(default="all", metadata={"help": "modules that have an attention loss"})
     warmup_epochs: float = field(
         default=1.0,
-        metadata={"help": "epochs at the start with a lower learning rate (an epoch: every image once)"},
+        metadata={
+            "help": "epochs at the start with a lower learning rate (an epoch: every image once)",
+            "bounds": (0.0, 1e6),
+        },
     )
-    warmup_factor: float = field(default=0.1, metadata={"help": "the learning rate of those, times this"})
+    warmup_factor: float = field(
+        default=0.1, metadata={"help": "the learning rate of those, times this", "bounds": (1e-6, 1.0)}
+    )
 
     def __post_init__(self) -> None:
-        for name, low, high in _BOUNDS:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise ValueError(f"lgsa.{name} must be {low:g}..{high:g}, not {value!r}")
-
-
-_BOUNDS = (
-    ("modules", 1, 8),
-    ("embedding", 0, 4096),
-    ("alpha", 0.0, 1e9),
-    ("warmup_epochs", 0.0, 1e6),
-    ("warmup_factor", 1e-6, 1.0),
-)
+        bounded(self, "lgsa")
 
 
 @dataclass(frozen=True)

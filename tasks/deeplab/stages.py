@@ -1,6 +1,7 @@
 """DeepLab as two stages: learn from label maps (:func:`fit`), label images (:func:`predict`).
 
-Params and stage descriptions only: torch lives in :mod:`tasks.deeplab.network`, imported when a stage runs.
+Params and stage descriptions only: torch lives in :mod:`tasks.deeplab.network` and :mod:`tasks.deeplab.inference`,
+imported when a stage runs.
 """
 
 from __future__ import annotations
@@ -9,41 +10,29 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-import numpy as np
-
-from artifacts.keys import OPERATIONAL
-from artifacts.records import DataError
+from artifacts.keys import OPERATIONAL, WHEN_SET
+from tasks.bounds import bounded
 from tasks.crf.params import CRF_MASK, CRFParams
 from tasks.deeplab.lgsa import AttentionNet, LGSAParams, net_of
-from tasks.engine.gpus import has_gpu
-from tasks.stage import PARAMS_CONFIG, Arrays, FitStage, Item, MapStage
+from tasks.stage import PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from tasks.engine.options import RunParams
-    from tasks.training.fit_process import FitContext
+from tasks.training.params import TrainParams
 
 Network = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name} {value!r} is outside {low:g}..{high:g}")
-
-
 @dataclass(frozen=True)
 class TestTimeParams:
-    """How a trained network is asked: averaged over scales and mirror images, at the image's own size."""
+    """Inference of a trained network: averaged over scales and mirror images, at the image's own size."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
     __test__: ClassVar[bool] = False
 
     scales: tuple[float, ...] = field(
-        default=(1.0,), metadata={"help": "factors by which the image is resized before the network sees it"}
+        default=(1.0,),
+        metadata={"help": "factors by which the image is resized before the network sees it", "bounds": (0.1, 4.0)},
     )
     flip: bool = field(default=False, metadata={"help": "also ask for the mirror image of each scale"})
     fusion: Literal["mean", "max"] = field(
@@ -54,18 +43,17 @@ class TestTimeParams:
     def __post_init__(self) -> None:
         if not self.scales:
             raise ValueError("test.scales is empty; give at least one factor, (1.0,) say")
-        for scale in self.scales:
-            _check("test.scales", scale, 0.1, 4.0)
+        bounded(self, "deeplab.test")
 
 
 @dataclass(frozen=True)
-class DeepLabParams:
-    """One DeepLab: network, schedule, augmentation, and how it is asked afterwards."""
+class DeepLabParams(TrainParams):
+    """One DeepLab: network, schedule, augmentation, and its inference. As it stands: v2 on ImageNet's ResNet-50."""
 
-    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+    NAME: ClassVar[str] = "deeplab"
 
-    network: Network = field(default="tiny", metadata={"help": "largefov is VGG-16; resnet* are DeepLab v2"})
-    width: int = field(default=16, metadata={"help": "channels of the tiny network's stem"})
+    network: Network = field(default="resnet50", metadata={"help": "largefov is VGG-16; resnet* are DeepLab v2"})
+    width: int = field(default=16, metadata={"help": "channels of the tiny network's stem", "bounds": (4, 256)})
     output_stride: Literal[4, 8] = field(
         default=8, metadata={"help": "pixels of the image to a cell of the network's map; 4 with the tiny network only"}
     )
@@ -77,22 +65,40 @@ class DeepLabParams:
         },
     )
     weights: str = field(
-        default="none",
+        default="imagenet",
         metadata={"help": "none, imagenet (torchvision's IMAGENET1K_V1), a file, or caffe:FILE (BGR, mean subtracted)"},
     )
-    crop: int = field(default=321, metadata={"help": "side of the training crop, pixels"})
-    scale_range: tuple[float, float] = field(default=(0.5, 1.5), metadata={"help": "random scale before the crop"})
+    crop: int = field(default=321, metadata={"help": "side of the training crop, pixels", "bounds": (16, 4096)})
+    scale_range: tuple[float, float] = field(
+        default=(0.5, 1.5), metadata={"help": "random scale before the crop", "bounds": (0.1, 4.0)}
+    )
     flip: bool = field(default=True, metadata={"help": "mirror every second crop"})
     colour_jitter: float = field(
-        default=0.0, metadata={"help": "random brightness, contrast and saturation, up to this much; 0: none"}
+        default=0.0,
+        metadata={
+            "help": "random brightness, contrast and saturation, up to this much; 0: none",
+            "bounds": (0.0, 1.0),
+        },
     )
-    batch: int = field(default=10, metadata={"help": "crops an iteration, over all devices"})
-    iterations: int = field(default=20_000, metadata={"help": "optimizer steps; the last checkpoint is the result"})
-    optimizer: Literal["sgd", "adamw"] = field(default="sgd", metadata={"help": "sgd with momentum, or adamw"})
-    lr: float = field(default=2.5e-4, metadata={"help": "learning rate of multiplier 1 (groups 1/10/20, 1/2/10/20)"})
-    momentum: float = field(default=0.9, metadata={"help": "of sgd"})
-    weight_decay: float = field(default=5e-4, metadata={"help": "on weights; biases of the heads have none"})
-    poly_power: float = field(default=0.9, metadata={"help": "lr times (1 - iteration/iterations)**poly_power"})
+    batch: int = field(default=10, metadata={"help": "crops an iteration, over all devices", "bounds": (1, 4096)})
+    epochs: int = field(default=50, metadata={"help": "an epoch shows every image once", "bounds": (1, 100_000)})
+    iterations: int = field(
+        default=0,
+        metadata={
+            "help": "optimizer steps, the last one's weights are the result; 0: as many as the epochs need",
+            "bounds": (0, 10_000_000),
+        },
+    )
+    lr: float = field(
+        default=2.5e-4,
+        metadata={"help": "learning rate of multiplier 1 (groups 1/10/20, 1/2/10/20)", "bounds": (1e-9, 10.0)},
+    )
+    weight_decay: float = field(
+        default=5e-4, metadata={"help": "on weights; biases of the heads have none", "bounds": (0.0, 1.0)}
+    )
+    poly_power: float = field(
+        default=0.9, metadata={"help": "lr times (1 - iteration/iterations)**poly_power", "bounds": (0.0, 10.0)}
+    )
     multi_scale_inputs: bool = field(
         default=False, metadata={"help": "DeepLab v2's: scales 1, .75, .5, fused by maximum, a loss on each"}
     )
@@ -100,65 +106,52 @@ class DeepLabParams:
         default="crop",
         metadata={"help": "crop: logits upsampled to the labels; output: labels sampled at the network's map"},
     )
-    precision: Literal["32", "bf16", "fp16"] = field(default="32", metadata={"help": "bf16 and fp16 are for GPUs"})
-    seed: int = field(default=0, metadata={"help": "of initial weights, order and augmentation"})
-    test: TestTimeParams = field(default_factory=TestTimeParams, metadata={"help": "how the network is asked"})
-    monitor_every: int = field(
-        default=0, metadata={**OPERATIONAL, "help": "iterations between two val mIoU; 0: only at the end"}
+    test: TestTimeParams = field(
+        default_factory=TestTimeParams, metadata={"help": "inference: scales and mirror images"}
     )
-    compile: bool = field(default=False, metadata={**OPERATIONAL, "help": "torch.compile the training step"})
-    channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "memory format that is faster"})
-
-    def __post_init__(self) -> None:
-        for name, low, high in _BOUNDS:
-            _check(name, getattr(self, name), low, high)
-        low, high = self.scale_range
-        if not 0.1 <= low <= high <= 4.0:
-            raise ValueError(f"scale_range {self.scale_range!r} must be low <= high within 0.1..4")
-        if self.output_stride not in ((4, 8) if self.network == "tiny" else (8,)):
-            raise ValueError(f"output_stride {self.output_stride} with network {self.network!r}: 8, or 4 with tiny")
-        if weights_files.parse(self.weights).kind == "imagenet" and self.network == "tiny":
-            raise ValueError("weights 'imagenet' with network 'tiny': there are none for it; set weights='none'")
-
-
-_BOUNDS = (
-    ("width", 4, 256),
-    ("crop", 16, 4096),
-    ("batch", 1, 4096),
-    ("iterations", 1, 10_000_000),
-    ("lr", 1e-9, 10.0),
-    ("momentum", 0.0, 0.9999),
-    ("weight_decay", 0.0, 1.0),
-    ("poly_power", 0.0, 10.0),
-    ("colour_jitter", 0.0, 1.0),
-    ("seed", 0, 2**31 - 1),
-    ("monitor_every", 0, 10_000_000),
-)
-
-
-@dataclass(frozen=True)
-class AttentionFitParams(DeepLabParams):
-    """A fit with self-attention. A class of its own: fits without keep their address."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
-
-    lgsa: LGSAParams = field(default_factory=LGSAParams)
-    """As :func:`tasks.deeplab.lgsa.chosen` settles it."""
+    monitor_every: int = field(
+        default=0,
+        metadata={
+            **OPERATIONAL,
+            "help": "iterations between two val mIoU; 0: only at the end",
+            "bounds": (0, 10_000_000),
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.multi_scale_inputs:
+        low, high = self.scale_range
+        if low > high:
+            raise ValueError(f"deeplab.scale_range {self.scale_range!r} must be low <= high")
+        if self.output_stride not in ((4, 8) if self.network == "tiny" else (8,)):
+            raise ValueError(f"output_stride {self.output_stride} with network {self.network!r}: 8, or 4 with tiny")
+        if weights_files.parse(self.weights).kind == "imagenet" and self.network == "tiny":
+            raise ValueError(
+                "deeplab.weights 'imagenet' with network 'tiny': there are none for it; set weights='none'"
+            )
+
+
+@dataclass(frozen=True)
+class DeepLabFitParams(DeepLabParams):
+    """What decides a fit: :class:`DeepLabParams`, and self-attention where the student has it."""
+
+    lgsa: LGSAParams | None = field(default=None, metadata=WHEN_SET)
+    """As :func:`tasks.deeplab.lgsa.chosen` gives it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lgsa is not None and self.multi_scale_inputs:
             raise ValueError("multi_scale_inputs fuses logits, self-attention gives probabilities: use one of them")
 
     @property
-    def attention(self) -> AttentionNet:
-        """What the network is built with."""
-        return net_of(self.lgsa)
+    def attention(self) -> AttentionNet | None:
+        """What the network's self-attention is built with."""
+        return None if self.lgsa is None else net_of(self.lgsa)
 
 
 @dataclass(frozen=True)
 class PredictParams:
-    """What of :class:`DeepLabParams` decides a prediction, given the checkpoint."""
+    """What of :class:`DeepLabParams` decides a prediction, given the checkpoint; and its optional parts."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
@@ -167,41 +160,15 @@ class PredictParams:
     output_stride: Literal[4, 8]
     atrous: Literal["paper", "exact"]
     test: TestTimeParams
-
-
-@dataclass(frozen=True)
-class CRFPredictParams(PredictParams):
-    """Prediction with a dense CRF behind it. A class of its own: predictions without one keep their address."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
-
-    crf: CRFParams
-    floor: float = 1e-5
+    attention: AttentionNet | None = field(default=None, metadata=WHEN_SET)
+    """Of a network with self-attention."""
+    crf: CRFParams | None = field(default=None, metadata=WHEN_SET)
+    """A dense CRF behind the network."""
+    floor: float = field(default=1e-5, metadata={**WHEN_SET, "bounds": (1e-30, 0.99)})
     """Least probability that the CRF is given (pydensecrf's)."""
 
-
-@dataclass(frozen=True)
-class AttentionPredictParams(PredictParams):
-    """Prediction by a network with self-attention."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
-
-    attention: AttentionNet
-
-
-@dataclass(frozen=True)
-class AttentionCRFPredictParams(CRFPredictParams):
-    """Prediction by a network with self-attention, with a dense CRF behind it."""
-
-    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
-
-    attention: AttentionNet = field(kw_only=True)
-
-
-def attention_of(params: object) -> AttentionNet | None:
-    """The self-attention of a fit's or a prediction's params; ``None`` without."""
-    with_attention = AttentionFitParams, AttentionPredictParams, AttentionCRFPredictParams
-    return params.attention if isinstance(params, with_attention) else None
+    def __post_init__(self) -> None:
+        bounded(self, "predict")
 
 
 VOC_TEST = TestTimeParams(scales=(0.5, 0.75, 1.0, 1.25), flip=True)
@@ -218,11 +185,12 @@ VOC_LARGEFOV = DeepLabParams(
 )
 """DeepLab-LargeFOV as released: crop 321, mirror images only, batch 30, 1e-3, groups 1/2/10/20."""
 
-VOC_RESNET101 = DeepLabParams(network="resnet101", weights="imagenet", test=VOC_TEST)
+VOC_RESNET101 = DeepLabParams(network="resnet101", weights="imagenet", iterations=20_000, test=VOC_TEST)
 """DeepLab v2: crop 321, scale .5-1.5, batch 10, 2.5e-4, momentum .9, weight decay 5e-4, groups 1/10/20."""
 
 DEMO = DeepLabParams(
     network="tiny",
+    weights="none",
     crop=96,
     scale_range=(0.75, 1.33),
     colour_jitter=0.3,
@@ -246,17 +214,6 @@ PRESETS: Mapping[str, DeepLabParams] = {
 }
 
 
-def check_run(params: DeepLabParams, options: RunParams, *, name: str = "deeplab") -> None:
-    """Raises :class:`DataError` for parameters that cannot run on what the options name; asked before any work."""
-    if params.batch % options.devices:
-        raise DataError(
-            f"params.{name}.batch={params.batch} cannot be shared by options.devices={options.devices};"
-            f" set batch to a multiple of {options.devices}"
-        )
-    if params.precision == "fp16" and (options.device == "cpu" or not has_gpu()):
-        raise DataError(f"params.{name}.precision=fp16 needs a GPU, and this run has none; set precision to 32 or bf16")
-
-
 def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None = None) -> FitStage:
     """The stage that learns from label maps: role ``target`` gives ``mask_hw``.
 
@@ -269,16 +226,14 @@ def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None
     inputs: dict[str, Path] = {}
     if weights.path is not None:
         inputs["weights"] = weights_files.require_file(weights.path, f"params.{name}.weights")
-    semantic = dataclasses.replace(params, weights=weights.semantic, test=TestTimeParams())
-    if lgsa is not None:
-        own = {entry.name: getattr(semantic, entry.name) for entry in dataclasses.fields(DeepLabParams)}
-        semantic = AttentionFitParams(**own, lgsa=lgsa)
+    own = {entry.name: getattr(params, entry.name) for entry in dataclasses.fields(DeepLabParams)}
+    own |= {"weights": weights.semantic, "test": TestTimeParams()}
     return FitStage(
         name=name,
         version=2,
-        params=semantic,
+        params=DeepLabFitParams(**own, lgsa=lgsa),
         reads=("image",),
-        function="tasks.deeplab.stages:train",
+        function="tasks.deeplab.network:train",
         seed=params.seed,
         inputs=inputs,
     )
@@ -302,49 +257,31 @@ def predict(
         params=_predict_params(params, crf, lgsa),
         reads=("image",),
         outputs=("mask_hw",) if crf is None else ("mask_hw", CRF_MASK),
-        function="tasks.deeplab.stages:predict_item",
+        function="tasks.deeplab.inference:predict_item",
+        holds_classes=True,
+        uses_torch=True,
+    )
+
+
+def predict_probs(params: DeepLabParams, *, name: str = "deeplab-probs", lgsa: LGSAParams | None = None) -> MapStage:
+    """The stage that gives probabilities of an image's own classes: role ``net`` is the fit.
+
+    ``probs_chw`` float16, background first, and ``classes_c`` uint8, their class numbers: background and the image's
+    tags, whose probabilities do not add up to 1 where the network sees another class. At the network's output grid:
+    who needs the image's size resizes bilinearly (``align_corners=False``). ``lgsa`` as the fit had it.
+    """
+    return MapStage(
+        name=name,
+        version=1,
+        params=_predict_params(params, None, lgsa),
+        reads=("image", "tags"),
+        outputs=("probs_chw", "classes_c"),
+        function="tasks.deeplab.inference:probs_item",
         holds_classes=True,
         uses_torch=True,
     )
 
 
 def _predict_params(params: DeepLabParams, crf: CRFParams | None, lgsa: LGSAParams | None) -> PredictParams:
-    plain = (params.network, params.width, params.output_stride, params.atrous, params.test)
-    if lgsa is None:
-        return PredictParams(*plain) if crf is None else CRFPredictParams(*plain, crf)
-    attention = net_of(lgsa)
-    if crf is None:
-        return AttentionPredictParams(*plain, attention)
-    return AttentionCRFPredictParams(*plain, crf, attention=attention)
-
-
-def train(context: FitContext) -> dict[str, Tensor]:
-    """Run the fit; see :func:`tasks.deeplab.network.train`."""
-    from tasks.deeplab import network as segment
-
-    return segment.train(context)
-
-
-def predict_item(item: Item, params: PredictParams) -> Arrays:
-    """``mask_hw (H, W) uint8`` of one image at its own size: arg max of the fused probabilities, never 255.
-
-    With :class:`CRFPredictParams` also ``mask_crf_hw``, the arg max of the CRF's marginals.
-    """
-    from tasks.deeplab import network as segment
-
-    if item.image_rgb is None:
-        raise ValueError(f"{item.key}: deeplab-predict needs the image, but it was not handed over")
-    prefix = item.prefixes.get("net", "")
-    network = segment.load_network(item.nets["net"], params, len(item.classes) + 1, item.device, prefix)
-    test = params.test
-    scores: Any = segment.predict_scores(network, item.image_rgb, test.scales, test.flip, test.fusion)
-    arrays = {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
-    if isinstance(params, CRFPredictParams):
-        from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
-
-        # Maxima of logits are no probabilities yet; means of probabilities are.
-        probs = scores.softmax(0) if test.fusion == "max" else scores
-        unary = from_probabilities(probs.to("cpu").numpy(), params.floor)
-        device = stage_device(params.crf, item.device)
-        arrays[CRF_MASK] = dense_crf(item.image_rgb, unary, params.crf, device=device).argmax(0).astype(np.uint8)
-    return arrays
+    attention = None if lgsa is None else net_of(lgsa)
+    return PredictParams(params.network, params.width, params.output_stride, params.atrous, params.test, attention, crf)

@@ -1,13 +1,15 @@
-"""Training samples: random colours, scale, crop and flip of an image together with its label map.
+"""Training samples: random colours, scale, crop and flip of an image together with its label maps and soft maps.
 
 Built on torchvision's ``transforms.v2``, which knows a mask from an image by its type (tv_tensors), so that labels
-are moved, never interpolated, and padded with 255.
+are moved, never interpolated, and padded with 255; soft maps are interpolated as the image is, and keep its colours
+out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +19,15 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-UNDECIDED = 255
+from artifacts.records import UNDECIDED
+
+
+class SoftMap(tv_tensors.Mask):  # type: ignore[misc]
+    """Values per pixel that may be interpolated (edges, probabilities): ``(H, W)`` or ``(C, H, W)`` floating."""
 
 
 class RandomScale(v2.Transform):  # type: ignore[misc]
-    """Resize by one factor drawn from ``[low, high]``: images bilinear with antialiasing, masks at cell centres."""
+    """Resize by one factor drawn from ``[low, high]``: labels at cell centres, all else bilinear with antialiasing."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -38,6 +44,10 @@ class RandomScale(v2.Transform):  # type: ignore[misc]
         size = params["size"]
         if tuple(inpt.shape[-2:]) == size:
             return inpt
+        if isinstance(inpt, SoftMap):
+            maps = inpt.as_subclass(Tensor).reshape(1, -1, *inpt.shape[-2:])
+            plain = torch.nn.functional.interpolate(maps, size, mode="bilinear", antialias=True)
+            return tv_tensors.wrap(plain.reshape(*inpt.shape[:-2], *size), like=inpt)
         if isinstance(inpt, tv_tensors.Mask):
             # v2's own mask kernel takes the pixel left above the cell's centre: half a pixel off the bilinear image.
             plain = torch.nn.functional.interpolate(inpt[None, None].as_subclass(Tensor), size, mode="nearest-exact")
@@ -50,17 +60,18 @@ class Augmentation:
     """What is drawn anew for every sample."""
 
     crop: int
-    """Side of the square crop, pixels; smaller images are padded (image: ``fill_rgb``, labels: 255)."""
+    """Side of the square crop, pixels; smaller images are padded (image: ``fill_rgb``, labels: 255, soft maps: 0)."""
     scale_range: tuple[float, float] = (1.0, 1.0)
     flip: bool = True
     colour: float = 0.0
     """Brightness, contrast and saturation each times a factor from ``[1 - colour, 1 + colour]``, in random order."""
     fill_rgb: tuple[int, int, int] = (124, 116, 104)
-    """Colour of the padding: the normalisation's mean, so that a network sees zeros."""
+    """Colour of the padding: the normalisation's mean (:func:`tasks.training.networks.fill_rgb`), so that a network
+    sees zeros."""
 
     def build(self) -> v2.Transform:
         """The transform; it draws from torch's global generator (see :func:`augment`)."""
-        fill = {tv_tensors.Image: list(self.fill_rgb), tv_tensors.Mask: UNDECIDED}
+        fill = {tv_tensors.Image: list(self.fill_rgb), tv_tensors.Mask: UNDECIDED, SoftMap: 0.0}
         steps: list[v2.Transform] = []
         if self.colour:
             steps.append(v2.ColorJitter(self.colour, self.colour, self.colour))
@@ -72,23 +83,54 @@ class Augmentation:
         return v2.Compose(steps)
 
 
-def augment(
-    transform: v2.Transform, image_rgb: NDArray[np.uint8], mask_hw: NDArray[np.uint8], seed: int
-) -> tuple[Tensor, Tensor]:
-    """One training sample: ``(3, crop, crop) uint8`` image and ``(crop, crop) uint8`` labels.
+class Augmented(NamedTuple):
+    """One training sample; all of it has seen the same scale, crop and flip."""
 
-    The same ``seed`` gives the same sample in any process; the global generator, from which v2 draws, is left as it
-    was. Raises ``ValueError`` if the two sizes differ.
+    image: Tensor
+    """``(3, crop, crop) uint8``."""
+    labels: dict[str, Tensor]
+    """``(crop, crop) uint8`` each, 255 in the padding."""
+    soft: dict[str, Tensor]
+    """``(crop, crop)`` or ``(C, crop, crop) float32`` each, 0 in the padding."""
+    inside: Tensor
+    """``(crop, crop) bool``: picture, not padding."""
+
+
+def augment(
+    transform: v2.Transform,
+    image_rgb: NDArray[np.uint8],
+    labels: Mapping[str, NDArray[np.uint8]] | None = None,
+    soft: Mapping[str, NDArray[np.floating[Any]]] | None = None,
+    *,
+    seed: int,
+) -> Augmented:
+    """One training sample of an image ``(H, W, 3) uint8`` and any number of maps of its size, by name.
+
+    ``labels`` are ``(H, W) uint8`` and moved to the nearest pixel, ``soft`` are floating, ``(H, W)`` or ``(C, H, W)``,
+    and interpolated bilinearly. The same ``seed`` gives the same sample in any process, whichever maps there are; the
+    global generator, from which v2 draws, is left as it was. Raises ``ValueError`` naming a map of another size.
     """
-    if image_rgb.shape[:2] != mask_hw.shape:
-        raise ValueError(f"label map is {mask_hw.shape}, its image {image_rgb.shape[:2]} (height, width)")
+    size = image_rgb.shape[:2]
+    for name, array in {**(labels or {}), **(soft or {})}.items():
+        if array.shape[-2:] != size:
+            raise ValueError(f"{name} is {array.shape[-2:]}, its image {size} (height, width)")
+    masks = {name: _mask(array) for name, array in (labels or {}).items()}
+    maps = {name: SoftMap(torch.from_numpy(np.asarray(array, np.float32))) for name, array in (soft or {}).items()}
     image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1))))
-    mask = tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask_hw)))
     # Not torch.manual_seed: that would also reset the GPU's generator, and with it dropout, at every sample.
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
     try:
-        image_out, mask_out = transform(image, mask)
+        image, masks, maps, padding = transform(image, masks, maps, _mask(np.zeros(size, np.uint8)))
     finally:
         torch.default_generator.set_state(before)
-    return image_out.as_subclass(Tensor), mask_out.as_subclass(Tensor)
+    return Augmented(
+        image.as_subclass(Tensor),
+        {name: mask.as_subclass(Tensor) for name, mask in masks.items()},
+        {name: values.as_subclass(Tensor) for name, values in maps.items()},
+        padding.as_subclass(Tensor) == 0,
+    )
+
+
+def _mask(mask_hw: NDArray[np.uint8]) -> tv_tensors.Mask:
+    return tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask_hw)))

@@ -23,7 +23,7 @@ from artifacts.records import DataError, Skip
 from tasks.training import rng
 from tasks.training.context import FitContext
 from tasks.training.fabric import Fabric, Precision, scaler_of
-from tasks.training.sampling import Collate, Sample, batches
+from tasks.training.sampling import Collate, Sample, SampleData, batches
 
 Batch = dict[str, Any]
 Nets = Mapping[str, Any]
@@ -56,6 +56,7 @@ def train_loop(
     step: Step,
     iterations: int,
     batch_size: int,
+    data: SampleData | None = None,
     schedule: Schedule = constant,
     precision: Precision = "32",
     monitor: Monitor | None = None,
@@ -71,14 +72,15 @@ def train_loop(
         context: the fit; gives data order, seed, device, ranks, checkpoints, log.
         modules: name -> network, with the training flags that it is to have (frozen BN in eval, say).
         optimizers: name -> optimizer over parameters of ``modules``, with the learning rates of factor 1.
-        sample: ``(index, epoch, generator) -> {name: Tensor}``, one sample of member ``index`` of ``context.train``;
+        sample: ``(index, epoch, generator) -> {name: Tensor}``, one sample of member ``index`` of ``data``;
             runs in loader workers. The numpy generator, and torch's, numpy's and Python's global ones, are
             seeded by (seed, epoch, key). It may raise ``SkipImage``.
         step: ``(nets, batch, step) -> {"loss": scalar, ...}``. The batch holds this rank's part of the global batch,
             on the device. ``"loss"`` is backpropagated, everything is logged. Averaging over ranks is by gradient:
-            the loss should be a mean over the batch.
+            the loss should be a mean over the batch (over labelled pixels: :func:`models.losses.rank_share`).
         iterations: steps in all.
         batch_size: samples a step over all ranks.
+        data: what the samples are made of, ``context.train``'s images by default; a member need not be an image.
         schedule: step (0-based) -> factor of all learning rates.
         precision: ``32``, ``bf16``, ``fp16`` (GPU; one optimizer).
         monitor: called after every ``monitor_every`` steps and at the end, on the main rank, with the modules in eval
@@ -107,7 +109,8 @@ def train_loop(
     observe = _Observer(context, modules, monitor, monitor_every, iterations)
     window = _Window(context, fabric, log_every, state.window)
     network = next(iter(nets.values()))
-    loader = batches(context, fabric, sample, start, iterations, batch_size, collate)
+    members = context.train if data is None else data
+    loader = batches(context, fabric, members, sample, start, iterations, batch_size, collate)
     with contextlib.closing(loader):
         for done, batch in enumerate(loader, start + 1):
             context.check_stop()

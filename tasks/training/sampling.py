@@ -12,22 +12,37 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from artifacts.cache.store import CorruptSegment, MaskStore
-from artifacts.records import DataError, Skip
+from artifacts.records import DataError, Record, Skip
 from tasks.engine.process_tree import die_with_parent
 from tasks.stage import SkipImage
 from tasks.training import rng
-from tasks.training.context import FitContext, FitData
+from tasks.training.context import FitContext
 from tasks.training.fabric import Fabric
 
 Sample = Callable[[int, int, np.random.Generator], Mapping[str, Any]]
 Collate = Callable[[list[Any]], dict[str, Any]]
+
+
+class SampleData(Protocol):
+    """What a fit draws its samples from; a member is an image, a box, an image with one of its classes."""
+
+    def __len__(self) -> int:
+        """Members; an epoch is each of them once."""
+
+    def key(self, index: int) -> str:
+        """``<dataset>/<image id>`` of the member's image: its draws are seeded by it, its skips name it."""
+
+    def record(self, index: int) -> Record:
+        """The record of the member's image."""
+
+
 PREFETCH = 4
 """Batches that each loader worker is ahead."""
 TRIES = 3
@@ -47,7 +62,7 @@ class _Made:
 class _Samples(Dataset[_Made]):
     """Position -> sample. A broken image is left out and the next one in the epoch's order takes its place."""
 
-    def __init__(self, data: FitData, sample: Sample, seed: int, label: str, cache: str) -> None:
+    def __init__(self, data: SampleData, sample: Sample, seed: int, label: str, cache: str) -> None:
         self._data = data
         self._sample = sample
         self._seed = seed
@@ -112,6 +127,7 @@ class _Samples(Dataset[_Made]):
 def batches(
     context: FitContext,
     fabric: Fabric,
+    data: SampleData,
     sample: Sample,
     start: int,
     iterations: int,
@@ -122,7 +138,7 @@ def batches(
 
     Raises :class:`DataError` if there is no usable image. Closing the iterator ends the loader workers.
     """
-    if not len(context.train):
+    if not len(data):
         raise DataError(
             f"{context.label}: no training images: the split is empty, or every image was skipped upstream; "
             "check data.train and the list of skipped images"
@@ -132,7 +148,7 @@ def batches(
     positions = [
         range(step * batch_size + first, step * batch_size + first + share) for step in range(start, iterations)
     ]
-    dataset = _Samples(context.train, sample, context.seed, context.label, context.train.cache)
+    dataset = _Samples(data, sample, context.seed, context.label, context.train.cache)
     workers = context.loader_workers
     loader = DataLoader(
         dataset,

@@ -13,13 +13,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from models.deeplab import DeepLab
-    from models.lgsa_deeplab import LGSADeepLab
 
 PRESETS = ("imagenet", "caffe")
 """Names of :data:`models.normalise.NORMALISATIONS`."""
@@ -162,20 +159,3 @@ def imagenet_state(network: str, key: str = "weights") -> dict[str, Tensor]:
             f"put it at {cached} or set {key}=/path/to/{file}; {key}=none starts from random weights"
         ) from error
     return state
-
-
-def load_into(network: DeepLab | LGSADeepLab, state: Mapping[str, Tensor], source: str) -> None:
-    """Load an ImageNet backbone, or a whole DeepLab that Maskmill wrote, into ``network``; attention stays its own.
-
-    Raises :class:`WeightsError` naming ``source`` and the first keys or shapes that differ.
-    """
-    from models.deeplab import check_same_keys, load_backbone
-
-    try:
-        if any(name.startswith("backbone.") for name in state):
-            check_same_keys(network.state_dict(), state, set(), source)
-            network.load_state_dict(dict(state))
-        else:
-            load_backbone(cast("DeepLab", network), state, source=source)  # the same backbone, the same head
-    except ValueError as error:
-        raise WeightsError(str(error)) from error

@@ -41,6 +41,20 @@ def test_operational_params_leave_the_address_alone_and_semantic_ones_change_it(
     assert len({base, *others}) == len(others) + 1
 
 
+@dataclass(frozen=True)
+class WithParts(Params):
+    crf: Inner | None = field(default=None, metadata=keys.WHEN_SET)
+    floor: float = field(default=1e-5, metadata=keys.WHEN_SET)
+    test: Inner = field(default_factory=Inner, metadata=keys.WHEN_SET)
+
+
+def test_an_optional_part_is_in_the_address_only_where_it_is_set() -> None:
+    assert keys.canonical(WithParts()) == {**keys.canonical(Params()), "__params__": "WithParts"}
+    assert keys.digest(WithParts(crf=None, floor=1e-5, test=Inner(0.5))) == keys.digest(WithParts())
+    others = [WithParts(crf=Inner()), WithParts(crf=Inner(0.25)), WithParts(floor=1e-4), WithParts(test=Inner(0.25))]
+    assert len({keys.digest(one) for one in [WithParts(), *others]}) == 5
+
+
 def test_the_class_order_is_part_of_the_address() -> None:
     assert keys.address("cut", 1, Params(), classes=("a", "b")) != keys.address("cut", 1, Params(), classes=("b", "a"))
 

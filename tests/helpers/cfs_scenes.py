@@ -15,6 +15,8 @@ from tasks.cfs.stages import CFSParams
 from tasks.stage import Item
 
 SMALL = CFSParams(
+    network="tiny",
+    weights="none",
     width=4,
     crop=16,
     min_side=10.0,

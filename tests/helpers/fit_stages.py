@@ -47,6 +47,8 @@ class TinyParams:
     clip_norm: float | None = None
     norm: bool = True
     dropout: float = 0.3
+    labelled: bool = False
+    """Also learn label maps, of which the later images have ever fewer decided pixels."""
     refuse: tuple[str, ...] = ()
     """Keys that the sample function declines."""
 
@@ -60,6 +62,7 @@ def fit(context: FitContext) -> dict[str, Tensor]:
     from torch import nn
     from torch.nn import functional as F
 
+    from models.losses import segmentation_loss
     from tasks.training.loop import poly, train_loop
 
     params: TinyParams = context.params
@@ -82,13 +85,19 @@ def fit(context: FitContext) -> dict[str, Tensor]:
         image = torch.from_numpy(item.image_rgb.transpose(2, 0, 1).astype(np.float32) / 255)
         # All four generators that a sample may use.
         noise = torch.rand(()) + float(generator.random()) + float(np.random.random()) + __import__("random").random()
-        return {"image": image + 0.01 * noise, "target": image.mean()}
+        labels = (image[0] > 0.5).to(torch.uint8)
+        labels[:index] = 255
+        return {"image": image + 0.01 * noise, "target": image.mean(), "labels": labels}
 
     def step(nets: Mapping[str, Any], batch: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
         die(index)
         time.sleep(params.step_s)
         predicted = nets["net"](batch["image"]).mean((1, 2, 3))
-        return {"loss": F.mse_loss(predicted, batch["target"]), "extra": predicted.detach().mean()}
+        loss = F.mse_loss(predicted, batch["target"])
+        if params.labelled:
+            scores = nets["net"](batch["image"])
+            loss = loss + segmentation_loss(torch.cat([scores, -scores], 1), batch["labels"])
+        return {"loss": loss, "extra": predicted.detach().mean()}
 
     def monitor() -> dict[str, float]:
         assert not net.training

@@ -64,8 +64,8 @@ def test_starts_as_the_plain_network(modules: int) -> None:
         assert torch.equal(output.logits_bkhw, plain(images))
         assert output.walked_bkhw is None
         upsampled = F.interpolate(plain(images), size=(64, 48), mode="bilinear", align_corners=False)
-        torch.testing.assert_close(network.probabilities(output, (64, 48)), upsampled.softmax(1))
-        losses = network.losses(output, labels, 1e4)
+        torch.testing.assert_close(network.spread(output, (64, 48)), upsampled.softmax(1))
+        losses = network.losses(output, {"labels": labels})
     torch.testing.assert_close(losses["loss"], segmentation_loss(plain(images), labels))
 
 
@@ -124,7 +124,7 @@ def test_modules_in_cascade_then_the_head_then_the_walk_by_the_last_w(walk: Walk
     share = lgsa.class_share(sampled).double()
     expected = sum(lgsa.attention_loss(w, sampled, share) for w in (first, last))
     torch.testing.assert_close(output.attention, expected, check_dtype=False)
-    probabilities = network.probabilities(output, (64, 48))
+    probabilities = network.spread(output, (64, 48))
     if walk == "off":
         assert output.walked_bkhw is None
         final = F.interpolate(logits, size=(64, 48), mode="bilinear").softmax(1)
@@ -145,7 +145,8 @@ def test_the_losses_are_equations_9_and_10_at_the_crop_and_at_the_output() -> No
     for at, p, target in (("crop", up, labels), ("output", output.walked_bkhw, labels[:, 4::8, 4::8])):
         expected = F.nll_loss((p + 1e-7).log(), target, ignore_index=255)
         for scaled, alpha in ((False, 300.0), (True, 300.0 * (48 / 1681) ** 2)):
-            losses = network.losses(output, labels, 300.0, scaled=scaled, at=at)  # type: ignore[arg-type]
+            network.alpha, network.alpha_scaled, network.loss_at = 300.0, scaled, at  # type: ignore[assignment]
+            losses = network.losses(output, {"labels": labels})
             torch.testing.assert_close(losses["segmentation"], expected)
             torch.testing.assert_close(losses["loss"], expected + alpha * output.attention)
             assert losses["attention"] == output.attention
@@ -154,11 +155,11 @@ def test_the_losses_are_equations_9_and_10_at_the_crop_and_at_the_output() -> No
 def test_a_walk_over_logits_or_none_has_deeplabs_own_loss() -> None:
     images, labels = batch()
     for walk in ("logits", "off"):
-        network = awake(tiny(1, walk=walk)).eval()
+        network = awake(tiny(1, walk=walk, alpha=0.0)).eval()
         output = network(images, labels)
         scores = output.logits_bkhw if walk == "off" else output.walked_bkhw
         expected = segmentation_loss(scores, labels)
-        torch.testing.assert_close(network.losses(output, labels, 0.0)["loss"], expected)
+        torch.testing.assert_close(network.losses(output, {"labels": labels})["loss"], expected)
 
 
 def test_no_labels_no_guidance_the_non_local_network() -> None:
@@ -167,6 +168,8 @@ def test_no_labels_no_guidance_the_non_local_network() -> None:
     free, led = network(images), network(images, labels)
     assert free.attention.item() == 0.0
     assert led.attention.item() > 0.0
+    network.alpha = 0.0
+    assert network(images, labels).attention.item() == 0.0, "without a weight no error is computed"
     torch.testing.assert_close(free.walked_bkhw, led.walked_bkhw)
 
 
@@ -185,7 +188,7 @@ def test_images_that_are_undecided_throughout_give_no_loss() -> None:
     network = awake(tiny(2))
     images, labels = batch()
     output = network(images, torch.full_like(labels, 255))
-    loss = network.losses(output, torch.full_like(labels, 255), 1e4)["loss"]
+    loss = network.losses(output, {"labels": torch.full_like(labels, 255)})["loss"]
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in network.parameters())
@@ -203,12 +206,39 @@ def test_under_autocast_w_the_walk_and_the_losses_stay_in_float32() -> None:
     images, labels = batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = network(images, labels)
-        losses = network.losses(output, labels, 1e4)
+        losses = network.losses(output, {"labels": labels})
     assert output.logits_bkhw.dtype == torch.bfloat16
     assert output.walked_bkhw is not None and output.walked_bkhw.dtype == torch.float32
     torch.testing.assert_close(output.walked_bkhw.sum(1), torch.ones(2, 8, 6))
     assert {value.dtype for value in losses.values()} == {torch.float32}
     losses["loss"].backward()
+
+
+# The interface of segmenters
+
+
+@pytest.mark.parametrize("walk", ["off", "probabilities", "logits"])
+def test_probabilities_are_the_softmax_of_the_logits_for_both_segmenters(walk: Walk) -> None:
+    plain, _ = twins(1, walk)
+    images, _ = batch(60, 44)
+    for network in (plain, awake(tiny(2, walk=walk)).eval()):
+        with torch.no_grad():
+            logits, probabilities = (give(images, (21, 17)) for give in (network.logits, network.probabilities))
+        assert logits.shape == (2, 4, 21, 17) and logits.dtype == probabilities.dtype == torch.float32
+        torch.testing.assert_close(logits.softmax(1), probabilities, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(2, 21, 17))
+
+
+@pytest.mark.parametrize(("name", "stride"), [("tiny", 8), ("tiny", 4), ("resnet18", 8), ("largefov", 8)])
+def test_the_grid_is_the_one_that_the_network_gives(name: Any, stride: Any) -> None:
+    with torch.device("meta"):
+        for network in (
+            deeplab.build(name, 3, output_stride=stride),
+            lgsa_deeplab.build(name, 3, output_stride=stride),
+        ):
+            for size in ((64, 48), (65, 47), (16, 31), (71, 40)):
+                features = network.eval().features(torch.zeros(1, 3, *size))
+                assert network.grid(size) == tuple(features.shape[2:])
 
 
 # The heat map
@@ -297,7 +327,7 @@ def test_after_one_step_every_parameter_has_a_gradient() -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
-        network.losses(network(images, labels), labels, 1e4)["loss"].backward()
+        network.losses(network(images, labels), {"labels": labels})["loss"].backward()
         optimizer.step()
     # phi's bias adds one number to a whole row of W's logits, which the softmax takes away again.
     without = [name for name in parameters_without_gradient(network) if not name.endswith("phi.bias")]

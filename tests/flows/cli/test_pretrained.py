@@ -12,7 +12,7 @@ from benchmarks import pretrained
 from models import lgsa_deeplab
 from tasks.deeplab.stages import DEMO_TINY
 from tasks.engine.options import RunParams
-from tasks.training.weights import load_into
+from tasks.training.networks import load_into
 
 PARAMS = dataclasses.replace(DEMO_TINY, width=4, iterations=2)
 

@@ -22,6 +22,8 @@ from tasks.cfs import network as cfs_net
 from tasks.cfs import stages as cfs
 from tasks.cfs.stages import DEMO, CFSParams
 from tasks.stage import check_outputs, resolve
+from tasks.training.networks import load_into
+from tasks.training.optim import make_optimizer
 from tasks.training.weights import WeightsError
 
 Fit = Callable[..., Publication]
@@ -133,10 +135,10 @@ class TestFit:
         params = dataclasses.replace(SMALL, **change)
         publication = fit(params)
         item = item_of(scene(1)[0], [box_of(1)], net=str(publication.weights))
-        assert cfs.predict_item(item, cfs.predict(params).params)["objects_flat"].dtype == np.float16
+        assert cfs_net.predict_item(item, cfs.predict(params).params)["objects_flat"].dtype == np.float16
         if "optimizer" not in change:
             with pytest.raises(WeightsError, match="does not fit this network"):
-                cfs.predict_item(item, cfs.predict(SMALL).params)
+                cfs_net.predict_item(item, cfs.predict(SMALL).params)
 
     def test_weights_file_and_init_are_what_a_fit_starts_from(self, fit: Fit, tmp_path: Path) -> None:
         torch.manual_seed(9)
@@ -154,15 +156,15 @@ class TestFit:
     def test_an_imagenet_file_fills_the_encoder_and_another_networks_file_is_named(self) -> None:
         network = unet.build("resnet18", 2)
         state = torchvision.models.resnet18(weights=None).state_dict()
-        cfs_net.load_into(network, state, "resnet18.pth")
+        load_into(network, state, "resnet18.pth")
         own = network.encoder.state_dict()
         assert all(torch.equal(own[name], value) for name, value in state.items() if not name.startswith("fc."))
         with pytest.raises(WeightsError, match=r"resnet18\.pth does not fit this network"):
-            cfs_net.load_into(unet.build("tiny", 2), state, "resnet18.pth")
+            load_into(unet.build("tiny", 2), state, "resnet18.pth")
 
     def test_the_optimizer_gets_every_parameter_with_momentum_and_decay_in_their_places(self) -> None:
         network = unet.build("tiny", 2, width=4)
-        optimizer = cfs_net.make_optimizer(network, CFSParams(lr=0.005, momentum=0.8, weight_decay=0.02))
+        optimizer = make_optimizer(network, CFSParams(lr=0.005, momentum=0.8, weight_decay=0.02))
         assert isinstance(optimizer, torch.optim.SGD)
         assert {(g["lr"], g["momentum"]) for g in optimizer.param_groups} == {(0.005, 0.8)}
         assert {g["name"]: g["weight_decay"] for g in optimizer.param_groups}["encoder"] == 0.02
@@ -170,9 +172,11 @@ class TestFit:
 
     def test_golden_fit(self, fit: Fit) -> None:
         """Golden: if these change, every cached fit is stale, and the stage needs a new version."""
-        assert cfs.fit(DEMO).version == 1
+        assert cfs.fit(DEMO).version == 2
         found = losses(fit(dataclasses.replace(SMALL, iterations=40)))
-        assert found == pytest.approx(GOLDEN_LOSSES, rel=0.01)
+        # Spread over torch's kernels (AVX-512, AVX2, none of them) and 1 or 2 threads: 2e-4, after 40 steps 5e-3.
+        assert found[0] == pytest.approx(GOLDEN_LOSSES[0], rel=4e-4)
+        assert found[1] == pytest.approx(GOLDEN_LOSSES[1], rel=6e-3)
 
 
-GOLDEN_LOSSES = [0.5437, 0.4060]
+GOLDEN_LOSSES = [0.54368, 0.4062]

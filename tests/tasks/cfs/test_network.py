@@ -9,26 +9,34 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cfs_scenes import CLASSES, SMALL, WHERE, box_of, item_of, scene
+from cfs_scenes import CLASSES, SMALL, WHERE, box_of, coarse, item_of, scene
+from fit_scenes import Scene, fit_scenes
 from safetensors.torch import load_file, save_file
 
 from artifacts.objects import pack_objects, unpack_objects
 from artifacts.records import Box, DataError, Record
 from models import unet
+from models.normalise import NORMALISATIONS, Normalisation
 from tasks.cfs import network as cfs_net
 from tasks.cfs import stages as cfs
 from tasks.cfs.box_crop import BoxCrop
 from tasks.cfs.stages import DEMO, CFSParams
 from tasks.refine import RefineParams, refine_item
 from tasks.stage import Item, SkipImage, check_outputs, resolve
+from tasks.training.networks import fill_rgb, load_network
 from tasks.training.rng import generator
+
+GREY = (124, 116, 104)
+"""ImageNet's mean."""
 
 
 class TestSample:
     def test_image_box_and_target_lie_on_each_other(self) -> None:
         image, mask = scene(1)
         params = dataclasses.replace(SMALL, crop=54, margin_jitter=0.0)  # a pixel is a pixel
-        seen, box, target = cfs_net.object_sample(item_of(image, [box_of(1)], mask), box_of(1), params, generator(0))
+        seen, box, target = cfs_net.object_sample(
+            item_of(image, [box_of(1)], mask), box_of(1), params, generator(0), GREY
+        )
         assert (seen == image[5:59, 11:65]).all() and (target == mask[5:59, 11:65]).all()
         assert box[9:45, 9:45].all() and box.sum() == 36 * 36
 
@@ -38,22 +46,22 @@ class TestSample:
         found = pack_objects([7, 8], [(0, 0, 72, 64), WHERE], [mask, everything[14:50, 20:56]])
         item = dataclasses.replace(item_of(image, [box_of(1)]), up={"coarse": found})
         params = dataclasses.replace(SMALL, crop=54, margin_jitter=0.0)
-        assert (cfs_net.object_sample(item, box_of(1), params, generator(0))[2] == mask[5:59, 11:65]).all()
+        assert (cfs_net.object_sample(item, box_of(1), params, generator(0), GREY)[2] == mask[5:59, 11:65]).all()
 
     def test_probabilities_are_masks_above_one_half(self) -> None:
         image, mask = scene(1)
         found = pack_objects([7], [WHERE], [np.where(mask[14:50, 20:56], 0.51, 0.5).astype(np.float16)])
         item = dataclasses.replace(item_of(image, [box_of(1)]), up={"coarse": found})
         params = dataclasses.replace(SMALL, crop=54, margin_jitter=0.0)
-        assert (cfs_net.object_sample(item, box_of(1), params, generator(0))[2] == mask[5:59, 11:65]).all()
+        assert (cfs_net.object_sample(item, box_of(1), params, generator(0), GREY)[2] == mask[5:59, 11:65]).all()
 
     def test_a_mask_that_is_missing_is_an_error_and_a_box_outside_a_skip(self) -> None:
         image, mask = scene(1)
         with pytest.raises(DataError, match=r"set/one: no coarse mask of object 9;.*difficult= alike"):
-            cfs_net.object_sample(item_of(image, [box_of(1)], mask), box_of(1, id=9), SMALL, generator(0))
+            cfs_net.object_sample(item_of(image, [box_of(1)], mask), box_of(1, id=9), SMALL, generator(0), GREY)
         with pytest.raises(SkipImage, match="box 7 lies outside the image"):
             outside = box_of(1, x0=100.0, x1=200.0)
-            cfs_net.object_sample(item_of(image, [box_of(1)], mask), outside, SMALL, generator(0))
+            cfs_net.object_sample(item_of(image, [box_of(1)], mask), outside, SMALL, generator(0), GREY)
 
     def test_draws_depend_on_seed_epoch_image_and_object_alone(self) -> None:
         image, mask = scene(1)
@@ -67,7 +75,7 @@ class TestSample:
                 return item_of(image, boxes, mask)
 
         params = dataclasses.replace(SMALL, colour_jitter=0.3, margin_jitter=0.5)
-        sample = cfs_net.sampler(Data(), params)
+        sample = cfs_net.sampler(Data(), params, GREY)
 
         def draw(index: int, epoch: int) -> dict[str, Any]:
             return dict(sample(index, epoch, generator(0, epoch, "set/one")))
@@ -95,7 +103,9 @@ class TestSample:
             def item(self, index: int) -> Item:
                 return item
 
-        sample = cfs_net.sampler(Data(), dataclasses.replace(SMALL, crop=54, colour_jitter=0.0, margin_jitter=0.0))
+        sample = cfs_net.sampler(
+            Data(), dataclasses.replace(SMALL, crop=54, colour_jitter=0.0, margin_jitter=0.0), GREY
+        )
         lefts = set()
         for epoch in range(12):
             one = sample(0, epoch, generator(epoch))
@@ -104,12 +114,36 @@ class TestSample:
         assert lefts == {True, False}
 
 
+class TestFill:
+    @pytest.mark.parametrize("normalisation", NORMALISATIONS.values(), ids=lambda n: n.name)
+    def test_the_padding_is_what_the_normalisation_maps_to_zero(self, normalisation: Normalisation) -> None:
+        network = cfs_net.build_network(SMALL, 2, normalisation)
+        padding = torch.tensor(fill_rgb(network), dtype=torch.uint8).view(1, 3, 1, 1)
+        grey_levels = network.normalise(padding)[:, network.normalise.bgr.argsort()] * network.normalise.std
+        assert float(grey_levels.abs().max()) <= 0.5, "as near as whole numbers come"
+
+    def test_caffes_weights_pad_with_caffes_mean_in_training_and_in_prediction(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        network = cfs_net.build_network(SMALL, 2, NORMALISATIONS["caffe"])
+        save_file(network.state_dict(), tmp_path / "w.safetensors")
+        fills: list[Any] = []
+        crop = BoxCrop.image
+        monkeypatch.setattr(BoxCrop, "image", lambda *given: fills.append(given[2]) or crop(*given))
+        image, mask = scene(1)
+        predicted(str(tmp_path / "w.safetensors"), image, [box_of(1)])
+        picture = Scene(image, coarse([box_of(1)], mask), (box_of(1),))
+        params = dataclasses.replace(SMALL, weights=f"caffe:{tmp_path / 'w.safetensors'}", batch=2, iterations=1)
+        fit_scenes(tmp_path, cfs.fit(params), "coarse", [picture])
+        assert fills == [(123, 117, 104)] * 3
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A network with something to say: random weights, its answers spread about one half."""
     torch.manual_seed(3)
     network = unet.build("tiny", 2, width=4)
-    crops = [BoxCrop.around(WHERE, 1.5, 16).image(scene(i)[0], cfs_net.FILL_RGB) for i in range(8)]
+    crops = [BoxCrop.around(WHERE, 1.5, 16).image(scene(i)[0], GREY) for i in range(8)]
     images = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
     boxes, classes = torch.ones(8, 16, 16), torch.ones(8, dtype=torch.int64)
     with torch.no_grad():
@@ -132,9 +166,9 @@ class TestPredict:
     def test_a_probability_is_the_networks_own_in_the_boxs_pixels(self, weights: str) -> None:
         image, _ = scene(1)
         arrays = predicted(weights, image, [box_of(1)])
-        network = cfs_net.load_network(weights, cfs.predict(SMALL).params, 2, "cpu")
+        network = load_network(weights, cfs_net.build_network, cfs.predict(SMALL).params, 2, "cpu")
         crop = BoxCrop.around(WHERE, 1.5, 16)
-        picture = torch.from_numpy(crop.image(image, cfs_net.FILL_RGB)).permute(2, 0, 1)[None]
+        picture = torch.from_numpy(crop.image(image, GREY)).permute(2, 0, 1)[None]
         logits = network(picture, torch.from_numpy(crop.box())[None], torch.tensor([1])).softmax(1)[0, 1].numpy()
         (found,) = unpack_objects(arrays)
         assert (found.id, found.window_xyxy) == (7, WHERE) and arrays["object_classes_n"].tolist() == [1]
@@ -189,7 +223,7 @@ class TestPredict:
         assert [o.values_hw.size for o in unpack_objects(outside)] == [0, 36 * 36]
         with pytest.raises(SkipImage, match="no boxes are known"):
             unknown = Item("k", Record("one", "one.png"), CLASSES, image, nets={"net": weights})
-            cfs.predict_item(unknown, cfs.predict(SMALL).params)
+            cfs_net.predict_item(unknown, cfs.predict(SMALL).params)
 
     def test_crowds_are_left_out_and_difficult_ones_by_parameter(self, weights: str) -> None:
         image, _ = scene(1)
@@ -247,7 +281,7 @@ class TestPredict:
         other = {f"critic.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
         save_file(other | {f"cfs.{name}": tensor for name, tensor in state.items()}, tmp_path / "several.safetensors")
         item = item_of(scene(1)[0], [box_of(1)], net=str(tmp_path / "several.safetensors"))
-        found = cfs.predict_item(dataclasses.replace(item, prefixes={"net": "cfs."}), cfs.predict(SMALL).params)
+        found = cfs_net.predict_item(dataclasses.replace(item, prefixes={"net": "cfs."}), cfs.predict(SMALL).params)
         assert np.array_equal(found["objects_flat"], predicted(weights, scene(1)[0], [box_of(1)])["objects_flat"])
 
     def test_golden_prediction(self, weights: str) -> None:
@@ -270,7 +304,7 @@ GOLDEN_PROBS = [
     [("tiny", "trained"), ("tiny", "frozen"), ("resnet18", "trained"), ("resnet18", "frozen")],
 )
 def test_the_smallest_crop_that_is_learnt_from_alone(network: Any, batch_norm: Any) -> None:
-    side = cfs.smallest_alone(CFSParams(network=network, batch_norm=batch_norm))
+    side = CFSParams(network=network, weights="none", batch_norm=batch_norm).smallest_alone
     net = unet.build(network, 2, batch_norm=batch_norm, width=4).train()
 
     def learn(side: int) -> None:

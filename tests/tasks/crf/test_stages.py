@@ -19,7 +19,7 @@ from artifacts.records import Box, DataError, Record, RecordSet
 from models import deeplab as networks
 from tasks.crf import dense_crf as crf
 from tasks.crf.dense_crf import PRESETS, BoxCRFParams, CRFParams, ProbsCRFParams, dense_crf, from_probabilities
-from tasks.deeplab import network as segment
+from tasks.deeplab import inference
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DEMO, TestTimeParams
 from tasks.engine.options import RunParams
@@ -139,13 +139,6 @@ def test_everything_that_changes_masks_changes_the_address() -> None:
     assert [crf.from_probs(params).uses_torch for params in with_torch] == [True, True, False]
 
 
-@pytest.mark.parametrize(("kind", "values"), [(ProbsCRFParams, {"floor": 0.0}), (BoxCRFParams, {"core": 1.5})])
-def test_impossible_stage_values_are_refused(kind: Any, values: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match=next(iter(values))):
-        kind(**values)
-    assert all(field.metadata.get("help") for field in dataclasses.fields(kind))
-
-
 def test_stages_are_cached_and_read_what_they_declare(tmp_path: Path) -> None:
     records = []
     for name in ("x", "y"):
@@ -188,28 +181,24 @@ def test_both_masks_come_from_one_look_at_the_network(item: Item, fusion: Any, m
     params = dataclasses.replace(DEMO, test=TestTimeParams((1.0, 0.75), fusion=fusion))
     with_crf = deeplab.predict(params, crf=PRESETS["rrm-test"])
     looks = []
-    ask = segment.predict_scores
-    monkeypatch.setattr(segment, "predict_scores", lambda *given: looks.append(ask(*given)) or looks[-1])
-    out = check_outputs(with_crf, deeplab.predict_item(item, with_crf.params))
+    ask = inference.predict_scores
+    monkeypatch.setattr(inference, "predict_scores", lambda *a, **k: looks.append(ask(*a, **k)) or looks[-1])
+    out = check_outputs(with_crf, inference.predict_item(item, with_crf.params))
     (scores,) = looks
     probs = scores.softmax(0) if fusion == "max" else scores
     expected = dense_crf(IMAGE, from_probabilities(probs.numpy()), PRESETS["rrm-test"]).argmax(0)
     np.testing.assert_array_equal(out["mask_crf_hw"], expected)
     assert (out["mask_crf_hw"] != out["mask_hw"]).any()
     plain = deeplab.predict(params)
-    np.testing.assert_array_equal(out["mask_hw"], deeplab.predict_item(item, plain.params)["mask_hw"])
+    np.testing.assert_array_equal(out["mask_hw"], inference.predict_item(item, plain.params)["mask_hw"])
 
 
 def test_without_a_crf_the_prediction_is_what_it_was() -> None:
-    """Masks predicted before there was a CRF stay in every cache."""
+    """An optional part that is not there is in no address."""
     stage = deeplab.predict(DEMO)
-    assert stage.outputs == ("mask_hw",) and [f.name for f in dataclasses.fields(stage.params)] == [
-        "network",
-        "width",
-        "output_stride",
-        "atrous",
-        "test",
-    ]
+    assert stage.outputs == ("mask_hw",)
+    in_address = set(keys.canonical(stage.params)) - {"__params__"}
+    assert in_address == {"network", "width", "output_stride", "atrous", "test"}
     addresses = {
         keys.digest(deeplab.predict(DEMO, crf=one).params) for one in (None, PRESETS["rrm-test"], PRESETS["deeplab-v2"])
     }
@@ -224,11 +213,8 @@ def shown(mask_hw: np.ndarray) -> list[str]:
 
 
 def test_golden_masks() -> None:
-    assert (
-        crf.from_probs().version,
-        crf.from_boxes().version,
-        deeplab.predict(DEMO, crf=CRFParams()).version,
-    ) == (1, 1, 2)
+    assert crf.from_probs().version == crf.from_boxes().version == 1
+    assert deeplab.predict(DEMO, crf=CRFParams()).version == 2
     assert shown(run(crf.from_probs(), RECORD, IMAGE, probs=PROBS)) == GOLDEN_PROBS
     assert shown(run(crf.from_boxes(), RECORD, IMAGE)) == GOLDEN_BOXES
 

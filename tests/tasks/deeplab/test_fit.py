@@ -18,10 +18,11 @@ from artifacts.cache.fit_store import Publication
 from artifacts.records import MaskRef, Record
 from models import deeplab as networks
 from models.groups import parameter_groups
-from tasks.deeplab import network as segment
 from tasks.deeplab import stages as deeplab
+from tasks.deeplab.inference import predict_item
 from tasks.deeplab.stages import DEMO, DeepLabParams
 from tasks.stage import Item
+from tasks.training.optim import make_optimizer
 
 SMALL = dataclasses.replace(DEMO, width=8, crop=32, batch=4, iterations=2, scale_range=(1.0, 1.0))
 
@@ -75,7 +76,7 @@ def test_tiny_learns_four_pictures_and_its_checkpoint_predicts_them(fit: Fit) ->
     for i in range(4):
         image, mask = scene(i)
         item = Item(f"d/{i}", Record(str(i), ""), CLASSES, image, nets={"net": str(publication.weights)})
-        predicted = deeplab.predict_item(item, deeplab.predict(params).params)["mask_hw"]
+        predicted = predict_item(item, deeplab.predict(params).params)["mask_hw"]
         hits += int((predicted == mask)[:60].sum())
     assert hits / (4 * 60 * 72) > 0.93
 
@@ -113,6 +114,12 @@ def test_a_label_map_of_another_size_is_a_named_skip(fit: Fit) -> None:
     assert [key for key, _, reason, _ in info["skips"] if "(20, 72)" in reason and "(64, 72)" in reason] == ["d/2"]
 
 
+def test_epochs_become_iterations(fit: Fit) -> None:
+    lines = metrics(fit(dataclasses.replace(SMALL, iterations=0, epochs=3, batch=2)))
+    assert lines[-1]["step"] == 6  # 4 images, 2 at a time, 3 times
+    assert lines[-1]["lr"] == pytest.approx(SMALL.lr * (1 - 5 / 6) ** 0.9), "the schedule ends where the epochs do"
+
+
 def test_the_logged_rate_is_poly_09(fit: Fit) -> None:
     publication = fit(dataclasses.replace(SMALL, iterations=20, lr=0.01))
     last = [line for line in metrics(publication) if "lr" in line][-1]
@@ -121,7 +128,8 @@ def test_the_logged_rate_is_poly_09(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"multi_scale_inputs": True}, {"loss_at": "output"}, {"optimizer": "sgd", "lr": 0.01}]
+    "change",
+    [{"multi_scale_inputs": True}, {"loss_at": "output"}, {"optimizer": "sgd", "lr": 0.01}, {"optimizer": "adam"}],
 )
 def test_variants_train_the_same_tensors(fit: Fit, change: dict[str, Any]) -> None:
     plain = load_file(fit(SMALL, name="a").weights)
@@ -146,7 +154,7 @@ def test_the_optimizer_gets_every_group_with_momentum_and_decay_in_their_places(
     with torch.device("meta"):
         network = networks.build("resnet18", 3)
     params = DeepLabParams(network="resnet18", lr=0.001, momentum=0.8, weight_decay=0.02)
-    optimizer = segment.make_optimizer(network, params)
+    optimizer = make_optimizer(network, params)
     assert isinstance(optimizer, torch.optim.SGD)
     assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in optimizer.param_groups] == [
         (0.001, 0.8, 0.02),

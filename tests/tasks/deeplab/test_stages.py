@@ -15,11 +15,14 @@ from safetensors.torch import save_file
 from artifacts import keys
 from artifacts.records import Record
 from models import deeplab as networks
-from tasks.deeplab import network as segment
+from tasks.crf.dense_crf import from_probs, resize_probabilities
+from tasks.deeplab import inference
 from tasks.deeplab import stages as deeplab
+from tasks.deeplab.build import build_network
 from tasks.deeplab.lgsa import Attention, LGSAParams, chosen
 from tasks.deeplab.stages import DEMO, PRESETS, DeepLabParams, TestTimeParams
-from tasks.stage import Item, stage_address
+from tasks.stage import Item, SkipImage, check_outputs, resolve, stage_address
+from tasks.training.networks import load_network
 from tasks.training.weights import WeightsError
 
 # Params and addresses
@@ -28,14 +31,6 @@ from tasks.training.weights import WeightsError
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("crop", 8, "crop 8 is outside 16..4096"),
-        ("batch", 0, "batch 0"),
-        ("iterations", 0, "iterations 0"),
-        ("lr", 0.0, "lr 0.0"),
-        ("lr", float("nan"), "lr nan"),
-        ("momentum", 1.0, "momentum 1.0"),
-        ("weight_decay", -1e-4, "weight_decay"),
-        ("seed", -1, "seed -1"),
         ("scale_range", (1.5, 0.5), "scale_range"),
         ("weights", "imagenet", "tiny"),
         ("weights", "", "weights is empty"),
@@ -47,15 +42,9 @@ def test_impossible_values_name_field_and_value(field: str, value: Any, message:
         dataclasses.replace(DEMO, **{field: value})
 
 
-@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 9.0)])
-def test_impossible_test_scales_are_refused(scales: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match=r"test\.scales"):
-        TestTimeParams(scales=scales)
-
-
-def test_every_field_has_help() -> None:
-    for params in (DeepLabParams, TestTimeParams):
-        assert [f.name for f in dataclasses.fields(params) if not f.metadata.get("help")] == []
+def test_no_test_scale_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"test\.scales is empty"):
+        TestTimeParams(scales=())
 
 
 def test_presets_are_the_papers() -> None:
@@ -64,6 +53,21 @@ def test_presets_are_the_papers() -> None:
     assert (fov.crop, fov.batch, fov.lr, fov.iterations, fov.weights) == (321, 30, 1e-3, 20_000, "imagenet")
     assert not v2.multi_scale_inputs
     assert PRESETS["demo"].network == "tiny" and PRESETS["demo"].iterations == 800
+
+
+def test_the_defaults_alone_are_a_whole() -> None:
+    """What photographs can be learnt with, and none of the numbers of a network from scratch."""
+    params = DeepLabParams()
+    v2 = PRESETS["voc-resnet101"]
+    shared = ("weights", "crop", "scale_range", "batch", "optimizer", "lr", "momentum", "weight_decay", "poly_power")
+    assert all(getattr(params, name) == getattr(v2, name) for name in shared)
+    assert (params.network, params.weights, params.iterations) == ("resnet50", "imagenet", 0)
+    assert params.total_iterations(200) == 1000, "each of 200 photographs 50 times"
+
+
+def test_the_papers_15_epochs_of_voc() -> None:
+    assert DeepLabParams(epochs=15).total_iterations(10_582) == 15_873
+    assert DeepLabParams(epochs=15, iterations=7).total_iterations(10_582) == 7
 
 
 def fit_address(params: DeepLabParams) -> str:
@@ -121,7 +125,7 @@ def test_scores_are_the_average_of_each_scale_and_mirror_at_the_images_own_size(
                 logits = tiny(torch.flip(scaled, [3]) if mirror else scaled)
                 logits = F.interpolate(logits, (50, 70), mode="bilinear", align_corners=False)
                 total += (torch.flip(logits, [3]) if mirror else logits).softmax(1)[0]
-    scores = segment.predict_scores(tiny, image, (1.0, 1.5, 0.5), flip=True)
+    scores = inference.predict_scores(tiny, image, (1.0, 1.5, 0.5), flip=True)
     torch.testing.assert_close(scores, total / 6, rtol=1e-4, atol=1e-5)
     assert float((scores.sum(0) - 1).abs().max()) < 1e-5
 
@@ -133,13 +137,13 @@ def test_max_fusion_takes_the_larger_logit(tiny: networks.DeepLab) -> None:
         one = F.interpolate(tiny(tensor), (40, 40), mode="bilinear", align_corners=False)
         half = tiny(F.interpolate(tensor, (20, 20), mode="bilinear", antialias=True))
         half = F.interpolate(half, (40, 40), mode="bilinear", align_corners=False)
-    scores = segment.predict_scores(tiny, image, (1.0, 0.5), fusion="max")
+    scores = inference.predict_scores(tiny, image, (1.0, 0.5), fusion="max")
     torch.testing.assert_close(scores, torch.maximum(one, half)[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 400), (500, 7), (97, 31)])
 def test_any_size_is_answered_at_that_size(tiny: networks.DeepLab, size: tuple[int, int]) -> None:
-    assert segment.predict_scores(tiny, picture(*size), (0.5, 1.0), flip=True).shape == (4, *size)
+    assert inference.predict_scores(tiny, picture(*size), (0.5, 1.0), flip=True).shape == (4, *size)
 
 
 def test_an_image_larger_than_the_crop_is_not_cropped(tiny: networks.DeepLab, tmp_path: Path) -> None:
@@ -149,9 +153,9 @@ def test_an_image_larger_than_the_crop_is_not_cropped(tiny: networks.DeepLab, tm
     item = Item(
         "d/a", Record("a", "a.jpg"), ("x", "y", "z"), image, nets={"net": str(tmp_path / "weights.safetensors")}
     )
-    out = deeplab.predict_item(item, deeplab.predict(params).params)
+    out = inference.predict_item(item, deeplab.predict(params).params)
     assert out["mask_hw"].dtype == np.uint8 and out["mask_hw"].shape == (150, 130)
-    np.testing.assert_array_equal(out["mask_hw"], segment.predict_scores(tiny, image).argmax(0).numpy())
+    np.testing.assert_array_equal(out["mask_hw"], inference.predict_scores(tiny, image).argmax(0).numpy())
     assert len(np.unique(out["mask_hw"])) > 1
     assert out["mask_hw"].max() <= 3
 
@@ -161,10 +165,10 @@ def test_a_checkpoint_of_other_classes_or_cut_short_is_named(tiny: networks.Deep
     save_file(tiny.state_dict(), file)
     params = deeplab.predict(DEMO).params
     with pytest.raises(WeightsError, match=r"weights\.safetensors does not fit.*head.*file \(4.*network \(9"):
-        segment.load_network(str(file), params, 9, "cpu")
+        load_network(str(file), build_network, params, 9, "cpu")
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(WeightsError, match=r"weights\.safetensors is cut short"):
-        segment.load_network(str(file), params, 4, "cpu")
+        load_network(str(file), build_network, params, 4, "cpu")
 
 
 def test_the_network_is_kept_between_images_and_read_anew_when_the_file_changes(
@@ -173,12 +177,12 @@ def test_the_network_is_kept_between_images_and_read_anew_when_the_file_changes(
     file = tmp_path / "weights.safetensors"
     save_file(tiny.state_dict(), file)
     params = deeplab.predict(DEMO).params
-    first = segment.load_network(str(file), params, 4, "cpu")
-    assert segment.load_network(str(file), params, 4, "cpu") is first
+    first = load_network(str(file), build_network, params, 4, "cpu")
+    assert load_network(str(file), build_network, params, 4, "cpu") is first
     assert not first.training and not any(p.requires_grad for p in first.parameters())
     save_file({k: v + 1 if "branches" in k else v for k, v in tiny.state_dict().items()}, tmp_path / "new")
     (tmp_path / "new").replace(file)
-    assert segment.load_network(str(file), params, 4, "cpu") is not first
+    assert load_network(str(file), build_network, params, 4, "cpu") is not first
 
 
 def test_one_of_several_networks_in_a_checkpoint_is_asked(tiny: networks.DeepLab, tmp_path: Path) -> None:
@@ -188,10 +192,10 @@ def test_one_of_several_networks_in_a_checkpoint_is_asked(tiny: networks.DeepLab
     image = picture(40, 50)
     item = Item("d/a", Record("a", "a.jpg"), ("x", "y", "z"), image, nets={"net": str(file)})
     item = dataclasses.replace(item, prefixes={"net": "generator."})
-    out = deeplab.predict_item(item, deeplab.predict(params).params)
-    np.testing.assert_array_equal(out["mask_hw"], segment.predict_scores(tiny, image).argmax(0).numpy())
+    out = inference.predict_item(item, deeplab.predict(params).params)
+    np.testing.assert_array_equal(out["mask_hw"], inference.predict_scores(tiny, image).argmax(0).numpy())
     with pytest.raises(WeightsError, match=r"no tensor's name begins with 'judge\.'"):
-        segment.load_network(str(file), params, 4, "cpu", "judge.")
+        load_network(str(file), build_network, deeplab.predict(params).params, 4, "cpu", "judge.")
 
 
 @pytest.mark.parametrize("attention", ["none", "lgsa"])
@@ -199,10 +203,10 @@ def test_the_network_is_asked_at_the_stride_that_it_was_fitted_with(attention: A
     """The weights fit every stride: only the params can tell."""
     params = dataclasses.replace(DEMO, width=4, output_stride=4)
     lgsa = chosen(attention, LGSAParams())
-    network = segment.build_network(deeplab.fit(params, lgsa=lgsa).params, 4)
+    network = build_network(deeplab.fit(params, lgsa=lgsa).params, 4)
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    asked = segment.load_network(
-        str(tmp_path / "weights.safetensors"), deeplab.predict(params, lgsa=lgsa).params, 4, "cpu"
+    asked = load_network(
+        str(tmp_path / "weights.safetensors"), build_network, deeplab.predict(params, lgsa=lgsa).params, 4, "cpu"
     )
     for one in (network, asked):
         assert one.features(torch.zeros(1, 3, 32, 48)).shape == (1, 16, 8, 12)
@@ -210,12 +214,62 @@ def test_the_network_is_asked_at_the_stride_that_it_was_fitted_with(attention: A
         dataclasses.replace(deeplab.PRESETS["voc-resnet101"], output_stride=4)
 
 
+# Probabilities
+
+
+def probs_of(network: torch.nn.Module, folder: Path, image: np.ndarray, tags: Any, **change: Any) -> dict[str, Any]:
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    stage = deeplab.predict_probs(dataclasses.replace(DEMO, **change))
+    record = Record("a", "a.jpg", tags=tags)
+    item = Item("d/a", record, ("x", "y", "z"), image, nets={"net": str(folder / "weights.safetensors")})
+    return check_outputs(stage, resolve(stage.function)(item, stage.params))
+
+
+@pytest.mark.parametrize("fusion", ["mean", "max"])
+def test_probabilities_of_the_own_classes_at_the_output_grid(
+    tiny: networks.DeepLab, tmp_path: Path, fusion: Any
+) -> None:
+    image = picture(50, 70)
+    test = TestTimeParams((1.0, 0.5), flip=True, fusion=fusion)
+    found = probs_of(tiny, tmp_path, image, (3, 1), test=test)
+    assert found["classes_c"].tolist() == [0, 1, 3] and found["classes_c"].dtype == np.uint8
+    assert found["probs_chw"].dtype == np.float16 and found["probs_chw"].shape == (3, 7, 9)
+    if fusion == "mean":
+        # What a reader makes of it is what the stage predict sees, but for the grid's resolution.
+        whole = inference.predict_scores(tiny, image, (1.0, 0.5), True)[[0, 1, 3]].numpy()
+        assert float(np.abs(resize_probabilities(found["probs_chw"], (50, 70)) - whole).mean()) < 0.02
+    one = probs_of(tiny, tmp_path, image, (1, 2, 3), test=TestTimeParams(fusion=fusion))
+    expected = tiny(torch.from_numpy(image.transpose(2, 0, 1).copy())[None]).softmax(1)[0].detach().numpy()
+    np.testing.assert_allclose(one["probs_chw"], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((1, 1), (1, 1)), ((3, 200), (1, 25)), ((97, 31), (12, 4))])
+def test_probabilities_of_any_size_cover_the_image_alone(
+    tiny: networks.DeepLab, tmp_path: Path, size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    found = probs_of(tiny, tmp_path, picture(*size), (2,), test=TestTimeParams((0.5, 1.0)))
+    assert found["probs_chw"].shape == (2, *grid)
+
+
+def test_probabilities_of_an_image_without_known_classes_are_a_skip(tiny: networks.DeepLab, tmp_path: Path) -> None:
+    with pytest.raises(SkipImage, match="d/a: no tags are known"):
+        probs_of(tiny, tmp_path, picture(20, 20), None)
+    assert probs_of(tiny, tmp_path, picture(20, 20), ())["classes_c"].tolist() == [0]
+
+
+def test_probabilities_go_into_the_crf_as_they_are(tiny: networks.DeepLab, tmp_path: Path) -> None:
+    image = picture(50, 70)
+    stage = from_probs()
+    item = Item("d/a", Record("a", "a.jpg"), ("x", "y", "z"), image, {"probs": probs_of(tiny, tmp_path, image, (2,))})
+    assert set(np.unique(resolve(stage.function)(item, stage.params)["mask_hw"])) <= {0, 2}
+
+
 # Golden: a change here without a new stage version would leave stale results in every cache
 
 
 def test_golden_prediction(tiny: networks.DeepLab) -> None:
     assert deeplab.predict(DEMO).version == 2
-    scores = segment.predict_scores(tiny, picture(96, 160, seed=5), (1.0, 0.5), flip=False)
+    scores = inference.predict_scores(tiny, picture(96, 160, seed=5), (1.0, 0.5), flip=False)
     best = scores.topk(2, dim=0).values
     assert float((best[0] - best[1])[4::8, 4::8].min()) > 1e-4, "too close to call: choose another picture"
     found = ["".join(map(str, row)) for row in scores.argmax(0)[4::8, 4::8].tolist()]

@@ -329,8 +329,11 @@ def test_a_second_run_waits_and_finds_it_published(
 
 
 def test_two_ranks_learn_what_one_learns(zygote: Zygote, tmp_path: Path, images: tuple[ImageTask, ...]) -> None:
-    """Without batch norm and dropout, whose statistics and draws are each rank's own, the gradient is the same."""
-    params = TinyParams(norm=False, dropout=0.0, batch=4)
+    """Without batch norm and dropout, whose statistics and draws are each rank's own, the gradient is the same.
+
+    Also where one rank's images have more decided pixels than the other's.
+    """
+    params = TinyParams(norm=False, dropout=0.0, batch=4, labelled=True)
     alone = run_spec(make_spec(tmp_path / "alone", images, params), silent)
     spec = make_spec(tmp_path, images, params, devices=2, threads=2, loader_workers=1, checkpoint_every_s=0.0)
     process = Process(zygote, spec)
@@ -342,7 +345,9 @@ def test_two_ranks_learn_what_one_learns(zygote: Zygote, tmp_path: Path, images:
     assert made is not None and made.number == 1 and made.info["devices"] == 2
     assert [line["step"] for line in process.events() if line["event"] == "log"] == [4, 8, 12], "one rank speaks"
     one, two = load_file(alone.weights), load_file(made.weights)
-    start = run_spec(make_spec(tmp_path / "start", images, TinyParams(norm=False, dropout=0.0, lr=1e-12)), silent)
+    start = run_spec(
+        make_spec(tmp_path / "start", images, TinyParams(norm=False, dropout=0.0, labelled=True, lr=1e-12)), silent
+    )
     for name, begun in load_file(start.weights).items():
         assert np.abs(one[name] - begun).max() > 1e-3, "the test shows nothing if nothing was learnt"
         np.testing.assert_allclose(two[name], one[name], atol=1e-6)

@@ -30,6 +30,7 @@ from artifacts.records import DataError, Record  # noqa: E402
 from tasks.engine.children import Stopped  # noqa: E402
 from tasks.engine.fit_spec import FitSpec  # noqa: E402
 from tasks.engine.work_unit import ImageTask  # noqa: E402
+from tasks.stage import SkipImage  # noqa: E402
 from tasks.training import rng  # noqa: E402
 from tasks.training.context import FitContext, Hardware  # noqa: E402
 from tasks.training.fabric import PlainFabric  # noqa: E402
@@ -105,6 +106,43 @@ def test_against_a_loop_written_out_in_numpy(tmp_path: Path, clip_norm: float | 
     assert [line["step"] for line in lines] == [3, 6]
     assert [line["loss"] for line in lines] == pytest.approx([np.mean(losses[:3]), np.mean(losses[3:])], rel=1e-5)
     assert [line["lr"] for line in lines] == pytest.approx([0.1 * (1 - 2 / 6) ** 0.9, 0.1 * (1 - 5 / 6) ** 0.9])
+
+
+def test_a_member_need_not_be_an_image(tmp_path: Path, images: tuple[ImageTask, ...]) -> None:
+    """Three of each image, say: an epoch has them all, and a skip names the image that it came from."""
+    context = context_of(make_spec(tmp_path, images[:2]))
+    before, seen = context.train, []
+
+    class Threes:
+        def __len__(self) -> int:
+            return 6
+
+        def key(self, index: int) -> str:
+            return before.key(index // 3)
+
+        def record(self, index: int) -> Record:
+            return before.record(index // 3)
+
+    def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Tensor]:
+        if index == 5:
+            raise SkipImage("declined")
+        seen.append(index)
+        return {"x": torch.ones(1)}
+
+    net = nn.Linear(1, 1)
+    train_loop(
+        context,
+        modules={"net": net},
+        optimizers={"net": torch.optim.SGD(net.parameters(), lr=0.1)},
+        sample=sample,
+        step=lambda nets, batch, _: {"loss": nets["net"](batch["x"]).mean()},
+        iterations=3,
+        batch_size=2,
+        data=Threes(),
+    )
+    assert set(seen) == {0, 1, 2, 3, 4} and len(seen) == 6, "another takes the place of what was declined"
+    assert [(skip.key, skip.path) for skip in context.skips] == [("d/1", images[1].record.image)]
+    assert context.train is before
 
 
 def test_several_networks_are_name_prefixes(tmp_path: Path, images: tuple[ImageTask, ...]) -> None:
@@ -272,7 +310,7 @@ def test_ranks_share_out_the_very_same_batches(tmp_path: Path, images: tuple[Ima
             return {"x": torch.tensor([index, epoch, generator.random()])}
 
         fabric: Any = _Rank(rank, world)
-        return torch.stack([batch["x"] for batch in batches(context, fabric, sample, 3, 8, 8, None)])
+        return torch.stack([batch["x"] for batch in batches(context, fabric, context.train, sample, 3, 8, 8, None)])
 
     whole = draw(0, 1)
     assert torch.equal(torch.cat([draw(rank, world) for rank in range(world)], dim=1), whole)

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from models import deeplab
 from tasks.training import weights
+from tasks.training.networks import load_into
 from tasks.training.weights import WeightsError
 
 
@@ -68,7 +69,7 @@ def test_both_kinds_of_file_load_into_the_network(tmp_path: Path, resnet18: dict
     else:
         torch.save({"state_dict": resnet18} if form.startswith("wrapped") else resnet18, file)
     network = deeplab.build("resnet18", 3)
-    weights.load_into(network, weights.read_state(file), str(file))
+    load_into(network, weights.read_state(file), str(file))
     assert torch.equal(network.backbone.state_dict()["layer4.1.conv2.weight"], resnet18["layer4.1.conv2.weight"])
 
 
@@ -109,7 +110,7 @@ def test_other_content_and_absence_are_named(tmp_path: Path) -> None:
 
 def test_weights_of_another_network_name_the_first_keys(resnet18: dict[str, torch.Tensor]) -> None:
     with pytest.raises(WeightsError, match=r"r18\.pth does not fit.*features\.0\.bias.*bn1\.bias"):
-        weights.load_into(deeplab.build("tiny", 3).__class__(*_vgg_parts()), resnet18, "r18.pth")
+        load_into(deeplab.build("tiny", 3).__class__(*_vgg_parts()), resnet18, "r18.pth")
 
 
 def _vgg_parts() -> Any:

@@ -1,0 +1,163 @@
+"""What a trained segmenter gives for an image: label maps, probabilities, attention. Torch lives here."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from artifacts.records import DataError, ImageRGB
+from models.lgsa_deeplab import LGSADeepLab
+from models.network import Segmenter
+from models.resample import scale_images
+from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
+from tasks.crf.params import CRF_MASK
+from tasks.deeplab.build import build_network
+from tasks.deeplab.stages import PredictParams
+from tasks.evaluate.score import confusion, read_as_wrong
+from tasks.stage import Arrays, Item, SkipImage
+from tasks.training.context import FitData
+from tasks.training.loop import Monitor
+from tasks.training.networks import load_network
+
+log = logging.getLogger("maskmill")
+
+MIN_SIDE = 16
+"""Smallest side that a network is shown; a thinner image is extended by its border and the result cut back."""
+
+
+def predict_item(item: Item, params: PredictParams) -> Arrays:
+    """Map function of :func:`tasks.deeplab.stages.predict`.
+
+    ``mask_hw (H, W) uint8`` of one image at its own size: arg max of the fused probabilities, never 255. With
+    ``params.crf`` also ``mask_crf_hw``, the arg max of the CRF's marginals.
+    """
+    image_rgb, scores = _scores_of(item, params)
+    arrays = {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
+    if params.crf is not None:
+        unary = from_probabilities(_probabilities(scores, params).to("cpu").numpy(), params.floor)
+        device = stage_device(params.crf, item.device)
+        arrays[CRF_MASK] = dense_crf(image_rgb, unary, params.crf, device=device).argmax(0).astype(np.uint8)
+    return arrays
+
+
+def probs_item(item: Item, params: PredictParams) -> Arrays:
+    """Map function of :func:`tasks.deeplab.stages.predict_probs`: ``probs_chw`` and ``classes_c`` of one image.
+
+    Raises ``SkipImage`` where the image's classes are not known.
+    """
+    if item.record.tags is None:
+        raise SkipImage(f"{item.key}: no tags are known for this image, so not whose probabilities to keep")
+    classes_c = np.array([0, *sorted(set(item.record.tags))], np.uint8)
+    _, scores = _scores_of(item, params, at_grid=True)
+    probs_chw = _probabilities(scores, params)[torch.from_numpy(classes_c.astype(np.int64)).to(scores.device)]
+    return {"probs_chw": probs_chw.to("cpu").numpy().astype(np.float16), "classes_c": classes_c}
+
+
+def _scores_of(item: Item, params: PredictParams, *, at_grid: bool = False) -> tuple[ImageRGB, Tensor]:
+    """The item's image, and the fused scores of the network of role ``net``."""
+    if item.image_rgb is None:
+        raise ValueError(f"{item.key}: a segmenter's inference needs the image, but the stage does not read it")
+    prefix = item.prefixes.get("net", "")
+    network = load_network(item.nets["net"], build_network, params, len(item.classes) + 1, item.device, prefix)
+    test = params.test
+    return item.image_rgb, predict_scores(network, item.image_rgb, test.scales, test.flip, test.fusion, at_grid=at_grid)
+
+
+def _probabilities(scores: Tensor, params: PredictParams) -> Tensor:
+    """Maxima of logits are no probabilities yet; means of probabilities are."""
+    return scores.softmax(0) if params.test.fusion == "max" else scores
+
+
+def val_miou(network: Segmenter, data: FitData | None) -> Monitor | None:
+    """A monitor: mIoU (as wrong) of single-scale predictions on the records that have truth; ``None`` without any."""
+    if data is None:
+        return None
+    scored = [index for index in range(len(data)) if data.record(index).truth is not None]
+    if not scored:
+        return None
+
+    def monitor() -> dict[str, float]:
+        k = len(data.classes)
+        matrix = np.zeros((k + 1, k + 2), np.int64)
+        for index in scored:
+            try:
+                item = data.item(index)
+                truth = item.record.truth
+                if item.image_rgb is None or truth is None:
+                    continue
+                predicted = predict_scores(network, item.image_rgb).argmax(0).to("cpu").numpy().astype(np.uint8)
+                matrix += confusion(predicted, truth.load(), k, where=item.key)
+            except (DataError, OSError) as error:
+                log.warning("not in val mIoU: %s", error)
+        miou = read_as_wrong(matrix).miou
+        return {} if miou is None else {"val_miou": miou}
+
+    return monitor
+
+
+def predict_scores(
+    network: Segmenter,
+    image_rgb: ImageRGB,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fusion: Literal["mean", "max"] = "mean",
+    *,
+    at_grid: bool = False,
+) -> Tensor:
+    """Scores ``(K+1, H, W) float32`` at the image's own size, which is never cropped.
+
+    For each scale (and mirror image) the network's scores are brought to the image's size, then fused: ``mean``
+    averages probabilities, ``max`` takes the larger logit (DeepLab v2's fusion). ``at_grid``: at the network's output
+    grid for the image instead.
+    """
+    device = next(network.parameters()).device
+    height, width = image_rgb.shape[:2]
+    image = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None].to(device).float()
+    image = _extend(image, math.ceil(MIN_SIDE / min(1.0, *scales)))
+    size = (image.shape[2], image.shape[3])
+    if at_grid:
+        size, (height, width) = network.grid(size), network.grid((height, width))
+    scores_of = network.logits if fusion == "max" else network.probabilities
+    fused: Tensor | None = None
+    count = 0
+    with torch.inference_mode():
+        for scale in scales:
+            scaled = scale_images(image, scale)
+            for mirrored in (False, True) if flip else (False,):
+                scores = scores_of(scaled.flip(3), size).flip(3) if mirrored else scores_of(scaled, size)
+                count += 1
+                if fused is None:
+                    fused = scores
+                else:
+                    fused = torch.maximum(fused, scores) if fusion == "max" else fused.add_(scores)
+    if fused is None:
+        raise ValueError("predict_scores needs at least one scale")
+    fused = fused[0, :, :height, :width]
+    return fused if fusion == "max" else fused / count
+
+
+def attention_maps(network: Segmenter, image_rgb: ImageRGB, xy: tuple[float, float]) -> list[NDArray[np.float32]]:
+    """Of each self-attention module, W's row of the cell under pixel ``x, y``: ``(h, w) float32`` that sums to 1.
+
+    ``ValueError`` for a network without modules, or a pixel outside the image.
+    """
+    if not isinstance(network, LGSADeepLab):
+        raise ValueError("this network has no self-attention")
+    device = next(network.parameters()).device
+    image = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None].to(device).float()
+    with torch.inference_mode():
+        return [row[0].cpu().numpy() for row in network.attention_rows(image, (xy[1], xy[0]))]
+
+
+def _extend(image_nchw: Tensor, side: int) -> Tensor:
+    below = max(0, side - image_nchw.shape[2])
+    right = max(0, side - image_nchw.shape[3])
+    return F.pad(image_nchw, (0, right, 0, below), mode="replicate") if below or right else image_nchw
