@@ -1,6 +1,6 @@
 """GrabCut inside boxes (Rother et al. 2004, OpenCV's implementation); :mod:`tasks.refine` cuts from probabilities.
 
-What everybody calls ("plain": the whole image, the box as rectangle) collapses to almost nothing in 4 of 10 boxes of
+The usual call ("plain": the whole image, the box as rectangle) collapses to almost nothing in 4 of 10 boxes of
 real pictures: where the colours do not separate, the shortest cut is no object at all. The default ("crop") differs
 in three ways, each chosen on pictures that are not those it is reported on (benchmarks/grabcut.py measures):
 
@@ -164,7 +164,7 @@ def _plain(image_rgb: ImageRGB, window_xyxy: Window, seed: int) -> MaskBool | No
 def _cropped(image_rgb: ImageRGB, window_xyxy: Window, params: GrabCutParams, seed: int) -> MaskBool | None:
     core = params.core
     if params.probe_size:
-        size = min(params.probe_size, params.working_size)  # a probe is never dearer than the cut
+        size = min(params.probe_size, params.working_size)  # a probe never costs more than the cut
         probe = _cut_crop(image_rgb, window_xyxy, size, 0.0, params, seed)
         share = 0.0 if probe is None else float(probe.mean())
         core = core_for(share, params)
@@ -345,5 +345,5 @@ def object_arrays(boxes: Sequence[Box], found: Mapping[int, Proposal], size_hw: 
 
 
 def one_thread() -> None:
-    """Workers share the cores by image; OpenCV's own threads would only get in their way."""
+    """One OpenCV thread: workers already share the cores by image."""
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""What CFS sees of one box, and the way back (Xie et al. 2020, section 3.2, equations 1 and 2): numpy and OpenCV only.
+"""CFS's crop of one box and its inverse (Xie et al. 2020, section 3.2, equations 1 and 2): numpy and OpenCV only.
 
 The box is grown about its centre and resized to a square, whatever its shape. Where the grown box leaves the image it
 is filled with one colour; the object's place in the crop is therefore always the same, at any border.
