@@ -29,7 +29,7 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         super().train(False)
 
     def train(self, mode: bool = True) -> FrozenBatchNorm2d:
-        """Stays in eval mode, whatever is asked."""
+        """Stays in eval mode, whatever ``mode`` is."""
         return super().train(False)
 
 

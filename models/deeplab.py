@@ -18,7 +18,7 @@ from models.groups import GroupRule
 from models.losses import LossAt, summed_loss
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation, Normalise
-from models.resample import rescale, resize
+from models.resample import resize, scale_images
 
 NetworkName = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
 
@@ -202,7 +202,8 @@ class MultiScaleInputs(nn.Module):
 
     def forward(self, images_nchw: Tensor, labels_nhw: Tensor | None = None) -> list[Tensor]:
         """``(N, 3, H, W)`` -> ``[fused, *one per scale]``; each gets a loss. The fused one is at the largest grid."""
-        logits = [self.network(rescale(images_nchw, scale)) for scale in self.scales]
+        images = images_nchw.float()
+        logits = [self.network(scale_images(images, scale)) for scale in self.scales]
         return [fuse_max(logits), *logits]
 
 

@@ -33,8 +33,8 @@ PIECE = 2**25
 ALL = slice(None)
 """Every row of W."""
 
-LEAST_PROBABILITY = 1e-7
-"""Smaller ones are taken as this under the logarithm of equation 9."""
+EPSILON = 1e-7
+"""Added to probabilities under the logarithm of equation 9. A clamp would have no gradient below it."""
 
 
 # The equations
@@ -92,13 +92,17 @@ def random_walk(w: Affinity, segments_bkhw: Tensor, piece: int = PIECE) -> Tenso
     return attend(w, segments_bkhw.flatten(2), piece=piece)[0].view_as(segments_bkhw)
 
 
+def log_probability(probabilities: Tensor) -> Tensor:
+    """log(p + :data:`EPSILON`) in float32: finite at 0, and so is its gradient, which is not zero there."""
+    return (probabilities.float() + EPSILON).log()
+
+
 def walked_cross_entropy(probabilities_bkhw: Tensor, labels_bhw: Tensor) -> Tensor:
     """Equation 9: L_seg = CE(M_rw, M) = mean of -log(p + 1e-7) over decided pixels; 0 where there is none.
 
     Takes probabilities (the walk mixes those), not logits; float32 whatever comes in. Both sizes must be equal.
     """
-    # Added, not clamped: below a clamp there is no gradient, and a pixel that is quite wrong would never be learnt.
-    logs = (probabilities_bkhw.float() + LEAST_PROBABILITY).log()
+    logs = log_probability(probabilities_bkhw)
     total = nn.functional.nll_loss(logs, labels_bhw.long(), ignore_index=UNDECIDED, reduction="sum")
     return total / (labels_bhw != UNDECIDED).sum().clamp(min=1)
 

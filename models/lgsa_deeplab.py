@@ -16,13 +16,13 @@ from models.backbones import Atrous
 from models.deeplab import DeepLab, NetworkName, load_backbone
 from models.groups import GroupRule
 from models.lgsa import (
-    LEAST_PROBABILITY,
     PIECE,
     Affinity,
     SelfAttention,
     at_least_float32,
     attention_row,
     effective_alpha,
+    log_probability,
     random_walk,
     total_loss,
     walked_cross_entropy,
@@ -118,10 +118,10 @@ class LGSADeepLab(Segmenter):
             return random_walk(w, segments, self.piece)
 
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        """Logarithms of the walked probabilities where the walk is over those, at least :data:`LEAST_PROBABILITY`."""
+        """Logarithms of the walked probabilities where the walk is over those."""
         output = self(images_nchw)
         if self._gives_probabilities(output):
-            return self.spread(output, size_hw).clamp(min=LEAST_PROBABILITY).log()
+            return log_probability(self.spread(output, size_hw))
         return resize(at_least_float32(_scores(output)), size_hw)
 
     def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Bringing score maps and labels to another grid, so that both still lie on the same picture."""
+"""Bringing images, score maps and labels to another grid, so that all still lie on the same picture."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ def resize(maps_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(maps_nchw, size=size_hw, mode="bilinear", align_corners=False)
 
 
-def rescale(images_nchw: Tensor, scale: float) -> Tensor:
-    """Images at another scale, float32: bilinear with antialiasing, as training's random scale is; itself at 1."""
-    size = (max(1, round(images_nchw.shape[2] * scale)), max(1, round(images_nchw.shape[3] * scale)))
+def scale_images(images_nchw: Tensor, scale: float) -> Tensor:
+    """Float images at ``scale`` times their size, at least one pixel a side; bilinear, antialiased as augmentation is.
+
+    A network that sees several scales must see the same pictures in training as at test time.
+    """
     if scale == 1.0:
         return images_nchw
-    return F.interpolate(images_nchw.float(), size=size, mode="bilinear", align_corners=False, antialias=True)
+    size = tuple(max(1, round(side * scale)) for side in images_nchw.shape[2:])
+    return F.interpolate(images_nchw, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 def sample_labels(labels_nhw: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -1,8 +1,8 @@
 """The constrained foreground segmentation network (CFS): one box's crop to foreground and background.
 
 Xie et al., "Learning Effectively from Noisy Supervision for Weakly Supervised Semantic Segmentation", BMVC 2020,
-section 3.2: a U-Net on a ResNet-50 that is told where the box is and which class it holds, at its input and again in
-its deep layers. The layers' widths are in a supplement that we have not seen: they are the usual ones.
+section 3.2: a U-Net on a ResNet-50. Box mask and class are inputs, and are fed again to its deep layers. The layers'
+widths are in a supplement that was not available: they are the usual ones.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class UNet(Network):
     def forward(self, images_nchw: Tensor, boxes_nhw: Tensor, classes_n: Tensor) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255, ``(N, H, W)`` box masks B_exp, ``(N,)`` classes -> logits ``(N, 2, H, W)``.
 
-        Box masks are 1 (or True) inside the box, any dtype; classes are integers 1..K (looked at only if
+        Box masks are 1 (or True) inside the box, any dtype; classes are integers 1..K (used only if
         ``class_channel``). Channel 0 is background, 1 foreground. Any H and W of 2 or more. Raises ``ValueError`` for
         shapes that do not belong together and for a class outside 1..K.
         """

@@ -51,9 +51,9 @@ def _pixels(low: float, high: float, size: int) -> tuple[int, int]:
 
 
 def usable_boxes(record: Record, *, difficult: bool) -> list[Box]:
-    """The boxes that get a mask: no crowds, difficult ones if asked for.
+    """The boxes that get a mask: no crowds, difficult ones by ``difficult``.
 
-    Raises :class:`SkipImage` where nobody said which boxes the image holds (``()`` says: none).
+    Raises :class:`SkipImage` where the record does not state its boxes (``()`` means none).
     """
     if record.boxes is None:
         raise SkipImage(f"{record.image_id}: no boxes are known for this image")

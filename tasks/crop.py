@@ -1,4 +1,4 @@
-"""A part of the image at a working size, and the way back: what GrabCut and the box networks look at."""
+"""A part of the image at a working size, and the way back: the input of GrabCut and of the box networks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,16 @@ MaskBool = NDArray[np.bool_]
 
 MIN_CONTEXT_PX = 4
 """Context on each side of a box at least, in image pixels: the background needs samples."""
+
+
+def extend(values_hw: NDArray[Any], window_xyxy: Window) -> NDArray[Any]:
+    """``(H, W)`` whose values inside the window (inside the array, with area) are continued outwards by its edge.
+
+    Outside a box a mask is zero by construction, not by evidence. A resize would mix those zeros into the box's rim.
+    """
+    x0, y0, x1, y1 = window_xyxy
+    height, width = values_hw.shape
+    return np.pad(values_hw[y0:y1, x0:x1], ((y0, height - y1), (x0, width - x1)), mode="edge")
 
 
 @dataclass(frozen=True)
@@ -74,11 +84,14 @@ class Crop:
         return x0, y0, x1, y1
 
     def back(self, mask_hw: MaskBool, window_xyxy: Window) -> MaskBool:
-        """A mask at working size, in the pixels of a window inside the crop (majority of what a pixel covers)."""
+        """A mask at working size, in the pixels of a window inside the crop (majority of what a pixel covers).
+
+        What lies outside the window is dropped: the mask's edge in it is continued outwards before the resize.
+        """
         left, top, right, bottom = self.xyxy
         shrinks = self.scaled_hw[0] > bottom - top or self.scaled_hw[1] > right - left
         share = cv2.resize(
-            mask_hw.astype(np.float32),
+            extend(mask_hw.astype(np.float32), self.scaled(window_xyxy)),
             (right - left, bottom - top),
             interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
         )

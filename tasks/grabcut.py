@@ -1,6 +1,6 @@
 """GrabCut inside boxes (Rother et al. 2004, OpenCV's implementation); :mod:`tasks.refine` cuts from probabilities.
 
-What everybody calls ("plain": the whole image, the box as rectangle) collapses to almost nothing in 4 of 10 boxes of
+The usual call ("plain": the whole image, the box as rectangle) collapses to almost nothing in 4 of 10 boxes of
 real pictures: where the colours do not separate, the shortest cut is no object at all. The default ("crop") differs
 in three ways, each chosen on pictures that are not those it is reported on (benchmarks/grabcut.py measures):
 
@@ -36,7 +36,7 @@ Trimap = NDArray[np.uint8]
 """OpenCV's mask values: GC_BGD 0, GC_FGD 1 (certain), GC_PR_BGD 2, GC_PR_FGD 3 (to be decided)."""
 
 Proposal = tuple[Window, MaskBool, bool]
-"""Window in the image, mask in the window, and whether the box was taken instead of the cut."""
+"""Window in the image, mask in the window, and whether the fallback was taken instead of the cut."""
 
 PLAIN_ITERATIONS = 5
 """``variant="plain"`` is a named baseline: nothing of it is a parameter but the fallback."""
@@ -61,16 +61,16 @@ class CutParams:
     )
     fallback: Literal["share", "sdi", "none"] = field(
         default="share",
-        metadata={"help": "take the box where a cut keeps too little: by share, by SDI's rule, or never"},
+        metadata={"help": "replace a cut that keeps too little: by share, by SDI's rule, or only an empty one"},
     )
     fallback_share: float = field(
-        default=0.05, metadata={"help": "share: the box where less of it is kept", "bounds": (0.0, 1.0)}
+        default=0.05, metadata={"help": "share: replace a cut that keeps less of the box", "bounds": (0.0, 1.0)}
     )
     sdi_iou: float = field(
-        default=0.15, metadata={"help": "sdi: the box where the mask's own box has a smaller IoU", "bounds": (0.0, 1.0)}
+        default=0.15, metadata={"help": "sdi: replace a cut whose own box has a smaller IoU", "bounds": (0.0, 1.0)}
     )
     sdi_area: float = field(
-        default=0.5, metadata={"help": "sdi: the box where less of its area is kept", "bounds": (0.0, 1.0)}
+        default=0.5, metadata={"help": "sdi: replace a cut that keeps less of the area", "bounds": (0.0, 1.0)}
     )
     difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
     seed: int = field(default=0, metadata={"help": "seed of OpenCV's colour clustering", "bounds": (0, 2**31 - 1)})
@@ -147,7 +147,9 @@ def propose_object(
         mask_hw = _plain(image_rgb, window_xyxy, seed)
     else:
         mask_hw = _cropped(image_rgb, window_xyxy, params, seed)
-    return mask_or_box(window_xyxy, mask_hw, params)
+    if mask_hw is None or keeps_too_little(mask_hw, params):
+        return window_xyxy, whole_box(window_xyxy), True
+    return window_xyxy, mask_hw, False
 
 
 def _plain(image_rgb: ImageRGB, window_xyxy: Window, seed: int) -> MaskBool | None:
@@ -162,7 +164,7 @@ def _plain(image_rgb: ImageRGB, window_xyxy: Window, seed: int) -> MaskBool | No
 def _cropped(image_rgb: ImageRGB, window_xyxy: Window, params: GrabCutParams, seed: int) -> MaskBool | None:
     core = params.core
     if params.probe_size:
-        size = min(params.probe_size, params.working_size)  # a probe is never dearer than the cut
+        size = min(params.probe_size, params.working_size)  # a probe never costs more than the cut
         probe = _cut_crop(image_rgb, window_xyxy, size, 0.0, params, seed)
         share = 0.0 if probe is None else float(probe.mean())
         core = core_for(share, params)
@@ -215,20 +217,14 @@ def ellipse(size_hw: tuple[int, ...], share: float) -> MaskBool:
     return inside
 
 
-def mask_or_box(
-    window_xyxy: Window, mask_hw: MaskBool | None, params: CutParams, instead_hw: MaskBool | None = None
-) -> Proposal:
-    """The mask of a cut; where there is none or it keeps too little, ``instead_hw``; if that is empty, the window."""
-    if mask_hw is None or keeps_too_little(mask_hw, params):
-        if instead_hw is not None and instead_hw.any():
-            return window_xyxy, instead_hw, True
-        x0, y0, x1, y1 = window_xyxy
-        return window_xyxy, np.ones((y1 - y0, x1 - x0), dtype=np.bool_), True
-    return window_xyxy, mask_hw, False
+def whole_box(window_xyxy: Window) -> MaskBool:
+    """``(h, w) bool``: every pixel of the window."""
+    x0, y0, x1, y1 = window_xyxy
+    return np.ones((y1 - y0, x1 - x0), dtype=np.bool_)
 
 
 def keeps_too_little(mask_hw: MaskBool, params: CutParams) -> bool:
-    """Whether the box replaces a cut: the mask is empty, or the fallback's rule holds.
+    """Whether the fallback replaces a cut: the mask is empty, or the fallback's rule holds.
 
     ``sdi`` is the rule of Simple Does It (Khoreva et al. 2017) as used with CFS: below 15 % IoU (of the mask's own
     bounding box with the box) or below 50 % of the box's area.
@@ -279,7 +275,7 @@ def size_of(image_rgb: ImageRGB) -> tuple[int, int]:
 # --- one image, and the stages ----------------------------------------------------------------------------------
 
 OUTPUTS = (*LABEL_OUTPUTS, "fell_back_n")
-"""Label map, objects before painting (uint8) with their classes, and per object whether its box was taken."""
+"""Label map, objects before painting (uint8) with their classes, and per object whether the cut was replaced."""
 
 
 def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
@@ -349,5 +345,5 @@ def object_arrays(boxes: Sequence[Box], found: Mapping[int, Proposal], size_hw: 
 
 
 def one_thread() -> None:
-    """Workers share the cores by image; OpenCV's own threads would only get in their way."""
+    """One OpenCV thread: workers already share the cores by image."""
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""Labels as masks, nothing computed: boxes filled, or truth handed on (the one stage that may read it)."""
+"""Labels as masks, nothing computed: boxes filled, or truth masks unchanged (the one stage that may read truth)."""
 
 from __future__ import annotations
 

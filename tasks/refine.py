@@ -1,6 +1,7 @@
 """GrabCut from probabilities: the network's masks made precise (Xie et al., CFS, section 3.2).
 
-The cut and its fallback are those of :mod:`tasks.grabcut`; the start is a trimap of the probabilities.
+The cut and the rule for its fallback are those of :mod:`tasks.grabcut`. The start is a trimap of the probabilities.
+The fallback is the probabilities above .5: a thin object covers little of its box. Only where none is, it is the box.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from artifacts.objects import Window, paste_object, unpack_objects
 from artifacts.records import DataError, ImageRGB
 from tasks.boxes import pixel_window, usable_boxes
-from tasks.crop import Crop
+from tasks.crop import Crop, extend
 from tasks.grabcut import (
     OUTPUTS,
     CutParams,
@@ -24,11 +25,12 @@ from tasks.grabcut import (
     Trimap,
     cut,
     foreground,
-    mask_or_box,
+    keeps_too_little,
     object_arrays,
     object_seed,
     one_thread,
     size_of,
+    whole_box,
 )
 from tasks.stage import Arrays, Item, MapStage
 
@@ -65,8 +67,7 @@ def refine_object(
 
     Above ``trimap_high`` certain foreground, below ``trimap_low`` certain background, the rest possible foreground;
     nothing outside the box. Where the cut has nothing to do (all certain), the trimap is the mask. Where the cut keeps
-    too little of the box, the pixels above .5 are the mask: of a thin object the box would be mostly background. Only
-    if there are none is it the box.
+    too little, the probabilities above .5 are the mask, or the box if there are none.
 
     Args:
         image_rgb: (H, W, 3) uint8.
@@ -85,18 +86,16 @@ def refine_object(
     trimap = np.full(crop.scaled_hw, cv2.GC_BGD, dtype=np.uint8)
     left, top, right, bottom = crop.scaled(target_xyxy)
     inner = (slice(top, bottom), slice(left, right))
-    trimap[inner] = probability_trimap(crop.resize(prob_crop)[inner], params)
+    trimap[inner] = probability_trimap(crop.resize(extend(prob_crop, crop.frame(target_xyxy)))[inner], params)
     cut_hw = cut(crop.scale(image_rgb), trimap, params.iterations, seed)
     if cut_hw is None:
         cut_hw = foreground(trimap)
-    x0, y0, x1, y1 = window_xyxy
-    left, top = target_xyxy[:2]
-    likely_hw = paste_object(
-        prob_hw > 0.5,
-        (x0 - left, y0 - top, x1 - left, y1 - top),
-        (target_xyxy[3] - top, target_xyxy[2] - left),
-    )
-    return mask_or_box(target_xyxy, crop.back(cut_hw, target_xyxy), params, likely_hw)
+    mask_hw = crop.back(cut_hw, target_xyxy)
+    if not keeps_too_little(mask_hw, params):
+        return target_xyxy, mask_hw, False
+    left, top, right, bottom = crop.frame(target_xyxy)
+    likely_hw = prob_crop[top:bottom, left:right] > 0.5
+    return target_xyxy, likely_hw if likely_hw.any() else whole_box(target_xyxy), True
 
 
 def probability_trimap(prob_hw: NDArray[np.floating[Any]], params: RefineParams) -> Trimap:

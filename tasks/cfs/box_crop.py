@@ -1,4 +1,4 @@
-"""What CFS sees of one box, and the way back (Xie et al. 2020, section 3.2, equations 1 and 2): numpy and OpenCV only.
+"""CFS's crop of one box and its inverse (Xie et al. 2020, section 3.2, equations 1 and 2): numpy and OpenCV only.
 
 The box is grown about its centre and resized to a square, whatever its shape. Where the grown box leaves the image it
 is filled with one colour; the object's place in the crop is therefore always the same, at any border.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from artifacts.objects import Window, clip_window
 from artifacts.records import ImageRGB
-from tasks.crop import MaskBool
+from tasks.crop import MaskBool, extend
 
 SAME = (1.0, 1.0, 1.0, 1.0)
 
@@ -93,21 +93,13 @@ class BoxCrop:
         return ((share > 0.5) & self.box()).astype(np.uint8)
 
     def back(self, values_hw: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-        """Values of the crop ``(side, side)`` in the pixels of the box's window, ``(h, w) float32``.
+        """Values of the crop (side, side) in the pixels of the box's window, ``float32``.
 
-        What the crop says outside the box takes no part: those pixels are background by definition (equation 1), and
-        interpolated with them the outer rows of an object that touches its box would turn into background, too.
+        What lies outside the box is dropped: the box's edge is continued outwards before the resize.
         """
-        rows, columns = (np.flatnonzero(covered) for covered in self._covered())
-        inside = values_hw[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
-        margins = [(one[0], self.side - 1 - one[-1]) for one in (rows, columns)]
-        return resize_axes(np.pad(inside, margins, mode="edge"), self.outer_hw)[self.inner]
-
-    def _covered(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Which rows and which columns of the crop have their centre in the box; at least one of each."""
-        height, width = self.outer_hw
-        rows, columns = self.inner
-        return _covered(rows, height, self.side), _covered(columns, width, self.side)
+        rows, columns = np.flatnonzero(self.box().any(1)), np.flatnonzero(self.box().any(0))
+        window = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        return resize_axes(extend(values_hw.astype(np.float32), window), self.outer_hw)[self.inner]
 
 
 def _covered(inner: slice, length: int, side: int) -> MaskBool:

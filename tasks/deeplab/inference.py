@@ -16,7 +16,7 @@ from torch import Tensor
 from artifacts.records import DataError, ImageRGB
 from models.lgsa_deeplab import LGSADeepLab
 from models.network import Segmenter
-from models.resample import rescale
+from models.resample import scale_images
 from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
 from tasks.deeplab.build import build_network
 from tasks.deeplab.stages import PredictParams
@@ -129,7 +129,7 @@ def predict_scores(
     count = 0
     with torch.inference_mode():
         for scale in scales:
-            scaled = rescale(image, scale)
+            scaled = scale_images(image, scale)
             for mirrored in (False, True) if flip else (False,):
                 scores = scores_of(scaled.flip(3), size).flip(3) if mirrored else scores_of(scaled, size)
                 count += 1

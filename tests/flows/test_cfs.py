@@ -185,7 +185,7 @@ def test_the_demo_is_and_stays_boxes_grabcut_deeplab(tiny: Done) -> None:
 
 
 def test_packaged_configurations_are_the_presets() -> None:
-    whole = {"demo-cfs", "claims-cfs", "voc-cfs"}  # test_cfs_whole.py's
+    whole = {"demo-cfs", "claims-cfs", "voc-cfs", "voc-cfs-best"}  # test_cfs_whole.py's
     assert set(packaged()) == set(PRESETS) | whole
     for name, preset in PRESETS.items():
         assert configured(name).params.deeplab == preset, name

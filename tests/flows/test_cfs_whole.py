@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from flows.run_flow import plan_page, read_sets
 from tasks.cfs import stages as cfs
 from tasks.cfs.stages import CFSParams
 from tasks.deeplab import stages as deeplab
-from tasks.deeplab.stages import DeepLabParams
+from tasks.deeplab.stages import DeepLabParams, TestTimeParams
 from tasks.engine.runner import Runner
 from tasks.grabcut import GrabCutParams
 from tasks.refine import RefineParams
@@ -269,11 +270,31 @@ def test_packaged_configurations_of_the_whole_figure() -> None:
     assert voc.cfs == cfs.PRESETS["voc"]
     assert demo.grabcut == GrabCutParams(variant="plain")
     assert demo.refine == RefineParams(working_size=192, trimap_low=0.2, trimap_high=0.8)
-    assert (voc.grabcut, voc.refine) == (GrabCutParams(), RefineParams())
+    # Section 3.2: GrabCut is the usual one. Its trimap is printed.
+    assert (voc.grabcut, voc.refine) == (GrabCutParams(variant="plain"), RefineParams(trimap_low=0.4, trimap_high=0.6))
     v2: DeepLabParams = deeplab.PRESETS["voc-resnet101"]
-    # Section 4.1: 15 epochs of the 10,582 images, ten at a time; a dense CRF at test.
-    assert voc.deeplab == dataclasses.replace(v2, iterations=round(15 * 10_582 / 10))
+    # Section 4.1: 15 epochs of the 10,582 images, ten at a time; a dense CRF at test, and no scales or mirror images.
+    assert voc.deeplab == dataclasses.replace(v2, iterations=0, epochs=15, test=TestTimeParams())
+    assert voc.deeplab.total_iterations(10_582) == 15_873
     assert (voc.lgsa, voc.crf) == (CFSFlowParams().lgsa, "deeplab-v2")
+
+
+def test_the_best_configuration_differs_from_the_papers_where_measured_or_inferred() -> None:
+    paper, best = (configure("cfs", None, name, (), {}).params for name in ("voc-cfs", "voc-cfs-best"))
+    assert best == dataclasses.replace(
+        paper,
+        attention="nonlocal",
+        refine=RefineParams(trimap_low=0.2, trimap_high=0.8),
+        deeplab=dataclasses.replace(paper.deeplab, test=deeplab.VOC_TEST),
+    )
+
+
+@pytest.mark.parametrize("name", ["voc-cfs", "voc-cfs-best"])
+def test_every_value_of_a_voc_configuration_says_what_it_is(name: str) -> None:
+    lines = resources.files("flows.configs").joinpath(f"{name}.yaml").read_text().split("params:\n")[1].splitlines()
+    values = [line for line in lines if not re.fullmatch(r" *\w+:", line)]
+    kinds = r"# .*(section \d|DeepLab v2|inferred|measured|as in voc-cfs)"
+    assert len(values) > 20 and [line for line in values if not re.search(kinds, line)] == []
 
 
 def test_the_demo_of_the_whole_figure_plans_all_its_stages(tiny: Done) -> None:

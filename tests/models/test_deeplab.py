@@ -16,6 +16,7 @@ from models.deeplab import NetworkName
 from models.groups import GroupRule, parameter_groups
 from models.losses import segmentation_loss
 from models.normalise import CAFFE, IMAGENET, Normalise
+from models.resample import scale_images
 
 
 @pytest.fixture(autouse=True)
@@ -206,20 +207,24 @@ def test_multi_scale_inputs_fuse_by_the_maximum_of_upsampled_logits() -> None:
     torch.testing.assert_close(fused, by_hand)
 
 
-def test_a_fine_checkerboard_shrinks_to_its_mean() -> None:
+def test_multi_scale_inputs_see_a_checkerboards_mean_as_the_test_time_scales_do() -> None:
     seen: list[torch.Tensor] = []
 
-    class Looking(torch.nn.Module):
+    class Eye(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             seen.append(images)
             return images
 
-    rows = torch.arange(64)[:, None]
-    board = ((rows + torch.arange(64)) % 2 * 255).to(torch.uint8).expand(1, 3, 64, 64)
-    deeplab.MultiScaleInputs(Looking(), (1.0, 0.75, 0.5))(board)
-    assert torch.equal(seen[0], board)
-    torch.testing.assert_close(seen[2][..., 2:-2, 2:-2], torch.full((1, 3, 28, 28), 127.5))
-    assert (seen[1][..., 2:-2, 2:-2] - 127.5).abs().max() < 20, "without antialiasing whole rows are taken or left out"
+    board = (torch.arange(64)[:, None] + torch.arange(64)) % 2 * 255.0
+    # Stripes three pixels wide: without antialiasing they become other stripes.
+    stripes = (torch.arange(64) // 3 % 2 * 255.0).expand(64, 64)
+    images = torch.stack([board, stripes, board.roll(1, 0)])[None]
+    deeplab.MultiScaleInputs(Eye(), (1.0, 0.75, 0.5))(images)
+    for scale, scaled in zip((0.75, 0.5), seen[1:], strict=True):
+        assert torch.equal(scaled, scale_images(images, scale))
+        inner = scaled[0, [0, 2], 4:-4, 4:-4]
+        assert inner.mean() == pytest.approx(127.5, abs=1)
+    assert (seen[2][0, [0, 2], 4:-4, 4:-4] - 127.5).abs().max() < 20
 
 
 def test_the_fused_gradient_goes_to_one_scale_under_ties() -> None:
