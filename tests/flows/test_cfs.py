@@ -212,6 +212,28 @@ def test_no_stage_of_the_flow_may_see_truth(tiny: Done) -> None:
         assert any(isinstance(handle.stage, MapStage) and "boxes" in handle.stage.reads for handle in run.handles)
 
 
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_and_moved_copy_gives_the_same_bytes(tiny: Done, tmp_path: Path) -> None:
+    """Masks, student and predictions; the cache's keys alone know the name."""
+    (root,) = (tiny.out / "cache" / "demo-data").glob("demo-tiny-*")
+    shutil.copytree(root, tmp_path / "far" / "another name")
+    moved = run_cfs(tmp_path / "out", "--set", f"data.source=voc:{tmp_path}/far/another name")
+    assert (moved.code, moved.computed) == (0, tiny.computed)
+    assert content(moved) == content(tiny)
+
+
+def content(run: Done) -> dict[tuple[str, ...], str]:
+    """Digest of each image's arrays by address and image id, and of each fit's weights."""
+    store = MaskStore(run.out / "cache", readonly=True)
+    found = {("fit", stage["label"]): stage["output"] for stage in run.manifest["stages"] if stage["kind"] == "fit"}
+    for address in {stage["address"] for stage in run.manifest["stages"] if stage["kind"] == "map"}:
+        for (key, _), entry in store.entries(address).items():
+            found["map", address, key.partition("/")[2]] = str(entry.output)
+    return found
+
+
 # -- start-up --------------------------------------------------------------------------------------------------------
 
 

@@ -37,4 +37,4 @@ def fingerprint(mask_hw):
 
 
 def item(image, boxes, key="set/one", **up):
-    return Item(key, Record("one", "one.png", boxes=tuple(boxes)), ("a", "b", "c"), image, up)
+    return Item(key, Record(key.partition("/")[2], "one.png", boxes=tuple(boxes)), ("a", "b", "c"), image, up)

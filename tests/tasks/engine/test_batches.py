@@ -152,7 +152,17 @@ def test_a_crash_in_a_batch_costs_the_one_image_that_crashes(tmp_path: Path, cou
     assert done == sorted(done) and done[-1] == 5
 
 
-def test_a_batch_has_the_time_of_its_images(tmp_path: Path) -> None:
+def test_a_batch_has_the_time_of_its_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stop = threading.Event()
+    with (
+        Supervisor(stop) as supervisor,
+        Pool(1, supervisor=supervisor, stop=stop, image_timeout_s=1.2) as pool,
+    ):
+        result = pool.submit(unit(tmp_path, ["nap1", "nap2", "nap3"])).result(120)
+    assert (len(result.entries), caplog.text) == (3, ""), "1.8 s of 3.6"
+
+
+def test_an_image_that_hangs_in_a_batch_is_given_up(tmp_path: Path) -> None:
     stop = threading.Event()
     slow = unit(tmp_path, ["a", "b", "hang"])
     with (

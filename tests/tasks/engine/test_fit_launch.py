@@ -104,6 +104,9 @@ def test_an_image_of_another_size_than_annotated_is_not_learnt_from(tmp_path: Pa
     assert (skip.key, skip.permanent) == ("d/small", True)
     assert "the image is (50, 60)" in skip.reason and "made for (100, 120)" in skip.reason
     assert load_file(handle.path)["seen"].tolist() == [7.0]
+    with Runner(options, planning=True) as run:
+        sized = replace(records, records=(found[0], replace(found[1], size_hw=(50, 60))))
+        assert run.fit(stage, sized).stamp not in (None, handle.stamp), "the size that is stated is learnt from, too"
     mended = replace(records, records=(found[0], replace(found[1], size_hw=(50, 60), scribbles=())))
     with Runner(options) as run:
         assert run.fit(stage, mended).stamp != handle.stamp, "who mends the annotation gets another fit"
