@@ -274,7 +274,7 @@ def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
     """Boxes -> coarse masks."""
     return MapStage(
         name="grabcut",
-        version=1,
+        version=2,
         params=params,
         reads=("image", "boxes"),
         outputs=OUTPUTS,
@@ -283,9 +283,9 @@ def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
     )
 
 
-def object_seed(seed: int, key: str, object_id: int) -> int:
-    """Seed of one object: the same whichever worker cuts it, and whatever was cut before."""
-    text = f"{seed}\0{key}\0{object_id}".encode()
+def object_seed(seed: int, image_id: str, object_id: int) -> int:
+    """Seed of one object: the same whichever worker cuts it, whatever was cut before, whatever the data set's name."""
+    text = f"{seed}\0{image_id}\0{object_id}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
 
@@ -295,7 +295,7 @@ def propose_item(item: Item, params: GrabCutParams) -> Arrays:
     one_thread()
     boxes = usable_boxes(item.record, difficult=params.difficult)
     found = {
-        box.id: propose_object(item.image_rgb, box.xyxy, params, object_seed(params.seed, item.key, box.id))
+        box.id: propose_object(item.image_rgb, box.xyxy, params, object_seed(params.seed, item.record.image_id, box.id))
         for box in boxes
     }
     if params.inner_boxes and params.variant == "crop":

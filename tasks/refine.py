@@ -96,7 +96,7 @@ def refine(params: RefineParams = RefineParams()) -> MapStage:
     """Boxes and probabilities (upstream role ``dense``: packed objects, float16) -> precise masks."""
     return MapStage(
         name="refine",
-        version=1,
+        version=2,
         params=params,
         reads=("image", "boxes"),
         outputs=OUTPUTS,
@@ -123,7 +123,7 @@ def refine_item(item: Item, params: RefineParams) -> Arrays:
             dense[box.id].window_xyxy,
             box.xyxy,
             params,
-            object_seed(params.seed, item.key, box.id),
+            object_seed(params.seed, item.record.image_id, box.id),
         )
         for box in boxes
     }

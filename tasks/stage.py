@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import keys
-from artifacts.records import KINDS, ImageRGB, Kind, Record, RecordSet, Skip
+from artifacts.records import KINDS, DataError, ImageRGB, Kind, Record, RecordSet, Skip
 
 Arrays = dict[str, NDArray[Any]]
 PARAMS_CONFIG: dict[str, str] = {"extra": "forbid"}
@@ -70,9 +70,19 @@ class MapStage:
     """Whether the output holds class numbers: the class table is then part of the address."""
     uses_torch: bool = False
     """Runs where torch is imported, and under the GPU lock when the device is a GPU."""
+    batch_function: str = ""
+    """``def f(items: list[Item], params) -> list[dict[str, ndarray]]``, in the items' order: used on a GPU, while the
+    next images are read. If it raises, its images go to ``function`` one by one. Like ``images_at_once`` it must not
+    change what comes out, and is no part of the address."""
+    images_at_once: int = 1
+    """Images of one call of ``batch_function``, at least 2 with one."""
 
     def __post_init__(self) -> None:
         _check_stage(self.name, self.reads)
+        if (self.images_at_once > 1) != bool(self.batch_function):
+            raise ValueError(
+                f"stage {self.name}: images_at_once={self.images_at_once} and a batch_function belong together"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,8 @@ class Produced:
     output: str | None
     """Digest of the arrays; ``None`` if the image was skipped."""
     reason: str | None = None
+    address: str = ""
+    """Where the arrays lie, if not at the handle's own address (:func:`first_of`)."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +132,14 @@ class MapHandle:
     """key -> what is stored. A planning run leaves out what is not known yet."""
     skips: tuple[Skip, ...] = ()
 
+    def place(self, produced: Produced) -> tuple[str, str]:
+        """Address and stamp under which the store holds the arrays of one of :attr:`produced`."""
+        return produced.address or self.address, produced.stamp
+
 
 @dataclass(frozen=True)
 class FitHandle:
-    """The result of ``run.fit``: a published checkpoint (``digest`` is ``None`` while only planned)."""
+    """The result of ``run.fit``: a published checkpoint (``digest`` is ``None`` while only planned); or a file's."""
 
     label: str
     stage: FitStage
@@ -135,17 +151,53 @@ class FitHandle:
     prefix: str = ""
     pinned: bool = False
     part_digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+    records: RecordSet | None = field(default=None, repr=False)
+    """What it has learnt from; ``None`` where that is not known (``run.load``)."""
 
     def part(self, name: str) -> FitHandle:
-        """One of several networks in the checkpoint, by name prefix; known by its own tensors alone."""
+        """One of several networks in the checkpoint, by name prefix; known by its own tensors alone.
+
+        Raises :class:`DataError` if it has none of this name.
+        """
         if self.digest is None:
             return dataclasses.replace(self, prefix=f"{name}.")
         if name not in self.part_digests:
-            raise KeyError(f"{self.label} has networks {sorted(self.part_digests)}, not {name!r}")
+            raise DataError(f"{self.label} has networks {sorted(self.part_digests)}, not {name!r}")
         return dataclasses.replace(self, prefix=f"{name}.", digest=self.part_digests[name])
 
 
 Handle = MapHandle | FitHandle
+
+
+def first_of(a: MapHandle, b: MapHandle) -> MapHandle:
+    """``a``'s arrays for the images of which there are any, ``b``'s for the others: for use as an upstream of a stage.
+
+    ``b`` is over the records of ``a``, or over more; so is the result. Nothing is computed or copied. Both must have
+    an array name in common; only such names are the same for all images.
+
+    Raises :class:`DataError` if the two are about other images or classes, or have no array in common.
+    """
+    where = f"first_of({a.label}, {b.label})"
+    ours = {a.records.key(record) for record in a.records}
+    if missing := ours - {b.records.key(record) for record in b.records}:
+        raise DataError(f"{where}: {len(missing)} of the {len(ours)} images of {a.label} are none of {b.label}'s")
+    holds_classes = a.stage.holds_classes or b.stage.holds_classes
+    if holds_classes and a.records.classes != b.records.classes:
+        raise DataError(f"{where}: classes {a.records.classes} are not {b.records.classes}")
+    outputs = tuple(name for name in a.stage.outputs if name in b.stage.outputs)
+    if not outputs:
+        raise DataError(f"{where}: no array of {a.stage.outputs} is one of {b.stage.outputs}")
+    produced: dict[str, Produced] = {}
+    for record in b.records:
+        key = b.records.key(record)
+        handle, found = a, a.produced.get(key)
+        if key not in ours or (found is not None and found.output is None):
+            handle, found = b, b.produced.get(key)
+        if found is not None:  # else not known yet
+            produced[key] = dataclasses.replace(found, address=handle.place(found)[0])
+    stage = MapStage("first-of", 1, None, (), outputs, "", holds_classes=holds_classes)
+    address = stage_address(stage, b.records.classes, {"a": a, "b": b})
+    return MapHandle(f"{a.label} or {b.label}", stage, address, b.records, produced)
 
 
 def resolve(function: str) -> Callable[..., Any]:

@@ -219,7 +219,7 @@ def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
     semantic = dataclasses.replace(params, weights=weights.semantic, test_flip=False)
     return FitStage(
         name=name,
-        version=1,
+        version=2,
         params=semantic,
         reads=("image", "boxes"),
         function="tasks.cfs.stages:train",

@@ -275,7 +275,7 @@ def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None
         semantic = AttentionFitParams(**own, lgsa=lgsa)
     return FitStage(
         name=name,
-        version=1,
+        version=2,
         params=semantic,
         reads=("image",),
         function="tasks.deeplab.stages:train",

@@ -11,7 +11,7 @@ from typing import Any
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.cache.codec import from_plain, to_plain, type_name, type_named
 from artifacts.records import DataError, Kind
-from tasks.engine.work_unit import ImageTask
+from tasks.engine.image_task import ImageTask
 
 
 @dataclass(frozen=True)

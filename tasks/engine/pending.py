@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts import keys
-from artifacts.cache.fit_store import Publication
+from artifacts.cache.fit_store import Publication, tensor_digests
 from artifacts.cache.store import Entry, MaskStore
 from artifacts.images import ImageDigests
 from artifacts.records import DataError, Kind, Record, RecordSet, Skip
-from tasks.engine.work_unit import ImageTask
+from tasks.engine.image_task import ImageTask, stated_size
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, Stage
 
 log = logging.getLogger("maskmill")
@@ -56,6 +56,8 @@ class Sources:
     store: MaskStore
     labels: dict[tuple[str, Kind], str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    loaded: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Weights file -> digests of its tensors."""
     fits: dict[Path, bool] = field(default_factory=dict)
     """Publication -> whether its weights are those that were published."""
 
@@ -76,6 +78,17 @@ class Sources:
                     f"input file {path}: {error.strerror or error}; check the path in the config"
                 ) from error
         return self.files[name]
+
+    def tensors(self, path: Path) -> dict[str, str]:
+        """Digests of the tensors in a safetensors file. Raises :class:`DataError` if it cannot be read."""
+        name = str(path)
+        if name not in self.loaded:
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise DataError(f"weights file {path}: {error.strerror or error}; check the path") from error
+            self.loaded[name] = tensor_digests(data, f"weights file {path}")
+        return self.loaded[name]
 
     def sound(self, publication: Publication) -> bool:
         """Whether the weights are what was published; read whole, once per run, and a warning if they are not."""
@@ -139,16 +152,16 @@ def survey_map(
             if entry.output is None:
                 survey.skips.append(Skip(key, record.image, entry.reason or "", True, label))
             continue
-        up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
-        stated_hw = record.size_hw if {"boxes", "scribbles"} & set(stage.reads) else None
-        survey.pending.append(ImageTask(key, stamp, record.view(stage.reads), up, stated_hw))
+        up = {role: handle.place(known[role]) for role, handle in maps.items()}
+        task = ImageTask(key, stamp, record.view(stage.reads), up, stated_size(record, stage.reads))
+        survey.pending.append(task)
     return survey
 
 
 def survey_fit(
     stage: FitStage, label: str, records: RecordSet, upstream: Mapping[str, Handle], sources: Sources
 ) -> FitSurvey:
-    """Members of a fit over ``records``, by key: those whose image, labels and upstream arrays are all there.
+    """Members of a fit over ``records``, by image id: those whose image, labels and upstream arrays are all there.
 
     The stamp knows them as a set; a fit draws its order from places in this list, which must not be the records' own.
     """
@@ -169,9 +182,10 @@ def survey_fit(
         image, labels = member
         outputs = {role: produced.output for role, produced in known.items()}
         digest = keys.image_stamp(image=image, labels=labels, upstream=outputs, weights={})
-        up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
-        survey.members.append(ImageTask(key, digest, record.view(stage.reads), up))
-    survey.members.sort(key=lambda job: job.key)
+        up = {role: handle.place(known[role]) for role, handle in maps.items()}
+        task = ImageTask(key, digest, record.view(stage.reads), up, stated_size(record, stage.reads))
+        survey.members.append(task)
+    survey.members.sort(key=lambda task: task.record.image_id)
     return survey
 
 
@@ -195,6 +209,24 @@ def remembered(entry: Entry, stamp: str) -> Produced:
     return Produced(stamp, entry.output, entry.reason)
 
 
+def in_order(records: RecordSet, produced: dict[str, Produced], skips: list[Skip]) -> None:
+    """Results in the records' order, in whatever order the units ended."""
+    place = {records.key(record): number for number, record in enumerate(records)}
+    found = dict(produced)
+    produced.clear()
+    produced.update((key, found[key]) for key in place if key in found)
+    skips.sort(key=lambda skip: place.get(skip.key, -1))
+
+
+def stamps_of(records: RecordSet, produced: Mapping[str, Produced]) -> dict[str, tuple[str | None, str]]:
+    """A stage's list of stamps for the manifest, in key order."""
+    return {
+        key: (produced[key].stamp if produced[key].output else None, record.image)
+        for record in records
+        if (key := records.key(record)) in produced
+    }
+
+
 def _member(
     stage: Stage,
     label: str,
@@ -204,12 +236,17 @@ def _member(
     sources: Sources,
     skips: list[Skip],
 ) -> tuple[str | None, dict[str, str]] | None:
-    """Digests of the image and of the declared labels; ``None`` (and a skip) if one cannot be read."""
+    """Digests of the image and of the declared labels; ``None`` (and a skip) if one cannot be read.
+
+    The stated size counts as a label where it is checked: who mends it gets another result.
+    """
     if any(produced.output is None for produced in above.values()):
         return None, {}
     try:
         image = sources.digests.digest(Path(record.image)) if "image" in stage.reads else None
         labels: dict[str, str] = {kind: sources.label(key, record, kind) for kind in stage.reads if kind != "image"}
+        if (size_hw := stated_size(record, stage.reads)) is not None:
+            labels["size_hw"] = "{} {}".format(*size_hw)
     except DataError as error:
         skips.append(Skip(key, record.image, str(error), True, label))
     except OSError as error:

@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from tasks.engine.children import Stopped, Supervisor, end_all
-from tasks.engine.pool_state import ATTEMPTS, TICK_S, R, Task, Unit, Watch, WorkerDied, run_here
+from tasks.engine.pool_state import TICK_S, R, Task, Unit, Watch, WorkerDied, run_here
 from tasks.engine.worker_handle import THREADS, WorkerHandle, run_setup
 from tasks.engine.worker_process import RemoteTraceback, WorkerError, frame
 
@@ -36,8 +36,6 @@ __all__ = ["Pool", "RemoteTraceback", "Stopped", "Unit", "WorkerDied", "WorkerEr
 
 log = logging.getLogger("maskmill")
 IDLE_TICK_S = 0.25
-START_S = 120.0
-"""Least time for what comes before a unit's first image: starting Python, importing torch, opening a network."""
 GROWN_BYTES = 1 << 30
 """A worker that has grown by this since its first unit is replaced: memory stays flat over any number of images."""
 
@@ -209,7 +207,7 @@ class Pool:
     def _tell(self) -> None:
         for link, task in self._links.items():
             if task is not None and link is not self._quarantine:
-                task.progress(link.reports - 1)
+                task.progress(link.images_done(len(task.keys)))
         with self._lock:
             watches = list(self._watches.values())
         for watch in watches:
@@ -232,20 +230,10 @@ class Pool:
                 if link.closed:
                     link.child.exited.wait(1.0)
                 self._lost(link, link.fate)
-            elif (verdict := self._overdue(link, now)) is not None:
+                continue
+            verdict = link.overdue(now, self.image_timeout_s, busy=self._links[link] is not None)
+            if verdict is not None:
                 self._lost(link, verdict)
-
-    def _overdue(self, link: WorkerHandle, now: float) -> str | None:
-        """Why this worker is given up, if it has been silent for too long."""
-        quiet, begun = link.quiet_for(now), link.reports > 0
-        if not link.ready and quiet > START_S:
-            return f"worker was not ready within {START_S:g} s"
-        if link.ready and self._links[link] is not None:
-            if begun and quiet > self.image_timeout_s:
-                return f"no result within {self.image_timeout_s:g} s (image_timeout_s)"
-            if quiet > max(self.image_timeout_s, START_S):
-                return f"no image begun within {max(self.image_timeout_s, START_S):g} s"
-        return None
 
     def _message(self, link: WorkerHandle, message: tuple[Any, ...] | Exception) -> None:
         """One message of a worker."""
@@ -278,9 +266,9 @@ class Pool:
             self._drop(link)
 
     def _lost(self, link: WorkerHandle, how: str) -> None:
-        """A worker is dead or given up: blame the image it was at."""
+        """A worker is dead or given up: its unit is tried again, or was answered."""
         task = self._links[link]
-        place, probing = link.place, link is self._quarantine
+        place, together, probing = link.place, link.together, link is self._quarantine
         words = link.last_words
         self._drop(link)
         log.debug("%s; its last words: %s", how, words or "none")
@@ -288,18 +276,8 @@ class Pool:
             if not link.ready:
                 self._start_failed(f"{how} while it started. {words}")
             return
-        key = task.probe if probing else task.keys[place] if 0 <= place < len(task.keys) else None
-        if key is None or key in task.poisoned:
-            task.lost += 1
-            log.warning("%s: %s outside of any image", task.unit.label, how)
-            if task.lost >= ATTEMPTS:
-                task.answer(error=WorkerDied(f"{task.unit.label}: {how} outside of any image, twice. {words}"))
-                return
-        else:
-            task.death(key, how)
-            outcome = "tried again alone" if task.probe else "left out"
-            log.warning("%s: %s at %s; %s", task.unit.label, how, key, outcome)
-        self._requeue(task)
+        if task.worker_lost(how, None if probing else place, together, words):
+            self._requeue(task)
 
     def _requeue(self, task: Task[Any]) -> None:
         if task.probe is not None:

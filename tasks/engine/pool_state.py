@@ -23,6 +23,13 @@ ATTEMPTS = 2
 """Workers that an image (or what surrounds a unit's images) may cost."""
 
 
+class Report(Protocol):
+    """Says which image a unit is at; see :meth:`Unit.run`."""
+
+    def __call__(self, key: str, together: int = 1) -> None:
+        """Before the image ``key``, or the ``together`` images from it on."""
+
+
 class WorkerDied(WorkerError):
     """Workers died on a unit outside of any image, so that no image can be left out for it."""
 
@@ -44,11 +51,15 @@ class Unit(Protocol[R_co]):
     def only(self, key: str) -> Unit[R_co]:
         """The same work for one of its images."""
 
-    def run(self, report: Callable[[str], None], poisoned: Mapping[str, str]) -> R_co:
+    def one_by_one(self) -> Unit[R_co]:
+        """The same work, never several images at once."""
+
+    def run(self, report: Report, poisoned: Mapping[str, str]) -> R_co:
         """Do it.
 
-        ``report(key)`` is called BEFORE each image (cheap: two stores into shared memory); ``report("")`` says that
-        the images are done and something else is worked on. ``poisoned`` (key -> reason) must not be tried; the
+        ``report(key)`` is called BEFORE each image (cheap: stores into shared memory), ``report(key, n)`` before the
+        ``n`` images from ``key`` on that are worked on at once (perhaps while others are read); ``report("")`` says
+        that the images are done and something else is worked on. ``poisoned`` (key -> reason) must not be tried; the
         unit records them itself.
         """
 
@@ -104,6 +115,27 @@ class Task(Generic[R]):
                 self.watch.add(done - self._done)
             self._done = done
 
+    def worker_lost(self, how: str, place: int | None, together: int, words: str) -> bool:
+        """A worker has ended at the image of index ``place`` (-1: at none; ``None``: at the probe). Whether to go on.
+
+        Where it was at several images at once none is blamed: from then on the unit takes them one by one.
+        """
+        key = self.probe if place is None else self.keys[place] if 0 <= place < len(self.keys) else None
+        if key is not None and place is not None and together > 1:
+            self.unit = self.unit.one_by_one()
+            log.warning("%s: %s at one of %d images; they are tried one by one", self.unit.label, how, together)
+        elif key is None or key in self.poisoned:
+            self.lost += 1
+            log.warning("%s: %s outside of any image", self.unit.label, how)
+            if self.lost >= ATTEMPTS:
+                self.answer(error=WorkerDied(f"{self.unit.label}: {how} outside of any image, twice. {words}"))
+                return False
+        else:
+            self.death(key, how)
+            outcome = "tried again alone" if self.probe else "left out"
+            log.warning("%s: %s at %s; %s", self.unit.label, how, key, outcome)
+        return True
+
     def death(self, key: str, how: str) -> None:
         """A worker ended while at ``key``: the first time it becomes the probe, the second time it is poisoned."""
         deaths = self._deaths.setdefault(key, [])
@@ -136,14 +168,12 @@ def _reason(deaths: list[str]) -> str:
 def run_here(task: Task[R], stop: threading.Event) -> None:
     """``task`` in this thread and process: no time limit, no protection from a crash, ``stop`` between two images."""
     task.future.set_running_or_notify_cancel()
-    begun = 0
+    places = {key: place for place, key in enumerate(task.keys)}
 
-    def report(key: str) -> None:
-        nonlocal begun
+    def report(key: str, together: int = 1) -> None:
         if stop.is_set():
             raise Stopped("the run is stopping")
-        task.progress(min(begun, len(task.keys)))
-        begun += 1
+        task.progress(places.get(key, len(places)))
         if task.watch is not None:
             task.watch.tell()
 

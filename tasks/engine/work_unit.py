@@ -7,37 +7,25 @@ image by image, and writes ONE segment. One image that cannot be done is a skip,
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from artifacts.cache.store import CorruptSegment, Entry, MaskStore, StoreError
-from artifacts.images import read_image_rgb
-from artifacts.records import DataError, ImageRGB, Record, Skip
+from artifacts.records import DataError, Skip
+from tasks.engine.image_task import ImageTask, load_item
 from tasks.stage import Arrays, Item, MapStage, SkipImage, check_outputs, resolve
 
+if TYPE_CHECKING:
+    from tasks.engine.pool_state import Report
+
 log = logging.getLogger("maskmill")
-
-
-class WrongFrame(DataError):
-    """Image and annotation have different sizes: positions of the one mean nothing in the other."""
-
-
-@dataclass(frozen=True, slots=True)
-class ImageTask:
-    """One image of a unit."""
-
-    key: str
-    stamp: str
-    record: Record
-    """Only the declared label kinds."""
-    up: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """role -> (address, stamp) of the upstream arrays."""
-    stated_hw: tuple[int, int] | None = None
-    """The image's size as its annotation states it, where the stage reads positions (boxes, scribbles)."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +51,8 @@ class WorkUnit:
     prefixes: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
     """``cpu`` or ``cuda``: then whoever runs the unit holds the GPU's lock, and the worker sees no other."""
+    singly: bool = False
+    """One image at a time, whatever the stage can do."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -75,20 +65,25 @@ class WorkUnit:
 
     def prepare(self) -> None:
         """Import the stage's module, torch with it if need be: before any image's clock runs."""
-        resolve(self.stage.function)
+        resolve(self.stage.batch_function or self.stage.function)
 
-    def run(self, report: Callable[[str], None], poisoned: Mapping[str, str]) -> UnitResult:
+    def one_by_one(self) -> WorkUnit:
+        """The same work without batches (after a worker's death in one)."""
+        return replace(self, singly=True)
+
+    @property
+    def together(self) -> int:
+        """Images of one call: several on a GPU alone, as cores would gain nothing and lose their exact results."""
+        batches = self.stage.batch_function and self.device == "cuda" and not self.singly
+        return self.stage.images_at_once if batches else 1
+
+    def run(self, report: Report, poisoned: Mapping[str, str]) -> UnitResult:
         """Do the work. ``report(key)`` is called before each image; ``poisoned`` images are only recorded."""
         started = time.monotonic()
         store = _store(self.cache)
         done: list[tuple[str, str, Arrays | Skip]] = []
         skips: list[Skip] = []
-        for job in self.jobs:
-            report(job.key)
-            if job.key in poisoned:
-                skips.append(self._skip(job, poisoned[job.key], permanent=False))
-                continue
-            outcome = self._one(store, job)
+        for job, outcome in self._outcomes(store, report, poisoned):
             if isinstance(outcome, Skip):
                 skips.append(outcome)
                 if not outcome.permanent:
@@ -98,13 +93,77 @@ class WorkUnit:
         entries = store.write_segment(self.address, done, meta=self._meta()) if done else []
         return UnitResult(tuple(entries), tuple(skips), time.monotonic() - started)
 
-    def _one(self, store: MaskStore, job: ImageTask) -> Arrays | Skip:
-        """One image's arrays, or why there are none."""
+    def _outcomes(
+        self, store: MaskStore, report: Report, poisoned: Mapping[str, str]
+    ) -> Iterator[tuple[ImageTask, Arrays | Skip]]:
+        """Each image's arrays, or why there are none, in order."""
+        if self.together > 1 and not poisoned:
+            yield from self._in_batches(store, report)
+            return
+        for job in self.jobs:
+            report(job.key)
+            if job.key in poisoned:
+                yield job, self._skip(job, poisoned[job.key], permanent=False)
+            else:
+                yield job, self._guarded(store, job, partial(self._one, store, job))
+
+    def _in_batches(self, store: MaskStore, report: Report) -> Iterator[tuple[ImageTask, Arrays | Skip]]:
+        """As :meth:`_outcomes`, several images in one call; a thread reads the next ones meanwhile."""
+
+        def read(batch: Sequence[ImageTask]) -> list[Item | Skip]:
+            return [self._guarded(store, job, partial(self._item, store, job)) for job in batch]
+
+        size = self.together
+        batches = [self.jobs[start : start + size] for start in range(0, len(self.jobs), size)]
+        with ThreadPoolExecutor(1, "maskmill-reader") as reader:
+            coming = reader.submit(read, batches[0])
+            for number, batch in enumerate(batches):
+                report(batch[0].key, len(batch))
+                items = coming.result()
+                if number + 1 < len(batches):
+                    coming = reader.submit(read, batches[number + 1])
+                yield from zip(batch, self._batch(store, batch, items, report), strict=True)
+
+    def _batch(
+        self, store: MaskStore, batch: Sequence[ImageTask], items: Sequence[Item | Skip], report: Report
+    ) -> list[Arrays | Skip]:
+        """One call for all items; one by one where it fails, so that a bad image costs no other."""
+        good = [item for item in items if isinstance(item, Item)]
         try:
-            item = self._item(store, job)
-            return check_outputs(self.stage, resolve(self.stage.function)(item, self.stage.params))
-        except WrongFrame as error:
-            return self._skip(job, str(error), permanent=False)
+            found = resolve(self.stage.batch_function)(good, self.stage.params) if good else []
+            if len(found) != len(good):
+                raise ValueError(f"{self.stage.batch_function} returned {len(found)} results for {len(good)} images")
+            arrays = iter([check_outputs(self.stage, one) for one in found])
+            return [item if isinstance(item, Skip) else next(arrays) for item in items]
+        except StoreError:
+            raise
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+        outcomes: list[Arrays | Skip] = []
+        for job, item in zip(batch, items, strict=True):
+            report(job.key)
+            if isinstance(item, Skip):
+                outcomes.append(item)
+            else:
+                outcomes.append(self._guarded(store, job, partial(self._call, item)))
+        if not any(isinstance(outcome, Skip) for outcome in outcomes):
+            log.warning("%s: %d images at once failed (%s), one by one they did not", self.label, len(good), failure)
+        return outcomes
+
+    def _item(self, store: MaskStore, job: ImageTask) -> Item:
+        surroundings = {"nets": self.nets, "prefixes": self.prefixes, "device": self.device}
+        return load_item(store, job, self.stage.reads, self.classes, **surroundings)
+
+    def _one(self, store: MaskStore, job: ImageTask) -> Arrays:
+        return self._call(self._item(store, job))
+
+    def _call(self, item: Item) -> Arrays:
+        return check_outputs(self.stage, resolve(self.stage.function)(item, self.stage.params))
+
+    def _guarded(self, store: MaskStore, job: ImageTask, work: Callable[[], T]) -> T | Skip:
+        """What ``work`` gives for an image, or why it gives nothing."""
+        try:
+            return work()
         except (SkipImage, DataError) as error:
             return self._skip(job, str(error), permanent=getattr(error, "permanent", True))
         except CorruptSegment as error:
@@ -118,19 +177,6 @@ class WorkUnit:
         except Exception as error:  # one image must not cost the other 9,999
             log.debug("%s failed on %s", self.label, job.key, exc_info=True)
             return self._skip(job, f"{type(error).__name__}: {error}", permanent=False)
-
-    def _item(self, store: MaskStore, job: ImageTask) -> Item:
-        up = {role: store.read(address, job.key, stamp) for role, (address, stamp) in job.up.items()}
-        image_rgb: ImageRGB | None = None
-        if "image" in self.stage.reads:
-            image_rgb = read_image_rgb(Path(job.record.image))
-            if job.stated_hw is not None and image_rgb.shape[:2] != job.stated_hw:
-                raise WrongFrame(
-                    f"{job.record.image}: the image is {image_rgb.shape[:2]} (height, width; turned as its EXIF data"
-                    f" say), its annotation was made for {job.stated_hw}: boxes would lie elsewhere. Annotate it anew,"
-                    " or give the image that was annotated"
-                )
-        return Item(job.key, job.record, self.classes, image_rgb, up, self.nets, self.prefixes, self.device)
 
     def _skip(self, job: ImageTask, reason: str, *, permanent: bool) -> Skip:
         return Skip(job.key, job.record.image, reason, permanent, self.label)
@@ -170,7 +216,7 @@ def _cost(job: ImageTask) -> int:
     return 1 + len(job.record.boxes or ())
 
 
-@functools.lru_cache(maxsize=4)
+@lru_cache(maxsize=4)
 def _store(cache: str) -> MaskStore:
     """One store per process: its open handles are what makes reads cheap."""
     return MaskStore(Path(cache))

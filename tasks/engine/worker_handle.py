@@ -16,13 +16,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tasks.engine.children import Child, Supervisor
-from tasks.engine.worker_process import BOARD_BYTES, COUNT, HEADER, PLACE, frame
+from tasks.engine.worker_process import BOARD_BYTES, COUNT, HEADER, PLACE, TOGETHER, frame
 
 log = logging.getLogger("maskmill")
 _OUTPUT_BYTES = 8192
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 """One thread per worker: the pool's processes are the parallelism. Read by the libraries when they are loaded."""
+START_S = 120.0
+"""Least time for what comes before a unit's first image: starting Python, importing torch, opening a network."""
 
 
 def run_setup(initializer: str | None) -> dict[str, Any]:
@@ -76,13 +78,24 @@ class WorkerHandle:
 
     @property
     def reports(self) -> int:
-        """Images of the present unit that were begun."""
+        """How often the present unit has reported."""
         return self._board[COUNT]
 
     @property
     def place(self) -> int:
         """Index of the image at work, -1 for none."""
         return self._board[PLACE] if self._board[COUNT] else -1
+
+    @property
+    def together(self) -> int:
+        """Images that are at work at once."""
+        return max(1, self._board[TOGETHER])
+
+    def images_done(self, count: int) -> int:
+        """Images of the present unit, which has ``count``, that are done."""
+        if not self.reports:  # read first: the place is written before it
+            return 0
+        return count if self.place < 0 else self.place
 
     def post(self, data: bytes) -> None:
         """Queue a frame, and send what the socket takes. A worker that does not read must not block the pool."""
@@ -91,7 +104,7 @@ class WorkerHandle:
 
     def begin(self, data: bytes) -> None:
         """Post a unit: its board starts at zero."""
-        self._board[COUNT], self._board[PLACE] = 0, -1
+        self._board[COUNT], self._board[PLACE], self._board[TOGETHER] = 0, -1, 1
         self._seen, self.seen_at = 0, time.monotonic()
         self.post(data)
 
@@ -151,6 +164,19 @@ class WorkerHandle:
         if (reports := self.reports) != self._seen:
             self._seen, self.seen_at = reports, now
         return now - self.seen_at
+
+    def overdue(self, now: float, image_timeout_s: float, *, busy: bool) -> str | None:
+        """Why this worker is given up, if it has been silent for too long."""
+        quiet = self.quiet_for(now)
+        if not self.ready and quiet > START_S:
+            return f"worker was not ready within {START_S:g} s"
+        if self.ready and busy:
+            limit = image_timeout_s * self.together
+            if self.reports and quiet > limit:
+                return f"no result within {limit:g} s (image_timeout_s)"
+            if quiet > max(image_timeout_s, START_S):
+                return f"no image begun within {max(image_timeout_s, START_S):g} s"
+        return None
 
     @property
     def fate(self) -> str:

@@ -27,8 +27,9 @@ from tasks.engine.process_tree import die_with_parent
 HEADER = struct.Struct("<Q")
 """A frame on the socket is its payload's length, then the payload (a pickle)."""
 BOARD_BYTES = mmap.PAGESIZE
-COUNT, PLACE = 0, 1
-"""Places of the board (int64): reports of this unit so far, index of the image at work (-1: none of them)."""
+COUNT, PLACE, TOGETHER = 0, 1, 2
+"""Places of the board (int64): reports of this unit so far, index of the image at work (-1: none of them), how many
+images from there on are at work at once."""
 
 
 class WorkerError(RuntimeError):
@@ -132,8 +133,8 @@ def run(board: memoryview[int], request: bytes) -> object:
     unit, poisoned = load(request)
     places = {key: place for place, key in enumerate(unit.keys)}
 
-    def report(key: str) -> None:
-        board[PLACE] = places.get(key, -1)
+    def report(key: str, together: int = 1) -> None:
+        board[PLACE], board[TOGETHER] = places.get(key, -1), together
         board[COUNT] += 1
 
     if ready := getattr(unit, "prepare", None):

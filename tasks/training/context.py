@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, overload
 from artifacts.cache.fit_store import Work
 from artifacts.cache.locks import Stop
 from artifacts.cache.store import MaskStore
-from artifacts.images import read_image_rgb
 from artifacts.records import Kind, Record, Skip
 from tasks.engine.children import Stopped
 from tasks.engine.fit_spec import FitSpec
-from tasks.engine.work_unit import ImageTask
+from tasks.engine.image_task import ImageTask, load_item
 from tasks.stage import Item
 
 if TYPE_CHECKING:
@@ -64,14 +63,10 @@ class FitData(Sequence[ImageTask]):
     def item(self, index: int) -> Item:
         """Image (if declared), record and upstream arrays of one member.
 
-        Raises ``DataError`` or ``OSError`` where the image or an upstream array cannot be read; the training loop
-        turns that into a recorded skip.
+        Raises as :func:`tasks.engine.image_task.load_item`; the training loop turns a ``DataError`` into a recorded
+        skip.
         """
-        member = self.members[index]
-        store = _store(self.cache, os.getpid())
-        up = {role: store.read(address, member.key, stamp) for role, (address, stamp) in member.up.items()}
-        image_rgb = read_image_rgb(Path(member.record.image)) if "image" in self.reads else None
-        return Item(member.key, member.record, self.classes, image_rgb, up)
+        return load_item(_store(self.cache, os.getpid()), self.members[index], self.reads, self.classes)
 
     def items(self) -> Iterator[Item]:
         """All members in order."""

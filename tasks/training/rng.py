@@ -1,8 +1,8 @@
 """Random numbers that depend on what is being done, never on who does it or on what was done before.
 
-Every draw of a fit comes from a seed that is a hash of names: (fit's seed, "sample", epoch, key), (fit's seed,
-"step", iteration, rank). So there is no generator state to carry over a kill, and 0, 1 or 8 loader workers give
-the same samples.
+Every draw of a fit comes from a seed that is a hash of names: (fit's seed, "sample", epoch, image id), (fit's seed,
+"step", iteration, rank). So there is no generator state to carry over a kill, and 0, 1 or 8 loader workers give the
+same samples. The data set's name is in none of them: a copy under another name gives the same fit.
 """
 
 from __future__ import annotations

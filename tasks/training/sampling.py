@@ -83,7 +83,7 @@ class _Samples(Dataset[_Made]):
     def _draw(self, index: int, epoch: int, attempt: int) -> Mapping[str, Any]:
         """One sample; an image that cannot be read is tried again, with the same draws. Raises what is left."""
         # A replacement is drawn unlike the same image's own sample in this epoch.
-        names = (self._seed, "sample", epoch, self._data.key(index), attempt)
+        names = (self._seed, "sample", epoch, self._data.record(index).image_id, attempt)
         for left in reversed(range(TRIES)):
             try:
                 with rng.sample_generators(*names) as generator:

@@ -14,7 +14,7 @@ import numpy as np
 from artifacts.cache.fit_store import METRICS, Publication
 from artifacts.cache.store import MaskStore
 from artifacts.records import Box, MaskRef, Record
-from tasks.engine.work_unit import ImageTask
+from tasks.engine.image_task import ImageTask
 from tasks.stage import FitStage
 from tasks.training.fit_process import FitSpec, plain_params, run_spec
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from artifacts import keys
 from artifacts.cache.codec import to_plain
-from artifacts.records import Record
+from artifacts.records import DataError, Record, Skip
 from tasks.engine.fit_spec import FitSpec, plain_params
-from tasks.engine.work_unit import ImageTask
+from tasks.engine.image_task import ImageTask
 from tasks.stage import SkipImage
 
 if TYPE_CHECKING:
@@ -125,6 +125,47 @@ def die(index: int) -> None:
     if how == "raise":
         raise Died(f"at step {index}")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def scribbled(context: FitContext) -> dict[str, Tensor]:
+    """Learns where scribbles are: each end of a stroke must be a pixel of the image."""
+    import torch
+
+    seen = []
+    for index in range(len(context.train)):
+        try:
+            item = context.train.item(index)
+        except DataError as error:
+            context.skip(Skip(context.train.key(index), item_path(context, index), str(error), True, context.label))
+            continue
+        assert item.image_rgb is not None and item.record.scribbles is not None
+        seen += [float(item.image_rgb[int(y), int(x)].mean()) for s in item.record.scribbles for x, y in s.points_xy]
+    return {"seen": torch.tensor(seen)}
+
+
+def watched(context: FitContext) -> dict[str, Tensor]:
+    """Counts what the monitor may not see."""
+    import torch
+
+    assert context.monitor is not None
+    refused = 0
+    for index in range(len(context.monitor)):
+        try:
+            context.monitor.item(index)
+        except DataError:
+            refused += 1
+    return {"refused": torch.tensor([refused])}
+
+
+def targets(context: FitContext) -> dict[str, Tensor]:
+    """The first value of each target, in the members' order."""
+    import torch
+
+    return {"targets": torch.tensor([int(item.up["target"]["mask_hw"][0, 0]) for item in context.train.items()])}
+
+
+def item_path(context: FitContext, index: int) -> str:
+    return context.train.record(index).image
 
 
 def broken(context: FitContext) -> dict[str, Tensor]:

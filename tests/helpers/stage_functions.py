@@ -40,6 +40,21 @@ def touchy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     return {"mask_hw": np.full((2, 2), 1, np.uint8)}
 
 
+def at_once(items: list[Item], params: Any) -> list[dict[str, NDArray[Any]]]:
+    """:func:`threshold` of several images; not of those whose ids say so."""
+    _count("at_once", " ".join(item.key for item in items))
+    for item in items:
+        touchy(item, params)
+    results = [threshold(item, params) for item in items]
+    return results[:-1] if any("short" in item.key for item in items) else results
+
+
+def touchy_threshold(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """:func:`threshold`, except for the images that :func:`touchy` minds."""
+    touchy(item, params)
+    return threshold(item, params)
+
+
 def sleepy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     """Takes its time."""
     _count("sleepy", item.key)
@@ -50,6 +65,11 @@ def sleepy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
 def level(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     """The parameter as a mask."""
     return {"mask_hw": np.full((2, 3), params.level, np.uint8)}
+
+
+def twice(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Twice the upstream mask."""
+    return {"mask_hw": 2 * item.up["source"]["mask_hw"]}
 
 
 def worker_pid(item: Item, params: Any) -> dict[str, NDArray[Any]]:

@@ -170,7 +170,7 @@ class TestFit:
 
     def test_golden_fit(self, fit: Fit) -> None:
         """Golden: if these change, every cached fit is stale, and the stage needs a new version."""
-        assert cfs.fit(DEMO).version == 1
+        assert cfs.fit(DEMO).version == 2
         found = losses(fit(dataclasses.replace(SMALL, iterations=40)))
         assert found == pytest.approx(GOLDEN_LOSSES, rel=0.01)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable
@@ -11,12 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 HERE = Path(__file__).resolve().parents[2] / "helpers"
 from fit_stages import TinyParams, write_images  # noqa: E402
 
-from artifacts.records import Kind, Record, RecordSet  # noqa: E402
+from artifacts.records import Kind, MaskRef, Record, RecordSet, Scribble  # noqa: E402
 from tasks.engine.children import Stopped  # noqa: E402
 from tasks.engine.options import RunParams  # noqa: E402
 from tasks.engine.runner import Runner  # noqa: E402
@@ -80,6 +84,49 @@ def test_a_skip_in_a_cached_fit_is_told_again(records: RecordSet, fit: Callable[
     made, cached = fit(records), fit(records)
     assert (made.computed, cached.computed) == (1, 0)
     assert made.skips == cached.skips == ("d/1",)
+
+
+@pytest.mark.parametrize("positions", ["scribbles", "truth"])
+def test_an_image_of_another_size_than_annotated_is_not_learnt_from(tmp_path: Path, positions: Kind) -> None:
+    found = []
+    for name, (height, width) in {"right": (100, 120), "small": (50, 60)}.items():
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((height, width, 3), 7, np.uint8))
+        stroke = Scribble(1, ((100.0, 90.0),))
+        found.append(Record(name, str(tmp_path / f"{name}.png"), size_hw=(100, 120), scribbles=(stroke,)))
+    records = RecordSet("d", "train", ("cat",), tuple(found))
+    stage = FitStage("scribbled", 1, PARAMS, ("image", "scribbles"), "fit_stages:scribbled")
+    if positions == "truth":
+        stage = replace(stage, reads=("image", "truth", "scribbles"))
+    options = RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu", launch="inline")
+    with Runner(options) as run:
+        handle = run.fit(stage, records)
+    (skip,) = run.skips
+    assert (skip.key, skip.permanent) == ("d/small", True)
+    assert "the image is (50, 60)" in skip.reason and "made for (100, 120)" in skip.reason
+    assert load_file(handle.path)["seen"].tolist() == [7.0]
+    mended = replace(records, records=(found[0], replace(found[1], size_hw=(50, 60), scribbles=())))
+    with Runner(options) as run:
+        assert run.fit(stage, mended).stamp != handle.stamp, "who mends the annotation gets another fit"
+    assert run.skips == []
+
+
+def test_what_the_monitor_sees_is_checked_too(records: RecordSet, tmp_path: Path) -> None:
+    stage = FitStage("watched", 1, PARAMS, ("image",), "fit_stages:watched")
+    truth = MaskRef("nowhere:load", "")
+    watched = [replace(record, truth=truth, size_hw=(8, 8 + n)) for n, record in enumerate(records.records[:2])]
+    options = RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu", launch="inline")
+    with Runner(options) as run:
+        handle = run.fit(stage, records, monitor=replace(records, records=tuple(watched)))
+    assert load_file(handle.path)["refused"].tolist() == [1]
+
+
+def test_a_renamed_and_moved_copy_is_learnt_alike(
+    records: RecordSet, fit: Callable[..., Fitted], tmp_path: Path
+) -> None:
+    shutil.copytree(tmp_path / "images", tmp_path / "else" / "where")
+    moved = [replace(r, image=str(tmp_path / "else" / "where" / Path(r.image).name)) for r in records]
+    copy = replace(records, dataset="another-name", records=tuple(moved[::-1]))
+    assert fit(copy).digest == fit(records).digest
 
 
 # -- refit and rerun -------------------------------------------------------------------------------------------------
@@ -188,7 +235,7 @@ def test_a_stopped_fit_is_stopped_and_the_folder_of_the_start_is_not_its_path(
     supervisor: Any = _Supervisor()
     stage = FitStage("tiny", 1, PARAMS, ("image",), "fit_stages:fit")
     run = Runner(RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu"))
-    run._hands._supervisor = supervisor
+    run._workers._supervisor = supervisor
     with pytest.raises(Stopped, match="tiny was stopped"), run:
         run.fit(stage, records)
     assert '"interrupted"' in (run.folder.path / "manifest.json").read_text()

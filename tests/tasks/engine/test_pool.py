@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.engine import pool as pool_module
+from tasks.engine import worker_handle
 from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.pool import Pool, RemoteTraceback, WorkerDied, WorkerError
 
@@ -138,7 +139,7 @@ def test_the_time_limit_is_per_image_not_per_unit(make: Callable[..., Pool]) -> 
 def test_idle_time_counts_towards_no_limit(make: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make(1, image_timeout_s=0.5)
     pool.submit(Deeds(("a",))).result(20)
-    monkeypatch.setattr(pool_module, "START_S", 0.6)
+    monkeypatch.setattr(worker_handle, "START_S", 0.6)
     time.sleep(0.7)
     pid = living_children()[0].pid
     assert pool.submit(Deeds(("a",), before="sleep:0.25")).result(20) == {"a": pid}

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts.records import Box, Record
-from tasks.engine.work_unit import SEGMENT_IMAGES, ImageTask, cut
+from tasks.engine.image_task import ImageTask
+from tasks.engine.work_unit import SEGMENT_IMAGES, cut
 
 
 def job(number: int, boxes: int) -> ImageTask:

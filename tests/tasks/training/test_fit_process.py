@@ -28,7 +28,7 @@ from artifacts.records import DataError  # noqa: E402
 from tasks.engine import gpus  # noqa: E402
 from tasks.engine.fit_spec import FitSpec  # noqa: E402
 from tasks.engine.gpus import NoDevice  # noqa: E402
-from tasks.engine.work_unit import ImageTask  # noqa: E402
+from tasks.engine.image_task import ImageTask  # noqa: E402
 from tasks.training.fit_process import EXIT_FAILED, EXIT_NO_DEVICE, EXIT_USAGE, main, run_spec  # noqa: E402
 
 pytestmark = pytest.mark.kills
