@@ -19,6 +19,11 @@ WriteConfig = Callable[..., Path]
 PICTURES = ("a", "b", "c")
 
 
+@pytest.fixture(autouse=True)
+def shipped_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PLUG_INS, raising=False)
+
+
 def in_a_process(*arguments: str) -> Done:
     """The command as a user runs it, with the flow ``slow`` in its environment."""
     done = subprocess.run(
@@ -43,8 +48,10 @@ def test_a_flow_of_ones_own_is_a_command(write_config: WriteConfig) -> None:
         assert (done.code, f"computed: {computed}" in done.said) == (0, True), done.said
 
 
-@pytest.mark.usefixtures("slow_is_a_flow")
-def test_it_is_known_wherever_flows_are_named(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_it_is_known_wherever_flows_are_named(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PLUG_INS, SLOW)
     config = str(write_config("mine", PICTURES, workers=0))
     given = ("--quiet", "--workers", "0", "--out", str(tmp_path / "out"))
     done = maskmill(tmp_path, "compare", "slow", "--config", config, *given, "--variant", "as it is:", "--dry-run")
