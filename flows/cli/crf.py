@@ -17,31 +17,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from artifacts.records import UNDECIDED, DataError
+from flows.cli.crf_files import Job, check_targets, check_writable, pair_folders, source_of
 from flows.cli.stopping import Writes, stopping
 from tasks.crf.params import PRESETS, Backend, CRFParams, Normalisation, Preset
 from tasks.engine.progress import Bars, Lines, Reporter, Silent
 
 DEFAULT: Preset = "ahn-kwak-cam"
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 
 
 def _own(name: str) -> Parameter:
     """The option that sets one parameter; its help is the parameter's own."""
     (found,) = (item for item in dataclasses.fields(CRFParams) if item.name == name)
     return Parameter(help=f"{found.metadata['help']} [default: the preset's; {DEFAULT}: {found.default}]")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture: what is read, what is written."""
-
-    image: Path
-    source: Path
-    """Probabilities (.npy) or labels (.png)."""
-    out: Path
-    overlay: Path | None = None
-    marginals: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -104,32 +91,17 @@ def crf(
             raise DataError(f"--{name} {value}: give a number between 0 and 1")
     if threads == 0 or threads < -1:
         raise DataError(f"--threads {threads}: give at least 1, or -1 for one per core")
-    source = _source(image, probs, labels)
+    source = source_of(image, probs, labels)
     settings = Settings(params, labels is not None, gt_prob, floor)
     if image.is_dir():
         jobs, skips = pair_folders(image, source, out, overlay, marginals, ".png" if labels is not None else ".npy")
-        _check_writable(out=out, overlay=overlay, marginals=marginals)
+        check_writable(out=out, overlay=overlay, marginals=marginals)
         return run_jobs(jobs, skips, settings, threads, out, quiet=quiet)
     job = Job(image, source, out, overlay, marginals)
-    _check_targets(job)
+    check_targets(job)
     run_one(job, settings)
     Console().print(f"mask: {escape(str(out))}", soft_wrap=True)
     return 0
-
-
-def _source(image: Path, probs: Path | None, labels: Path | None) -> Path:
-    """What the pictures are paired with. Raises ``DataError`` unless picture and it are two files or two folders."""
-    if (probs is None) == (labels is None):
-        raise DataError("give --probs or --labels, one of them")
-    option, source = ("probs", probs) if probs is not None else ("labels", labels)
-    assert source is not None
-    for name, path in (("image", image), (option, source)):
-        if not path.exists():
-            raise DataError(f"--{name} {path}: no such file or folder")
-    if image.is_dir() != source.is_dir():
-        one, other = ("a folder", "none") if image.is_dir() else ("a file", "a folder")
-        raise DataError(f"--image {image} is {one}, {source} is {other}: give both as folders, or both as files")
-    return source
 
 
 # --- one picture ----------------------------------------------------------------------------------------------------
@@ -239,91 +211,7 @@ def picture(image_rgb: NDArray[np.uint8], mask_hw: NDArray[np.uint8], suffix: st
     return data.tobytes()
 
 
-def _check_targets(job: Job) -> None:
-    """Nothing that is read may be written over, and files get what their names say. Raises ``DataError``."""
-    if job.out.suffix.lower() != ".png":
-        raise DataError(f"--out {job.out}: a mask is a .png file (--image names one picture)")
-    if job.overlay is not None and job.overlay.suffix.lower() not in PICTURE_SUFFIXES:
-        raise DataError(f"--overlay {job.overlay}: name a .png or .jpg file")
-    if job.marginals is not None and job.marginals.suffix.lower() != ".npy":
-        raise DataError(f"--marginals {job.marginals}: name an .npy file")
-    _check_apart([job.image, job.source], job.out, job.overlay, job.marginals)
-    folders: dict[str, Path | None] = {}
-    for name, path in (("out", job.out), ("overlay", job.overlay), ("marginals", job.marginals)):
-        if path is not None and path.is_dir():
-            raise DataError(f"--{name} {path}: is a folder; name a file (--image names one picture)")
-        folders[name] = path.parent if path is not None else None
-    _check_writable(**folders)
-
-
-def _check_writable(**folders: Path | None) -> None:
-    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet.
-
-    Asked before the work, which may take hours. Leaves nothing behind.
-    """
-    from artifacts.cache.atomic import temporary_beside
-
-    for option, folder in folders.items():
-        if folder is None:
-            continue
-        there = folder
-        try:
-            while not (there.exists() or there.is_symlink()):
-                there = there.parent
-            if not there.is_dir():
-                raise DataError(f"--{option} {folder}: {there} is no folder; name another place")
-            probe = temporary_beside(there / "any")
-            probe.mkdir()
-            probe.rmdir()
-        except OSError as error:
-            raise DataError(
-                f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
-                " let yourself write there"
-            ) from error
-
-
-def _check_apart(read: Sequence[Path], *written: Path | None) -> None:
-    targets = [path for path in written if path is not None]
-    for path in targets:
-        for other in [*read, *(one for one in targets if one is not path)]:
-            if path.resolve() == other.resolve():
-                raise DataError(f"{path}: would be written over, though it is {'read' if other in read else 'another'}")
-
-
 # --- folders --------------------------------------------------------------------------------------------------------
-
-
-def pair_folders(
-    images: Path, sources: Path, out: Path, overlay: Path | None, marginals: Path | None, suffix: str
-) -> tuple[list[Job], list[tuple[Path, str]]]:
-    """A job per picture, by file name without suffix; what has no partner is a skip (path, reason)."""
-    for folder in (out, overlay, marginals):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
-    _check_apart([images, sources] if suffix == ".png" else [images], out, overlay)
-    if suffix == ".npy":
-        _check_apart([sources], marginals)
-    found = {path.stem: path for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix}
-    jobs: list[Job] = []
-    skips: list[tuple[Path, str]] = []
-    seen: set[str] = set()
-    for path in sorted(images.iterdir()):
-        name = path.stem
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            continue
-        if name in seen:
-            skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
-        elif name not in found:
-            skips.append((path, f"no {name}{suffix} in {sources}"))
-        else:
-            extra = overlay / f"{name}.png" if overlay is not None else None
-            numbers = marginals / f"{name}.npy" if marginals is not None else None
-            jobs.append(Job(path, found[name], out / f"{name}.png", extra, numbers))
-        seen.add(name)
-    skips += [(path, f"no picture of this name in {images}") for name, path in found.items() if name not in seen]
-    if not jobs and not skips:
-        raise DataError(f"--image {images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return jobs, skips
 
 
 def run_jobs(

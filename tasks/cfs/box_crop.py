@@ -75,7 +75,9 @@ class BoxCrop:
 
     def box(self) -> MaskBool:
         """``(side, side) bool``, equation 2: the pixels whose centres lie in the box."""
-        mask_hw: MaskBool = np.outer(*self._covered())
+        height, width = self.outer_hw
+        rows, columns = self.inner
+        mask_hw: MaskBool = np.outer(_covered(rows, height, self.side), _covered(columns, width, self.side))
         return mask_hw
 
     def target(self, mask_hw: NDArray[Any]) -> NDArray[np.uint8]:

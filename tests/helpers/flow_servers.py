@@ -38,6 +38,12 @@ SLOW = "slow_flow:ENTRY"
 """The flow ``slow`` for ``MASKMILL_FLOWS``."""
 
 
+def with_slow() -> str:
+    """``MASKMILL_FLOWS`` with ``slow`` added."""
+    others = [one for one in os.environ.get(PLUG_INS, "").split(",") if one not in ("", SLOW)]
+    return ",".join([*others, SLOW])
+
+
 def eventually(seconds: float, question: Callable[[], Any], what: str) -> Any:
     """The first true answer; fails after ``seconds``."""
     deadline = time.monotonic() + seconds
@@ -100,7 +106,7 @@ def zygote() -> Iterator[Zygote]:
 @pytest.fixture
 def slow_is_a_flow(monkeypatch: pytest.MonkeyPatch) -> None:
     """``slow`` is in the registry of this process and of those that it starts."""
-    monkeypatch.setenv(PLUG_INS, SLOW)
+    monkeypatch.setenv(PLUG_INS, with_slow())
 
 
 @pytest.fixture
@@ -110,7 +116,7 @@ def start(zygote: Zygote, tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
     def run(*arguments: str, **env: str) -> Started:
         output, begun = tmp_path / f"output{len(started)}", tmp_path / f"begun{len(started)}"
-        env = {"MASKMILL_TEST_COUNT": str(begun), PLUG_INS: SLOW, **env}
+        env = {"MASKMILL_TEST_COUNT": str(begun), PLUG_INS: with_slow(), **env}
         pid = zygote.start("slow_cli:forked", arguments, env=env, output=output)
         started.append(Started(zygote, pid, output, begun))
         return started[-1]

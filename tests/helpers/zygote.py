@@ -27,7 +27,8 @@ class Zygote:
     """Starts the zygote; ``start`` gives pids, leaders of their own process groups. Use as a context manager."""
 
     def __init__(self, imports: Sequence[str], paths: Sequence[Path] = ()) -> None:
-        path = os.pathsep.join(map(str, (ROOT, *paths)))
+        there = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        path = os.pathsep.join(filter(None, (*map(str, (ROOT, *paths)), *there)))
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__)), *imports],
             stdin=subprocess.PIPE,
