@@ -1,8 +1,8 @@
 """Kill the demo wherever it hurts, run it again, and compare everything that it left byte for byte.
 
-    python -m benchmarks.soak_kill [--random 20] [--seed 0] [--only POINT ...]      (make soak-kill)
+    python -m benchmarks.soak_kill [--flow FLOW] [--random 20] [--seed 0] [--only POINT ...]      (make soak-kill)
 
-One undisturbed run of ``cfs`` on ``demo-tiny`` is the reference. Then, each on a fresh folder: one kill at every named
+One undisturbed run of the flow on ``demo-tiny`` is the reference. Then, each on a fresh folder: one kill at every named
 kill point (``artifacts.cache.atomic.KILL_POINTS``), wherever it is reached (a pool worker, the fit's process, the run
 itself), and kills of the run's process group at random instants. After each kill no process of the run may be alive,
 and the same command run again must end with the same arrays under every (address, key, stamp), the same checkpoint
@@ -31,11 +31,11 @@ from pathlib import Path
 from artifacts import keys
 from artifacts.cache.atomic import KILL_POINTS
 from artifacts.cache.store import MaskStore
+from flows.registry import FLOWS, SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "MASKMILL_SOAK_RUN"
 """Environment variable by which all processes of one run are known, whoever their parent is now."""
-TINY = ("cfs", "--config", "demo-tiny", "--quiet", "--workers", "2")
 SOAK_OPTIONS = ("options.loader_workers=1", "options.checkpoint_every_s=0")
 GONE_WITHIN_S = 5.0
 RUN_LIMIT_S = 600.0
@@ -121,6 +121,7 @@ def gone(mark: str, within_s: float = GONE_WITHIN_S) -> bool:
 class Run:
     """One ``maskmill`` command in a session of its own."""
 
+    flow: str
     out: Path
     env: Mapping[str, str] = field(default_factory=dict)
     mark: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -128,7 +129,8 @@ class Run:
     def __post_init__(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         self.log = self.out / "log.txt"
-        arguments = [*TINY, "--out", str(self.out), *(f"--set={option}" for option in SOAK_OPTIONS)]
+        arguments = [self.flow, "--config", FLOWS[self.flow].tiny, "--export", "voc", "--quiet", "--workers", "2"]
+        arguments += ["--out", str(self.out), *(f"--set={option}" for option in SOAK_OPTIONS)]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.soak_kill", "--run", *arguments],
@@ -172,16 +174,16 @@ class Line:
         return f"{self.kill:28} {self.left:48} {self.again_s:6.1f} s  {verdict}"
 
 
-def killed_at_point(out: Path, point: str) -> tuple[Run, list[str]]:
+def killed_at_point(flow: str, out: Path, point: str) -> tuple[Run, list[str]]:
     """A run that dies where ``point`` is first reached."""
-    run = Run(out, {"MASKMILL_KILL_AT": point})
+    run = Run(flow, out, {"MASKMILL_KILL_AT": point})
     code = run.wait()
     return run, [] if code == -signal.SIGKILL else [f"the point was not reached: exit code {code}, see {run.log}"]
 
 
-def killed_at_instant(out: Path, after_s: float) -> tuple[Run, list[str]]:
+def killed_at_instant(flow: str, out: Path, after_s: float) -> tuple[Run, list[str]]:
     """A run whose process group is killed ``after_s`` seconds after it began to write."""
-    run = Run(out)
+    run = Run(flow, out)
     run.wait_for_work()
     with contextlib.suppress(subprocess.TimeoutExpired):
         run.process.wait(after_s)
@@ -196,7 +198,7 @@ def aftermath(kill: str, run: Run, faults: list[str], expected: Mapping[str, str
         faults.append(f"processes {survivors(run.mark)} survived")
     state = left(run.out)
     started = time.monotonic()
-    again = Run(run.out)
+    again = Run(run.flow, run.out)
     if code := again.wait():
         faults.append(f"the run after it ended with exit code {code}, see {again.log}")
     else:
@@ -206,9 +208,9 @@ def aftermath(kill: str, run: Run, faults: list[str], expected: Mapping[str, str
     return Line(kill, faults, state, time.monotonic() - started)
 
 
-def soak(folder: Path, points: Sequence[str], kills: int, seed: int) -> list[Line]:
+def soak(flow: str, folder: Path, points: Sequence[str], kills: int, seed: int) -> list[Line]:
     """All kills, one after the other; prints a line for each."""
-    reference = Run(folder / "reference")
+    reference = Run(flow, folder / "reference")
     reference.wait_for_work()
     started = time.monotonic()
     if code := reference.wait():
@@ -222,7 +224,7 @@ def soak(folder: Path, points: Sequence[str], kills: int, seed: int) -> list[Lin
     plans += [(f"random, {after:.2f} s", after) for after in (chance.uniform(0, works_s) for _ in range(kills))]
     for number, (name, after_s) in enumerate(plans):
         out = folder / f"kill-{number:02d}"
-        run, faults = killed_at_point(out, name) if after_s < 0 else killed_at_instant(out, after_s)
+        run, faults = killed_at_point(flow, out, name) if after_s < 0 else killed_at_instant(flow, out, after_s)
         lines.append(aftermath(name, run, faults, expected))
         print(lines[-1], flush=True)
         if not lines[-1].faults:
@@ -236,6 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given[:1] == ["--run"]:
         return flow_main(given[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flow", choices=list(FLOWS), default=SHIPPED[0].name)
     parser.add_argument("--random", type=int, default=20, help="kills at random instants")
     parser.add_argument("--seed", type=int, default=0, help="of the random instants")
     parser.add_argument("--only", nargs="*", choices=KILL_POINTS, default=KILL_POINTS, help="kill points")
@@ -243,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(given)
     with contextlib.ExitStack() as stack:
         folder = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="maskmill-soak-")))
-        lines = soak(folder, options.only, options.random, options.seed)
+        lines = soak(options.flow, folder, options.only, options.random, options.seed)
         faulty = [line for line in lines if line.faults]
         for line in faulty:
             print(f"\n{line.kill}:", *line.faults[:20], sep="\n  ")

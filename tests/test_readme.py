@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flows.registry import SHIPPED
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -33,3 +35,12 @@ def test_every_page_and_picture_that_it_points_to_is_there() -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", text)
     assert targets
     assert [target for target in targets if not (README.parent / target).exists()] == []
+
+
+def test_the_table_of_methods_is_the_registry() -> None:
+    """Flow, weak labels and method of each row that works; the others are planned."""
+    text = README.read_text(encoding="utf-8")
+    (table,) = re.findall(r"## Methods\n\n((?:\|.*\n)+)", text)
+    rows = [[cell.strip() for cell in line.strip("|\n").split(" | ")] for line in table.splitlines()[2:]]
+    working = {name: (labels, method) for name, labels, method, state in rows if state != "not yet"}
+    assert working == {f"`{entry.name}`": (", ".join(entry.labels), entry.method) for entry in SHIPPED}

@@ -7,14 +7,16 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from flow_runs import FIGURE, HERE, STACK, Done, Started, copy_of, end_all, maskmill
+from flow_runs import HERE, Done, Runs, Started, copy_of, end_all, figure_of, maskmill, stack
 from zygote import Zygote
 
 from artifacts.cache import locks
 from artifacts.cache.store import MaskStore
 from benchmarks.soak_kill import differences, fingerprint, gone, survivors
+from flows.registry import FLOWS
 
 pytestmark = pytest.mark.kills
 EACH_STEP = ("--set", "options.checkpoint_every_s=0")
@@ -23,7 +25,7 @@ OWN_PROCESS = ("--set", "options.loader_workers=1", "--workers", "0")
 
 @pytest.fixture(scope="module", autouse=True)  # it imports while the undisturbed run is made
 def zygote() -> Iterator[Zygote]:
-    with Zygote(STACK) as made:
+    with Zygote(stack()) as made:
         yield made
     end_all()
 
@@ -33,8 +35,9 @@ def masks_stored(out: Path) -> int:
     return sum(len(store.entries(address)) for address in store.addresses())
 
 
-def checkpoints(out: Path) -> list[str]:
-    return sorted(path.name for path in (out / "cache" / "fits").glob("*/*/work/*.ckpt"))
+def checkpoints(out: Path) -> list[int]:
+    """Steps after which a checkpoint of an unfinished fit was written, and kept."""
+    return sorted(int(path.stem.rpartition("-")[2]) for path in (out / "cache" / "fits").glob("*/*/work/*.ckpt"))
 
 
 def published(out: Path) -> list[str]:
@@ -65,71 +68,111 @@ def processes_of(mark: str, *words: str) -> list[int]:
     return found
 
 
-def test_a_chain_of_kills_ends_like_an_undisturbed_run(zygote: Zygote, tiny: Done, tmp_path: Path) -> None:
+def stages_before_fit(run: Done) -> list[dict[str, Any]]:
+    """A run's map stages before the first fit."""
+    kinds = [stage["kind"] for stage in run.manifest["stages"]]
+    return run.manifest["stages"][: kinds.index("fit")]
+
+
+def before_fit(run: Done) -> int:
+    """Images that these stages work on."""
+    return sum(int(stage["total"]) for stage in stages_before_fit(run))
+
+
+def check_what_was_left(out: Path, tiny: Done, to: Path) -> None:
+    """The flow was killed in its first fit and wrote no last word; still its masks are exported, if it has any yet."""
+    done = stages_before_fit(tiny)
+    manifest = Done(out, 0, "", "").manifest
+    assert (manifest["status"], [stage["label"] for stage in manifest["stages"]]) == (
+        "running",
+        [stage["label"] for stage in done],
+    )
+    masks = [stage for stage in done if stage["set"] == "train" and "mask_hw" in stage["outputs"]]
+    exported = maskmill(out, "export", "--cache", str(out / "cache"), "--to", str(to))
+    if not masks:
+        assert exported.code == 2
+        return
+    assert exported.code == 0, exported.said
+    assert f"is running, or was killed: taking {masks[-1]['label']!r}" in exported.said
+    assert len(list((to / "SegmentationClass").iterdir())) == masks[-1]["total"] - masks[-1]["skipped"]
+
+
+def fits(run: Done) -> list[str]:
+    """Addresses of a run's fits."""
+    return [stage["address"] for stage in run.manifest["stages"] if stage["kind"] == "fit"]
+
+
+def test_a_chain_of_kills_ends_like_an_undisturbed_run(flow: str, zygote: Zygote, runs: Runs, tmp_path: Path) -> None:
     """In a worker between write and rename, with two ranks, mid checkpoint, mid publish, mid export; then whole."""
-    out = tmp_path / "run"
+    out, tiny = tmp_path / "run", runs.tiny(flow)
 
     # A pool worker, at its second segment: the first ones are there, and whole.
-    run = Started(zygote, out, ["--workers", "2"], {"MASKMILL_KILL_AT": "store.before_rename:2"})
+    run = Started(zygote, flow, out, ["--workers", "2"], {"MASKMILL_KILL_AT": "store.before_rename:2"})
     assert run.wait() == -signal.SIGKILL, run.said
     assert gone(run.mark, 2.0), "a worker outlived its run"
     stored = masks_stored(out)
-    assert 1 <= stored < 24
+    assert 1 <= stored < before_fit(tiny)
     assert published(out) == checkpoints(out) == []
 
-    # kill -9 of the flow alone, while two ranks with a loader worker each are fitting; no checkpoint is due.
-    run = Started(zygote, out, [*OWN_PROCESS, "--set", "options.devices=2"])
-    until(lambda: len(processes_of(run.mark, "tasks.training.fit_process")) >= 5, run)
+    # kill -9 of the flow alone, while all ranks with a loader worker each are fitting; no checkpoint is due.
+    ranks = FLOWS[flow].ranks
+    run = Started(zygote, flow, out, [*OWN_PROCESS, "--set", f"options.devices={ranks}"])
+    until(lambda: len(processes_of(run.mark, "tasks.training.fit_process")) >= 2 * ranks + (ranks > 1), run)
     run.kill()
     assert run.wait() == -signal.SIGKILL
     assert gone(run.mark, 2.0), f"{survivors(run.mark)}: a fit outlived its run"
-    assert masks_stored(out) == 24
+    assert masks_stored(out) == before_fit(tiny)
     assert published(out) == checkpoints(out) == []
-    # Nobody wrote a last word, and still its masks are to be had.
-    handed_on = maskmill(tmp_path, "export", "--cache", str(out / "cache"), "--to", str(tmp_path / "masks"))
-    assert handed_on.code == 0 and "is running, or was killed: taking 'grabcut'" in handed_on.said, handed_on.said
-    assert len(list((tmp_path / "masks" / "SegmentationClass").iterdir())) == 24
+    check_what_was_left(out, tiny, tmp_path / "masks")
     (lock,) = (out / "cache" / "fits").glob("*/*/lock")
     # A killed process counts as dead when its first thread is; its files close with the last one.
     until(lambda: free(lock), run, 1.0)
 
     # The fit's own process, half a checkpoint written: flow and loader worker go with it.
-    run = Started(zygote, out, [*OWN_PROCESS, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_checkpoint:5"})
+    run = Started(zygote, flow, out, [*OWN_PROCESS, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_checkpoint:5"})
     assert run.wait() == -signal.SIGKILL, run.said
     assert gone(run.mark, 2.0), f"{survivors(run.mark)}: a fit outlived its run"
-    assert checkpoints(out) == ["step-000000003.ckpt", "step-000000004.ckpt"]
+    assert checkpoints(out) == [3, 4]
 
     # The same fit in the run's process: it goes on at step 5, whoever wrote the checkpoint.
-    run = Started(zygote, out, [*HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_publish"})
+    run = Started(zygote, flow, out, [*HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_publish"})
     assert run.wait() == -signal.SIGKILL, run.said
-    assert checkpoints(out) == ["step-000000018.ckpt", "step-000000019.ckpt"]
+    first, last = checkpoints(out)
+    assert 4 < first == last - 1
     assert published(out) == []
 
-    run = Started(zygote, out, [*HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "export.mid_export"})
+    run = Started(zygote, flow, out, [*HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "export.mid_export"})
     assert run.wait() == -signal.SIGKILL, run.said
-    assert published(out) == ["pub-0001"]
+    assert published(out) == ["pub-0001"] * len(fits(tiny))
     assert not (out / "dataset-voc").exists(), "no half export under its name"
 
-    run = Started(zygote, out, [*HERE])
+    run = Started(zygote, flow, out, [*HERE])
     assert run.wait() == 0, run.said
     expected = fingerprint(tiny.out)
-    assert {name.partition("-")[0].split()[0] for name in expected} == {"grabcut", "deeplab", "fit", "export"}
+    kinds = {name.split()[0] for name in expected}
+    assert kinds == {"fit", "export", *(s["address"] for s in tiny.manifest["stages"] if s["kind"] == "map")}
     assert differences(fingerprint(out), expected) == []
-    last = Done(out, 0, "", "")
-    assert last.computed == dict.fromkeys(tiny.computed, 0), "everything but the export was done"
-    assert last.manifest["scores"] == tiny.manifest["scores"]
+    done = Done(out, 0, "", "")
+    assert done.computed == dict.fromkeys(tiny.computed, 0), "everything but the export was done"
+    assert done.manifest["scores"] == tiny.manifest["scores"]
 
 
-def test_killed_in_the_fit_of_cfs_it_goes_on_there(zygote: Zygote, tiny: Done, whole: Done, tmp_path: Path) -> None:
-    """GrabCut's masks are there: the first fit is that of CFS, killed half a checkpoint written, then run again."""
+@pytest.mark.parametrize("flow", [name for name, entry in FLOWS.items() if entry.figure])
+def test_killed_in_the_figures_first_fit_it_goes_on_there(
+    flow: str, zygote: Zygote, runs: Runs, tmp_path: Path
+) -> None:
+    """The tiny run's stages are there: the first fit that is not is killed half a checkpoint written, and goes on."""
+    tiny, whole = runs.tiny(flow), runs.whole(flow)
+    (first, *_) = [address for address in fits(whole) if address not in fits(tiny)]
     out = copy_of(tiny, tmp_path / "run")
-    run = Started(zygote, out, [*FIGURE, *HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_checkpoint:5"})
+    given = [*figure_of(flow), *HERE]
+    run = Started(zygote, flow, out, [*given, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_checkpoint:5"})
     assert run.wait() == -signal.SIGKILL, run.said
     assert gone(run.mark, 2.0), f"{survivors(run.mark)}: something outlived its run"
-    assert checkpoints(out) == ["step-000000003.ckpt", "step-000000004.ckpt"]
-    assert [path.parts[-4][:4] for path in (out / "cache" / "fits").glob("*/*/work/*.ckpt")] == ["cfs-"] * 2
+    assert checkpoints(out) == [3, 4]
+    assert {path.parts[-4] for path in (out / "cache" / "fits").glob("*/*/work/*.ckpt")} == {first}
 
-    run = Started(zygote, out, [*FIGURE, *HERE])
+    run = Started(zygote, flow, out, given)
     assert run.wait() == 0, run.said
     assert differences(fingerprint(out), fingerprint(whole.out)) == []
     last = Done(out, 0, "", "")
