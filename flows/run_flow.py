@@ -20,10 +20,11 @@ from flows.config import ConfigError
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources
 from tasks.engine.progress import Reporter
-from tasks.engine.runner import Runner, Skin, StageFailed, StageReport, UntilReached
+from tasks.engine.runner import Runner, StageFailed, UntilReached
+from tasks.engine.skin import Skin
+from tasks.engine.stage_report import StageReport
 from tasks.engine.workers import Workers
 from tasks.evaluate.finish import Result, dataset_folder, finish, so_far
-from tasks.stage import MapHandle
 
 P = TypeVar("P")
 Page = Callable[[Runner, Sets, P], Result]
@@ -98,13 +99,13 @@ def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParam
     """Run the page with a planning Runner: no work, no run folder. Checks ``rerun``, ``until`` and the labels.
 
     The cache may be written to all the same: reading demo data, before, draws them into it. Raises
-    :class:`DataError` where no training image has a label kind that the page needs.
+    :class:`DataError` where no image of a set has a label kind that the page needs of it.
     """
     with Runner(options, flow=name, planning=True, sets=sets) as run:
         _to_its_end(run, page, sets, params)
         run.check_until()
         run.check_rerun()
-    _check_labels(name, run, sets.train)
+    _check_labels(name, run, sets)
     warnings = tuple(dict.fromkeys(warning for records in sets for warning in records.warnings))
     past = last_seconds(Path(options.cache), name)
     estimates: dict[str, float] = {}
@@ -123,16 +124,26 @@ def _to_its_end(run: Runner, page: Page[P], sets: Sets, params: P) -> Result:
         return finish(run, sets, *so_far(run, sets))
 
 
-def _check_labels(name: str, run: Runner, train: RecordSet) -> None:
-    """Some image has each weak label kind that the page's map stages over ``train`` declare."""
-    stages = [handle.stage for handle in run.handles if isinstance(handle, MapHandle) and handle.records is train]
-    declared = {kind for stage in stages for kind in stage.reads}
-    for kind, where in WHERE_LABELS.items():
-        if kind in declared and not _labelled(train, kind):
-            held = [other for other in WHERE_LABELS if _labelled(train, other)]
-            source = f"{train.format}:{train.root}" if train.root else train.dataset
-            has = f" (it has {', '.join(held)})" if held else ""
-            raise DataError(f"{name} needs {kind}, and {source} has none{has}: add {where}")
+def _check_labels(name: str, run: Runner, sets: Sets) -> None:
+    """Some image of each set has each weak label kind that the page's stages declare over it, or over a part of it."""
+    whole = {(records.dataset, records.split): records for records in sets}
+    declared: dict[tuple[str, str], set[str]] = {}
+    for handle in run.handles:
+        if handle.records is not None:
+            of_set = declared.setdefault((handle.records.dataset, handle.records.split), set())
+            of_set.update(handle.stage.reads)
+    for key, kinds in declared.items():
+        records = whole.get(key)
+        if records is None:
+            continue  # the page has put it together itself
+        for kind, where in WHERE_LABELS.items():
+            if kind in kinds and not _labelled(records, kind):
+                held = [other for other in WHERE_LABELS if _labelled(records, other)]
+                source = f"{records.format}:{records.root}" if records.root else records.dataset
+                has = f" (it has {', '.join(held)})" if held else ""
+                raise DataError(
+                    f"{name} needs {kind}, and split {records.split} of {source} has none{has}: add {where}"
+                )
 
 
 def _labelled(records: RecordSet, kind: str) -> bool:

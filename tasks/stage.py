@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import keys
-from artifacts.records import KINDS, ImageRGB, Kind, Record, RecordSet, Skip
+from artifacts.records import KINDS, DataError, ImageRGB, Kind, Record, RecordSet, Skip
 
 Arrays = dict[str, NDArray[Any]]
 CRF_MASK = "mask_crf_hw"
@@ -125,6 +125,8 @@ class Produced:
     output: str | None
     """Digest of the arrays; ``None`` if the image was skipped."""
     reason: str | None = None
+    address: str = ""
+    """Where the arrays lie, if not at the handle's own address (:func:`first_of`)."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +143,14 @@ class MapHandle:
     upstream: Mapping[str, Handle] = field(default_factory=dict, repr=False)
     """role -> what the arrays were made from."""
 
+    def place(self, produced: Produced) -> tuple[str, str]:
+        """Address and stamp under which the store holds the arrays of one of :attr:`produced`."""
+        return produced.address or self.address, produced.stamp
+
 
 @dataclass(frozen=True)
 class FitHandle:
-    """The result of ``run.fit``: a published checkpoint (``digest`` is ``None`` while only planned)."""
+    """The result of ``run.fit``: a published checkpoint (``digest`` is ``None`` while only planned); or a file's."""
 
     label: str
     stage: FitStage
@@ -156,17 +162,53 @@ class FitHandle:
     prefix: str = ""
     pinned: bool = False
     part_digests: Mapping[str, str] = field(default_factory=dict, repr=False)
+    records: RecordSet | None = field(default=None, repr=False)
+    """What it has learnt from; ``None`` where that is not known (``run.load``)."""
 
     def part(self, name: str) -> FitHandle:
-        """One of several networks in the checkpoint, by name prefix; known by its own tensors alone."""
+        """One of several networks in the checkpoint, by name prefix; known by its own tensors alone.
+
+        Raises :class:`DataError` if it has none of this name.
+        """
         if self.digest is None:
             return dataclasses.replace(self, prefix=f"{name}.")
         if name not in self.part_digests:
-            raise KeyError(f"{self.label} has networks {sorted(self.part_digests)}, not {name!r}")
+            raise DataError(f"{self.label} has networks {sorted(self.part_digests)}, not {name!r}")
         return dataclasses.replace(self, prefix=f"{name}.", digest=self.part_digests[name])
 
 
 Handle = MapHandle | FitHandle
+
+
+def first_of(a: MapHandle, b: MapHandle) -> MapHandle:
+    """``a``'s arrays for the images of which there are any, ``b``'s for the others: for use as an upstream of a stage.
+
+    ``b`` is over the records of ``a``, or over more; so is the result. Nothing is computed or copied. Both must have
+    an array name in common; only such names are the same for all images.
+
+    Raises :class:`DataError` if the two are about other images or classes, or have no array in common.
+    """
+    where = f"first_of({a.label}, {b.label})"
+    ours = {a.records.key(record) for record in a.records}
+    if missing := ours - {b.records.key(record) for record in b.records}:
+        raise DataError(f"{where}: {len(missing)} of the {len(ours)} images of {a.label} are none of {b.label}'s")
+    holds_classes = a.stage.holds_classes or b.stage.holds_classes
+    if holds_classes and a.records.classes != b.records.classes:
+        raise DataError(f"{where}: classes {a.records.classes} are not {b.records.classes}")
+    outputs = tuple(name for name in a.stage.outputs if name in b.stage.outputs)
+    if not outputs:
+        raise DataError(f"{where}: no array of {a.stage.outputs} is one of {b.stage.outputs}")
+    produced: dict[str, Produced] = {}
+    for record in b.records:
+        key = b.records.key(record)
+        handle, found = a, a.produced.get(key)
+        if key not in ours or (found is not None and found.output is None):
+            handle, found = b, b.produced.get(key)
+        if found is not None:  # else not known yet
+            produced[key] = dataclasses.replace(found, address=handle.place(found)[0])
+    stage = MapStage("first-of", 1, None, (), outputs, "", holds_classes=holds_classes)
+    address = stage_address(stage, b.records.classes, {"a": a, "b": b})
+    return MapHandle(f"{a.label} or {b.label}", stage, address, b.records, produced, upstream={"a": a, "b": b})
 
 
 def resolve(function: str) -> Callable[..., Any]:

@@ -62,7 +62,7 @@ def tensor_digests(data: bytes | memoryview, name: str = "weights") -> dict[str,
         begin, end = entry["data_offsets"]
         if start + end > len(view):
             raise DataError(
-                f"{name}: cut short: tensor {tensor} ends at byte {start + end}, the file has {len(view)}; fit again"
+                f"{name}: cut short: tensor {tensor} ends at byte {start + end}, the file has {len(view)} bytes"
             )
         state = hashlib.sha256(f"{entry['dtype']}{entry['shape']}".encode())
         state.update(view[start + begin : start + end])
@@ -79,7 +79,7 @@ def _header(view: memoryview, name: str) -> tuple[dict[str, Any], int]:
         if not all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values()):
             raise ValueError("a tensor without dtype, shape or place")
     except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise DataError(f"{name}: no safetensors file, or cut short ({error}); fit again") from error
+        raise DataError(f"{name}: no safetensors file, or cut short ({error})") from error
     return header, 8 + length
 
 

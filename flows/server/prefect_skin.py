@@ -35,7 +35,8 @@ from tasks.engine.children import Stopped
 from tasks.engine.options import RunParams
 from tasks.engine.process_tree import die_with_parent
 from tasks.engine.progress import Lines, Reporter
-from tasks.engine.runner import StageFailed, wait_interruptibly
+from tasks.engine.runner import StageFailed
+from tasks.engine.skin import wait_interruptibly
 from tasks.engine.work_unit import UnitResult, WorkUnit
 
 log = logging.getLogger("maskmill")

@@ -10,28 +10,28 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from artifacts import keys
 from artifacts.cache.fit_store import FitStore, Publication, share_new
 from artifacts.records import Kind, RecordSet, Skip
-from tasks.engine.children import ROOT, Stopped
+from tasks.engine.children import ROOT, Stopped, Supervisor
 from tasks.engine.fit_spec import FitSpec, plain_params
 from tasks.engine.image_task import ImageTask, stated_size
+from tasks.engine.options import RunParams
 from tasks.engine.pending import FitSurvey, Sources, weights_digests
 from tasks.engine.progress import Reporter
-from tasks.stage import FitHandle, FitStage, Handle
-
-if TYPE_CHECKING:
-    from tasks.engine.options import RunParams
-    from tasks.engine.runner import Runner
+from tasks.stage import FitHandle, FitStage, Handle, resolve
 
 log = logging.getLogger("maskmill")
 
 
+FIT_PROCESS = "tasks.training.fit_process"
+"""Known by its name alone: training builds on the engine, not the other way round."""
 MONITOR_READS: tuple[Kind, ...] = ("image", "truth")
 
 
@@ -141,10 +141,25 @@ def plan(
     return replace(found, publication=older, pinned=True, stamp=older.stamp, note=note)
 
 
+@dataclass(frozen=True)
+class OfRun:
+    """What a fit needs of the run that it belongs to."""
+
+    cache: Path
+    options: RunParams
+    reporter: Reporter
+    stop: threading.Event
+    supervisor: Callable[[], Supervisor]
+    """Starts it on the first call."""
+    folder: Callable[[], Path]
+    """The run's folder, made on the first call."""
+
+
 @dataclass
 class Work:
     """One fit that has to be done."""
 
+    of_run: OfRun
     plan: FitPlan
     stage: FitStage
     address: str
@@ -152,35 +167,33 @@ class Work:
     train: RecordSet
     monitor: RecordSet | None
     members: list[ImageTask]
-    options: RunParams
-    reporter: Reporter
 
-    def run(self, run: Runner) -> FitPlan:
+    def run(self) -> FitPlan:
         """Fit (or wait for somebody who does), and return the plan with its publication."""
+        run = self.of_run
         assert self.plan.stamp is not None
         if not self.members:
             raise FitFailed(f"{self.label}: no training images: none of the {len(self.train)} can be used")
-        spec = self._spec(run.cache)
-        self.reporter.stage(self.label, 0, 0, "iterations")
-        if self.options.launch == "inline":
-            from tasks.training.fit_process import run_spec
-
-            run_spec(spec, self._event, stop=run.stop)
+        spec = self._spec()
+        run.reporter.stage(self.label, 0, 0, "iterations")
+        if run.options.launch == "inline":
+            resolve(f"{FIT_PROCESS}:run_spec")(spec, self._event, stop=run.stop)
         else:
-            self._launch(run, spec)
+            self._launch(spec)
         publication = FitStore(run.cache).published(self.address, self.plan.stamp, newer_than=self.plan.newer_than)
         if publication is None:
             raise FitFailed(f"{self.label}: the fit ended, but {self.address}/{self.plan.stamp} holds no publication")
-        self.reporter.done(self.label, str(publication.info.get("device", "")))
+        run.reporter.done(self.label, str(publication.info.get("device", "")))
         return replace(self.plan, publication=publication)
 
-    def _spec(self, cache: Path) -> FitSpec:
+    def _spec(self) -> FitSpec:
+        options = self.of_run.options
         params_type, params = plain_params(self.stage.params)
         inputs = dict(self.plan.inputs)
         init = inputs.pop("init", "")
         assert self.plan.stamp is not None
         return FitSpec(
-            cache=str(cache.resolve()),
+            cache=str(self.of_run.cache.resolve()),
             label=self.label,
             address=self.address,
             stamp=self.plan.stamp,
@@ -199,11 +212,11 @@ class Work:
             lineage=self.plan.lineage,
             newer_than=self.plan.newer_than,
             info={"dataset": self.train.dataset, "split": self.train.split},
-            device=self.options.device,
-            devices=self.options.devices,
-            threads=self.options.thread_count,
-            loader_workers=self.options.loader_workers,
-            checkpoint_every_s=self.options.checkpoint_every_s,
+            device=options.device,
+            devices=options.devices,
+            threads=options.thread_count,
+            loader_workers=options.loader_workers,
+            checkpoint_every_s=options.checkpoint_every_s,
         )
 
     def _monitored(self) -> tuple[ImageTask, ...]:
@@ -221,9 +234,10 @@ class Work:
             if record.truth is not None
         )
 
-    def _launch(self, run: Runner, spec: FitSpec) -> None:
-        """A process of its own, started by the Runner's supervisor; its events are the bar and the log."""
-        path = run.folder.path / f"{self.label}.spec.json"
+    def _launch(self, spec: FitSpec) -> None:
+        """A process of its own, started by the run's supervisor; its events are the bar and the log."""
+        run = self.of_run
+        path = run.folder() / f"{self.label}.spec.json"
         spec.write(path)
         last: dict[str, Any] = {}
 
@@ -236,11 +250,11 @@ class Work:
             last.update(event)
             self._event(event)
 
-        child = run.supervisor.start_lines(
+        child = run.supervisor().start_lines(
             # The folder in which the run was started is not on its path (-P): it may hold a "tasks" of its own.
-            [sys.executable, "-P", "-m", "tasks.training.fit_process", str(path)],
+            [sys.executable, "-P", "-m", FIT_PROCESS, str(path)],
             on_line=on_line,
-            log_file=run.folder.path / f"{self.label}.log",
+            log_file=run.folder() / f"{self.label}.log",
             # Threads that spin while they wait for each other are 20 times slower on cores that others use too.
             env={"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONPATH": _module_path()},
         )
@@ -253,13 +267,13 @@ class Work:
 
     def _event(self, event: Mapping[str, Any]) -> None:
         """One line of the fit's report."""
-        kind = event.get("event")
+        reporter, kind = self.of_run.reporter, event.get("event")
         if kind == "progress":
             note = f"loss {event['loss']:.3f}" if isinstance(event.get("loss"), float) else ""
-            self.reporter.total(self.label, int(event.get("total", 0)))
-            self.reporter.advance(self.label, int(event.get("step", 0)), note)
+            reporter.total(self.label, int(event.get("total", 0)))
+            reporter.advance(self.label, int(event.get("step", 0)), note)
         elif kind == "waiting":
-            self.reporter.advance(self.label, 0, f"waits for {event.get('for')}")
+            reporter.advance(self.label, 0, f"waits for {event.get('for')}")
         elif kind == "warning":
             log.warning("%s: %s", self.label, event.get("message"))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts import keys
-from artifacts.cache.fit_store import Publication
+from artifacts.cache.fit_store import Publication, tensor_digests
 from artifacts.cache.store import Entry, MaskStore
 from artifacts.images import ImageDigests
 from artifacts.records import DataError, Kind, Record, RecordSet, Skip
@@ -56,6 +56,8 @@ class Sources:
     store: MaskStore
     labels: dict[tuple[str, Kind], str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    loaded: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Weights file -> digests of its tensors."""
     fits: dict[Path, bool] = field(default_factory=dict)
     """Publication -> whether its weights are those that were published."""
 
@@ -76,6 +78,17 @@ class Sources:
                     f"input file {path}: {error.strerror or error}; check the path in the config"
                 ) from error
         return self.files[name]
+
+    def tensors(self, path: Path) -> dict[str, str]:
+        """Digests of the tensors in a safetensors file. Raises :class:`DataError` if it cannot be read."""
+        name = str(path)
+        if name not in self.loaded:
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise DataError(f"weights file {path}: {error.strerror or error}; check the path") from error
+            self.loaded[name] = tensor_digests(data, f"weights file {path}")
+        return self.loaded[name]
 
     def sound(self, publication: Publication) -> bool:
         """Whether the weights are what was published; read whole, once per run, and a warning if they are not."""
@@ -139,7 +152,7 @@ def survey_map(
             if entry.output is None:
                 survey.skips.append(Skip(key, record.image, entry.reason or "", True, label))
             continue
-        up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
+        up = {role: handle.place(known[role]) for role, handle in maps.items()}
         task = ImageTask(key, stamp, record.view(stage.reads), up, stated_size(record, stage.reads))
         survey.pending.append(task)
     return survey
@@ -169,7 +182,7 @@ def survey_fit(
         image, labels = member
         outputs = {role: produced.output for role, produced in known.items()}
         digest = keys.image_stamp(image=image, labels=labels, upstream=outputs, weights={})
-        up = {role: (handle.address, known[role].stamp) for role, handle in maps.items()}
+        up = {role: handle.place(known[role]) for role, handle in maps.items()}
         task = ImageTask(key, digest, record.view(stage.reads), up, stated_size(record, stage.reads))
         survey.members.append(task)
     survey.members.sort(key=lambda task: task.record.image_id)
@@ -194,6 +207,24 @@ def map_handles(name: str, records: RecordSet, upstream: Mapping[str, Handle]) -
 def remembered(entry: Entry, stamp: str) -> Produced:
     """A cache entry as a stage's result."""
     return Produced(stamp, entry.output, entry.reason)
+
+
+def in_order(records: RecordSet, produced: dict[str, Produced], skips: list[Skip]) -> None:
+    """Results in the records' order, in whatever order the units ended."""
+    place = {records.key(record): number for number, record in enumerate(records)}
+    found = dict(produced)
+    produced.clear()
+    produced.update((key, found[key]) for key in place if key in found)
+    skips.sort(key=lambda skip: place.get(skip.key, -1))
+
+
+def stamps_of(records: RecordSet, produced: Mapping[str, Produced]) -> dict[str, tuple[str | None, str]]:
+    """A stage's list of stamps for the manifest, in key order."""
+    return {
+        key: (produced[key].stamp if produced[key].output else None, record.image)
+        for record in records
+        if (key := records.key(record)) in produced
+    }
 
 
 def _member(

@@ -6,21 +6,21 @@
 
 ``map`` and ``fit`` return handles (addresses and digests), never arrays. A planning runner
 (``planning=True``) does the same book-keeping and no work: labels, addresses and pending counts come from it.
-A *skin* decides how the pending units are waited for: :class:`PlainSkin` here, Prefect's in
-``flows/server/prefect_skin.py``.
+A *skin* (``tasks/engine/skin.py``) decides how the pending units are waited for.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any
 
+from artifacts.cache.fit_store import digest_of, part_digests
 from artifacts.cache.locks import LockAborted
 from artifacts.cache.runs import RunFolder, library_versions, write_stamps
 from artifacts.cache.store import MaskStore
@@ -31,14 +31,15 @@ from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.gpus import check_device
 from tasks.engine.image_task import ImageTask
 from tasks.engine.options import RunParams
-from tasks.engine.pending import Sources, remembered, survey_fit, survey_map
+from tasks.engine.pending import Sources, in_order, remembered, stamps_of, survey_fit, survey_map
 from tasks.engine.progress import Reporter, Silent
-from tasks.engine.work_unit import UnitResult, WorkUnit, cut
+from tasks.engine.skin import PlainSkin, Skin
+from tasks.engine.stage_report import StageReport, plain_skip, unique_skips
+from tasks.engine.work_unit import WorkUnit, cut
 from tasks.engine.workers import Workers
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, stage_address
 
 log = logging.getLogger("maskmill")
-T = TypeVar("T")
 
 
 class StageFailed(RuntimeError):
@@ -47,81 +48,6 @@ class StageFailed(RuntimeError):
 
 class UntilReached(Exception):
     """The stage that ``until`` names is done: raised through the flow page, which ends here."""
-
-
-@dataclass
-class StageReport:
-    """One stage of one run, for the plan, the summary and the manifest."""
-
-    label: str
-    kind: Literal["map", "fit"]
-    address: str
-    total: int
-    cached: int = 0
-    computed: int = 0
-    unknown: int = 0
-    """Images that depend on an upstream stage which is not done (planning only)."""
-    seconds: float = 0.0
-    skipped: int = 0
-    pinned: bool = False
-    stamps: str = ""
-    """Map: digest of the list of stamps; fit: its stamp."""
-    output: str = ""
-    """Fit: digest of the weights."""
-    split: str = ""
-    dataset: str = ""
-    set: str = ""
-    """``train``, ``val`` or ``aux``, if the stage went over a whole set of the run."""
-    outputs: tuple[str, ...] = ()
-    """Map: names of its arrays."""
-
-    @property
-    def to_compute(self) -> int:
-        """Images (or one fit) known to be pending."""
-        return self.total - self.cached - self.unknown
-
-
-class Skin(Protocol):
-    """How a run's pieces are waited for and shown to the outside."""
-
-    def cached(self, label: str, count: int) -> None:
-        """A stage had nothing to do."""
-
-    def units(
-        self, label: str, units: Sequence[WorkUnit], submit: Callable[[WorkUnit], Future[UnitResult]]
-    ) -> list[UnitResult]:
-        """Submit all units, wait for all."""
-
-    def fit(self, label: str, work: Callable[[], T]) -> T:
-        """Do one fit."""
-
-
-class PlainSkin:
-    """No server: submit, wait."""
-
-    def cached(self, label: str, count: int) -> None:
-        """Nothing to show."""
-
-    def units(
-        self, label: str, units: Sequence[WorkUnit], submit: Callable[[WorkUnit], Future[UnitResult]]
-    ) -> list[UnitResult]:
-        """Submit all, wait in order (in short steps, so that a signal is seen at once)."""
-        futures = [submit(unit) for unit in units]
-        return [wait_interruptibly(future) for future in futures]
-
-    def fit(self, label: str, work: Callable[[], T]) -> T:
-        """In this thread."""
-        return work()
-
-
-def wait_interruptibly(future: Future[T]) -> T:
-    """``future.result()`` that lets the main thread run its signal handlers."""
-    while True:
-        try:
-            return future.result(timeout=0.2)
-        except TimeoutError:
-            if future.done():
-                return future.result()
 
 
 class Runner:
@@ -238,7 +164,7 @@ class Runner:
                 )
             self._work(stage, address, label, records, upstream, survey.pending, survey.produced, survey.skips, report)
             report.seconds = time.monotonic() - started
-            report.stamps = write_stamps(self.cache, _stamps(records, survey.produced))
+            report.stamps = write_stamps(self.cache, stamps_of(records, survey.produced))
             self.skips.extend(survey.skips)
             report.skipped = sum(produced.output is None for produced in survey.produced.values())
             if len(records) and report.skipped == len(records):
@@ -300,7 +226,7 @@ class Runner:
             for skip in result.skips:
                 skips.append(skip)
                 produced.setdefault(skip.key, Produced(paths[skip.key][0], None, skip.reason))
-        _in_order(records, produced, skips)
+        in_order(records, produced, skips)
         report.computed = len(pending)
         self.reporter.advance(label, len(records))
         self.reporter.done(label, f"{len(skips)} skipped" if skips else "")
@@ -342,10 +268,16 @@ class Runner:
             self.skips.extend(survey.skips)
             started = time.monotonic()
             if plan.publication is None:
-                work = fitting.Work(
-                    plan, stage, address, label, train, monitor, survey.members, self.options, self.reporter
+                run = fitting.OfRun(
+                    self.cache,
+                    self.options,
+                    self.reporter,
+                    self.stop,
+                    supervisor=lambda: self.supervisor,
+                    folder=lambda: self.folder.path,
                 )
-                plan = self._skin.fit(label, lambda: work.run(self))
+                work = fitting.Work(run, plan, stage, address, label, train, monitor, survey.members)
+                plan = self._skin.fit(label, work.run)
                 report.computed = 1
             else:
                 self._skin.cached(label, 1)
@@ -355,9 +287,21 @@ class Runner:
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
         parts = plan.publication.part_digests if plan.publication is not None else {}
-        handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts)
+        handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts, train)
         self._end(handle)
         return handle
+
+    def load(self, path: str | Path) -> FitHandle:
+        """The networks in a safetensors file, for use as a fit's handle: known by its tensors, not by its name.
+
+        No stage of this run, so it has no label, no report and no skips. Raises :class:`DataError` if the file cannot
+        be read or is something else.
+        """
+        file = Path(os.path.abspath(Path(path).expanduser()))
+        tensors = self._sources.tensors(file)
+        stage = FitStage("file", 1, None, (), "")
+        digest = digest_of(tensors)
+        return FitHandle(str(file), stage, "file", digest, digest, str(file), part_digests=part_digests(tensors))
 
     # -- book-keeping ------------------------------------------------------------------------------------------------
 
@@ -413,7 +357,7 @@ class Runner:
             "recipe": self.recipe,
             "options": asdict(self.options),
             "stages": [vars(report) for report in self.reports],
-            "skips": [_plain_skip(skip) for skip in unique_skips(self.skips)],
+            "skips": [plain_skip(skip) for skip in unique_skips(self.skips)],
             "libraries": library_versions(),
             "threads": self.options.thread_count,
             "classes": self._classes,
@@ -438,33 +382,3 @@ class _Counter:
     def wait(self, holder: str) -> None:
         """The stage waits for the GPU that ``holder`` has."""
         self.reporter.advance(self.label, self.count, f"waits for {holder}")
-
-
-def unique_skips(skips: Sequence[Skip]) -> list[Skip]:
-    """Each (key, reason) once, where several stages met the same broken image."""
-    seen: dict[tuple[str, str], Skip] = {}
-    for skip in skips:
-        seen.setdefault((skip.key, skip.reason), skip)
-    return list(seen.values())
-
-
-def _plain_skip(skip: Skip) -> dict[str, Any]:
-    return {"key": skip.key, "path": skip.path, "reason": skip.reason, "permanent": skip.permanent, "stage": skip.stage}
-
-
-def _in_order(records: RecordSet, produced: dict[str, Produced], skips: list[Skip]) -> None:
-    """Results in the records' order, in whatever order the units ended."""
-    place = {records.key(record): number for number, record in enumerate(records)}
-    found = dict(produced)
-    produced.clear()
-    produced.update((key, found[key]) for key in place if key in found)
-    skips.sort(key=lambda skip: place.get(skip.key, -1))
-
-
-def _stamps(records: RecordSet, produced: Mapping[str, Produced]) -> dict[str, tuple[str | None, str]]:
-    """The stage's list of stamps for the manifest, in key order."""
-    return {
-        key: (produced[key].stamp if produced[key].output else None, record.image)
-        for record in records
-        if (key := records.key(record)) in produced
-    }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from artifacts.datasets import DataParams
-from artifacts.records import DataError, Sets
+from artifacts.records import DataError, Kind, RecordSet, Sets
 from flows.cfs import CFSFlowParams, page
 from flows.cli.flow_command import configure
 from flows.config import ConfigError, as_yaml
@@ -18,6 +18,7 @@ from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.options import RunParams
 from tasks.engine.runner import Runner, StageFailed
 from tasks.evaluate.finish import Result
+from tasks.stage import FitStage, MapStage
 
 
 def never(run: Runner, sets: Sets, params: DeepLabParams) -> Result:
@@ -81,6 +82,32 @@ def test_data_without_the_labels_that_the_flow_needs_are_refused_in_the_plan(tmp
         plan_page("cfs", page, replace(sets, train=bare), CFSFlowParams(), options)
     one = replace(train, records=(*bare.records, *train.records[:1]))
     plan_page("cfs", page, replace(sets, train=one), CFSFlowParams(), options)
+
+
+@pytest.mark.parametrize("verb", ["map", "fit"])
+def test_each_set_needs_the_labels_that_are_read_from_it(tmp_path: Path, verb: str) -> None:
+    """By map stages and by fits; of a part of a set, the set itself."""
+    wanted: tuple[Kind, ...] = ("image", "scribbles")
+
+    def page(run: Runner, sets: Sets, of: str) -> Result:
+        records = getattr(sets, of)
+        records = records.only([records.records[0].image_id])
+        if verb == "map":
+            run.map(MapStage("scribbled", 1, None, wanted, ("mask_hw",), "nowhere:map"), records)
+        else:
+            run.fit(FitStage("scribbled", 1, None, wanted, "nowhere:fit"), records)
+        return Result("", {}, {}, {})
+
+    options = RunParams(cache=str(tmp_path), device="cpu")
+    whole = read_sets(DataParams("demo-tiny", aux=DataParams("demo-tiny-auxiliary")), options)
+    names = ("train", "val", "aux")
+    bare = Sets(*(replace(records, records=tuple(replace(r, scribbles=None) for r in records)) for records in whole))
+    for of in names:
+        records: RecordSet = getattr(whole, of)
+        with pytest.raises(DataError, match=rf"odd needs scribbles, and split {records.split} of .*{records.root} has"):
+            plan_page("odd", page, replace(whole, **{of: getattr(bare, of)}), of, options)
+        one = (*getattr(bare, of).records[:-1], records.records[-1])
+        plan_page("odd", page, replace(bare, **{of: replace(records, records=one)}), of, options)
 
 
 AUX = "data.aux.source=demo-tiny-auxiliary"

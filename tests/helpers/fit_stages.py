@@ -157,6 +157,13 @@ def watched(context: FitContext) -> dict[str, Tensor]:
     return {"refused": torch.tensor([refused])}
 
 
+def targets(context: FitContext) -> dict[str, Tensor]:
+    """The first value of each target, in the members' order."""
+    import torch
+
+    return {"targets": torch.tensor([int(item.up["target"]["mask_hw"][0, 0]) for item in context.train.items()])}
+
+
 def item_path(context: FitContext, index: int) -> str:
     return context.train.record(index).image
 

@@ -28,4 +28,4 @@ def iou(a, b):
 
 
 def item(image, boxes, key="set/one", **up):
-    return Item(key, Record("one", "one.png", boxes=tuple(boxes)), ("a", "b", "c"), image, up)
+    return Item(key, Record(key.partition("/")[2], "one.png", boxes=tuple(boxes)), ("a", "b", "c"), image, up)

@@ -67,6 +67,11 @@ def level(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     return {"mask_hw": np.full((2, 3), params.level, np.uint8)}
 
 
+def twice(item: Item, params: Any) -> dict[str, NDArray[Any]]:
+    """Twice the upstream mask."""
+    return {"mask_hw": 2 * item.up["source"]["mask_hw"]}
+
+
 def worker_pid(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     """Who has done it."""
     return {"mask_hw": np.full((1, 1), os.getpid(), np.int32)}

@@ -11,6 +11,7 @@ from grabcut_scenes import disc_image, iou, item, whole
 
 from artifacts.objects import pack_objects
 from artifacts.records import Box, DataError
+from tasks import refine as refine_module
 from tasks.grabcut import GrabCutParams
 from tasks.refine import RefineParams, probability_trimap, refine, refine_item, refine_object
 from tasks.stage import MapStage, check_outputs, resolve
@@ -131,6 +132,17 @@ class TestParams:
         assert all(f.metadata.get("help") for f in dataclasses.fields(RefineParams))
 
 
+def test_the_image_is_a_seed_and_the_data_sets_name_is_not(monkeypatch):
+    seeds = []
+    real = refine_module.refine_object
+    monkeypatch.setattr(refine_module, "refine_object", lambda *given: seeds.append(given[-1]) or real(*given))
+    image, truth = disc_image(size=40, radius=11, centre=(21, 19), noise=70)
+    dense = pack_objects([0], [(8, 6, 34, 32)], [truth[6:32, 8:34].astype(np.float16)])
+    for key in ("set/one", "a copy/one", "set/two"):
+        refine_item(item(image, [Box(0, 1, 8, 6, 34, 32)], key=key, dense=dense), FAST)
+    assert seeds[0] == seeds[1] != seeds[2]
+
+
 def test_golden():
     """Fails when the masks change: then raise the stage's ``version``, and renew the digits."""
     image, truth = disc_image(size=40, radius=11, centre=(21, 19), noise=70)
@@ -139,7 +151,7 @@ def test_golden():
     dense = pack_objects([0, 1], [(8, 6, 34, 32), (16, 15, 24, 22)], [soft[6:32, 8:34], 1 - soft[15:22, 16:24]])
     arrays = refine_item(item(image, boxes, dense=dense), FAST)
     counts = np.bincount(arrays["mask_hw"].ravel(), minlength=3).tolist()
-    assert (refine(FAST).version, counts) == (1, GOLDEN)
+    assert (refine(FAST).version, counts) == (2, GOLDEN)
 
 
 GOLDEN = [1215, 329, 56]

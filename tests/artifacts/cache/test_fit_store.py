@@ -84,7 +84,7 @@ def test_a_network_has_the_same_digest_alone_and_as_a_part() -> None:
 @pytest.mark.parametrize("length", [0, 5, 40, -1])
 def test_weights_cut_short_are_named(length: int) -> None:
     data = save(WEIGHTS)[:length]
-    with pytest.raises(DataError, match=r"x\.safetensors: .*cut short.*fit again"):
+    with pytest.raises(DataError, match=r"x\.safetensors: .*cut short"):
         fits.tensor_digests(data, "x.safetensors")
 
 

@@ -170,9 +170,9 @@ class TestFit:
 
     def test_golden_fit(self, fit: Fit) -> None:
         """Golden: if these change, every cached fit is stale, and the stage needs a new version."""
-        assert cfs.fit(DEMO).version == 1
+        assert cfs.fit(DEMO).version == 2
         found = losses(fit(dataclasses.replace(SMALL, iterations=40)))
         assert found == pytest.approx(GOLDEN_LOSSES, rel=0.01)
 
 
-GOLDEN_LOSSES = [0.5437, 0.4060]
+GOLDEN_LOSSES = [0.5324, 0.3902]

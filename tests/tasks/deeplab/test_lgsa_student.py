@@ -52,7 +52,7 @@ def asked(attention: lgsa.Attention, **changes: Any) -> str:
 
 def test_without_attention_addresses_stay_what_they_are() -> None:
     """Golden: if these change, every cached student is stale."""
-    assert fit_address("none") == "deeplab-fa7cd7f69594a019c5b9b0fdfa0f1e28"
+    assert fit_address("none") == "deeplab-6b1fb07baff2cf3b3b894558fdb6dad6"
     stages = [deeplab.predict(DEMO), deeplab.predict(DEMO, crf=CRFS["deeplab-v2"])]
     assert [stage_address(stage, ("a", "b"), {}) for stage in stages] == [
         "deeplab-predict-4ea92185bd9e6dd7a36abe6a26a87634",
@@ -161,8 +161,11 @@ def test_it_learns_and_its_checkpoint_predicts(fit: Fit) -> None:
     params = dataclasses.replace(SMALL, width=16, crop=48, iterations=60, lr=5e-3)
     publication = fit(params, PAPER)
     lines = metrics(publication)
-    for what in ("loss", "segmentation", "attention"):
+    for what in ("loss", "segmentation"):
         assert lines[-1][what] < 0.6 * lines[0][what], what
+    # With the paper's alpha the attention's error falls or rises as the draws have it; a hundred times that decides.
+    guided = metrics(fit(params, chosen("lgsa", LGSAParams(alpha=1e6)), name="guided"))
+    assert guided[-1]["attention"] < 0.5 * lines[-1]["attention"]
     # Equation 10, with alpha brought to maps of 6 x 6 cells.
     for line in lines:
         alpha = 10_000 * (36 / 1681) ** 2
@@ -248,13 +251,13 @@ def test_all_parameters_of_the_modules_are_in_a_group() -> None:
 
 def test_golden_fit(fit: Fit) -> None:
     """Golden: if these change, every cached fit with attention is stale, and the stage needs a new version."""
-    assert deeplab.fit(DEMO, lgsa=PAPER).version == 1
+    assert deeplab.fit(DEMO, lgsa=PAPER).version == 2
     params = dataclasses.replace(SMALL, iterations=40, scale_range=(0.75, 1.33), colour_jitter=0.3)
     lines = metrics(fit(params, PAPER))
     assert [line["loss"] for line in lines] == pytest.approx(GOLDEN_LOSSES, rel=0.01)
 
 
-GOLDEN_LOSSES = [0.81687, 0.57595]
+GOLDEN_LOSSES = [0.72373, 0.39028]
 
 
 # -- asking ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from fit_stages import TinyParams
+from safetensors.numpy import save, save_file
 
 from artifacts.cache.fit_store import FitStore
 from artifacts.records import DataError, Kind, Record, RecordSet
@@ -247,6 +248,53 @@ def test_a_part_of_a_checkpoint_is_the_one_that_a_map_reads(tmp_path: Path, work
         handles = [run.map(stage("first_weight", reads=()), records, net=net.part(n)) for n in ("generator", "critic")]
         masks = [run.store.read(h.address, "set/a", h.produced["set/a"].stamp)["mask_hw"] for h in handles]
     assert [mask[0, 0] for mask in masks] == [3, 5]
+
+
+def test_a_file_of_networks_is_known_by_its_tensors(tmp_path: Path) -> None:
+    tensors = {"generator.w": np.array(3.0), "critic.w": np.array(5.0)}
+    records = images(tmp_path / "i", ["a"])
+    for name, metadata in (("first", None), ("renamed", {"written": "later"})):
+        save_file(tensors, tmp_path / f"{name}.safetensors", metadata)
+        for planning in (True, False):
+            with Runner(options(tmp_path), planning=planning) as run:
+                net = run.load(tmp_path / f"{name}.safetensors")
+                handles = [
+                    run.map(stage("first_weight", reads=()), records, net=net.part(part))
+                    for part in ("generator", "critic")
+                ]
+            if planning:
+                assert [report.unknown for report in run.reports] == [0, 0], "known before any work"
+        masks = [run.store.read(h.address, "set/a", h.produced["set/a"].stamp)["mask_hw"] for h in handles]
+        assert [mask[0, 0] for mask in masks] == [3, 5]
+    assert [report.computed for report in run.reports] == [0, 0], "another name and header, the same tensors"
+    assert run.handles == handles, "a file is no stage of the run"
+    save_file({**tensors, "critic.w": np.array(6.0)}, tmp_path / "first.safetensors")
+    with Runner(options(tmp_path)) as run:
+        net = run.load(tmp_path / "first.safetensors")
+        for part in ("generator", "critic"):
+            run.map(stage("first_weight", reads=()), records, net=net.part(part))
+    assert [report.computed for report in run.reports] == [0, 1], "a part is known by its own tensors"
+
+
+def test_a_file_of_networks_that_cannot_be_used_is_said(tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("not a network")
+    save_file({"generator.w": np.array(3.0)}, tmp_path / "one.safetensors")
+    with Runner(options(tmp_path), planning=True) as run:
+        with pytest.raises(DataError, match=r"missing.safetensors: No such file or directory; check the path"):
+            run.load(tmp_path / "missing.safetensors")
+        with pytest.raises(DataError, match=r"text.safetensors: no safetensors file, or cut short"):
+            run.load(str(tmp_path / "text.safetensors"))
+        with pytest.raises(DataError, match=r"one.safetensors has networks \['generator'\], not 'critic'"):
+            run.load(tmp_path / "one.safetensors").part("critic")
+
+
+def test_a_fit_starts_from_a_file(tmp_path: Path) -> None:
+    records = images(tmp_path / "i", ["a", "b"])
+    learnt = FitStage("tiny", 1, TinyParams(iterations=1, batch=2), ("image",), "fit_stages:fit")
+    save_file({"w": np.array(3.0)}, tmp_path / "w.safetensors")
+    with Runner(options(tmp_path, launch="inline", device="cpu")) as run:
+        init = run.load(tmp_path / "w.safetensors")
+        assert run.fit(learnt, records, init=init).stamp != run.fit(learnt, records).stamp
 
 
 def test_an_annotation_for_another_size_is_a_skip_where_positions_are_read(tmp_path: Path) -> None:

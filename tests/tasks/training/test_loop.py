@@ -317,13 +317,13 @@ def test_an_image_that_cannot_be_read_ends_the_fit_and_the_next_run_goes_on(
     spec = make_spec(tmp_path, images, checkpoint_every_s=0.0, loader_workers=workers)
     monkeypatch.setattr("tasks.training.sampling.RETRY_S", 0.0)
     sick = _Sick(images[2].record.image, tmp_path / "reads", first=2, last=10**9)
-    monkeypatch.setattr("tasks.training.context.read_image_rgb", sick)
+    monkeypatch.setattr("tasks.engine.image_task.read_image_rgb", sick)
     with pytest.raises(DataError, match=r"tiny: d/2 cannot be read \(Input/output error: .*2\.png; tried 3 times\)"):
         run(spec)
     assert FitStore(tmp_path).published(spec.address, spec.stamp) is None
     assert work_of(spec).checkpoints(), "it was to resume"
     # A hiccup that costs two tries costs nothing else.
-    monkeypatch.setattr("tasks.training.context.read_image_rgb", _Sick(sick.path, tmp_path / "more", first=1, last=2))
+    monkeypatch.setattr("tasks.engine.image_task.read_image_rgb", _Sick(sick.path, tmp_path / "more", first=1, last=2))
     made = run(spec)
     assert (made.digest, made.info["skips"]) == (expected.digest, [])
 
