@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,15 +29,14 @@ from artifacts.records import DataError, RecordSet, Sets, Skip
 from tasks.engine import fit_launch as fitting
 from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.gpus import check_device
-from tasks.engine.image_task import ImageTask
+from tasks.engine.map_work import MapWork
 from tasks.engine.options import RunParams
-from tasks.engine.pending import Sources, in_order, remembered, stamps_of, survey_fit, survey_map
+from tasks.engine.pending import Sources, stamps_of, survey_fit, survey_map
 from tasks.engine.progress import Reporter, Silent
 from tasks.engine.skin import PlainSkin, Skin
 from tasks.engine.stage_report import StageReport, plain_skip, unique_skips
-from tasks.engine.work_unit import WorkUnit, cut
 from tasks.engine.workers import Workers
-from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, Produced, stage_address
+from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, stage_address
 
 log = logging.getLogger("maskmill")
 
@@ -162,7 +161,8 @@ class Runner:
                 raise StageFailed(
                     f"{label}: {survey.unknown} images have no upstream result; this is a fault of the flow page"
                 )
-            self._work(stage, address, label, records, upstream, survey.pending, survey.produced, survey.skips, report)
+            work = MapWork(self.store, self.options, self.reporter, self._skin, self._workers)
+            report.computed = work.run(stage, address, label, records, upstream, survey)
             report.seconds = time.monotonic() - started
             report.stamps = write_stamps(self.cache, stamps_of(records, survey.produced))
             self.skips.extend(survey.skips)
@@ -174,62 +174,6 @@ class Runner:
         handle = MapHandle(label, stage, address, records, survey.produced, tuple(survey.skips), upstream)
         self._end(handle)
         return handle
-
-    def _work(
-        self,
-        stage: MapStage,
-        address: str,
-        label: str,
-        records: RecordSet,
-        upstream: Mapping[str, Handle],
-        pending: Sequence[ImageTask],
-        produced: dict[str, Produced],
-        skips: list[Skip],
-        report: StageReport,
-    ) -> None:
-        """Run the pending jobs and enter their results into ``produced`` and ``skips``."""
-        self.reporter.stage(label, len(records), len(produced), "images")
-        if not pending:
-            self._skin.cached(label, len(records))
-            self.reporter.done(label, "cached")
-            return
-        fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
-        prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
-        nets = {role: handle.path for role, handle in fits.items()}
-        nets |= {role: str(path) for role, path in stage.inputs.items()}
-        parts = cut(pending, max(1, self.options.worker_count))
-        counted = _Counter(self.reporter, label, len(produced))
-        with (
-            self._workers.pool(self.options, uses_torch=stage.uses_torch, on_wait=counted.wait) as (pool, device),
-            pool.reporting(label, counted),
-        ):
-            units = [
-                WorkUnit(
-                    str(self.cache),
-                    label,
-                    address,
-                    stage,
-                    records.classes,
-                    part,
-                    nets,
-                    prefixes,
-                    device,
-                )
-                for part in parts
-            ]
-            results = self._skin.units(label, units, pool.submit)
-        paths = {job.key: (job.stamp, job.record.image) for job in pending}
-        for result in results:
-            self.store.adopt(address, result.entries)
-            for entry in result.entries:
-                produced[entry.key] = remembered(entry, entry.stamp)
-            for skip in result.skips:
-                skips.append(skip)
-                produced.setdefault(skip.key, Produced(paths[skip.key][0], None, skip.reason))
-        in_order(records, produced, skips)
-        report.computed = len(pending)
-        self.reporter.advance(label, len(records))
-        self.reporter.done(label, f"{len(skips)} skipped" if skips else "")
 
     @property
     def supervisor(self) -> Supervisor:
@@ -366,19 +310,3 @@ class Runner:
         }
         self.folder.write_manifest(manifest)
         return manifest
-
-
-@dataclass
-class _Counter:
-    """Counts reported images into the stage's bar."""
-
-    reporter: Reporter
-    label: str
-    count: int
-
-    def __call__(self, done: int) -> None:
-        self.reporter.advance(self.label, self.count + done)
-
-    def wait(self, holder: str) -> None:
-        """The stage waits for the GPU that ``holder`` has."""
-        self.reporter.advance(self.label, self.count, f"waits for {holder}")

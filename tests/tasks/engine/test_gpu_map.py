@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from artifacts.cache import locks
@@ -17,6 +20,12 @@ from tasks.engine.options import RunParams
 from tasks.engine.progress import Silent
 from tasks.engine.runner import Runner
 from tasks.stage import MapStage
+
+
+@dataclass(frozen=True)
+class Level:
+    level: int = 100
+
 
 RECORDS = RecordSet("d", "train", ("cat",), (Record("a", "a.png"), Record("b", "b.png")))
 STAGE = MapStage("seen", 1, None, (), ("mask_hw",), "stage_functions:seen_gpus", uses_torch=True)
@@ -62,6 +71,31 @@ def test_the_free_gpu_is_the_only_one_that_is_seen(tmp_path: Path, workers: int)
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
     with locks.hold(locks.gpu_lock_path("GPU-b"), wait=False):
         """Free again when the stage is done."""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_gpu_gets_several_images_at_once_and_a_cpu_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """With the same results, skips included, and under one address."""
+    monkeypatch.setenv("MASKMILL_TEST_COUNT", str(tmp_path / "count"))
+    records = []
+    for number, name in enumerate(["a", "b", "skip", "d", "e"]):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((4, 5, 3), 40 * number, np.uint8))
+        records.append(Record(name, str(tmp_path / f"{name}.png")))
+    one = RecordSet("d", "train", ("cat",), tuple(records))
+    functions = {"function": "stage_functions:touchy_threshold", "batch_function": "stage_functions:at_once"}
+    stage = replace(STAGE, name="toy", params=Level(), reads=("image",), images_at_once=2, **functions)
+    found, counts = [], []
+    for device in ("cuda", "cpu"):
+        made = options(tmp_path, workers=workers, device=device, cache=str(tmp_path / device))
+        with Runner(made) as run:
+            handle = run.map(stage, one)
+        found.append((handle.address, handle.produced, run.skips))
+        counts.append((tmp_path / "count").read_text().count("at_once"))
+        (tmp_path / "count").unlink()
+    assert found[0] == found[1] and len(found[0][2]) == 1
+    assert counts[0] >= 3 and counts[1] == 0
 
 
 def test_a_process_that_computes_on_a_gpu_already_waits_for_that_one(
