@@ -9,11 +9,9 @@ as activation maps are. The lattice of positions is kept between pictures of one
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -109,28 +107,23 @@ def with_backend(name: str) -> CRFParams:
 
 
 def crf_rows(images: list[Image], labels: int) -> dict[str, Any]:
-    """One thread: pydensecrf, the compiled lattice and numba's, in turns; and how far the answers are apart."""
-    times: dict[str, list[float]] = {"pydensecrf": [], "lattice-cpp": [], "lattice-numba": []}
-    apart = {"lattice-cpp": 0.0, "lattice-numba": 0.0}
+    """One thread: pydensecrf and the compiled lattice, in turns; and how far the answers are apart."""
+    times: dict[str, list[float]] = {"pydensecrf": [], "lattice-cpp": []}
+    apart = 0.0
+    params = with_backend("lattice-cpp")
     for number, image in enumerate(images):
         unary = energies(labels, image.shape[:2], number)
         if number == 0:
-            for name in ("lattice-cpp", "lattice-numba"):  # compile, and build the lattice of positions
-                dense_crf(image, unary, with_backend(name))
+            dense_crf(image, unary, params)  # builds the lattice of positions
         expected: list[Any] = []
+        found: list[Any] = []
         times["pydensecrf"].append(cpu_ms(lambda i=image, u=unary, e=expected: e.append(peer(i, u))))  # type: ignore[misc]
-        for name in ("lattice-cpp", "lattice-numba"):
-            params, found = with_backend(name), []
-            times[name].append(cpu_ms(lambda i=image, u=unary, p=params, f=found: f.append(dense_crf(i, u, p))))  # type: ignore[misc]
-            apart[name] = max(apart[name], float(np.abs(found[0].reshape(labels, -1) - expected[0]).max()))
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(times["pydensecrf"], times[name], strict=True))
-        for name in ("lattice-cpp", "lattice-numba")
-    }
+        times["lattice-cpp"].append(cpu_ms(lambda i=image, u=unary, f=found: f.append(dense_crf(i, u, params))))  # type: ignore[misc]
+        apart = max(apart, float(np.abs(found[0].reshape(labels, -1) - expected[0]).max()))
+    ratio = statistics.median(a / b for a, b in zip(times["pydensecrf"], times["lattice-cpp"], strict=True))
     return {
         "ms": {name: round(statistics.median(values), 1) for name, values in times.items()},
-        "ratio": round(ratios["lattice-cpp"], 2),
-        "ratio_numba": round(ratios["lattice-numba"], 2),
+        "ratio": round(ratio, 2),
         "largest_difference": apart,
     }
 
@@ -272,22 +265,6 @@ def _status_mb(name: str) -> float:
     return float(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
-def first_call_s() -> dict[str, float]:
-    """Seconds of the first numba CRF of a process: with nothing compiled, and with what the disk kept."""
-    code = (
-        "import time, numpy as np; from benchmarks.crf import drawn, energies, with_backend; "
-        "from tasks.crf.dense_crf import dense_crf; i, u = drawn((40, 40), 0), energies(4, (40, 40), 0); "
-        "t = time.perf_counter(); dense_crf(i, u, with_backend('lattice-numba')); print(time.perf_counter() - t)"
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, "NUMBA_CACHE_DIR": folder}
-        seconds = [
-            float(subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True).stdout)
-            for _ in range(2)
-        ]
-    return {"compiling": round(seconds[0], 1), "from disk": round(seconds[1], 1)}
-
-
 def cuda_row(images: list[Image]) -> dict[str, Any] | None:
     """Ten CRFs of 21 labels on the GPU against one core's pydensecrf; ``None`` without a GPU."""
     import torch
@@ -322,7 +299,6 @@ def rows(count: int, batch: int) -> dict[str, Callable[[], Any]]:
             f"{h} x {w}, L = {k}": {b: round(peak_mb(b, (h, w), k)) for b in ("pydensecrf", "lattice-cpp")}
             for h, w, k in ((375, 500, 4), (375, 500, 21), (1500, 2000, 4), (1500, 2000, 21))
         },
-        "numba's first call": first_call_s,
         "growth": growth,
     }
 

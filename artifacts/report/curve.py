@@ -1,74 +1,100 @@
-"""Training curves: the rows of a ``metrics.jsonl`` as small charts side by side."""
+"""Training curves: the rows of a ``metrics.jsonl`` as small charts side by side, by matplotlib."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.report import drawing
-from artifacts.report.drawing import Colour, Sheet
+from artifacts.cache.atomic import write_bytes_atomic
+from artifacts.report.drawing import INK, LINE, MUTED, Colour, class_colour
 
-Series = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Steps and values."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-CHART_W, CHART_H = 460, 300
-LEFT, RIGHT, TOP, BOTTOM = 66, 18, 44, 44
+Floats = NDArray[np.float64]
+
+WIDTH, HEIGHT, DPI = 4.4, 2.9, 130
+"""Of one chart: inches, and pixels per inch."""
 COLUMNS = 3
 LOG_FROM = 30.0
 """A loss whose largest value is this many times its least is drawn on a logarithmic axis."""
+SMOOTHED_FROM = 20
+"""Values of a loss from which on a running mean is drawn over them."""
 
 
-def curve_png(metrics: Iterable[Mapping[str, Any]], path: Path, *, title: str = "") -> None:
-    """Draw loss, learning rate, val mIoU and whatever else was logged over the steps.
+@dataclass
+class Chart:
+    """One quantity: its name, its series (name -> steps, values), and how many values were not finite."""
+
+    name: str
+    series: dict[str, tuple[Floats, Floats]] = field(default_factory=dict)
+    lost: int = 0
+
+
+def curve_png(metrics: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Draw losses, val mIoU, learning rate and whatever else was logged over the steps.
 
     Args:
         metrics: rows with ``step`` and numbers by name; a row need not hold every name. Values that are not finite
-            are left out and counted in the chart's title.
-        path: the PNG file.
-        title: heading.
+            are left out and counted beside the chart's title.
+        path: the PNG file; the same rows give the same bytes.
     """
-    charts = _charts(list(metrics))
+    import matplotlib
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a user's own style changes no byte
+        matplotlib.rcParams["text.parse_math"] = False
+        curve_figure(metrics).savefig(buffer, format="png", metadata={"Software": None})  # drawn by Agg
+    write_bytes_atomic(path, buffer.getvalue(), durable=False)
+
+
+def curve_figure(metrics: Iterable[Mapping[str, Any]]) -> Figure:
+    """The charts of :func:`curve_png`, not yet drawn: one ``Axes`` for each quantity."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    charts = charts_of(list(metrics))
     columns = min(COLUMNS, max(1, len(charts)))
     lines = max(1, math.ceil(len(charts) / columns))
-    top = 46 if title else 10
-    sheet = Sheet(columns * CHART_W + 20, top + lines * CHART_H + 10)
-    if title:
-        sheet.text(24, 16, drawing.fit_text(title, 19, columns * CHART_W - 28, bold=True), size=19, bold=True)
+    figure = Figure((columns * WIDTH, lines * HEIGHT), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
+    for place, chart in enumerate(charts, 1):
+        _draw(figure.add_subplot(lines, columns, place), chart)
     if not charts:
-        sheet.text(CHART_W / 2, CHART_H / 2, "nothing was logged", size=15, colour=drawing.MUTED, anchor="mm")
-    for place, (name, series, lost) in enumerate(charts):
-        _draw_chart(sheet, 10 + place % columns * CHART_W, top + place // columns * CHART_H, name, series, lost)
-    sheet.save(path)
+        figure.text(0.5, 0.5, "nothing was logged", ha="center", va="center", color=_hex(MUTED))
+    return figure
 
 
-def _charts(rows: list[Mapping[str, Any]]) -> list[tuple[str, dict[str, Series], int]]:
-    """``(title, {name: series}, values left out)`` for each chart: losses together, rates together, the rest alone."""
-    groups: dict[str, list[str]] = {}
+def charts_of(rows: list[Mapping[str, Any]]) -> list[Chart]:
+    """A chart for all losses, one for each score (IoU), one for all learning rates, one for each other name."""
+    charts: dict[str, Chart] = {}
     for name in dict.fromkeys(key for row in rows for key in row if key != "step"):
-        groups.setdefault(_group(name), []).append(name)
-    order = {"loss": 0, "learning rate": 1}
-    found = []
-    for group in sorted(groups, key=lambda g: (order.get(g, 2), g)):
-        series, lost = {}, 0
-        for name in groups[group]:
-            pairs = [(float(row.get("step", i)), _number(row[name])) for i, row in enumerate(rows) if name in row]
-            good = [(step, value) for step, value in pairs if math.isfinite(value)]
-            lost += len(pairs) - len(good)
-            if good:
-                steps, values = np.array(sorted(good)).T
-                series[name] = (steps, values)
-        if series or lost:
-            found.append((group, series, lost))
-    return found
+        group = _group(name)
+        chart = charts.setdefault(group, Chart(group))
+        pairs = [(float(row.get("step", i)), _number(row[name])) for i, row in enumerate(rows) if name in row]
+        good = sorted((step, value) for step, value in pairs if math.isfinite(value))
+        chart.lost += len(pairs) - len(good)
+        if good:
+            steps, values = np.array(good).T
+            chart.series[name] = (steps, 100 * values if _is_score(group) else values)
+    return sorted(charts.values(), key=lambda c: (c.name != "loss", not _is_score(c.name), c.name))
 
 
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float, np.number)) else math.nan
+
+
+def _is_score(name: str) -> bool:
+    return not {"iou", "miou"}.isdisjoint(re.split("[^a-z]+", name.lower()))
 
 
 def _group(name: str) -> str:
@@ -76,122 +102,64 @@ def _group(name: str) -> str:
         return "loss"
     if name.lower() == "lr" or name.lower().startswith(("lr_", "lr/")):
         return "learning rate"
-    return name.replace("_", " ").replace("miou", "mIoU")
+    return name.replace("_", " ").replace("miou", "mIoU").replace(" iou", " IoU")
 
 
-def _draw_chart(sheet: Sheet, x0: int, y0: int, title: str, series: dict[str, Series], lost: int) -> None:
-    sheet.text(x0 + LEFT, y0 + 12, title, size=15, bold=True)
-    note = f"{lost} values not finite" if lost else _last_value(title, series)
-    sheet.text(x0 + CHART_W - RIGHT, y0 + 14, note, size=12, colour=drawing.MUTED, anchor="ra")
-    if not series:
+def _draw(axes: Axes, chart: Chart) -> None:
+    """One chart. Of many loss values the values are pale and their running mean is strong; scores have dots."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    score = _is_score(chart.name)
+    axes.set_title(f"{chart.name} (%)" if score else chart.name, loc="left", size=11, weight="bold", color=_hex(INK))
+    axes.set_title(_note(chart), loc="right", size=9, color=_hex(MUTED))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_hex(LINE))
+    axes.tick_params(labelsize=9, labelcolor=_hex(MUTED), length=0, which="both")
+    axes.grid(color=_hex(LINE), linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("training step", size=9, color=_hex(MUTED))
+    if not chart.series:
+        axes.set(xticks=(), yticks=())
         return
-    steps = np.concatenate([s for s, _ in series.values()])
-    values = np.concatenate([v for _, v in series.values()])
-    log = title == "loss" and values.min() > 0 and values.max() / values.min() > LOG_FROM
-    score = "miou" in title.lower() or "iou" in title.lower()
-    y_ticks = _log_ticks(values) if log else nice_ticks(0.0 if score or title != "loss" else None, values)
-    x_ticks = nice_ticks(None, steps)
-    place_x = _scale(
-        min(steps.min(), x_ticks[0]), max(steps.max(), x_ticks[-1]), x0 + LEFT, x0 + CHART_W - RIGHT, False
-    )
-    low, high = min(y_ticks[0], values.min()), max(y_ticks[-1], values.max())
-    place_y = _scale(low, high, y0 + CHART_H - BOTTOM, y0 + TOP, log)
-    for tick in y_ticks:
-        y = place_y(tick)
-        sheet.draw.line((x0 + LEFT, y, x0 + CHART_W - RIGHT, y), fill=drawing.LINE)
-        sheet.text(x0 + LEFT - 8, y, _label(tick), size=12, colour=drawing.MUTED, anchor="rm")
-    for tick in x_ticks:
-        sheet.text(place_x(tick), y0 + CHART_H - BOTTOM + 8, _label(tick), size=12, colour=drawing.MUTED, anchor="ma")
-    sheet.text(x0 + CHART_W - RIGHT, y0 + CHART_H - 19, "step", size=12, colour=drawing.MUTED, anchor="ra")
-    _draw_lines(sheet, series, place_x, place_y, few=score)
-    if len(series) > 1:
-        _draw_names(sheet, x0 + LEFT, y0 + CHART_H - 19, list(series))
-
-
-def _draw_lines(
-    sheet: Sheet,
-    series: dict[str, Series],
-    place_x: Callable[[Any], Any],
-    place_y: Callable[[Any], Any],
-    *,
-    few: bool,
-) -> None:
-    """The raw values pale, a running mean over them strong; scores with a dot each."""
-    picture = sheet.pixels()
-    for number, (steps, values) in enumerate(series.values(), 1):
-        colour = _series_colour(number)
-        points = np.stack([place_x(steps), place_y(values)], axis=1)
-        smooth = not few and len(values) >= 20 and "loss" in next(iter(series)).lower()
+    drawn = np.concatenate([values for _, values in chart.series.values()])
+    log = chart.name == "loss" and drawn.min() > 0 and drawn.max() > LOG_FROM * drawn.min()
+    for number, (name, (steps, values)) in enumerate(chart.series.items()):
+        colour = _hex(class_colour((2, 1, *range(3, 99))[number]))
+        smooth = chart.name == "loss" and len(values) >= SMOOTHED_FROM
         if smooth:
-            drawing.polyline(picture, points, _paler(colour), 1)
-            points = np.stack([place_x(steps), place_y(running_mean(values, max(3, len(values) // 25)))], axis=1)
-        drawing.polyline(picture, points, colour, 2)
-        if few or len(values) == 1:
-            for point in points:
-                drawing.polyline(picture, np.stack([point, point]), colour, 7)
-    sheet.paste(picture, 0, 0, radius=0)
+            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.9)
+            bend, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
+            values = back(running_mean(bend(values), max(3, len(values) // 25)))
+        marker = "o" if score or len(values) == 1 else ""
+        axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, label=name)
+    axes.margins(y=0.1)
+    if log:
+        axes.set_yscale("log")
+    elif drawn.min() >= 0:
+        axes.set_ylim(bottom=0, top=None if drawn.any() else 1)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlim(left=0)
+    if len(chart.series) > 1:
+        axes.legend(frameon=False, fontsize=9, loc="upper right", labelcolor=_hex(INK))
 
 
-def _draw_names(sheet: Sheet, x: float, y: float, names: Sequence[str]) -> None:
-    for number, name in enumerate(names, 1):
-        sheet.draw.rounded_rectangle((x, y + 5, x + 14, y + 9), 2, fill=_series_colour(number))
-        shown = drawing.fit_text(name, 12, 110)
-        sheet.text(x + 19, y, shown, size=12)
-        x += 19 + drawing.text_width(shown, 12) + 16
-
-
-def _series_colour(number: int) -> Colour:
-    return drawing.class_colour({1: 2, 2: 1}.get(number, number))
-
-
-def _paler(colour: Colour) -> Colour:
-    red, green, blue = (round(0.35 * c + 0.65 * 255) for c in colour)
-    return red, green, blue
-
-
-def _last_value(title: str, series: dict[str, Series]) -> str:
-    if len(series) != 1:
+def _note(chart: Chart) -> str:
+    """The last value; or how many could not be drawn."""
+    if chart.lost:
+        return f"not finite: {chart.lost}"
+    if len(chart.series) != 1:
         return ""
-    last = float(next(iter(series.values()))[1][-1])
-    return f"last {100 * last:.1f} %" if "iou" in title.lower() and abs(last) <= 1 else f"last {last:.4g}"
+    last = float(next(iter(chart.series.values()))[1][-1])
+    return f"last {last:.1f} %" if _is_score(chart.name) else f"last {last:.4g}"
 
 
-def _scale(low: float, high: float, start: float, end: float, log: bool) -> Callable[[Any], Any]:
-    """Value -> pixel, linear or logarithmic, the ends included."""
-    bend = np.log10 if log else np.asarray
-    a, b = float(bend(low)), float(bend(high))
-    span = (b - a) or 1.0
-    return lambda value: start + (bend(value) - a) / span * (end - start)
+def _hex(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
-def running_mean(values: NDArray[np.float64], half: int) -> NDArray[np.float64]:
-    """Mean over the ``half`` values on each side and the value itself; fewer at the ends."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    left, right = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
-    return np.asarray((total[right] - total[left]) / (right - left))
-
-
-def nice_ticks(floor: float | None, values: NDArray[np.float64], wanted: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5, 5 times a power of ten) that enclose ``values`` (and ``floor``)."""
-    low, high = float(values.min()), float(values.max())
-    low = low if floor is None else min(low, floor)
-    if high == low:
-        high = low + (abs(low) or 1.0)
-    rough = (high - low) / wanted
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-    first, count = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(k * step, 12) if step > 1e-9 else k * step for k in range(first, count + 1)]
-
-
-def _log_ticks(values: NDArray[np.float64]) -> list[float]:
-    low, high = math.floor(math.log10(values.min())), math.ceil(math.log10(values.max()))
-    return [10.0**k for k in range(low, max(high, low + 1) + 1)]
-
-
-def _label(value: float) -> str:
-    if value and (abs(value) < 1e-4 or abs(value) >= 1e6):
-        mantissa, _, exponent = f"{value:.1e}".partition("e")
-        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    return f"{value:,.10g}".replace(",", " ")
+def running_mean(values: Floats, half: int) -> Floats:
+    """Mean over the ``half`` values on each side and the value itself; fewer at the ends. ``2 half + 1`` at least."""
+    window = np.ones(2 * half + 1)
+    return np.asarray(np.convolve(values, window, "same") / np.convolve(np.ones_like(values), window, "same"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import functools
 import importlib.util
 import io
@@ -47,40 +48,9 @@ def class_colour(number: int) -> Colour:
     """Colour of class ``number`` (from 1): twelve chosen ones, then ever new hues, a golden angle apart."""
     if number <= len(_FIRST_COLOURS):
         return _FIRST_COLOURS[number - 1]
-    hue = (number * 137.508) % 360
-    lightness, chroma = (0.62, 0.72, 0.54)[number % 3], (0.16, 0.13)[number % 2]
-    return _oklch(lightness, chroma, hue)
-
-
-def _oklch(lightness: float, chroma: float, hue_degrees: float) -> Colour:
-    """OKLCH to sRGB, clipped to what a screen shows (Ottosson, "A perceptual color space", 2020)."""
-    hue = np.deg2rad(hue_degrees)
-    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
-    lms = (
-        np.array(
-            [
-                lightness + 0.3963377774 * a + 0.2158037573 * b,
-                lightness - 0.1055613458 * a - 0.0638541728 * b,
-                lightness - 0.0894841775 * a - 1.2914855480 * b,
-            ]
-        )
-        ** 3
-    )
-    linear = np.clip(
-        np.array(
-            [
-                [4.0767416621, -3.3077115913, 0.2309699292],
-                [-1.2684380046, 2.6097574011, -0.3413193965],
-                [-0.0041960863, -0.7034186147, 1.7076147010],
-            ]
-        )
-        @ lms,
-        0,
-        1,
-    )
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    red, green, blue = (round(float(channel) * 255) for channel in srgb)
-    return red, green, blue
+    lightness, saturation = (0.5, 0.65, 0.38)[number % 3], (0.75, 0.55)[number % 2]
+    red, green, blue = colorsys.hls_to_rgb(number * 137.508 % 360 / 360, lightness, saturation)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 @functools.cache

@@ -9,7 +9,6 @@ worker process that runs CRFs on the CPU never imports it.
 from __future__ import annotations
 
 import functools
-import logging
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
@@ -18,12 +17,14 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-log = logging.getLogger("maskmill")
-
-Backend = Literal["auto", "lattice", "lattice-cpp", "lattice-numba", "lattice-torch", "exact", "brute"]
+Backend = Literal["auto", "lattice", "lattice-cpp", "lattice-torch", "exact", "brute"]
 BACKENDS: tuple[str, ...] = get_args(Backend)
 EXACT_ON_GPU = 25_600
 """Points up to which ``auto`` filters exactly on a GPU: 160 x 160, the grid of RRM's energy loss."""
+NOT_BUILT = (
+    "the compiled lattice models/crf/_lattice is missing. Install a C++ compiler and Python's headers"
+    " (Debian, Ubuntu: apt-get install g++ python3-dev), then build it: make -B setup"
+)
 
 FloatArray = NDArray[np.float32]
 
@@ -35,13 +36,13 @@ class GaussianFilter:
     Backends (``self.backend`` says which one was chosen):
 
     - ``lattice-cpp``: the compiled permutohedral lattice, float32, D up to 7, one thread a call, the GIL released
-    - ``lattice-numba``: the same in numba, where nothing could be compiled
     - ``lattice-torch``: the same in torch, for CUDA
     - ``exact``: every pair, in torch, any float dtype, memory bounded
     - ``brute``: every pair in float64 at once, N^2 memory; for tests
     - ``lattice``: the lattice that suits ``device``; ``auto``: that, or ``exact`` for few points on a GPU
 
-    Raises ``ValueError`` on another shape, NaN, infinity, an unknown backend, or one that ``device`` cannot run.
+    Raises ``ValueError`` on another shape, NaN, infinity, an unknown backend, or one that ``device`` cannot run,
+    and ``ImportError`` where ``lattice-cpp`` is wanted and not built.
     """
 
     def __init__(self, features_nd: NDArray[Any] | Tensor, backend: str = "auto", device: str = "cpu") -> None:
@@ -63,7 +64,7 @@ class GaussianFilter:
 
     @property
     def lattice(self) -> Any:
-        """The compiled or numba lattice, for :func:`models.crf.mean_field.mean_field`; other backends have none."""
+        """The compiled lattice, for :func:`models.crf.mean_field.mean_field`; other backends have none."""
         return self._engine.lattice
 
     @overload
@@ -109,25 +110,10 @@ def choose_backend(name: str, device: str, points: int) -> str:
     if name == "auto" and on_gpu and points <= EXACT_ON_GPU:
         return "exact"
     if name in ("auto", "lattice"):
-        return "lattice-torch" if on_gpu else _cpu_lattice()
-    if on_gpu and name in ("lattice-cpp", "lattice-numba", "brute"):
+        return "lattice-torch" if on_gpu else "lattice-cpp"
+    if on_gpu and name in ("lattice-cpp", "brute"):
         raise ValueError(f"backend {name!r} runs on the CPU, not on {device!r}; use lattice or exact")
     return name
-
-
-@functools.cache
-def _cpu_lattice() -> str:
-    """The compiled lattice, or numba's with a word said (once a process)."""
-    try:
-        from models.crf import _lattice  # noqa: F401
-    except ImportError as error:
-        log.warning(
-            "the compiled lattice is missing (%s): numba's is used, at some two thirds of the speed; "
-            "install a C++ compiler and run `make -B setup` to build it",
-            error,
-        )
-        return "lattice-numba"
-    return "lattice-cpp"
 
 
 def position_features(height: int, width: int, sxy: float) -> FloatArray:
@@ -160,14 +146,18 @@ def spatial_filter(height: int, width: int, sxy: float, backend: str = "auto", d
 # --- backends -------------------------------------------------------------------------------------------------------
 
 
-class _ArrayLattice:
-    """A lattice module on plain arrays: ``models.crf._lattice`` or ``models.crf.lattice_numba``."""
+class _CompiledLattice:
+    """``models.crf._lattice``, on plain arrays."""
 
     takes_tensors = False
 
-    def __init__(self, module: Any, features_nd: Any) -> None:
-        self.module = module
-        self.lattice = module.build(np.ascontiguousarray(_as_array(features_nd), dtype=np.float32))
+    def __init__(self, features_nd: Any) -> None:
+        try:
+            from models.crf import _lattice
+        except ImportError as error:
+            raise ImportError(f"{NOT_BUILT} ({error})") from error
+        self.module = _lattice
+        self.lattice = _lattice.build(np.ascontiguousarray(_as_array(features_nd), dtype=np.float32))
 
     @property
     def nbytes(self) -> int:
@@ -261,25 +251,8 @@ class _Brute:
         return np.ones(len(self.kernel), np.float32)
 
 
-def _cpp(features_nd: Any, device: str) -> _ArrayLattice:
-    try:
-        from models.crf import _lattice
-    except ImportError as error:
-        raise ValueError(
-            f"backend 'lattice-cpp' is not compiled ({error}); run `make -B setup`, or use 'lattice'"
-        ) from error
-    return _ArrayLattice(_lattice, features_nd)
-
-
-def _numba(features_nd: Any, device: str) -> _ArrayLattice:
-    from models.crf import lattice_numba
-
-    return _ArrayLattice(lattice_numba, features_nd)
-
-
 _ENGINES: dict[str, Any] = {
-    "lattice-cpp": _cpp,
-    "lattice-numba": _numba,
+    "lattice-cpp": lambda features_nd, device: _CompiledLattice(features_nd),
     "lattice-torch": _TorchLattice,
     "exact": _Torch,
     "brute": lambda features_nd, device: _Brute(features_nd),

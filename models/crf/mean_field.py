@@ -45,11 +45,13 @@ def mean_field(unary_ln: NDArray[np.floating[Any]], terms: Sequence[Term], itera
         raise ValueError(f"iterations must be at least 0, not {iterations}")
     for term in terms:
         _check_term(term, *unary.shape)
-    module = _compiled(terms)
-    if terms and all(term.filter.backend in ("lattice-torch", "exact") for term in terms):
+    backends = {term.filter.backend for term in terms}
+    if backends and backends <= {"lattice-torch", "exact"}:
         return _on_device(unary, terms, iterations)
-    if module is not None:
-        return np.asarray(module.mean_field(unary, [_plain(term) for term in terms], iterations))
+    if backends == {"lattice-cpp"}:
+        from models.crf import _lattice
+
+        return np.asarray(_lattice.mean_field(unary, [_plain(term) for term in terms], iterations))
     q = initial(unary)
     for _ in range(iterations):
         q = step(unary, q, terms)
@@ -136,22 +138,8 @@ def _added(compat: float | NDArray[Any]) -> FloatArray:
     return mu if mu.ndim == 0 else np.ascontiguousarray(-mu)
 
 
-def _compiled(terms: Sequence[Term]) -> Any:
-    """The lattice module that runs the whole loop, if all terms are on the same one."""
-    backends = {term.filter.backend for term in terms}
-    if backends == {"lattice-cpp"}:
-        from models.crf import _lattice
-
-        return _lattice
-    if backends == {"lattice-numba"}:
-        from models.crf import lattice_numba
-
-        return lattice_numba
-    return None
-
-
 def _plain(term: Term) -> tuple[Any, FloatArray | None, FloatArray | None, float | FloatArray]:
-    """A term as the lattice modules take it; there a compatibility is what is added to ``-unary``."""
+    """A term as the compiled lattice takes it; there a compatibility is what is added to ``-unary``."""
     before, after = scales(term)
     added = _added(term.compat)
     return term.filter.lattice, before, after, added if added.ndim else float(added)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 
 from tasks.stage import PARAMS_CONFIG
 
-Backend = Literal["auto", "lattice", "lattice-cpp", "lattice-numba", "lattice-torch", "exact", "brute", "pydensecrf"]
+Backend = Literal["auto", "lattice", "lattice-cpp", "lattice-torch", "exact", "brute", "pydensecrf"]
 Normalisation = Literal["symmetric", "before", "after", "none"]
 Preset = Literal["ahn-kwak-cam", "deeplab-largefov", "deeplab-v2", "rrm-test", "box-prior"]
 
@@ -30,7 +30,7 @@ class CRFParams:
     ``w1 exp(-|p_i-p_j|^2 / 2 bilateral_sxy^2 - |I_i-I_j|^2 / 2 bilateral_srgb^2) + w2 exp(-|p_i-p_j|^2 / 2
     gaussian_sxy^2)`` with w1 = ``bilateral_compat`` and w2 = ``gaussian_compat``. Lengths are pixels, colours 0..255.
     ``backend`` decides results and therefore addresses (``exact`` and the lattice agree on some 99.5 % of labels);
-    ``auto`` names ONE algorithm, the lattice: whether its C++ or its numba form runs it is rounding.
+    ``auto`` names ONE algorithm, the lattice: whether its C++ or its torch form runs it is rounding.
 
     Raises ``ValueError`` naming the field for a value outside of :data:`BOUNDS`.
     """
@@ -52,7 +52,7 @@ class CRFParams:
         metadata={"help": "kernel's rows divided by their sums: symmetric (both roots), before, after, or none"},
     )
     backend: Backend = field(
-        default="auto", metadata={"help": "auto, lattice[-cpp|-numba|-torch], exact, brute, or pydensecrf"}
+        default="auto", metadata={"help": "auto, lattice[-cpp|-torch], exact, brute, or pydensecrf"}
     )
 
     def __post_init__(self) -> None:

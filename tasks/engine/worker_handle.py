@@ -21,7 +21,7 @@ from tasks.engine.worker_process import BOARD_BYTES, COUNT, HEADER, PLACE, TOGET
 log = logging.getLogger("maskmill")
 _OUTPUT_BYTES = 8192
 
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM")
 """One thread per worker: the pool's processes are the parallelism. Read by the libraries when they are loaded."""
 START_S = 120.0
 """Least time for what comes before a unit's first image: starting Python, importing torch, opening a network."""

@@ -194,7 +194,7 @@ def loaded(code: str, forbidden: Sequence[str]) -> str:
         (
             f"flows.cli.main, flows.cli.flow_command, {', '.join(entry.module for entry in FLOWS.values())},"
             " tasks.engine.runner, tasks.grabcut, tasks.evaluate.score, tasks.labels",
-            ("torch", "torchvision", "torchmetrics", "lightning", "matplotlib", "pycocotools", "numba"),
+            ("torch", "torchvision", "torchmetrics", "lightning", "matplotlib", "pycocotools", "jinja2"),
         ),
         (
             "tasks.engine.runner, tasks.grabcut, tasks.refine, tasks.labels, tasks.deeplab.stages",
@@ -209,7 +209,7 @@ def test_import_budget(imports: str, forbidden: tuple[str, ...]) -> None:
 
 
 def test_help_loads_next_to_nothing_and_names_every_flow() -> None:
-    heavy = ("prefect", "pydantic", "torch", "cv2", "h5py", "numba", "matplotlib", "PIL")
+    heavy = ("prefect", "pydantic", "torch", "cv2", "h5py", "jinja2", "matplotlib", "PIL")
     said = loaded("from flows.cli.main import main\nprint(main(['--help']))", heavy)
     assert said.endswith("0\n[]")
     plain = words(said)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from artifacts import report
 from artifacts.records import Box, Scribble
 from artifacts.report import drawing
 from artifacts.report.contact_sheet import GAP, MARGIN, Panel, SheetRow, overlay
-from artifacts.report.curve import nice_ticks, running_mean
-from artifacts.report.heat_sheet import heat_overlay
+from artifacts.report.html import TEMPLATE
 
+ROOT = Path(__file__).parents[3]
 CLASSES = ("cat", "dog <wild>")
 SCORES: dict[str, Any] = {
     "miou": 0.5042,
@@ -110,8 +111,8 @@ def test_masks_are_enlarged_and_never_mixed() -> None:
 def test_class_colours_differ() -> None:
     colours = np.array([drawing.class_colour(number) for number in range(1, 81)])
     assert len(np.unique(colours, axis=0)) == 80
-    apart = np.abs(colours[:12, None].astype(int) - colours[None, :12]).sum(-1) + 999 * np.eye(12, dtype=int)
-    assert apart.min() > 70
+    apart = np.abs(colours[:, None].astype(int) - colours).sum(-1) + 999 * np.eye(80, dtype=int)
+    assert apart[:12, :12].min() > 70 and apart[:20, :20].min() > 50, "VOC has 20 classes"
 
 
 # -- contact sheet ---------------------------------------------------------------------------------------------------
@@ -133,50 +134,6 @@ def test_sheet_has_a_column_for_each_panel_truth_before_student(tmp_path: Path) 
     for place, number in ((2, 1), (3, 2)):
         assert np.abs(found[middle, x[place]] - (0.42 * 128 + 0.58 * np.array(drawing.class_colour(number)))).max() <= 1
     assert np.ptp(found[middle, x[1]]) == 0
-
-
-def panel_pixels(path: Path, place: int, size: int) -> NDArray[np.int64]:
-    """The square panel at column ``place`` of a sheet with one row."""
-    found = read(path).astype(int)
-    top = found.shape[0] - size - 30 - MARGIN + 8
-    left = MARGIN + place * (size + GAP)
-    return found[top : top + size, left : left + size]
-
-
-def test_a_heat_map_is_drawn_from_0_to_1_or_to_its_largest_value(tmp_path: Path) -> None:
-    """Half of what is certain must not look certain; CAMs have no upper end."""
-    gray = np.full((100, 100, 3), 128, np.uint8)
-    half, cam = np.zeros((4, 4), np.float16), np.zeros((4, 4), np.float32)
-    half[:, 2:], cam[:, 2:] = 0.5, 7.0
-    odd = np.full((4, 4), np.nan, np.float32)
-    odd[:, 2:] = -1.0
-    panels = [
-        Panel("edges", half),
-        Panel("cam", cam),
-        Panel("odd", odd),
-        Panel("empty", np.zeros((0, 4, 4), np.float32)),
-    ]
-    report.contact_sheet([row(image_rgb=gray, panels=panels, truth=None)], CLASSES, tmp_path / "a.png", width=200)
-    edges, cams, nothing = (panel_pixels(tmp_path / "a.png", place, 200) for place in (1, 2, 3))
-    expected = heat_overlay(gray, np.array([[0.0, 0.5]], np.float32), 1.0)
-    assert np.array_equal(edges[100, [10, 190]], expected[50, [0, 99]])
-    bright = heat_overlay(gray, np.ones((1, 1), np.float32))
-    assert np.array_equal(cams[100, 190], bright[0, 0]) and np.array_equal(cams[100, 10], edges[100, 10])
-    assert (nothing == cams[100, 10]).all(axis=-1)[10:-10, 10:-10].all(), "what is below 0 or no number is drawn as 0"
-
-
-def test_channels_that_are_classes_have_their_colours(tmp_path: Path) -> None:
-    gray = np.full((100, 100, 3), 128, np.uint8)
-    probs = np.zeros((3, 4, 4), np.float16)
-    probs[0, :, :2], probs[1, :2, 2:], probs[2, 2:, 2:] = 1, 1, 1  # background left, class 2 above class 1
-    panel = Panel("probs", probs, classes=(0, 2, 1))
-    report.contact_sheet([row(image_rgb=gray, panels=[panel], truth=None)], CLASSES, tmp_path / "a.png", width=200)
-    found = panel_pixels(tmp_path / "a.png", 1, 200)
-    for y, number in ((20, 2), (180, 1)):
-        assert np.abs(found[y, 180] - (0.3 * 128 + 0.7 * np.array(drawing.class_colour(number)))).max() <= 1
-    assert np.ptp(found[100, 20]) == 0 and found[100, 20, 0] > 128, "background is pale"
-    wrong = Panel("probs", probs, classes=(0, 2))
-    report.contact_sheet([row(image_rgb=gray, panels=[wrong], truth=None)], CLASSES, tmp_path / "a.png", width=200)
 
 
 def test_the_same_rows_give_the_same_bytes_without_metadata(tmp_path: Path) -> None:
@@ -212,7 +169,9 @@ def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:
     gray = np.full((100, 100, 3), 128, np.uint8)
     one = SheetRow("a", gray, [], boxes=(Box(0, 1, 20, 30, 80, 90),))
     report.contact_sheet([one], CLASSES, tmp_path / "a.png", width=200)
-    panel = panel_pixels(tmp_path / "a.png", 0, 200)
+    found = read(tmp_path / "a.png").astype(int)
+    top = found.shape[0] - 200 - 30 - MARGIN + 8
+    panel = found[top : top + 200, MARGIN : MARGIN + 200]
     coloured = np.abs(panel - np.array(drawing.class_colour(1))).max(-1) < 30
     rows, columns = np.nonzero(coloured)
     expected = (40, 60, 160, 180)
@@ -240,57 +199,6 @@ def test_long_text_is_cut_in_the_middle() -> None:
     assert short.startswith("a_ver") and short.endswith("017") and "…" in short
     assert drawing.text_width(short, 13) <= 120
     assert drawing.fit_text("short", 13, 120) == "short"
-
-
-# -- curves ----------------------------------------------------------------------------------------------------------
-
-
-def blue_pixels(path: Path) -> NDArray[np.bool_]:
-    close: NDArray[np.bool_] = np.abs(read(path).astype(int) - np.array(drawing.class_colour(2))).max(-1) < 40
-    return close
-
-
-def test_a_falling_loss_falls(tmp_path: Path) -> None:
-    report.curve_png([{"step": i, "loss": 2.0 - i / 100} for i in range(100)], tmp_path / "c.png")
-    y, x = np.nonzero(blue_pixels(tmp_path / "c.png"))
-    assert np.corrcoef(x, y)[0, 1] > 0.99, "down to the right (y points down)"
-
-
-def test_each_measure_has_its_chart_and_bytes_repeat(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [{"step": i, "loss": 1.0, "loss_ce": 0.5, "lr": 1e-3} for i in range(5)]
-    rows += [{"step": 4, "val_miou": 0.4}]
-    for name in ("a.png", "b.png"):
-        report.curve_png(rows, tmp_path / name)
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert read(tmp_path / "a.png").shape[1] == 3 * 460 + 20  # loss (two lines), learning rate, val mIoU
-
-
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [{"step": 1, "loss": 0.5}],
-        [{"step": i, "loss": math.nan} for i in range(3)],
-        [{"step": 1, "loss": math.inf}, {"step": 2, "loss": 1.0}],
-        [{"step": i, "loss": 10.0 ** (-i)} for i in range(6)],
-        [{"step": i, "lr": 0.0, "note": None} for i in range(3)],
-    ],
-)
-def test_odd_metrics_are_drawn(rows: list[dict[str, Any]], tmp_path: Path) -> None:
-    report.curve_png(rows, tmp_path / "c.png")
-    assert read(tmp_path / "c.png").ndim == 3
-
-
-def test_ticks_are_round_and_enclose() -> None:
-    assert nice_ticks(None, np.array([0.0, 1.0])) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert nice_ticks(0.0, np.array([0.31, 0.72])) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
-    assert nice_ticks(None, np.array([1.0, 800.0]))[-1] == 800
-    ticks = nice_ticks(None, np.array([-3.0, -3.0]))
-    assert ticks[0] <= -3 <= ticks[-1]
-
-
-def test_running_mean_by_hand() -> None:
-    np.testing.assert_allclose(running_mean(np.array([1.0, 2, 6, 3]), 1), [1.5, 3, 11 / 3, 4.5])
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------
@@ -443,8 +351,25 @@ def test_a_long_list_of_skips_is_cut_and_said(tmp_path: Path) -> None:
     assert "p499<" in text and "p500<" not in text
 
 
+def test_a_key_of_data_is_never_taken_for_a_method(tmp_path: Path) -> None:
+    """Templates look up ``a.b`` in two ways: a class called "items" or a parameter called "get" must do no harm."""
+    names = ("items", "values", "get", "keys")
+    scores: dict[str, dict[str, Any]] = {name: {"miou": 0.5, "per_class": dict.fromkeys(names, 0.25)} for name in names}
+    manifest = {"recipe": {name: {name: 1} for name in names}, "stages": [{"label": "a", "items": 3}]}
+    path = report.html_report(tmp_path, title="t", manifest=manifest, scores=scores, files={"items": "a", "get": "b"})
+    words = Page(path.read_text()).words
+    assert words.count("25.0") == 16 and words.count("1") == 4 and words.count("items") >= 6
+
+
+def test_the_template_is_installed_with_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert any(
+        fnmatch(TEMPLATE, pattern) for pattern in project["tool"]["setuptools"]["package-data"]["artifacts.report"]
+    )
+
+
 def test_report_is_light_to_import() -> None:
-    heavy = ("torch", "matplotlib", "rich", "msgspec")
+    heavy = ("torch", "matplotlib", "jinja2", "rich", "msgspec")
     code = f"import sys, artifacts.report; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert out.strip() == "[]"

@@ -20,6 +20,7 @@ from crf_pictures import cam_like, scene
 from flow_runs import ROOT, Done, copy_of, demo_tree, maskmill, run_cfs
 from PIL import Image
 
+import models.crf
 from artifacts.cache.atomic import TEMPORARY_PREFIX
 from artifacts.datasets.voc_writer import voc_palette, write_class_mask
 from flows.cfs import CFSFlowParams
@@ -332,6 +333,24 @@ def computing(pid: int) -> bool:
     return len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
 
 
+def test_without_the_compiled_lattice_it_ends_at_once_and_says_how_to_build_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(models.crf, "_lattice", raising=False)
+    monkeypatch.setitem(sys.modules, "models.crf._lattice", None)
+    for name in ("images", "probs"):
+        Path(name).mkdir()
+    for number in range(3):
+        shutil.copy("a.png", f"images/{number}.png")
+        shutil.copy("p.npy", f"probs/{number}.npy")
+    for done in (
+        crf("--image", "a.png", "--probs", "p.npy", "--out", "m.png"),
+        crf("--image", "images", "--probs", "probs", "--out", "masks", "--quiet"),
+    ):
+        assert done.code == 1 and done.said.count("make -B setup") == 1 and "skipped" not in done.said
+    assert not Path("m.png").exists() and not list(Path().glob("masks/*.png"))
+
+
 # Start-up and help
 
 
@@ -346,7 +365,7 @@ def test_help_shows_every_parameter_and_its_default() -> None:
 def test_it_starts_without_torch_and_prefect(here: Path) -> None:
     code = (
         "import sys; from flows.cli.main import main; code = main(sys.argv[1:])\n"
-        "print(code, sorted({'torch', 'prefect', 'pydantic', 'h5py', 'numba', 'matplotlib'} & set(sys.modules)))"
+        "print(code, sorted({'torch', 'prefect', 'pydantic', 'h5py', 'jinja2', 'matplotlib'} & set(sys.modules)))"
     )
     found = subprocess.run(
         [sys.executable, "-c", code, "crf", "--image", "a.png", "--probs", "p.npy", "--out", "m.png"],

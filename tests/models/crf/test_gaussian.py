@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import builtins
-import logging
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models.crf import _lattice, gaussian, lattice_numba, lattice_torch
+import models.crf
+from models.crf import _lattice, lattice_torch
 from models.crf.energy import energy_and_gradient
 from models.crf.exact import brute_kernel
 from models.crf.gaussian import (
@@ -27,7 +29,7 @@ from models.crf.gaussian import (
     spatial_filter,
 )
 
-LATTICES = ["lattice-cpp", "lattice-numba", "lattice-torch"]
+LATTICES = ["lattice-cpp", "lattice-torch"]
 EVERY = [*LATTICES, "exact", "brute"]
 
 
@@ -148,7 +150,7 @@ def test_points_on_the_border_of_simplices_have_their_vertices(chosen_instructio
     rng = np.random.default_rng(4)
     image = (rng.integers(0, 19, (60, 60, 3)) * 13).astype(np.uint8)
     features = bilateral_features(image, 5.0, 13.0)
-    counts = {"numba": lattice_numba.build(features).vertices}
+    counts = {"torch": lattice_torch.build(torch.from_numpy(features)).vertices}
     for name in _lattice.instruction_sets():
         chosen_instructions(name)
         counts[name] = _lattice.build(features).vertices
@@ -159,9 +161,18 @@ def test_elevation_is_rounded_as_in_the_authors_code() -> None:
     """float32(1 / sqrt((i + 1)(i + 2)) * float32(6 sqrt(2 / 3))), printed by C++; a last bit off moves vertices."""
     printed = ["0x1.bb67b0p+1", "0x1.0p+1", "0x1.6a09e8p+0", "0x1.186f18p+0", "0x1.c9f25ep-1"]
     expected = [float.fromhex(text) for text in printed]
-    assert lattice_numba.elevation_scale(5).tolist() == expected
     # The first coordinate is the sum of the scaled features: of a unit vector, its scale.
     assert lattice_torch._elevate(torch.eye(5))[:, 0].tolist() == expected
+
+
+def test_many_vertices_outgrow_the_first_hash_table() -> None:
+    """A line of points, each in an interval of its own: its two ends are two vertices."""
+    features = (np.arange(30_000, dtype=np.float32) * 9)[:, None]
+    lattice = _lattice.build(features)
+    assert lattice.vertices == 60_000
+    found = _lattice.apply(lattice, np.ones((len(features), 1), np.float32), False)
+    few = GaussianFilter(features[:60], "lattice-torch").apply(np.ones((60, 1), np.float32))
+    np.testing.assert_allclose(found[:60], few, rtol=1e-3)
 
 
 def test_wide_spreads_take_longer_keys_and_wider_ones_are_refused() -> None:
@@ -273,23 +284,26 @@ def test_device_and_size_choose(name: str, device: str, points: int, chosen: str
     assert choose_backend(name, device, points) == chosen
 
 
-def test_without_the_extension_numba_is_used_and_said(monkeypatch: Any, caplog: Any) -> None:
-    real = builtins.__import__
+def test_without_the_extension_the_error_says_how_to_build_it(monkeypatch: Any) -> None:
+    monkeypatch.delattr(models.crf, "_lattice")
+    monkeypatch.setitem(sys.modules, "models.crf._lattice", None)
+    for backend in ("auto", "lattice", "lattice-cpp"):
+        with pytest.raises(ImportError, match=r"apt-get install g\+\+ python3-dev.*make -B setup"):
+            GaussianFilter(features_of(9, 2), backend)
+    assert GaussianFilter(features_of(9, 2), "exact").backend == "exact"
 
-    def missing(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
-        if name == "models.crf" and "_lattice" in (fromlist or ()):
-            raise ImportError("no compiler was here")
-        return real(name, globals, locals, fromlist, level)
 
-    monkeypatch.setattr(builtins, "__import__", missing)
-    gaussian._cpu_lattice.cache_clear()
-    with caplog.at_level(logging.WARNING, "maskmill"):
-        kernel = GaussianFilter(features_of(9, 2))
-    gaussian._cpu_lattice.cache_clear()
-    assert kernel.backend == "lattice-numba"
-    assert "no compiler was here" in caplog.text and "make -B setup" in caplog.text
-    with pytest.raises(ValueError, match="is not compiled"):
-        GaussianFilter(features_of(9, 2), "lattice-cpp")
+def test_an_install_without_a_compiler_fails(tmp_path: Path) -> None:
+    """Otherwise it succeeds, and the first CRF is where the compiler is missed."""
+    places = ["--build-temp", str(tmp_path / "temp"), "--build-lib", str(tmp_path / "lib")]
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--force", *places],
+        cwd=Path(models.crf.__file__).parents[2],
+        env={"PATH": "/usr/bin:/bin", "CC": "no-compiler-here", "CXX": "no-compiler-here"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "no-compiler-here" in done.stdout + done.stderr
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_a_step_is_unary_minus_the_transformed_messages() -> None:
     np.testing.assert_allclose(step(unary, q, terms), normalise(energy), rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["lattice-cpp", "lattice-numba", "lattice-torch", "exact"])
+@pytest.mark.parametrize("backend", ["lattice-cpp", "lattice-torch", "exact"])
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
 @pytest.mark.parametrize("kind", ["number", "diagonal", "full"])
 def test_whole_loops_are_the_steps(backend: str, normalisation: Any, kind: str) -> None:
@@ -105,12 +105,11 @@ def test_terms_of_different_backends_and_none_at_all() -> None:
     np.testing.assert_allclose(mean_field(unary, mixed, 0), initial(unary), rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["lattice-cpp", "lattice-numba", "lattice-torch", "exact", "brute"])
+@pytest.mark.parametrize("backend", ["lattice-cpp", "lattice-torch", "exact", "brute"])
 def test_the_largest_energies_still_give_distributions(backend: str) -> None:
     unary, position, bilateral = small()
     unary = np.full_like(unary, LARGEST)
     unary[0, :9] = -LARGEST
-    # Two terms as everywhere: numba's mean field is compiled anew for each number of them.
     q = mean_field(unary, [Term(GaussianFilter(features, backend), 3.0) for features in (position, bilateral)], 2)
     np.testing.assert_allclose(q.sum(axis=0), 1, rtol=1e-5)
     assert (q[0, :9] == 1).all()
