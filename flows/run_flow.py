@@ -20,8 +20,9 @@ from flows.config import ConfigError
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources
 from tasks.engine.progress import Reporter
-from tasks.engine.runner import Runner, StageFailed, StageReport, UntilReached
+from tasks.engine.runner import Runner, StageFailed, UntilReached
 from tasks.engine.skin import Skin
+from tasks.engine.stage_report import StageReport
 from tasks.engine.workers import Workers
 from tasks.evaluate.finish import Result, dataset_folder, finish, so_far
 

@@ -208,7 +208,7 @@ def first_of(a: MapHandle, b: MapHandle) -> MapHandle:
             produced[key] = dataclasses.replace(found, address=handle.place(found)[0])
     stage = MapStage("first-of", 1, None, (), outputs, "", holds_classes=holds_classes)
     address = stage_address(stage, b.records.classes, {"a": a, "b": b})
-    return MapHandle(f"{a.label} or {b.label}", stage, address, b.records, produced)
+    return MapHandle(f"{a.label} or {b.label}", stage, address, b.records, produced, upstream={"a": a, "b": b})
 
 
 def resolve(function: str) -> Callable[..., Any]:

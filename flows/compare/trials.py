@@ -29,7 +29,8 @@ from flows.run_flow import plan_page, run_page
 from tasks.engine.children import Stopped
 from tasks.engine.options import RunParams
 from tasks.engine.progress import Reporter
-from tasks.engine.runner import Runner, StageReport
+from tasks.engine.runner import Runner
+from tasks.engine.stage_report import StageReport
 from tasks.engine.workers import Workers
 from tasks.evaluate.finish import Result
 from tasks.stage import FitHandle, Handle

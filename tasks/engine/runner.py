@@ -14,11 +14,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from artifacts.cache.fit_store import digest_of, part_digests
 from artifacts.cache.locks import LockAborted
@@ -34,6 +34,7 @@ from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources, stamps_of, survey_fit, survey_map
 from tasks.engine.progress import Reporter, Silent
 from tasks.engine.skin import PlainSkin, Skin
+from tasks.engine.stage_report import StageReport, plain_skip, unique_skips
 from tasks.engine.workers import Workers
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, stage_address
 
@@ -46,38 +47,6 @@ class StageFailed(RuntimeError):
 
 class UntilReached(Exception):
     """The stage that ``until`` names is done: raised through the flow page, which ends here."""
-
-
-@dataclass
-class StageReport:
-    """One stage of one run, for the plan, the summary and the manifest."""
-
-    label: str
-    kind: Literal["map", "fit"]
-    address: str
-    total: int
-    cached: int = 0
-    computed: int = 0
-    unknown: int = 0
-    """Images that depend on an upstream stage which is not done (planning only)."""
-    seconds: float = 0.0
-    skipped: int = 0
-    pinned: bool = False
-    stamps: str = ""
-    """Map: digest of the list of stamps; fit: its stamp."""
-    output: str = ""
-    """Fit: digest of the weights."""
-    split: str = ""
-    dataset: str = ""
-    set: str = ""
-    """``train``, ``val`` or ``aux``, if the stage went over a whole set of the run."""
-    outputs: tuple[str, ...] = ()
-    """Map: names of its arrays."""
-
-    @property
-    def to_compute(self) -> int:
-        """Images (or one fit) known to be pending."""
-        return self.total - self.cached - self.unknown
 
 
 class Runner:
@@ -332,7 +301,7 @@ class Runner:
             "recipe": self.recipe,
             "options": asdict(self.options),
             "stages": [vars(report) for report in self.reports],
-            "skips": [_plain_skip(skip) for skip in unique_skips(self.skips)],
+            "skips": [plain_skip(skip) for skip in unique_skips(self.skips)],
             "libraries": library_versions(),
             "threads": self.options.thread_count,
             "classes": self._classes,
@@ -341,15 +310,3 @@ class Runner:
         }
         self.folder.write_manifest(manifest)
         return manifest
-
-
-def unique_skips(skips: Sequence[Skip]) -> list[Skip]:
-    """Each (key, reason) once, where several stages met the same broken image."""
-    seen: dict[tuple[str, str], Skip] = {}
-    for skip in skips:
-        seen.setdefault((skip.key, skip.reason), skip)
-    return list(seen.values())
-
-
-def _plain_skip(skip: Skip) -> dict[str, Any]:
-    return {"key": skip.key, "path": skip.path, "reason": skip.reason, "permanent": skip.permanent, "stage": skip.stage}

@@ -22,10 +22,11 @@ from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
 from artifacts.records import DataError, MaskHW, Record, RecordSet, Sets
-from tasks.engine.runner import Runner, unique_skips
+from tasks.engine.runner import Runner
+from tasks.engine.stage_report import plain_skip, unique_skips
 from tasks.evaluate.object_iou import Window
 from tasks.evaluate.score import SetScores, image_miou, score_set
-from tasks.stage import MASKS, FitHandle, Handle, MapHandle
+from tasks.stage import MASKS, FitHandle, Handle, MapHandle, first_of
 
 log = logging.getLogger("maskmill")
 SHEET_ROWS = 8
@@ -81,9 +82,11 @@ def finish(
         masks: of the training images, to be exported. ``None``: the run ended before there were any.
         predictions: name -> masks of the evaluation images. One that keeps a second mask with a CRF is scored in both.
 
-    Raises ``ValueError`` where two sets of masks would have one name in the scores.
+    Raises ``ValueError`` where two sets of masks would have one name in the scores, or ``masks`` are of no stage.
     """
     predictions = predictions or {}
+    if masks is not None and not any(masks is handle for handle in run.handles):
+        raise ValueError(f"{masks.label!r} is no stage of this run, so it cannot be exported: name one that is")
     run.ending = True
     _scored(run, sets, masks, predictions)
     samples = sample(run, sets, predictions)
@@ -155,10 +158,11 @@ def sample(run: Runner, sets: Sets, predictions: Mapping[str, MapHandle]) -> dic
 
     def over_shown(handle: MapHandle) -> MapHandle:
         if id(handle) not in done:
-            above = {
-                role: over_shown(one) if isinstance(one, MapHandle) else one for role, one in handle.upstream.items()
-            }
-            done[id(handle)] = run.map(handle.stage, shown, label=shown_label(handle.label), **above)
+            above = {role: over_shown(h) if isinstance(h, MapHandle) else h for role, h in handle.upstream.items()}
+            if handle.stage.function:
+                done[id(handle)] = run.map(handle.stage, shown, label=shown_label(handle.label), **above)
+            else:
+                done[id(handle)] = first_of(*(h for h in above.values() if isinstance(h, MapHandle)))
         return done[id(handle)]
 
     return {name: over_shown(handle) for name, handle in predictions.items()}
@@ -228,11 +232,7 @@ def score_handle(run: Runner, handle: MapHandle, array: str = "mask_hw") -> SetS
     with_objects = array == "mask_hw" and "objects_flat" in handle.stage.outputs
 
     def arrays(record: Record, names: tuple[str, ...] | None) -> dict[str, Any] | None:
-        key = handle.records.key(record)
-        produced = handle.produced.get(key)
-        if produced is None or produced.output is None:
-            return None
-        return read_stored(run, handle, key, produced.stamp, names)
+        return read_stored(run, handle, record, names)
 
     def mask_of(record: Record) -> MaskHW | None:
         found = arrays(record, (array,))
@@ -255,11 +255,16 @@ def windows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Window]:
 
 
 def read_stored(
-    run: Runner, handle: MapHandle, key: str, stamp: str, names: tuple[str, ...] | None
-) -> dict[str, NDArray[Any]]:
-    """Arrays of one image. A damaged segment ends the run, and is put aside so that the next one makes it anew."""
+    run: Runner, handle: MapHandle, record: Record, names: tuple[str, ...] | None
+) -> dict[str, NDArray[Any]] | None:
+    """Arrays of one image, ``None`` if it has none. A damaged segment ends the run; the next one makes it anew."""
+    key = handle.records.key(record)
+    produced = handle.produced.get(key)
+    if produced is None or produced.output is None:
+        return None
+    address, stamp = handle.place(produced)
     with mending(run):
-        return run.store.read(handle.address, key, stamp, names)
+        return run.store.read(address, key, stamp, names)
 
 
 @contextlib.contextmanager
@@ -308,12 +313,10 @@ def _row(run: Runner, record: Record, columns: list[Column]) -> report.SheetRow:
     truth_hw = record.truth.load() if record.truth is not None else None
     panels = []
     for handle, name, array in columns:
-        key = handle.records.key(record)
-        produced = handle.produced.get(key)
-        if produced is None or produced.output is None:
+        with_classes = array in handle.stage.heat and "classes_c" in handle.stage.outputs
+        stored = read_stored(run, handle, record, (array, "classes_c") if with_classes else (array,))
+        if stored is None:
             continue
-        wanted = (array, "classes_c") if array in handle.stage.heat and _has_classes(handle) else (array,)
-        stored = read_stored(run, handle, key, produced.stamp, wanted)
         own = None
         if truth_hw is not None and array in MASKS:
             own = image_miou(stored[array], truth_hw, len(handle.records.classes))
@@ -328,10 +331,6 @@ def _row(run: Runner, record: Record, columns: list[Column]) -> report.SheetRow:
         scribbles=seen.scribbles or (),
         tags=seen.tags or (),
     )
-
-
-def _has_classes(handle: MapHandle) -> bool:
-    return "classes_c" in handle.stage.outputs
 
 
 def _unscored(name: str, one: SetScores) -> list[str]:
@@ -355,14 +354,9 @@ def _html(
         scores=scores,
         files=files,
         curves={label: path for label, path in curves.items() if path.exists()},
-        skips=[vars_of(skip) for skip in unique_skips(run.skips)],
+        skips=[plain_skip(skip) for skip in unique_skips(run.skips)],
     )
 
 
 def _fits(handles: list[Handle]) -> list[FitHandle]:
     return [handle for handle in handles if isinstance(handle, FitHandle)]
-
-
-def vars_of(skip: Any) -> dict[str, Any]:
-    """A skip as plain data."""
-    return {"key": skip.key, "path": skip.path, "reason": skip.reason, "stage": skip.stage}

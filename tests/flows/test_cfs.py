@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 from flow_runs import ROOT, Done, copy_of, demo_tree, run_cfs
 
+from artifacts.cache.store import MaskStore
 from flows.cli.flow_command import configure, load
 from flows.run_flow import plan_page, read_sets
 from tasks.deeplab.stages import PRESETS
@@ -120,6 +121,28 @@ def test_boxes_themselves_can_be_the_masks(tiny: Done) -> None:
     plan = run_cfs(tiny.out, "--dry-run", "--set", "params.proposals=box")
     assert "grabcut" not in plan.stdout
     assert row(plan, "deeplab")[:4] == ["fit", "0", "0", "1"]
+
+
+# -- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_renamed_and_moved_copy_gives_the_same_bytes(tiny: Done, tmp_path: Path) -> None:
+    """Masks, student and predictions; the cache's keys alone know the name."""
+    (root,) = (tiny.out / "cache" / "demo-data").glob("demo-tiny-*")
+    shutil.copytree(root, tmp_path / "far" / "another name")
+    moved = run_cfs(tmp_path / "out", "--set", f"data.source=voc:{tmp_path}/far/another name")
+    assert (moved.code, moved.computed) == (0, tiny.computed)
+    assert content(moved) == content(tiny)
+
+
+def content(run: Done) -> dict[tuple[str, ...], str]:
+    """Digest of each image's arrays by address and image id, and of each fit's weights."""
+    store = MaskStore(run.out / "cache", readonly=True)
+    found = {("fit", stage["label"]): stage["output"] for stage in run.manifest["stages"] if stage["kind"] == "fit"}
+    for address in {stage["address"] for stage in run.manifest["stages"] if stage["kind"] == "map"}:
+        for (key, _), entry in store.entries(address).items():
+            found["map", address, key.partition("/")[2]] = str(entry.output)
+    return found
 
 
 # -- the house --------------------------------------------------------------------------------------------------------

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.report import drawing
+from artifacts.report.contact_sheet import MARGIN as SHEET_MARGIN
+from artifacts.report.contact_sheet import Panel, SheetRow, contact_sheet
 from artifacts.report.heat_sheet import GAP, LINE, MARGIN, WIDTH, HeatPanel, heat_overlay, heat_sheet
 
 GREY = np.full((60, 80, 3), 128, np.uint8)
@@ -65,3 +68,50 @@ def test_long_titles_and_captions_are_whole_in_more_lines(tmp_path: Path) -> Non
         last = top + (3 * LINE if top < MARGIN else below - LINE)
         assert (page[last : last + LINE - 4, right : right + WIDTH] < 100).any()
     assert (page[:, right + WIDTH :] == 255).all()
+
+
+# -- on the contact sheet --------------------------------------------------------------------------------------------
+
+
+def panel_pixels(path: Path, place: int, size: int) -> NDArray[np.int64]:
+    """The square panel at column ``place`` of a sheet with one row."""
+    found = np.asarray(Image.open(path)).astype(int)
+    top = found.shape[0] - size - 30 - SHEET_MARGIN + 8
+    left = SHEET_MARGIN + place * (size + GAP)
+    return found[top : top + size, left : left + size]
+
+
+def test_a_heat_map_is_drawn_from_0_to_1_or_to_its_largest_value(tmp_path: Path) -> None:
+    """Half of what is certain must not look certain; CAMs have no upper end."""
+    gray = np.full((100, 100, 3), 128, np.uint8)
+    half, cam = np.zeros((4, 4), np.float16), np.zeros((4, 4), np.float32)
+    half[:, 2:], cam[:, 2:] = 0.5, 7.0
+    odd = np.full((4, 4), np.nan, np.float32)
+    odd[:, 2:] = -1.0
+    panels = [
+        Panel("edges", half),
+        Panel("cam", cam),
+        Panel("odd", odd),
+        Panel("empty", np.zeros((0, 4, 4), np.float32)),
+    ]
+    contact_sheet([SheetRow("a", gray, panels)], ("cat", "dog"), tmp_path / "a.png", width=200)
+    edges, cams, nothing = (panel_pixels(tmp_path / "a.png", place, 200) for place in (1, 2, 3))
+    expected = heat_overlay(gray, np.array([[0.0, 0.5]], np.float32), 1.0)
+    assert np.array_equal(edges[100, [10, 190]], expected[50, [0, 99]])
+    bright = heat_overlay(gray, np.ones((1, 1), np.float32))
+    assert np.array_equal(cams[100, 190], bright[0, 0]) and np.array_equal(cams[100, 10], edges[100, 10])
+    assert (nothing == cams[100, 10]).all(axis=-1)[10:-10, 10:-10].all(), "what is below 0 or no number is drawn as 0"
+
+
+def test_channels_that_are_classes_have_their_colours(tmp_path: Path) -> None:
+    gray = np.full((100, 100, 3), 128, np.uint8)
+    probs = np.zeros((3, 4, 4), np.float16)
+    probs[0, :, :2], probs[1, :2, 2:], probs[2, 2:, 2:] = 1, 1, 1  # background left, class 2 above class 1
+    panel = Panel("probs", probs, classes=(0, 2, 1))
+    contact_sheet([SheetRow("a", gray, [panel])], ("cat", "dog"), tmp_path / "a.png", width=200)
+    found = panel_pixels(tmp_path / "a.png", 1, 200)
+    for y, number in ((20, 2), (180, 1)):
+        assert np.abs(found[y, 180] - (0.3 * 128 + 0.7 * np.array(drawing.class_colour(number)))).max() <= 1
+    assert np.ptp(found[100, 20]) == 0 and found[100, 20, 0] > 128, "background is pale"
+    wrong = Panel("probs", probs, classes=(0, 2))
+    contact_sheet([SheetRow("a", gray, [wrong])], ("cat", "dog"), tmp_path / "a.png", width=200)

@@ -23,7 +23,6 @@ from artifacts import report
 from artifacts.records import Box, Scribble
 from artifacts.report import drawing
 from artifacts.report.contact_sheet import GAP, MARGIN, Panel, SheetRow, overlay
-from artifacts.report.heat_sheet import heat_overlay
 from artifacts.report.html import TEMPLATE
 
 ROOT = Path(__file__).parents[3]
@@ -137,50 +136,6 @@ def test_sheet_has_a_column_for_each_panel_truth_before_student(tmp_path: Path) 
     assert np.ptp(found[middle, x[1]]) == 0
 
 
-def panel_pixels(path: Path, place: int, size: int) -> NDArray[np.int64]:
-    """The square panel at column ``place`` of a sheet with one row."""
-    found = read(path).astype(int)
-    top = found.shape[0] - size - 30 - MARGIN + 8
-    left = MARGIN + place * (size + GAP)
-    return found[top : top + size, left : left + size]
-
-
-def test_a_heat_map_is_drawn_from_0_to_1_or_to_its_largest_value(tmp_path: Path) -> None:
-    """Half of what is certain must not look certain; CAMs have no upper end."""
-    gray = np.full((100, 100, 3), 128, np.uint8)
-    half, cam = np.zeros((4, 4), np.float16), np.zeros((4, 4), np.float32)
-    half[:, 2:], cam[:, 2:] = 0.5, 7.0
-    odd = np.full((4, 4), np.nan, np.float32)
-    odd[:, 2:] = -1.0
-    panels = [
-        Panel("edges", half),
-        Panel("cam", cam),
-        Panel("odd", odd),
-        Panel("empty", np.zeros((0, 4, 4), np.float32)),
-    ]
-    report.contact_sheet([row(image_rgb=gray, panels=panels, truth=None)], CLASSES, tmp_path / "a.png", width=200)
-    edges, cams, nothing = (panel_pixels(tmp_path / "a.png", place, 200) for place in (1, 2, 3))
-    expected = heat_overlay(gray, np.array([[0.0, 0.5]], np.float32), 1.0)
-    assert np.array_equal(edges[100, [10, 190]], expected[50, [0, 99]])
-    bright = heat_overlay(gray, np.ones((1, 1), np.float32))
-    assert np.array_equal(cams[100, 190], bright[0, 0]) and np.array_equal(cams[100, 10], edges[100, 10])
-    assert (nothing == cams[100, 10]).all(axis=-1)[10:-10, 10:-10].all(), "what is below 0 or no number is drawn as 0"
-
-
-def test_channels_that_are_classes_have_their_colours(tmp_path: Path) -> None:
-    gray = np.full((100, 100, 3), 128, np.uint8)
-    probs = np.zeros((3, 4, 4), np.float16)
-    probs[0, :, :2], probs[1, :2, 2:], probs[2, 2:, 2:] = 1, 1, 1  # background left, class 2 above class 1
-    panel = Panel("probs", probs, classes=(0, 2, 1))
-    report.contact_sheet([row(image_rgb=gray, panels=[panel], truth=None)], CLASSES, tmp_path / "a.png", width=200)
-    found = panel_pixels(tmp_path / "a.png", 1, 200)
-    for y, number in ((20, 2), (180, 1)):
-        assert np.abs(found[y, 180] - (0.3 * 128 + 0.7 * np.array(drawing.class_colour(number)))).max() <= 1
-    assert np.ptp(found[100, 20]) == 0 and found[100, 20, 0] > 128, "background is pale"
-    wrong = Panel("probs", probs, classes=(0, 2))
-    report.contact_sheet([row(image_rgb=gray, panels=[wrong], truth=None)], CLASSES, tmp_path / "a.png", width=200)
-
-
 def test_the_same_rows_give_the_same_bytes_without_metadata(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         report.contact_sheet([row()], CLASSES, tmp_path / name, title="cfs")
@@ -214,7 +169,9 @@ def test_boxes_are_drawn_where_they_are(tmp_path: Path) -> None:
     gray = np.full((100, 100, 3), 128, np.uint8)
     one = SheetRow("a", gray, [], boxes=(Box(0, 1, 20, 30, 80, 90),))
     report.contact_sheet([one], CLASSES, tmp_path / "a.png", width=200)
-    panel = panel_pixels(tmp_path / "a.png", 0, 200)
+    found = read(tmp_path / "a.png").astype(int)
+    top = found.shape[0] - 200 - 30 - MARGIN + 8
+    panel = found[top : top + 200, MARGIN : MARGIN + 200]
     coloured = np.abs(panel - np.array(drawing.class_colour(1))).max(-1) < 30
     rows, columns = np.nonzero(coloured)
     expected = (40, 60, 160, 180)

@@ -11,7 +11,7 @@ from rich.console import Console
 from flows.cli import console as show
 from flows.cli.main import main
 from flows.run_flow import Plan
-from tasks.engine.runner import StageReport
+from tasks.engine.stage_report import StageReport
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from artifacts.report import SheetRow
 from tasks.engine.options import RunParams
 from tasks.engine.runner import Runner, UntilReached
 from tasks.evaluate.finish import draw, evaluate, export, finish, sample, so_far, write_manifest
-from tasks.stage import PARAMS_CONFIG, MapHandle, MapStage
+from tasks.stage import PARAMS_CONFIG, MapHandle, MapStage, first_of
 
 
 @dataclass(frozen=True)
@@ -200,6 +200,21 @@ def test_two_sets_of_masks_of_one_name_are_refused_in_the_plan(tmp_path: Path, s
         with pytest.raises(ValueError, match=r"called 'student \(val\)': a prediction needs a name of its own"):
             finish(run, sets, None, {"student": last})
         finish(run, sets, None, {"refined": last})
+
+
+def test_arrays_of_either_of_two_stages_can_be_above_a_prediction_and_are_no_masks_to_export(
+    tmp_path: Path, sets: Sets, rows: list[tuple[SheetRow, tuple[str, ...]]]
+) -> None:
+    one = sets.val.only([sets.val.records[0].image_id])
+    with runner(tmp_path, sets) as run:
+        masks = run.map(THRESHOLD, sets.train)
+        either = first_of(run.map(BOTH, one, label="some"), run.map(THRESHOLD, sets.val, label="rest"))
+        prediction = run.map(INVERT, sets.val, source=either)
+        with pytest.raises(ValueError, match="'some or rest' is no stage of this run"):
+            finish(run, sets, either)
+        result = finish(run, sets, masks, {"student": prediction, "either": either})
+    assert result.scores["either (val)"]["images"] == 2 and 0 < result.scores["either (val)"]["miou"] < 1
+    assert [panel.name for panel in rows[0][0].panels] == ["threshold", "student", "either"]
 
 
 def test_a_stage_declares_heat_maps_among_its_outputs() -> None:

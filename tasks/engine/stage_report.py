@@ -1,0 +1,54 @@
+"""What a run says of its stages and of the images that it left out: in the plan, the summary and the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from artifacts.records import Skip
+
+
+@dataclass
+class StageReport:
+    """One stage of one run, for the plan, the summary and the manifest."""
+
+    label: str
+    kind: Literal["map", "fit"]
+    address: str
+    total: int
+    cached: int = 0
+    computed: int = 0
+    unknown: int = 0
+    """Images that depend on an upstream stage which is not done (planning only)."""
+    seconds: float = 0.0
+    skipped: int = 0
+    pinned: bool = False
+    stamps: str = ""
+    """Map: digest of the list of stamps; fit: its stamp."""
+    output: str = ""
+    """Fit: digest of the weights."""
+    split: str = ""
+    dataset: str = ""
+    set: str = ""
+    """``train``, ``val`` or ``aux``, if the stage went over a whole set of the run."""
+    outputs: tuple[str, ...] = ()
+    """Map: names of its arrays."""
+
+    @property
+    def to_compute(self) -> int:
+        """Images (or one fit) known to be pending."""
+        return self.total - self.cached - self.unknown
+
+
+def unique_skips(skips: Sequence[Skip]) -> list[Skip]:
+    """Each (key, reason) once, where several stages met the same broken image."""
+    seen: dict[tuple[str, str], Skip] = {}
+    for skip in skips:
+        seen.setdefault((skip.key, skip.reason), skip)
+    return list(seen.values())
+
+
+def plain_skip(skip: Skip) -> dict[str, Any]:
+    """A skip as plain data."""
+    return {"key": skip.key, "path": skip.path, "reason": skip.reason, "permanent": skip.permanent, "stage": skip.stage}
