@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors of tests are too small for two
 
-# Worker processes import stage functions by name: tests/helpers/ must be importable there, too.
-HELPERS = str(Path(__file__).parent / "helpers")
-sys.path.insert(0, HELPERS)
-os.environ["PYTHONPATH"] = os.pathsep.join([HELPERS, *filter(None, [os.environ.get("PYTHONPATH")])])
+# Worker processes import stage functions by name: tests/helpers/ and the toy method must be importable there, too.
+FOLDERS = [str(Path(__file__).parent / name) for name in ("helpers", "frame")]
+sys.path[:0] = FOLDERS
+os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])])
+# The toy is a flow like the shipped ones: every test that takes its flows from the registry runs it.
+os.environ["MASKMILL_FLOWS"] = "toy:ENTRY"
 
 
 @pytest.fixture(scope="session")
