@@ -76,11 +76,15 @@ def read_sets(data: DataParams, options: RunParams) -> Sets:
         raise DataError(
             f"{data.source}: split {data.train!r} has classes {train.classes}, {data.val!r} has {val.classes}"
         )
-    aux = None if data.aux is None else _learnable(data.aux, "auxiliary", cache)
-    if aux is not None and aux.dataset == train.dataset and (aux.root, aux.classes) != (train.root, train.classes):
+    if data.aux is None:
+        return Sets(train, val)
+    aux = _learnable(data.aux, "auxiliary", cache)
+    alike = replace(data.aux, name=data.name, train=data.train, val=data.val) == replace(data, aux=None)
+    if aux.dataset == train.dataset and not alike:  # one key would stand for two images, or for two sets of labels
         raise DataError(
             f"the auxiliary data {aux.format}:{aux.root} have the name {aux.dataset!r} of {train.format}:{train.root},"
-            f" and are not the same; give them a name of their own: --set data.aux.name={aux.dataset}-aux"
+            " and are other data, or read otherwise; give them a name of their own:"
+            f" --set data.aux.name={aux.dataset}-aux"
         )
     return Sets(train, val, aux)
 

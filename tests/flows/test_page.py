@@ -156,9 +156,9 @@ def test_auxiliary_data_that_cannot_be_are_refused(given: tuple[str, ...], messa
 
 
 def test_two_data_sets_of_one_name_are_refused(tmp_path: Path) -> None:
-    aux = DataParams("demo-tiny-auxiliary", name="demo-tiny")
-    with pytest.raises(DataError, match=r"the name 'demo-tiny' of .*--set data.aux.name=demo-tiny-aux"):
-        read_sets(DataParams("demo-tiny", aux=aux), RunParams(cache=str(tmp_path)))
+    for aux in (DataParams("demo-tiny-auxiliary", name="demo-tiny"), DataParams("demo-tiny", difficult=False)):
+        with pytest.raises(DataError, match=r"the name 'demo-tiny' of .*--set data.aux.name=demo-tiny-aux"):
+            read_sets(DataParams("demo-tiny", aux=aux), RunParams(cache=str(tmp_path)))
     same = read_sets(DataParams("demo-tiny", aux=DataParams("demo-tiny", train="val")), RunParams(cache=str(tmp_path)))
     assert same.aux is not None and same.aux.split == "val"
 
