@@ -17,6 +17,7 @@ from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.options import RunParams
 from tasks.engine.runner import Runner, StageFailed
 from tasks.evaluate.finish import Result
+from tasks.training.params import check_run
 
 
 def never(run: Runner, train: RecordSet, val: RecordSet, params: DeepLabParams) -> Result:
@@ -90,7 +91,7 @@ def test_data_without_the_labels_that_the_flow_needs_are_refused_in_the_plan(tmp
 )
 def test_impossible_combinations_are_refused(params: DeepLabParams, options: RunParams, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        deeplab.check_run(params, options)
+        check_run(params, options, name="deeplab")
 
 
 def test_not_a_number_is_no_option() -> None:
