@@ -33,7 +33,7 @@ class Network(nn.Module):
 
 
 class Backbone(Protocol):
-    """What a segmenter asks its backbone."""
+    """What a segmenter needs of its backbone."""
 
     def cells(self, side: int) -> int:
         """Cells of the feature map along ``side`` pixels of the image."""

@@ -272,7 +272,8 @@ def test_packaged_configurations_of_the_whole_figure() -> None:
     assert (voc.grabcut, voc.refine) == (GrabCutParams(), RefineParams())
     v2: DeepLabParams = deeplab.PRESETS["voc-resnet101"]
     # Section 4.1: 15 epochs of the 10,582 images, ten at a time; a dense CRF at test.
-    assert voc.deeplab == dataclasses.replace(v2, iterations=round(15 * 10_582 / 10))
+    assert voc.deeplab == dataclasses.replace(v2, epochs=15, iterations=0)
+    assert voc.deeplab.total_iterations(10_582) == 15_873
     assert (voc.lgsa, voc.crf) == (CFSFlowParams().lgsa, "deeplab-v2")
 
 
