@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-BOUNDS = "bounds"
-"""Key in a field's metadata of ``(least, most)``, both allowed."""
+from artifacts.keys import OPERATIONAL
+
+
+def number(default: Any, low: float, high: float, text: str, *, operational: bool = False) -> Any:
+    """A params field for a number, or a tuple of them, within ``low..high``, both allowed; ``text`` is its help."""
+    metadata = {"help": text, "bounds": (low, high), **(OPERATIONAL if operational else {})}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def bounded(params: object, name: str) -> None:
@@ -14,11 +20,11 @@ def bounded(params: object, name: str) -> None:
     For ``__post_init__`` of a params dataclass. nan is outside; ``None`` is no number; each number of a tuple counts.
     """
     for field in dataclasses.fields(params):  # type: ignore[arg-type]
-        if (bounds := field.metadata.get(BOUNDS)) is None:
+        if (bounds := field.metadata.get("bounds")) is None:
             continue
         low, high = bounds
         value = getattr(params, field.name)
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-        if not all(low <= number <= high for number in numbers):  # nan, too
+        if not all(low <= one <= high for one in numbers):  # nan, too
             each = "each of " if isinstance(value, tuple) else ""
             raise ValueError(f"{each}{name}.{field.name} must be {low:.10g}..{high:.10g}, not {value!r}")

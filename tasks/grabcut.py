@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from artifacts.objects import Window
 from artifacts.records import Box, ImageRGB
-from tasks.bounds import bounded
+from tasks.bounds import bounded, number
 from tasks.boxes import LABEL_OUTPUTS, label_arrays, lies_inside, pixel_window, usable_boxes
 from tasks.crop import Crop, MaskBool
 from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
@@ -53,27 +53,17 @@ class CutParams:
     NAME: ClassVar[str] = "cut"
     """What errors call these params."""
 
-    working_size: int = field(
-        default=384, metadata={"help": "longest side of the scaled crop, pixels", "bounds": (16, 4096)}
-    )
-    context: float = field(
-        default=0.3, metadata={"help": "context on each side of the box, fraction of its side", "bounds": (0.0, 4.0)}
-    )
+    working_size: int = number(384, 16, 4096, "longest side of the scaled crop, pixels")
+    context: float = number(0.3, 0.0, 4.0, "context on each side of the box, fraction of its side")
     fallback: Literal["share", "sdi", "none"] = field(
         default="share",
         metadata={"help": "replace a cut that keeps too little: by share, by SDI's rule, or only an empty one"},
     )
-    fallback_share: float = field(
-        default=0.05, metadata={"help": "share: replace a cut that keeps less of the box", "bounds": (0.0, 1.0)}
-    )
-    sdi_iou: float = field(
-        default=0.15, metadata={"help": "sdi: replace a cut whose own box has a smaller IoU", "bounds": (0.0, 1.0)}
-    )
-    sdi_area: float = field(
-        default=0.5, metadata={"help": "sdi: replace a cut that keeps less of the area", "bounds": (0.0, 1.0)}
-    )
+    fallback_share: float = number(0.05, 0.0, 1.0, "share: replace a cut that keeps less of the box")
+    sdi_iou: float = number(0.15, 0.0, 1.0, "sdi: replace a cut whose own box has a smaller IoU")
+    sdi_area: float = number(0.5, 0.0, 1.0, "sdi: replace a cut that keeps less of the area")
     difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
-    seed: int = field(default=0, metadata={"help": "seed of OpenCV's colour clustering", "bounds": (0, 2**31 - 1)})
+    seed: int = number(0, 0, 2**31 - 1, "seed of OpenCV's colour clustering")
 
     def __post_init__(self) -> None:
         bounded(self, self.NAME)
@@ -89,27 +79,13 @@ class GrabCutParams(CutParams):
         default="crop",
         metadata={"help": "crop: scaled crop, probe, core; plain: whole image, rectangle start, 5 iterations"},
     )
-    iterations: int = field(
-        default=1, metadata={"help": "GrabCut iterations of the cut (variant crop)", "bounds": (1, 100)}
+    iterations: int = number(1, 1, 100, "GrabCut iterations of the cut (variant crop)")
+    core: float = number(0.35, 0.0, 1.0, "certain foreground: ellipse of this share of the box's sides")
+    probe_size: int = number(
+        192, 0, 4096, "working size of the probe, pixels, 16 or more (at most working_size); 0: no probe"
     )
-    core: float = field(
-        default=0.35,
-        metadata={"help": "certain foreground: ellipse of this share of the box's sides", "bounds": (0.0, 1.0)},
-    )
-    probe_size: int = field(
-        default=192,
-        metadata={
-            "help": "working size of the probe, pixels, 16 or more (at most working_size); 0: no probe",
-            "bounds": (0, 4096),
-        },
-    )
-    probe_share: float = field(
-        default=0.2,
-        metadata={"help": "a probe that keeps less of the box enlarges the core", "bounds": (0.0, 1.0)},
-    )
-    core_collapsed: float = field(
-        default=0.8, metadata={"help": "core where the probe keeps nothing", "bounds": (0.0, 1.0)}
-    )
+    probe_share: float = number(0.2, 0.0, 1.0, "a probe that keeps less of the box enlarges the core")
+    core_collapsed: float = number(0.8, 0.0, 1.0, "core where the probe keeps nothing")
     inner_boxes: bool = field(
         default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}
     )

@@ -7,7 +7,7 @@ The fallback is the probabilities above .5: a thin object covers little of its b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import cv2
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from artifacts.objects import Window, paste_object, unpack_objects
 from artifacts.records import DataError, ImageRGB
+from tasks.bounds import number
 from tasks.boxes import pixel_window, usable_boxes
 from tasks.crop import Crop, extend
 from tasks.grabcut import (
@@ -41,13 +42,9 @@ class RefineParams(CutParams):
 
     NAME: ClassVar[str] = "refine"
 
-    iterations: int = field(default=5, metadata={"help": "GrabCut iterations", "bounds": (1, 100)})
-    trimap_low: float = field(
-        default=0.4, metadata={"help": "a probability below is certain background", "bounds": (0.0, 1.0)}
-    )
-    trimap_high: float = field(
-        default=0.6, metadata={"help": "a probability above is certain foreground", "bounds": (0.0, 1.0)}
-    )
+    iterations: int = number(5, 1, 100, "GrabCut iterations")
+    trimap_low: float = number(0.4, 0.0, 1.0, "a probability below is certain background")
+    trimap_high: float = number(0.6, 0.0, 1.0, "a probability above is certain foreground")
 
     def __post_init__(self) -> None:
         super().__post_init__()

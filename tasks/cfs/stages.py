@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 
 from artifacts.keys import OPERATIONAL
 from artifacts.records import Box
+from tasks.bounds import number
 from tasks.boxes import LABEL_OUTPUTS
 from tasks.stage import PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
@@ -38,7 +39,7 @@ class CFSParams(TrainParams):
     NAME: ClassVar[str] = "cfs"
 
     network: Network = field(default="resnet50", metadata={"help": "encoder of the U-Net; the paper's is resnet50"})
-    width: int = field(default=16, metadata={"help": "channels of the tiny network's stem", "bounds": (4, 256)})
+    width: int = number(16, 4, 256, "channels of the tiny network's stem")
     weights: str = field(
         default="imagenet",
         metadata={"help": "none, imagenet (torchvision's IMAGENET1K_V1), a file, or caffe:FILE (BGR, mean subtracted)"},
@@ -48,60 +49,30 @@ class CFSParams(TrainParams):
     )
     class_channel: bool = field(default=True, metadata={"help": "tell the network the box's class"})
     deep_refeed: bool = field(default=True, metadata={"help": "tell box and class again to the deep layers"})
-    crop: int = field(
-        default=224,
-        metadata={"help": "side of the square that a grown box is resized to, pixels", "bounds": (16, 1024)},
-    )
-    context: float = field(
-        default=1.5, metadata={"help": "height and width of the grown box, times the box's", "bounds": (1.0, 4.0)}
-    )
-    min_side: float = field(
-        default=50.0,
-        metadata={
-            "help": "boxes with a shorter side are not learnt from, pixels; all are predicted",
-            "bounds": (0.0, 10_000.0),
-        },
+    crop: int = number(224, 16, 1024, "side of the square that a grown box is resized to, pixels")
+    context: float = number(1.5, 1.0, 4.0, "height and width of the grown box, times the box's")
+    min_side: float = number(
+        50.0, 0.0, 10_000.0, "boxes with a shorter side are not learnt from, pixels; all are predicted"
     )
     difficult: bool = field(
         default=True, metadata={"help": "learn from difficult objects and look at them (alike in grabcut and refine)"}
     )
     flip: bool = field(default=True, metadata={"help": "training: mirror every second crop"})
-    margin_jitter: float = field(
-        default=0.0,
-        metadata={
-            "help": "training: each margin of the grown box times 1 minus/plus up to this; 0: none",
-            "bounds": (0.0, 1.0),
-        },
+    margin_jitter: float = number(
+        0.0, 0.0, 1.0, "training: each margin of the grown box times 1 minus/plus up to this; 0: none"
     )
-    colour_jitter: float = field(
-        default=0.0,
-        metadata={
-            "help": "random brightness, contrast and saturation, up to this much; 0: none",
-            "bounds": (0.0, 1.0),
-        },
+    colour_jitter: float = number(0.0, 0.0, 1.0, "random brightness, contrast and saturation, up to this much; 0: none")
+    batch: int = number(32, 1, 4096, "crops an iteration, over all devices")
+    epochs: int = number(60, 1, 100_000, "an epoch shows every object once")
+    iterations: int = number(
+        0, 0, 10_000_000, "optimizer steps, over which the epochs are stretched; 0: as the epochs say"
     )
-    batch: int = field(default=32, metadata={"help": "crops an iteration, over all devices", "bounds": (1, 4096)})
-    epochs: int = field(default=60, metadata={"help": "an epoch shows every object once", "bounds": (1, 100_000)})
-    iterations: int = field(
-        default=0,
-        metadata={
-            "help": "optimizer steps, over which the epochs are stretched; 0: as the epochs say",
-            "bounds": (0, 10_000_000),
-        },
-    )
-    lr: float = field(default=0.005, metadata={"help": "learning rate of the first epochs", "bounds": (1e-9, 10.0)})
-    lr_decay: float = field(
-        default=0.8,
-        metadata={"help": "factor of the learning rate after every decay_every", "bounds": (1e-6, 1.0)},
-    )
-    decay_every: int = field(default=10, metadata={"help": "epochs between two decays", "bounds": (1, 100_000)})
-    weight_decay: float = field(
-        default=5e-4, metadata={"help": "on all but the decoder's biases", "bounds": (0.0, 1.0)}
-    )
+    lr: float = number(0.005, 1e-9, 10.0, "learning rate of the first epochs")
+    lr_decay: float = number(0.8, 1e-6, 1.0, "factor of the learning rate after every decay_every")
+    decay_every: int = number(10, 1, 100_000, "epochs between two decays")
+    weight_decay: float = number(5e-4, 0.0, 1.0, "on all but the decoder's biases")
     test_flip: bool = field(default=False, metadata={"help": "average with the probabilities of the mirrored crop"})
-    predict_batch: int = field(
-        default=32, metadata={**OPERATIONAL, "help": "boxes of one image looked at together", "bounds": (1, 4096)}
-    )
+    predict_batch: int = number(32, 1, 4096, "boxes of one image looked at together", operational=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

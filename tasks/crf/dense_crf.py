@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.records import DataError, ImageRGB
-from tasks.bounds import bounded
+from tasks.bounds import bounded, number
 from tasks.boxes import usable_boxes
 from tasks.crf import crf_pydensecrf as crf_oracle
 from tasks.crf.params import PRESETS, CRFParams, preset
@@ -247,10 +247,7 @@ class ProbsCRFParams:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
     crf: CRFParams = field(default_factory=lambda: PRESETS["ahn-kwak-cam"], metadata={"help": "the CRF"})
-    floor: float = field(
-        default=1e-5,
-        metadata={"help": "least probability: smaller ones are taken as this", "bounds": (1e-30, 0.99)},
-    )
+    floor: float = number(1e-5, 1e-30, 0.99, "least probability: smaller ones are taken as this")
 
     def __post_init__(self) -> None:
         bounded(self, "crf")
@@ -263,9 +260,7 @@ class BoxCRFParams:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
     crf: CRFParams = field(default_factory=lambda: PRESETS["box-prior"], metadata={"help": "the CRF"})
-    core: float = field(
-        default=0.2, metadata={"help": "share of a box's area, in its middle, that is certain", "bounds": (0.0, 1.0)}
-    )
+    core: float = number(0.2, 0.0, 1.0, "share of a box's area, in its middle, that is certain")
     difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
 
     def __post_init__(self) -> None:

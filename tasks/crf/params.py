@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from tasks.bounds import bounded
+from tasks.bounds import bounded, number
 from tasks.stage import PARAMS_CONFIG
 
 Backend = Literal["auto", "lattice", "lattice-cpp", "lattice-torch", "exact", "brute", "pydensecrf"]
@@ -28,27 +28,12 @@ class CRFParams:
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
-    iterations: int = field(
-        default=10, metadata={"help": "mean-field iterations; 0: the unaries alone", "bounds": (0, 1000)}
-    )
-    gaussian_sxy: float = field(
-        default=3.0,
-        metadata={"help": "standard deviation of the position term, pixels", "bounds": (0.01, 10_000.0)},
-    )
-    gaussian_compat: float = field(
-        default=3.0, metadata={"help": "weight of the position term; 0: without", "bounds": (0.0, 10_000.0)}
-    )
-    bilateral_sxy: float = field(
-        default=80.0,
-        metadata={"help": "standard deviation in position of the colour term, pixels", "bounds": (0.01, 10_000.0)},
-    )
-    bilateral_srgb: float = field(
-        default=13.0,
-        metadata={"help": "standard deviation in colour of the colour term, 0..255", "bounds": (0.01, 10_000.0)},
-    )
-    bilateral_compat: float = field(
-        default=10.0, metadata={"help": "weight of the colour term; 0: without", "bounds": (0.0, 10_000.0)}
-    )
+    iterations: int = number(10, 0, 1000, "mean-field iterations; 0: the unaries alone")
+    gaussian_sxy: float = number(3.0, 0.01, 10_000.0, "standard deviation of the position term, pixels")
+    gaussian_compat: float = number(3.0, 0.0, 10_000.0, "weight of the position term; 0: without")
+    bilateral_sxy: float = number(80.0, 0.01, 10_000.0, "standard deviation in position of the colour term, pixels")
+    bilateral_srgb: float = number(13.0, 0.01, 10_000.0, "standard deviation in colour of the colour term, 0..255")
+    bilateral_compat: float = number(10.0, 0.0, 10_000.0, "weight of the colour term; 0: without")
     normalisation: Normalisation = field(
         default="symmetric",
         metadata={"help": "kernel's rows divided by their sums: symmetric (both roots), before, after, or none"},

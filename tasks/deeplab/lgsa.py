@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.records import UNDECIDED, MaskHW
-from tasks.bounds import bounded
+from tasks.bounds import bounded, number
 from tasks.stage import PARAMS_CONFIG
 
 Attention = Literal["none", "nonlocal", "lgsa"]
@@ -31,22 +31,10 @@ class LGSAParams:
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
-    modules: int = field(
-        default=2, metadata={"help": "self-attention modules in cascade after the backbone", "bounds": (1, 8)}
-    )
-    embedding: int = field(
-        default=0,
-        metadata={
-            "help": "channels C' within a module; 0: 512, or the backbone's if those are fewer",
-            "bounds": (0, 4096),
-        },
-    )
-    alpha: float | None = field(
-        default=None,
-        metadata={
-            "help": "weight of the attention loss; null: 10,000, or 1,000 with one module. nonlocal has 0",
-            "bounds": (0.0, 1e9),
-        },
+    modules: int = number(2, 1, 8, "self-attention modules in cascade after the backbone")
+    embedding: int = number(0, 0, 4096, "channels C' within a module; 0: 512, or the backbone's if those are fewer")
+    alpha: float | None = number(
+        None, 0.0, 1e9, "weight of the attention loss; null: 10,000, or 1,000 with one module. nonlocal has 0"
     )
     alpha_scaled: bool = field(
         default=True, metadata={"help": "alpha is the one for maps of 41 x 41: on maps of N cells times (N/1681)^2"}
@@ -56,16 +44,10 @@ class LGSAParams:
         metadata={"help": "what the random walk by the last W mixes: probabilities, logits, or off. nonlocal has off"},
     )
     guided: Literal["all", "last"] = field(default="all", metadata={"help": "modules that have an attention loss"})
-    warmup_epochs: float = field(
-        default=1.0,
-        metadata={
-            "help": "epochs at the start with a lower learning rate (an epoch: every image once)",
-            "bounds": (0.0, 1e6),
-        },
+    warmup_epochs: float = number(
+        1.0, 0.0, 1e6, "epochs at the start with a lower learning rate (an epoch: every image once)"
     )
-    warmup_factor: float = field(
-        default=0.1, metadata={"help": "the learning rate of those, times this", "bounds": (1e-6, 1.0)}
-    )
+    warmup_factor: float = number(0.1, 1e-6, 1.0, "the learning rate of those, times this")
 
     def __post_init__(self) -> None:
         bounded(self, "lgsa")

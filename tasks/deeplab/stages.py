@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from artifacts.keys import OPERATIONAL, WHEN_SET
-from tasks.bounds import bounded
+from artifacts.keys import WHEN_SET
+from tasks.bounds import bounded, number
 from tasks.crf.params import CRFParams
 from tasks.deeplab.lgsa import AttentionNet, LGSAParams, net_of
 from tasks.stage import CRF_MASK, PARAMS_CONFIG, FitStage, MapStage
@@ -30,9 +30,8 @@ class TestTimeParams:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
     __test__: ClassVar[bool] = False
 
-    scales: tuple[float, ...] = field(
-        default=(1.0,),
-        metadata={"help": "factors by which the image is resized before the network sees it", "bounds": (0.1, 4.0)},
+    scales: tuple[float, ...] = number(
+        (1.0,), 0.1, 4.0, "factors by which the image is resized before the network sees it"
     )
     flip: bool = field(default=False, metadata={"help": "also ask for the mirror image of each scale"})
     fusion: Literal["mean", "max"] = field(
@@ -53,7 +52,7 @@ class DeepLabParams(TrainParams):
     NAME: ClassVar[str] = "deeplab"
 
     network: Network = field(default="resnet50", metadata={"help": "largefov is VGG-16; resnet* are DeepLab v2"})
-    width: int = field(default=16, metadata={"help": "channels of the tiny network's stem", "bounds": (4, 256)})
+    width: int = number(16, 4, 256, "channels of the tiny network's stem")
     output_stride: Literal[4, 8] = field(
         default=8, metadata={"help": "pixels of the image to a cell of the network's map; 4 with the tiny network only"}
     )
@@ -68,37 +67,18 @@ class DeepLabParams(TrainParams):
         default="imagenet",
         metadata={"help": "none, imagenet (torchvision's IMAGENET1K_V1), a file, or caffe:FILE (BGR, mean subtracted)"},
     )
-    crop: int = field(default=321, metadata={"help": "side of the training crop, pixels", "bounds": (16, 4096)})
-    scale_range: tuple[float, float] = field(
-        default=(0.5, 1.5), metadata={"help": "random scale before the crop", "bounds": (0.1, 4.0)}
-    )
+    crop: int = number(321, 16, 4096, "side of the training crop, pixels")
+    scale_range: tuple[float, float] = number((0.5, 1.5), 0.1, 4.0, "random scale before the crop")
     flip: bool = field(default=True, metadata={"help": "mirror every second crop"})
-    colour_jitter: float = field(
-        default=0.0,
-        metadata={
-            "help": "random brightness, contrast and saturation, up to this much; 0: none",
-            "bounds": (0.0, 1.0),
-        },
+    colour_jitter: float = number(0.0, 0.0, 1.0, "random brightness, contrast and saturation, up to this much; 0: none")
+    batch: int = number(10, 1, 4096, "crops an iteration, over all devices")
+    epochs: int = number(50, 1, 100_000, "an epoch shows every image once")
+    iterations: int = number(
+        0, 0, 10_000_000, "optimizer steps, the last one's weights are the result; 0: as many as the epochs need"
     )
-    batch: int = field(default=10, metadata={"help": "crops an iteration, over all devices", "bounds": (1, 4096)})
-    epochs: int = field(default=50, metadata={"help": "an epoch shows every image once", "bounds": (1, 100_000)})
-    iterations: int = field(
-        default=0,
-        metadata={
-            "help": "optimizer steps, the last one's weights are the result; 0: as many as the epochs need",
-            "bounds": (0, 10_000_000),
-        },
-    )
-    lr: float = field(
-        default=2.5e-4,
-        metadata={"help": "learning rate of multiplier 1 (groups 1/10/20, 1/2/10/20)", "bounds": (1e-9, 10.0)},
-    )
-    weight_decay: float = field(
-        default=5e-4, metadata={"help": "on weights; biases of the heads have none", "bounds": (0.0, 1.0)}
-    )
-    poly_power: float = field(
-        default=0.9, metadata={"help": "lr times (1 - iteration/iterations)**poly_power", "bounds": (0.0, 10.0)}
-    )
+    lr: float = number(2.5e-4, 1e-9, 10.0, "learning rate of multiplier 1 (groups 1/10/20, 1/2/10/20)")
+    weight_decay: float = number(5e-4, 0.0, 1.0, "on weights; biases of the heads have none")
+    poly_power: float = number(0.9, 0.0, 10.0, "lr times (1 - iteration/iterations)**poly_power")
     multi_scale_inputs: bool = field(
         default=False, metadata={"help": "DeepLab v2's: scales 1, .75, .5, fused by maximum, a loss on each"}
     )
@@ -109,13 +89,8 @@ class DeepLabParams(TrainParams):
     test: TestTimeParams = field(
         default_factory=TestTimeParams, metadata={"help": "inference: scales and mirror images"}
     )
-    monitor_every: int = field(
-        default=0,
-        metadata={
-            **OPERATIONAL,
-            "help": "iterations between two val mIoU; 0: only at the end",
-            "bounds": (0, 10_000_000),
-        },
+    monitor_every: int = number(
+        0, 0, 10_000_000, "iterations between two val mIoU; 0: only at the end", operational=True
     )
 
     def __post_init__(self) -> None:

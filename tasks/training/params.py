@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from artifacts.keys import OPERATIONAL
 from artifacts.records import DataError
-from tasks.bounds import bounded
+from tasks.bounds import bounded, number
 from tasks.engine.gpus import has_gpu
 from tasks.stage import PARAMS_CONFIG
 
@@ -30,23 +30,15 @@ class TrainParams:
     optimizer: Literal["sgd", "adam", "adamw"] = field(
         default="sgd", metadata={"help": "sgd with momentum, adam, or adamw (decay apart from the gradient)"}
     )
-    lr: float = field(default=2.5e-4, metadata={"help": "learning rate of multiplier 1", "bounds": (1e-9, 10.0)})
-    momentum: float = field(default=0.9, metadata={"help": "of sgd", "bounds": (0.0, 0.9999)})
-    betas: tuple[float, float] = field(
-        default=(0.9, 0.999), metadata={"help": "of adam and adamw", "bounds": (0.0, 0.999999)}
-    )
-    weight_decay: float = field(default=5e-4, metadata={"help": "on weights", "bounds": (0.0, 1.0)})
-    batch: int = field(default=10, metadata={"help": "samples an iteration, over all devices", "bounds": (1, 4096)})
-    epochs: int = field(
-        default=50, metadata={"help": "how often every sample is seen, on average", "bounds": (1, 100_000)}
-    )
-    iterations: int = field(
-        default=0, metadata={"help": "optimizer steps; 0: as many as the epochs need", "bounds": (0, 10_000_000)}
-    )
+    lr: float = number(2.5e-4, 1e-9, 10.0, "learning rate of multiplier 1")
+    momentum: float = number(0.9, 0.0, 0.9999, "of sgd")
+    betas: tuple[float, float] = number((0.9, 0.999), 0.0, 0.999999, "of adam and adamw")
+    weight_decay: float = number(5e-4, 0.0, 1.0, "on weights")
+    batch: int = number(10, 1, 4096, "samples an iteration, over all devices")
+    epochs: int = number(50, 1, 100_000, "how often every sample is seen, on average")
+    iterations: int = number(0, 0, 10_000_000, "optimizer steps; 0: as many as the epochs need")
     precision: Literal["32", "bf16", "fp16"] = field(default="32", metadata={"help": "bf16 and fp16 are for GPUs"})
-    seed: int = field(
-        default=0, metadata={"help": "of initial weights, order and augmentation", "bounds": (0, 2**31 - 1)}
-    )
+    seed: int = number(0, 0, 2**31 - 1, "of initial weights, order and augmentation")
     compile: bool = field(default=False, metadata={**OPERATIONAL, "help": "torch.compile the training step"})
     channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "memory format that is faster"})
 

@@ -19,6 +19,7 @@ from tasks.engine.options import RunParams
 from tasks.engine.runner import Runner, StageFailed
 from tasks.evaluate.finish import Result
 from tasks.stage import FitStage, MapStage
+from tasks.training.params import check_run
 
 
 def never(run: Runner, sets: Sets, params: DeepLabParams) -> Result:
@@ -172,7 +173,7 @@ def test_two_data_sets_of_one_name_are_refused(tmp_path: Path) -> None:
 )
 def test_impossible_combinations_are_refused(params: DeepLabParams, options: RunParams, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        deeplab.check_run(params, options)
+        check_run(params, options, name="deeplab")
 
 
 def test_not_a_number_is_no_option() -> None:

@@ -19,9 +19,10 @@ from artifacts.records import DataError
 from flows.cli.attention import find_image, maps, pixel, student_of
 from flows.cli.export import finished
 from models.lgsa_deeplab import LGSADeepLab
-from tasks.deeplab import network as segment
+from tasks.deeplab.build import build_network
 from tasks.deeplab.lgsa import LGSAParams, chosen, share_on_class
 from tasks.deeplab.stages import DEMO_TINY, predict
+from tasks.training.networks import load_network
 
 IMAGE = "demo_train_00002"
 
@@ -57,7 +58,9 @@ def test_the_map_is_the_row_of_w(two: tuple[Path, str, str]) -> None:
     image = read_image_rgb(picture)
     found = maps(manifest, cache, image, (20.0, 31.0))
     (weights,) = (cache / "fits").glob(f"{_fit(manifest)}/pub-0001/weights.safetensors")
-    network = segment.load_network(str(weights), predict(DEMO_TINY, lgsa=chosen("lgsa", LGSAParams())).params, 6, "cpu")
+    network = load_network(
+        str(weights), build_network, predict(DEMO_TINY, lgsa=chosen("lgsa", LGSAParams())).params, 6, "cpu"
+    )
     assert isinstance(network, LGSADeepLab)
     x = network.features(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float())
     for module, row in zip(network.attention, found, strict=True):
