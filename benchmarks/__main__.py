@@ -42,7 +42,7 @@ def main(given: list[str] | None = None) -> int:
     """Run them; prints one line for each at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names(), default=names(), help=", ".join(names()))
-    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks")
     options = parser.parse_args(given)
     if options.list:
         print(*names(), sep="\n")

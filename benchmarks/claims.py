@@ -54,13 +54,13 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--budget", help="stop before a run that would not end in this time: 30m, 2h")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, default=-1)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it may take")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done and the estimated time")
     parser.add_argument("--name", default="", help="keep the figures as benchmarks/results/NAME.json")
     parser.add_argument("--replace", action="store_true", help="put them there even where fuller ones are kept")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    asked = parser.parse_args(given)
+    args = parser.parse_args(given)
     try:
-        table = prepare(asked)
+        table = prepare(args)
         sets = read_sets(table.job.data, table.job.options)
         trials = trials_of(table, sets)
     except DataError as error:
@@ -72,18 +72,18 @@ def main(given: Sequence[str] | None = None) -> int:
     if table.to_learn is not None:
         seconds = table.claims.prior_s.get("pretrained", 0.0)
         console.print(f"before them: a backbone on drawn pictures of other classes, about {duration(seconds)}")
-    if asked.dry_run:
+    if args.dry_run:
         return 0
     started = time.monotonic()
     if table.to_learn is not None:
         pretrained.make_backbone(table.to_learn, table.options, reporter_of(table.job))
-        table = prepare(asked)
+        table = prepare(args)
         trials = trials_of(table, sets)
     if table.budget_s is not None:
         table.budget_s -= time.monotonic() - started
     attempts = run(table, trials, sets, history, console)
-    if attempts and asked.name:
-        console.print(keep_figures(asked.name, table.figures, asked.replace), markup=False, soft_wrap=True)
+    if attempts and args.name:
+        console.print(keep_figures(args.name, table.figures, args.replace), markup=False, soft_wrap=True)
     return int(any(attempt.status == "failed" for attempt in attempts))
 
 
@@ -123,37 +123,37 @@ class Table:
         return self.claims.prior_s if ours else {}
 
 
-def prepare(asked: argparse.Namespace) -> Table:
+def prepare(args: argparse.Namespace) -> Table:
     """The rows as variants. Raises :class:`DataError` for whatever is wrong with the command."""
-    claims: Claims = importlib.import_module(FLOWS[asked.flow].claims).CLAIMS
-    out = asked.out or Path("runs") / f"claims-{asked.flow}"
-    options = {"out": str(out), "device": asked.device, "workers": asked.workers}
-    options |= {"progress": False} if asked.quiet else {}
-    config = asked.config or claims.config
-    shared = {"data": asked.data, "config": config, "sets": tuple(asked.set), "options": options}
-    job = configure(claims.flow, asked.data, config, asked.set, options)
+    claims: Claims = importlib.import_module(FLOWS[args.flow].claims).CLAIMS
+    out = args.out or Path("runs") / f"claims-{args.flow}"
+    options = {"out": str(out), "device": args.device, "workers": args.workers}
+    options |= {"progress": False} if args.quiet else {}
+    config = args.config or claims.config
+    shared = {"data": args.data, "config": config, "sets": tuple(args.set), "options": options}
+    job = configure(claims.flow, args.data, config, args.set, options)
     backbone, to_learn = "", None
-    if claims.backbone is not None and takes_backbone(asked, config, claims.config, claims.backbone, job):
+    if claims.backbone is not None and takes_backbone(args, config, claims.config, claims.backbone, job):
         learner = claims.backbone.learner
         backbone = said_of(learner)
         if (file := pretrained.find_backbone(learner, job.options)) is None:
             to_learn = learner
         else:
-            shared["sets"] = (*(f"params.{place}={file}" for place in claims.backbone.takes), *asked.set)
-    seeds = parse_seeds(asked.seeds)
-    gpu = asked.device != "cpu" and has_gpu()
-    others = parse_seeds(asked.secondary_seeds) if asked.secondary_seeds else seeds if gpu else seeds[:1]
+            shared["sets"] = (*(f"params.{place}={file}" for place in claims.backbone.takes), *args.set)
+    seeds = parse_seeds(args.seeds)
+    gpu = args.device != "cpu" and has_gpu()
+    others = parse_seeds(args.secondary_seeds) if args.secondary_seeds else seeds if gpu else seeds[:1]
     return Table(
         claims,
         job,
         config,
-        tuple(asked.set),
+        tuple(args.set),
         backbone,
         to_learn,
         [variant_of(row, claims.flow, seeds, shared) for row in claims.rows if row.main],
-        [variant_of(row, claims.flow, others, shared) for row in claims.rows if not (row.main or asked.main_only)],
+        [variant_of(row, claims.flow, others, shared) for row in claims.rows if not (row.main or args.main_only)],
         out,
-        parse_budget(asked.budget) if asked.budget else None,
+        parse_budget(args.budget) if args.budget else None,
         gpu,
     )
 
@@ -164,12 +164,12 @@ def trials_of(table: Table, sets: Sets) -> list[Trial]:
     return [trial for part in parts for trial in make_trials(part, sets, table.options)]
 
 
-def takes_backbone(asked: argparse.Namespace, config: str, shipped: str, backbone: Backbone, job: Job) -> bool:
+def takes_backbone(args: argparse.Namespace, config: str, shipped: str, backbone: Backbone, job: Job) -> bool:
     """Whether the setting is the shipped one as far as the backbone goes: its file fits one network and demo data."""
-    if config != shipped or asked.data is not None:
+    if config != shipped or args.data is not None:
         return False
     for place in backbone.takes:
-        if any(given.startswith(f"params.{place}=") for given in asked.set):
+        if any(given.startswith(f"params.{place}=") for given in args.set):
             return False
         ours = operator.attrgetter(place.rpartition(".")[0])(job.params)
         if any(getattr(ours, name) != getattr(backbone.learner, name) for name in backbone.alike):
@@ -205,7 +205,7 @@ def run(table: Table, trials: Sequence[Trial], sets: Sets, history: History, con
         history,
         budget_s=table.budget_s,
         reporter=lambda: reporter_of(table.job),
-        say=lambda text: console.print(escape(text), soft_wrap=True, highlight=False),
+        write_line=lambda text: console.print(escape(text), soft_wrap=True, highlight=False),
         after=after,
     )
     save(table.out, table.job, table.variants, attempts, left)

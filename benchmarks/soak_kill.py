@@ -66,9 +66,9 @@ def fingerprint(out: Path) -> dict[str, str]:
 
 def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
     """In words: what is missing, too much, or other than expected."""
-    said = [f"missing: {name}" for name in expected if name not in found]
-    said += [f"too much: {name}" for name in found if name not in expected]
-    return said + [f"other: {name}" for name in expected if name in found and found[name] != expected[name]]
+    lines = [f"missing: {name}" for name in expected if name not in found]
+    lines += [f"too much: {name}" for name in found if name not in expected]
+    return lines + [f"other: {name}" for name in expected if name in found and found[name] != expected[name]]
 
 
 def left(out: Path) -> str:

@@ -79,7 +79,7 @@ class GrabCutParams(CutParams):
         default="crop",
         metadata={"help": "crop: scaled crop, probe, core; plain: whole image, rectangle start, 5 iterations"},
     )
-    iterations: int = number(1, 1, 100, "GrabCut iterations of the cut (variant crop)")
+    iterations: int = number(1, 1, 100, "GrabCut iterations (variant crop)")
     core: float = number(0.35, 0.0, 1.0, "certain foreground: ellipse of this share of the box's sides")
     probe_size: int = number(
         192, 0, 4096, "working size of the probe, pixels, 16 or more (at most working_size); 0: no probe"

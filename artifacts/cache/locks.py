@@ -30,7 +30,7 @@ class Stop(Protocol):
 
 
 class LockAborted(RuntimeError):
-    """The run was told to stop while it waited for a lock."""
+    """The run was announced to stop while it waited for a lock."""
 
 
 class LockTaken(RuntimeError):
@@ -110,12 +110,12 @@ def _acquire(
     poll_s: float,
     on_wait: Callable[[str], None] | None,
 ) -> None:
-    told = False
+    announced = False
     while not _try(descriptor):
         if not wait:
             raise LockTaken(f"{path} is held by {holder(path)}")
-        if on_wait is not None and not told:
-            told = True
+        if on_wait is not None and not announced:
+            announced = True
             on_wait(holder(path))
         if stop is not None and stop.is_set():
             raise LockAborted(f"stopped while waiting for {path}, held by {holder(path)}")

@@ -368,11 +368,11 @@ def _read_index(path: Path, descriptor: int) -> bytes:
         raise CorruptSegment(path, "it does not end as a segment does: cut, of an earlier layout, or no segment at all")
     if zlib.crc32(footer[:-4]) != int.from_bytes(footer[-4:], "little"):
         raise CorruptSegment(path, "checksum of the footer differs")
-    _, version, said, *place, _ = FOOTER.unpack(footer)
+    _, version, stated_size, *place, _ = FOOTER.unpack(footer)
     if version > SEGMENT_FORMAT:
         raise StoreError(f"{path} has segment format {version}; this Maskmill reads up to {SEGMENT_FORMAT}: update it")
-    if said != size:
-        raise CorruptSegment(path, f"it has {size} bytes, not {said}")
+    if stated_size != size:
+        raise CorruptSegment(path, f"it has {size} bytes, not {stated_size}")
     chunk = Chunk(*place)
     data = _read_chunk(path, descriptor, chunk, "the index", None)
     return data if chunk.filter_mask else zlib.decompress(data)

@@ -1,4 +1,4 @@
-"""What a trained segmenter gives for an image: label maps, probabilities, attention. Torch lives here."""
+"""Inference of a trained segmenter: label maps, probabilities, attention. Imports torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tasks.training.networks import load_network
 log = logging.getLogger("maskmill")
 
 MIN_SIDE = 16
-"""Smallest side that a network is shown; a thinner image is extended by its border and the result cut back."""
+"""Smallest side of a network's input; a thinner image is extended by its border and the result cut back."""
 
 
 def predict_item(item: Item, params: PredictParams) -> Arrays:
@@ -53,7 +53,7 @@ def probs_item(item: Item, params: PredictParams) -> Arrays:
     Raises ``SkipImage`` where the image's classes are not known.
     """
     if item.record.tags is None:
-        raise SkipImage(f"{item.key}: no tags are known for this image, so not whose probabilities to keep")
+        raise SkipImage(f"{item.key}: no tags are known for this image, so the classes to keep are unknown")
     classes_c = np.array([0, *sorted(set(item.record.tags))], np.uint8)
     _, scores = _scores_of(item, params, at_grid=True)
     probs_chw = _probabilities(scores, params)[torch.from_numpy(classes_c.astype(np.int64)).to(scores.device)]

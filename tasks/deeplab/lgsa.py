@@ -55,7 +55,7 @@ class LGSAParams:
 
 @dataclass(frozen=True)
 class AttentionNet:
-    """What of :class:`LGSAParams` a network is built and asked with."""
+    """The part of :class:`LGSAParams` that decides a network and its inference."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
@@ -65,7 +65,7 @@ class AttentionNet:
 
 
 def chosen(attention: Attention, params: LGSAParams) -> LGSAParams | None:
-    """What ``attention`` makes of the params: nothing, or all numbers settled, so that equal fits have one address.
+    """What ``attention`` makes of the params: ``None``, or all numbers resolved, so that equal fits have one address.
 
     ``nonlocal`` is ``lgsa`` with alpha 0 and without walk, which are Table 5's first column. Without a weight it does
     not matter how the loss would be weighted, nor for which modules.
@@ -89,7 +89,7 @@ def paper_alpha(modules: int) -> float:
 
 
 def net_of(params: LGSAParams) -> AttentionNet:
-    """The part that decides the network and how it is asked."""
+    """The part that decides the network and its inference."""
     return AttentionNet(params.modules, params.embedding, params.walk)
 
 

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a unit stored, and what it could not do."""
+    """What a unit stored, and what it skipped."""
 
     entries: tuple[Entry, ...]
     skips: tuple[Skip, ...]
@@ -39,7 +39,7 @@ class UnitResult:
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Jobs of one stage, run in order and stored as one segment."""
+    """Image tasks of one stage, run in order and stored as one segment."""
 
     cache: str
     label: str
@@ -50,7 +50,7 @@ class WorkUnit:
     nets: Mapping[str, str] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
-    """``cpu`` or ``cuda``: then whoever runs the unit holds the GPU's lock, and the worker sees no other."""
+    """``cpu`` or ``cuda``: then the runner of the unit holds the GPU's lock, and the worker sees no other GPU."""
     singly: bool = False
     """One image at a time, whatever the stage can do."""
 
@@ -89,7 +89,7 @@ class WorkUnit:
                 if not outcome.permanent:
                     continue  # not stored, so that the next run tries it again
             done.append((job.key, job.stamp, outcome))
-        report("")  # the images are done; what follows is not the last one's fault
+        report("")  # the images are done; a later fault is not the last one's
         entries = store.write_segment(self.address, done, meta=self._meta()) if done else []
         return UnitResult(tuple(entries), tuple(skips), time.monotonic() - started)
 
@@ -192,7 +192,7 @@ SHARE = 4
 
 
 def cut(pending: Sequence[ImageTask], workers: int) -> list[tuple[ImageTask, ...]]:
-    """Jobs as units, such that ``workers`` processes end together: the costly ones first, units ever smaller.
+    """Image tasks as units, such that ``workers`` processes end together: the costly ones first, units ever smaller.
 
     An image's cost is taken as one more than its number of boxes. Which image lies in which unit changes no result.
     """

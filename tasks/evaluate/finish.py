@@ -45,10 +45,10 @@ class Result:
     files: Mapping[str, str]
     manifest: Mapping[str, Any]
     failures: tuple[str, ...] = ()
-    """What could not be done at the end (an export to a folder that is not ours, say); the rest stands."""
+    """What failed at the end (e.g. an export to a foreign folder); all other results are valid."""
 
     def summary(self) -> dict[str, Any]:
-        """Plain data for the command's last page and for a flow run's result."""
+        """Plain data for the command's summary and for a flow run's result."""
         return {
             "run": self.run_id,
             "scores": dict(self.scores),
@@ -109,7 +109,7 @@ def finish(
 
 
 def so_far(run: Runner, sets: Sets) -> tuple[MapHandle | None, dict[str, MapHandle]]:
-    """Of a page that ended early: the last masks of the training images; predictions by the labels of their stages."""
+    """For a page that ended early: the last masks of the training images; predictions by the labels of their stages."""
     maps = [h for h in run.handles if isinstance(h, MapHandle) and MASKS.keys() & set(h.stage.outputs)]
     masks = [handle for handle in maps if handle.records is sets.train]
     return masks[-1] if masks else None, {handle.label: handle for handle in maps if handle.records is sets.val}
@@ -187,7 +187,7 @@ def write_manifest(
     predictions: Mapping[str, MapHandle] | None = None,
     found: Evaluation | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a finished run; also one that a later error or signal writes says the same."""
+    """The manifest of a finished run; one written after a later error or signal says the same."""
     warnings = [warning for records in (sets.train, sets.val) for warning in records.warnings]
     if masks is None and run.options.export:
         warnings.append("no dataset was exported: the run ended before there were masks of the training images")
@@ -205,7 +205,7 @@ def export(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Export the masks (or stage ``label``) in the formats that the run's options name, each to a folder in ``out``.
 
-    Returns name -> path of what was made, and what failed: masks and scores are there, and an export that fails must
+    Returns name -> path of each export, and the failures. Masks and scores are complete by then: a failed export must
     not turn them into a failed run.
     """
     files: dict[str, str] = {}
@@ -334,7 +334,7 @@ def _row(run: Runner, record: Record, columns: list[Column]) -> report.SheetRow:
 
 
 def _unscored(name: str, one: SetScores) -> list[str]:
-    """What the numbers leave out, in words."""
+    """What the numbers leave out, as text."""
     counts = (
         (len(one.without_truth), "images have no truth mask and are not scored"),
         (len(one.without_mask), "images with truth got no mask and are not scored"),
