@@ -91,7 +91,7 @@ def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
 
 
 def proposals(run: Runner, train: RecordSet, params: CFSFlowParams) -> MapHandle:
-    """The masks that the student learns from (section 3.2), up to the step of the figure that ``params.proposals`` names."""
+    """The student's training masks (section 3.2), by the steps of the figure up to ``params.proposals``."""
     if params.proposals == "box":
         return run.map(labels.box_masks(), train)
     coarse = run.map(grabcut.propose(params.grabcut), train)

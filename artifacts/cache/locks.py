@@ -30,7 +30,7 @@ class Stop(Protocol):
 
 
 class LockAborted(RuntimeError):
-    """The run was announced to stop while it waited for a lock."""
+    """The run was stopped while it waited for a lock."""
 
 
 class LockTaken(RuntimeError):

@@ -52,9 +52,7 @@ def crf(
     labels: Annotated[
         Path | None, Parameter(help="instead: a mask PNG (255: unknown) of the picture's size, or a folder of NAME.png")
     ] = None,
-    gt_prob: Annotated[
-        float, Parameter(help="with --labels: probability that a label is right, between 0 and 1")
-    ] = 0.5,
+    gt_prob: Annotated[float, Parameter(help="with --labels: probability that a label is right, 0 to 1")] = 0.5,
     floor: Annotated[float, Parameter(help="with --probs: floor; smaller probabilities are raised to it")] = 1e-5,
     preset: Annotated[Preset, Parameter(help="a named set of parameters")] = DEFAULT,
     iterations: Annotated[int | None, _own("iterations")] = None,

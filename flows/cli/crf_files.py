@@ -1,4 +1,4 @@
-"""Which files ``maskmill crf`` reads and writes: pairs by name, and what cannot be computed is refused before the work."""
+"""Which files ``maskmill crf`` reads and writes: pairs by name, impossible requests are refused before the work."""
 
 from __future__ import annotations
 

@@ -139,9 +139,7 @@ def score_run(cache: Path, run: str, stage: str) -> RunScores:
 def _records_of(manifest: Mapping[str, Any], stage: Mapping[str, Any], cache: Path) -> RecordSet:
     """The current records of the set that a stage of a run processed."""
     if not manifest["recipe"]:
-        raise DataError(
-            f"run {manifest['run']} was started by a script and does not record its data; score it in the script"
-        )
+        raise DataError(f"run {manifest['run']} is a script's and does not record its data; score it there")
     data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
     if stage["set"] == "aux" and data.aux is not None:
         data = data.aux

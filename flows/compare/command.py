@@ -51,18 +51,14 @@ def compare(
         "maskmill-compare"
     ),
     data: Annotated[str | None, Parameter(help="voc:PATH, coco:IMAGES,JSON, folder:PATH, yolo:PATH, demo")] = None,
-    config: Annotated[
-        str | None, Parameter(help="a YAML file, or a shipped configuration, shared by all variants")
-    ] = None,
-    set_: Annotated[
-        tuple[str, ...], Parameter(name="--set", help="one value, shared by all variants", negative=())
-    ] = (),
+    config: Annotated[str | None, Parameter(help="shared YAML file, or name of a shipped configuration")] = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", help="one shared value", negative=())] = (),
     cache: Annotated[Path | None, Parameter(help="folder of the mask cache; default OUT/cache")] = None,
     workers: Annotated[int | None, Parameter(help="worker processes; -1: one per core, 0: none")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(help="where networks run; default auto")] = None,
     budget: Annotated[
         str | None,
-        Parameter(help="stop before a run that would exceed this time, e.g. 30m, 1h30m; the same command resumes"),
+        Parameter(help="stop before a run that would exceed this time: 30m, 1h30m; the same command resumes"),
     ] = None,
     dry_run: Annotated[bool, Parameter(help="show what would be done and the estimated time", negative=())] = False,
     quiet: Annotated[bool, Parameter(help="no progress bars", negative=())] = False,

@@ -89,9 +89,7 @@ def build_variants(
 
     Refused: a name twice, two names for one configuration, a key that the flow lacks, and a seed among the keys.
     """
-    configure(
-        flow, data, config, sets, options or {}
-    )  # faults in the shared values are reported first, under their own name
+    configure(flow, data, config, sets, options or {})  # faults in the shared values come first
     page, _, _ = load(flow)
     found: list[Variant] = []
     for name, assignments in given:

@@ -167,7 +167,7 @@ class Home:
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
             raise ConfigError(
-                f"--home {path}: must be private (chmod 700), because it holds a password; mode {status.st_mode & 0o777:o}"
+                f"--home {path}: must be private (chmod 700), it holds a password; mode {status.st_mode & 0o777:o}"
             )
         return cls(path)
 

@@ -2,8 +2,8 @@
 
 A worker that dies (segfault, abort, out of memory, ``kill -9``) or is silent on one image for too long costs that
 image at most: the worker alone is replaced, the image it was at is tried once more, alone in a fresh process (the
-*quarantine*), and the unit is run again; an image that ends a second worker is *poisoned*: the unit is run again
-with the instruction to record it as a skip. Work of other units is not touched. (``ProcessPoolExecutor`` can neither time
+*quarantine*), and the unit is run again; an image that ends a second worker is *poisoned*: the unit is run again and
+records it as a skip. Work of other units is not touched. (``ProcessPoolExecutor`` can neither time
 out one call, nor say which image killed it, nor go on afterwards.)
 
     with Supervisor(stop) as supervisor, Pool(2, supervisor=supervisor, stop=stop) as pool:
@@ -123,7 +123,7 @@ class Pool:
 
     @contextlib.contextmanager
     def reporting(self, label: str, callback: Callable[[int], None]) -> Iterator[None]:
-        """Within this context ``callback(images done)`` is called for units with this label, ten times a second at most.
+        """Within this context ``callback(images done)`` is called for this label's units, ten times a second at most.
 
         Calls come from the pool's thread (``workers=0``: the submitting one), the last from the leaving one.
         """

@@ -50,13 +50,13 @@ def _watch(expected: int) -> None:
         _die_unless(expected)
 
 
-# -- a process and its descendants -----------------------------------------------------------------------------------------
+# -- a process and its descendants ------------------------------------------------------------------------------------
 
 
 def family(leader: int) -> dict[int, int]:
     """``{pid: start time}`` of all living processes of ``leader``'s group, session or descendants, itself left out.
 
-    Descendants matter: torchrun gives each rank a session of its own. Start times (clock ticks since boot) distinguish a
+    Descendants matter: torchrun gives each rank a session of its own. Start times (clock ticks since boot) tell a
     process from a later one with its number. Empty where there is no ``/proc``.
     """
     table = _process_table()
@@ -113,7 +113,7 @@ def wait_until_gone(members: Mapping[int, int], within_s: float) -> None:
         time.sleep(0.005)
 
 
-# -- commands that cannot request the signal themselves ----------------------------------------------------------------
+# -- commands that cannot request the signal themselves ---------------------------------------------------------------
 
 
 def become(arguments: list[str]) -> None:

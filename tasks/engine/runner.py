@@ -67,7 +67,7 @@ class Runner:
     ) -> None:
         """``recipe``: the flow's data and params as plain data, for the manifest, which is then kept up to date.
 
-        ``sets``: the flow's. ``sources``: a planning run's. ``workers``: lent by a caller that closes them; this run's own by
+        ``sets``: the flow's. ``sources``: a planning run's. ``workers``: closed by the caller; this run's own by
         default.
         """
         check_device(options.device)

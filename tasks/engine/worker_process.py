@@ -156,7 +156,7 @@ def load(request: bytes) -> Any:
 
 
 def portable(error: BaseException) -> tuple[BaseException, str]:
-    """``error`` and its traceback; a :class:`WorkerError` that names it if it cannot be pickled or would end the run."""
+    """``error`` and its traceback; a :class:`WorkerError` that names it if it cannot be sent or would end the run."""
     text = "".join(traceback.format_exception(error))
     if isinstance(error, Exception):
         with contextlib.suppress(Exception):

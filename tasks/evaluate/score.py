@@ -76,7 +76,7 @@ def _foreign(pred_hw: MaskHW, truth_hw: MaskHW, k: int) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """The numbers of a matrix under one reading of a predicted 255. A number without any pixel behind it is ``None``."""
+    """The numbers of a matrix under one reading of a predicted 255. A number without any pixel is ``None``."""
 
     miou: float | None
     """Mean of ``iou_c`` over the classes that are not absent; background counts as a class."""

@@ -179,7 +179,7 @@ class FitContext:
 
     @contextlib.contextmanager
     def insured(self, message: str) -> Iterator[None]:
-        """For files that training can do without (checkpoints, curves): a full disk is one warning, and training goes on."""
+        """For files that training can do without (checkpoints, curves): a full disk is a warning, training goes on."""
         try:
             yield
         except OSError as error:

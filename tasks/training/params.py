@@ -40,9 +40,7 @@ class TrainParams:
     precision: Literal["32", "bf16", "fp16"] = field(default="32", metadata={"help": "bf16 and fp16 are for GPUs"})
     seed: int = number(0, 0, 2**31 - 1, "seed of initial weights, sample order and augmentation")
     compile: bool = field(default=False, metadata={**OPERATIONAL, "help": "torch.compile the training step"})
-    channels_last: bool = field(
-        default=True, metadata={**OPERATIONAL, "help": "channels-last memory format, usually faster"}
-    )
+    channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "faster memory format"})
 
     def __post_init__(self) -> None:
         bounded(self, self.NAME)

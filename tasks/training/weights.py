@@ -96,7 +96,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises a different type for every way in which a file can be broken
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"{path} cannot be read as a weights-only torch file ({first}); it is truncated, of another kind, or "
+            f"{path} cannot be read as a weights-only torch file ({first}); it is cut short, of another kind, or "
             "holds code: get it again or convert it to safetensors"
         ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), Mapping):

@@ -35,6 +35,6 @@ def test_a_fit_is_listed_verified_compacted_and_removed(tmp_path: Path, capsys: 
     assert "would remove net-01/ab: 1 publications" in capsys.readouterr().out
     with store.lock("net-01", "ab"):
         assert cache(tmp_path, "rm", "net") == 1
-    assert "net-01/ab is left alone: a run is at it" in capsys.readouterr().out
+    assert "net-01/ab is kept: a run is using it" in capsys.readouterr().out
     assert cache(tmp_path, "rm", "net") == 0
     assert store.published("net-01", "ab") is None

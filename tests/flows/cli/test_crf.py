@@ -116,9 +116,9 @@ def test_a_class_has_the_same_colour_in_mask_and_overlay(here: Path) -> None:
         (("--image", "a.png", "--out", "m.jpg", "--probs", "p.npy"), "a mask is a .png file"),
         (
             ("--image", "a.png", "--out", "l.png", "--labels", "l.png"),
-            "l.png: would be written over, though it is read",
+            "l.png: would be overwritten, but it is read",
         ),
-        (("--image", "a.png", "--out", "a.png", "--probs", "p.npy"), "a.png: would be written over"),
+        (("--image", "a.png", "--out", "a.png", "--probs", "p.npy"), "a.png: would be overwritten"),
         (("--image", "a.png", "--out", "m.png", "--overlay", "m.png", "--probs", "p.npy"), "though it is another"),
         (("--image", "a.png", "--out", "m.png", "--overlay", "o.gif", "--probs", "p.npy"), "name a .png or .jpg"),
         (("--image", "a.png", "--out", "m.png", "--marginals", "q.txt", "--probs", "p.npy"), "name an .npy file"),
@@ -224,8 +224,8 @@ def test_two_pictures_of_one_name_are_not_written_over_each_other(folders: Path)
     [
         (("--image", "images", "--probs", "p.npy", "--out", "masks"), "is a folder, p.npy is none"),
         (("--image", "images", "--probs", "probs", "--out", "p.npy"), "p.npy is a file"),
-        (("--image", "images", "--labels", "images", "--out", "images"), "would be written over"),
-        (("--image", "images", "--probs", "probs", "--out", "masks", "--marginals", "probs"), "would be written over"),
+        (("--image", "images", "--labels", "images", "--out", "images"), "would be overwritten"),
+        (("--image", "images", "--probs", "probs", "--out", "masks", "--marginals", "probs"), "would be overwritten"),
         (("--image", "empty", "--probs", "empty", "--out", "masks"), "holds no pictures"),
         (("--image", "images", "--probs", "nowhere", "--out", "masks"), "--probs nowhere: no such file or folder"),
         (("--image", "images", "--probs", "probs", "--out", "masks", "--floor", "2"), "--floor 2.0: give a number"),
@@ -309,7 +309,7 @@ def test_a_signal_or_many_end_a_folder_at_once_with_whole_files(here: Path, numb
     assert sorted(path.name for path in (here / "q").iterdir()) == [f"{name}.npy" for name in written]
     for name in written:
         assert mask(here / "masks" / f"{name}.png").shape == np.load(here / "q" / f"{name}.npy").shape[1:]
-    kept = f"masks holds {len(written)} of 40 masks, each of them whole; the same command makes all of them again"
+    kept = f"masks holds {len(written)} of 40 complete masks; the same command computes all of them again"
     assert f"stopped ({number}); {kept}" in " ".join(said.split()) and "cache" not in said
 
 

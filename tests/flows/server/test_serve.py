@@ -168,7 +168,7 @@ def test_password_and_name_are_made_once_and_an_open_home_is_refused(tmp_path: P
     assert (home.auth, home.owner) == (home.auth, serve.Home.open(home.path).owner)
     assert home.auth.startswith("maskmill:") and len(home.auth) > 30
     home.path.chmod(0o750)
-    with pytest.raises(ConfigError, match="yours alone"):
+    with pytest.raises(ConfigError, match="must be private"):
         serve.Home.open(home.path)
 
 

@@ -411,7 +411,7 @@ def test_a_free_gpu_is_taken_and_a_busy_one_waited_for(lock_folder: Path) -> Non
         assert told == [f"GPU a, held by pid {os.getpid()} on {os.uname().nodename}"]
         with locks.hold(locks.gpu_lock_path("b"), wait=False):
             """A fit that waits for two holds none."""
-    with pytest.raises(NoDevice, match="devices=3 GPUs were asked for, 2 are visible"):
+    with pytest.raises(NoDevice, match="devices=3 GPUs were requested, 2 are visible"):
         gpus.take_gpus(["a", "b"], 3, stop=None, on_wait=told.append).__enter__()
 
 
