@@ -2,8 +2,8 @@
 
     python -m benchmarks.attention_share --cache runs/claims-cfs/cache RUN [RUN ...]
 
-For each class in each val picture, the pixel that lies deepest inside it (background left out) asks every run's
-student; what is averaged is :func:`tasks.deeplab.lgsa.share_on_class` on the truth. A W that looks everywhere alike has
+For each class in each val picture, the pixel that lies deepest inside it (background left out) is given to every run's
+student; what is averaged is :func:`tasks.deeplab.lgsa.share_on_class` on the truth. A uniform W has
 the class's share of the picture, which stands beside it.
 """
 
@@ -45,7 +45,7 @@ def main(given: Sequence[str] | None = None) -> int:
             for run, manifest in zip(args.runs, manifests, strict=True):
                 share = share_on_class(maps(manifest, args.cache, image_rgb, xy)[-1], truth_hw, xy)
                 shares[run].append(np.nan if share is None else share)
-    print(f"{len(even)} objects; a W that looks everywhere alike: {100 * np.mean(even):.1f} %")
+    print(f"{len(even)} objects; a uniform W: {100 * np.mean(even):.1f} %")
     for run, manifest in zip(args.runs, manifests, strict=True):
         print(f"{title_of(manifest)}: {100 * np.nanmean(shares[run]):.1f} %")
     return 0

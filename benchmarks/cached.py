@@ -1,4 +1,4 @@
-"""A run in which nothing is to do: 10,000 images, all cached. `python -m benchmarks.cached`.
+"""A run without any work: 10,000 images, all cached. `python -m benchmarks.cached`.
 
 ``cfs`` over a VOC tree of small pictures with boxes and no truth: masks from the boxes, a network trained for one
 iteration, predictions. The second, fully cached run is measured in a fresh process: wall seconds from the end of the

@@ -1,7 +1,7 @@
 """CFS inference: crops per second at batch, against a loop of single crops. `python -m benchmarks.cfs [--preset ...]`.
 
-Both sides decode the same JPEGs, crop, ask the same network and paste back. The loop is one process with one thread
-that asks for one crop after the other, as a first version would be written. The stage runs through the Runner, with a
+Both sides decode the same JPEGs, crop, run the same network and paste back. The loop is one process with one thread
+that predicts one crop after the other, as a first version would be written. The stage runs through the Runner, with a
 worker process for each core, or one on a GPU, all boxes of an image together, and stores its arrays; the workers'
 start is left out. The two take turns. `network` is the network alone on crops that are there already, by batch size.
 
@@ -69,7 +69,7 @@ def load(weights: Path, params: cfs.CFSPredictParams, device: str) -> unet.UNet:
 
 
 def single_crops(network: unet.UNet, records: RecordSet, params: cfs.CFSPredictParams) -> None:
-    """What anybody would write: box by box."""
+    """The obvious loop: box by box."""
     for record in records:
         image_rgb = read_image_rgb(Path(record.image))
         for box in record.boxes or ():

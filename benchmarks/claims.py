@@ -41,7 +41,7 @@ from tasks.engine.options import RunParams
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Plan, say how long it may take, run, evaluate."""
+    """Plan, print the estimated time, run, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("flow", choices=[name for name, entry in FLOWS.items() if entry.claims])
     parser.add_argument("--config", help="default: the flow's own for claims")
@@ -51,12 +51,12 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2", help="of the main rows; default 0,1,2")
     parser.add_argument("--secondary-seeds", help="of the other rows; default: 0, all of --seeds with a GPU")
     parser.add_argument("--main-only", action="store_true", help="leave the other rows out")
-    parser.add_argument("--budget", help="stop before a run that would not end in this time: 30m, 2h")
+    parser.add_argument("--budget", help="stop before a run that would exceed this time: 30m, 2h")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--dry-run", action="store_true", help="show what would be done and the estimated time")
     parser.add_argument("--name", default="", help="keep the figures as benchmarks/results/NAME.json")
-    parser.add_argument("--replace", action="store_true", help="put them there even where fuller ones are kept")
+    parser.add_argument("--replace", action="store_true", help="replace kept figures even if they are more complete")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     args = parser.parse_args(given)
     try:
@@ -96,9 +96,9 @@ class Table:
     config: str
     sets: tuple[str, ...]
     backbone: str
-    """What the networks start from, for readers; "" for what the configuration says."""
+    """The initial weights, for readers; "" for those of the configuration."""
     to_learn: DeepLabParams | None
-    """The backbone that has to be learnt before the rows can be run."""
+    """The backbone that has to be trained before the rows can be run."""
     main: list[Variant]
     others: list[Variant]
     out: Path
@@ -118,13 +118,13 @@ class Table:
 
     @property
     def prior_s(self) -> Mapping[str, float]:
-        """The times that are believed at first are of one setting."""
+        """The times that are assumed at first are of one setting."""
         ours = self.config == self.claims.config and not self.sets and not self.gpu
         return self.claims.prior_s if ours else {}
 
 
 def prepare(args: argparse.Namespace) -> Table:
-    """The rows as variants. Raises :class:`DataError` for whatever is wrong with the command."""
+    """The rows as variants. Raises :class:`DataError` for any fault of the command."""
     claims: Claims = importlib.import_module(FLOWS[args.flow].claims).CLAIMS
     out = args.out or Path("runs") / f"claims-{args.flow}"
     options = {"out": str(out), "device": args.device, "workers": args.workers}
@@ -178,7 +178,7 @@ def takes_backbone(args: argparse.Namespace, config: str, shipped: str, backbone
 
 
 def said_of(params: DeepLabParams) -> str:
-    """What the networks start from, for readers."""
+    """The initial weights, for readers."""
     return f"{params.network}, learnt from the masks of {pretrained.SOURCE} in {params.iterations} iterations"
 
 
@@ -240,7 +240,7 @@ def figures_of(table: Table, attempts: Sequence[Attempt], left: str) -> dict[str
 
 
 def keep_figures(name: str, figures: Mapping[str, Any], anyway: bool = False) -> str:
-    """Save them, and say where; those that hold more finished trials of the same setting are kept unless ``anyway``.
+    """Save them, and return where; those that hold more finished trials of the same setting are kept unless ``anyway``.
 
     A run with a small budget, or of the main rows alone, would else put hours of work out of sight.
     """
@@ -250,7 +250,7 @@ def keep_figures(name: str, figures: Mapping[str, Any], anyway: bool = False) ->
         if there > here:
             return (
                 f"figures: {results.path_of(name)} is kept: its {there} finished trials of this setting (commit"
-                f" {kept['commit']}, {kept['time']}) are more than these {here}; --replace puts these there"
+                f" {kept['commit']}, {kept['time']}) are more than these {here}; --replace overwrites them"
             )
     return f"figures: {results.save(name, figures)}"
 

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, as far as it can be asked; load is the mean number of runnable processes."""
+    """What the figures depend on, as far as it can be read; load is the mean number of runnable processes."""
     model = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):

@@ -61,7 +61,7 @@ MAGIC = b"mmseg\r\n\x1a"
 
 
 class StoreError(Exception):
-    """The cache cannot be used as asked; the message names the path and what to do."""
+    """The cache cannot be used as requested; the message names the path and what to do."""
 
 
 class CorruptSegment(StoreError):
@@ -103,7 +103,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Header:
-    """What a segment says about itself."""
+    """A segment's header."""
 
     codec: Codec
     meta: Mapping[str, Any]
@@ -128,7 +128,7 @@ def encode_segment(items: Sequence[Item], *, meta: Mapping[str, Any], codec: Cod
 
     Raises:
         ValueError: an array whose name or dtype has no place in a segment, or a ``(key, stamp)`` given twice.
-        StoreError: ``zstd`` is asked for and hdf5plugin is not installed.
+        StoreError: ``zstd`` is requested and hdf5plugin is not installed.
     """
     if codec == "zstd" and not chunks.zstd_at_hand():
         raise StoreError("codec zstd needs the package hdf5plugin: install it, or write with codec gzip")
@@ -237,7 +237,7 @@ def _from_json(value: list[Any]) -> Stored:
 
 def _footer(image: bytes, index: Chunk) -> bytes:
     if zlib.crc32(image[index.offset : index.offset + index.size]) != index.crc32:
-        raise StoreError(f"h5py {h5py.__version__} does not tell where a chunk lies; install the locked version")
+        raise StoreError(f"h5py {h5py.__version__} does not report where a chunk lies; install the locked version")
     checked = FOOTER.pack(MAGIC, SEGMENT_FORMAT, len(image) + FOOTER.size, *index, 0)[:-4]
     return checked + struct.pack("<I", zlib.crc32(checked))
 
@@ -379,7 +379,7 @@ def _read_index(path: Path, descriptor: int) -> bytes:
 
 
 def _read_chunk(path: Path, descriptor: int, chunk: Chunk, what: str, key: str | None) -> bytes:
-    """Stored bytes, verified; damaged bytes are never handed to a decoder."""
+    """Stored bytes, verified; damaged bytes never reach a decoder."""
     data = os.pread(descriptor, chunk.size, chunk.offset)
     if len(data) != chunk.size or zlib.crc32(data) != chunk.crc32:
         raise CorruptSegment(path, f"checksum of {what} differs", key)

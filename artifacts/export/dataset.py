@@ -143,7 +143,7 @@ def export_run(
 
 
 def check_target(out: Path) -> None:
-    """Raises :class:`DataError` if an export to ``out`` would be refused; asked before a long run.
+    """Raises :class:`DataError` if an export to ``out`` would be refused; called before a long run.
 
     Of the files there, only those written later than the export are read again; the export itself reads all.
     """
@@ -191,7 +191,7 @@ def _made_from(
 
 
 def _image_digests(cache: Path, source: StageSource) -> str:
-    """One digest of all images that have a mask. One that cannot be read is the writer's to complain about."""
+    """One digest of all images that have a mask. One that cannot be read is reported by the writer."""
     digests = ImageDigests(cache)
     found: dict[str, str | None] = {}
     for key, (stamp, image) in source.stamps.items():

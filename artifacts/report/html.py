@@ -1,6 +1,6 @@
 """The report page: one ``index.html`` with no outside resource, beside the pictures it shows.
 
-Light or dark as the reader's system is; readable without colour, mouse or script. ``report.html.j2`` says what stands
+Light or dark as the reader's system is; readable without colour, mouse or script. ``report.html.j2`` is the template;
 where; jinja escapes every text from data.
 """
 
@@ -86,7 +86,7 @@ def html_report(
 
 
 def duration(seconds: float) -> str:
-    """``seconds`` for people."""
+    """``seconds`` as readable text."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -149,7 +149,7 @@ PRESETS: Mapping[str, CFSParams] = {"voc": VOC, "demo": DEMO, "demo-tiny": DEMO_
 
 
 def learnable(box: Box, params: CFSParams) -> bool:
-    """Whether a box is used in training: no crowd, sides of ``min_side`` pixels or more, difficult ones if requested."""
+    """Whether a box is used in training: no crowd, both sides ``min_side`` or more, difficult ones if requested."""
     if box.crowd or (box.difficult and not params.difficult):
         return False
     return min(box.x1 - box.x0, box.y1 - box.y0) >= params.min_side

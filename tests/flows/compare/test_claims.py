@@ -72,7 +72,7 @@ def test_the_ceiling_has_to_reach_60_or_nothing_holds() -> None:
     assert not found["valid"] and found["orderings"][0]["verdict"] == "undecided"
     assert as_markdown(found).startswith("**Not valid")
     missing = students(weak=(0.1, 0.1), strong=(0.5, 0.5))
-    assert "is not there" in why_not_valid(SMALL, missing) and verdict(missing)["verdict"] == "undecided"
+    assert "is missing" in why_not_valid(SMALL, missing) and verdict(missing)["verdict"] == "undecided"
 
 
 def test_one_seed_decides_nothing() -> None:
