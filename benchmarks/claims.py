@@ -215,7 +215,7 @@ def run(table: Table, trials: Sequence[Trial], sets: Sets, history: History, con
     write_text_atomic(table.out / "claims.md", text)
     console.print(text, markup=False, soft_wrap=True)
     if left:
-        console.print(f"stopped: {left}; the same command goes on", markup=False, soft_wrap=True)
+        console.print(f"stopped: {left}; the same command resumes", markup=False, soft_wrap=True)
     return attempts
 
 

@@ -30,7 +30,7 @@ SHOWN_KEYS = 20
 
 @app.command
 def ls(*, cache: Root = DEFAULT) -> int:
-    """Every map stage's address with its images, bytes and age; then the fits and the runs."""
+    """List every map stage's address with its images, bytes and age; then the fits and the runs."""
     from artifacts.cache import listing as tools
     from artifacts.cache.runs import list_runs
     from artifacts.report.html import duration
@@ -83,7 +83,7 @@ def show(
     key: Annotated[str | None, Parameter(help="with --out: the image, <data set>/<image id>")] = None,
     out: Annotated[Path | None, Parameter(help="write the image's mask here, as a PNG with a palette")] = None,
 ) -> int:
-    """One stage's arrays, keys and runs; or one image's mask as a picture."""
+    """Show one stage's arrays, keys and runs; or write one image's mask as a picture."""
     from artifacts.cache import listing as tools
     from artifacts.datasets.voc_writer import voc_palette
 

@@ -30,7 +30,7 @@ OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
 
 app = App(
     name="maskmill",
-    help="Weak labels (tags, boxes, scribbles) into pixel masks, a trained DeepLab, and a dataset.",
+    help="Turn weak labels (tags, boxes, scribbles) into pixel masks, a trained DeepLab and a dataset.",
     help_epilogue=(
         "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with skipped images,"
         " 130 and 143 stopped by SIGINT and SIGTERM."
@@ -42,11 +42,11 @@ log = logging.getLogger("maskmill")
 made: set[str] = set()
 """Flows that are commands."""
 app.command(
-    "flows.cli.attention:attention", name="attention", help="Heat map of a student's self-attention at a pixel."
+    "flows.cli.attention:attention", name="attention", help="Draw a student's self-attention at a pixel as a heat map."
 )
 app.command("flows.cli.cache:app", name="cache", help="List, inspect, check and clean up the mask cache.")
 app.command(
-    "flows.compare.command:compare", name="compare", help="Variants of one flow side by side: one table, one picture."
+    "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
 
@@ -146,7 +146,7 @@ def export(
     ] = False,
     images: Annotated[bool, Parameter(help="copy the images too, where the format has a place for them")] = True,
 ) -> int:
-    """A run's masks as a dataset, also where it was interrupted after they were complete."""
+    """Export a run's masks as a dataset, also of an interrupted run whose masks are complete."""
     from flows.cli.export import export as write
 
     folder, note = write(cache, run, stage, format_, to, images=images, crf=crf)
@@ -168,10 +168,10 @@ def score(
         Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
     ] = None,
     data: Source = None,
-    split: Annotated[str | None, Parameter(help="with --masks: the split to score on; default val")] = None,
+    split: Annotated[str | None, Parameter(help="with --masks: the split to score; default val")] = None,
     json: Annotated[Path | None, Parameter(help="also write the scores to this file")] = None,
 ) -> int:
-    """Masks against truth: mIoU over the set, per class, both readings of 255; without and with a CRF.
+    """Score masks against truth: mIoU over the set, per class, both readings of 255; without and with a CRF.
 
     A stage with a second mask from a dense CRF (params.crf of the run) is scored with both masks.
     """
@@ -233,7 +233,7 @@ def serve(
         bool, Parameter(help="use the configured API (PREFECT_API_URL), start no server", negative=())
     ] = False,
 ) -> int:
-    """Scheduled flows, with a Prefect server of your own unless an API is configured. Ends on Ctrl-C or SIGTERM."""
+    """Run flows on a schedule, with a private Prefect server unless an API is configured. Ends on Ctrl-C or SIGTERM."""
     from flows.server import serve as serving
 
     return serving.serve(
@@ -263,9 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, NoDevice) as error:
         return _say(error, USAGE)
     except KeyboardInterrupt:
-        return _say("stopped (SIGINT); what was done is kept, the same command goes on", 130)
+        return _say("stopped (SIGINT); finished work is kept, the same command resumes", 130)
     except Terminated:
-        return _say("stopped (SIGTERM); what was done is kept, the same command goes on", 143)
+        return _say("stopped (SIGTERM); finished work is kept, the same command resumes", 143)
     except BrokenPipeError:
         return FAILED
     except Exception as error:

@@ -39,13 +39,13 @@ log = logging.getLogger("maskmill")
 
 
 def compare(
-    flow: Annotated[str, Parameter(help=f"which: {', '.join(FLOWS)}")],
+    flow: Annotated[str, Parameter(help=f"the flow: {', '.join(FLOWS)}")],
     /,
     *,
     variant: Annotated[
         tuple[str, ...], Parameter(help='"NAME: KEY=VALUE ..." over the flow\'s params; repeatable', negative=())
     ] = (),
-    variants: Annotated[Path | None, Parameter(help="a YAML file of them: NAME: {KEY: VALUE}")] = None,
+    variants: Annotated[Path | None, Parameter(help="a YAML file of variants, NAME: {KEY: VALUE}")] = None,
     seeds: Annotated[str, Parameter(help="seeds of all fits; each variant is run with each seed: 0,1,2")] = "0",
     out: Annotated[Path, Parameter(help="folder for table, picture, reports (and the cache, unless named)")] = Path(
         "maskmill-compare"
@@ -63,9 +63,9 @@ def compare(
     dry_run: Annotated[bool, Parameter(help="show what would be done and the estimated time", negative=())] = False,
     quiet: Annotated[bool, Parameter(help="no progress bars", negative=())] = False,
 ) -> int:
-    """Variants of one flow side by side; stages that they share are computed once.
+    """Compare variants of one flow; stages that they share are computed once.
 
-    Leaves compare.md, compare.json and compare.png in OUT, each run's own report in OUT/runs. The same command goes on
+    Leaves compare.md, compare.json and compare.png in OUT, each run's own report in OUT/runs. The same command resumes
     where it was stopped.
     """
     options = {
@@ -201,7 +201,7 @@ def show(
             where = f"{attempt.variant}, seed {attempt.seed}"
             console.print(f"[yellow]{attempt.skipped} skipped:[/] {escape(f'{where}: {attempt.report}')}")
     if left:
-        console.print(f"[yellow]stopped:[/] {escape(left)}; the same command goes on", soft_wrap=True)
+        console.print(f"[yellow]stopped:[/] {escape(left)}; the same command resumes", soft_wrap=True)
 
 
 # -- the picture -----------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ class CFSParams(TrainParams):
     )
     flip: bool = field(default=True, metadata={"help": "training: mirror every second crop"})
     margin_jitter: float = number(
-        0.0, 0.0, 1.0, "training: each margin of the grown box times 1 minus/plus up to this; 0: none"
+        0.0, 0.0, 1.0, "training: random factor of each margin of the grown box, 1 minus/plus up to this; 0: none"
     )
     colour_jitter: float = number(0.0, 0.0, 1.0, "random brightness, contrast and saturation, up to this much; 0: none")
     batch: int = number(32, 1, 4096, "crops an iteration, over all devices")
@@ -71,9 +71,9 @@ class CFSParams(TrainParams):
     lr: float = number(0.005, 1e-9, 10.0, "learning rate of the first epochs")
     lr_decay: float = number(0.8, 1e-6, 1.0, "factor of the learning rate after every decay_every")
     decay_every: int = number(10, 1, 100_000, "epochs between two decays")
-    weight_decay: float = number(5e-4, 0.0, 1.0, "on all but the decoder's biases")
-    test_flip: bool = field(default=False, metadata={"help": "average with the probabilities of the mirrored crop"})
-    predict_batch: int = number(32, 1, 4096, "boxes of one image in one batch", operational=True)
+    weight_decay: float = number(5e-4, 0.0, 1.0, "weight decay, of all but the decoder's biases")
+    test_flip: bool = field(default=False, metadata={"help": "inference: average over the crop and its mirror image"})
+    predict_batch: int = number(32, 1, 4096, "inference: boxes of one image in a batch", operational=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

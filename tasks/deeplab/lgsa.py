@@ -34,20 +34,20 @@ class LGSAParams:
     modules: int = number(2, 1, 8, "self-attention modules in cascade after the backbone")
     embedding: int = number(0, 0, 4096, "channels C' within a module; 0: 512, or the backbone's if those are fewer")
     alpha: float | None = number(
-        None, 0.0, 1e9, "weight of the attention loss; null: 10,000, or 1,000 with one module. nonlocal has 0"
+        None, 0.0, 1e9, "weight of the attention loss; null: 10,000, or 1,000 with one module; nonlocal: always 0"
     )
     alpha_scaled: bool = field(
-        default=True, metadata={"help": "alpha is the one for maps of 41 x 41: on maps of N cells times (N/1681)^2"}
+        default=True, metadata={"help": "alpha is for maps of 41 x 41; maps of N cells: times (N/1681)^2"}
     )
     walk: Walk = field(
         default="probabilities",
-        metadata={"help": "what the random walk by the last W mixes: probabilities, logits, or off. nonlocal has off"},
+        metadata={"help": "the random walk is over probabilities or logits, or off; nonlocal: always off"},
     )
     guided: Literal["all", "last"] = field(default="all", metadata={"help": "modules that have an attention loss"})
     warmup_epochs: float = number(
         1.0, 0.0, 1e6, "epochs at the start with a lower learning rate (an epoch: every image once)"
     )
-    warmup_factor: float = number(0.1, 1e-6, 1.0, "the learning rate of those, times this")
+    warmup_factor: float = number(0.1, 1e-6, 1.0, "factor of the learning rate in these epochs")
 
     def __post_init__(self) -> None:
         bounded(self, "lgsa")

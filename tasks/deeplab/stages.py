@@ -72,13 +72,13 @@ class DeepLabParams(TrainParams):
     batch: int = number(10, 1, 4096, "crops an iteration, over all devices")
     epochs: int = number(50, 1, 100_000, "passes over the data; every image once each")
     iterations: int = number(
-        0, 0, 10_000_000, "optimizer steps, the last one's weights are the result; 0: as many as the epochs need"
+        0, 0, 10_000_000, "optimizer steps, the last weights are the result; 0: as many as the epochs need"
     )
     lr: float = number(2.5e-4, 1e-9, 10.0, "learning rate of multiplier 1 (groups 1/10/20, 1/2/10/20)")
-    weight_decay: float = number(5e-4, 0.0, 1.0, "on weights; biases of the heads have none")
-    poly_power: float = number(0.9, 0.0, 10.0, "lr times (1 - iteration/iterations)**poly_power")
+    weight_decay: float = number(5e-4, 0.0, 1.0, "weight decay, of all but the heads' biases")
+    poly_power: float = number(0.9, 0.0, 10.0, "the learning rate falls as (1 - iteration/iterations)**poly_power")
     multi_scale_inputs: bool = field(
-        default=False, metadata={"help": "DeepLab v2's: scales 1, .75, .5, fused by maximum, a loss on each"}
+        default=False, metadata={"help": "DeepLab v2's training: scales 1, .75, .5, fused by maximum, a loss on each"}
     )
     loss_at: Literal["crop", "output"] = field(
         default="crop",

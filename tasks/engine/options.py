@@ -27,7 +27,7 @@ class RunParams:
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where networks run; auto: a GPU if there is one")
     devices: int = _option(1, "GPUs (or CPU ranks) that one fit uses")
     threads: int = _option(-1, "CPU threads of one fit; -1: one per core")
-    launch: Literal["process", "inline"] = _option("process", "fits as processes of their own, or in this one")
+    launch: Literal["process", "inline"] = _option("process", "each fit in a process of its own, or inline")
     rerun: tuple[str, ...] = _option((), "labels of stages to run again although they are cached")
     until: str = _option("", "label of the last stage; the results up to it are scored, drawn and exported")
     refit: Literal["changed", "never", "share_new"] = _option(
@@ -36,7 +36,9 @@ class RunParams:
     share_new: float = _option(0.1, "with refit=share_new: share of images that are new since the last fit")
     loader_workers: int = _option(-1, "loader processes of one fit; -1: none on a CPU, up to 8 on a GPU")
     checkpoint_every_s: float = _option(60.0, "seconds between a fit's checkpoints")
-    image_timeout_s: float = _option(120.0, "a map stage's image that takes longer is retried alone, then skipped")
+    image_timeout_s: float = _option(
+        120.0, "seconds for an image of a map stage; slower ones are retried alone, then skipped"
+    )
     verify_inputs: bool = _option(False, "read every image's bytes again instead of trusting size and time")
     export: tuple[str, ...] = _option((), "dataset formats to export at the end: voc, voc-server, coco, hdf5")
     progress: bool = _option(True, "show progress")

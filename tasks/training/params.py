@@ -31,9 +31,9 @@ class TrainParams:
         default="sgd", metadata={"help": "sgd with momentum, adam, or adamw (weight decay decoupled from the gradient)"}
     )
     lr: float = number(2.5e-4, 1e-9, 10.0, "learning rate of groups with multiplier 1")
-    momentum: float = number(0.9, 0.0, 0.9999, "of sgd")
-    betas: tuple[float, float] = number((0.9, 0.999), 0.0, 0.999999, "of adam and adamw")
-    weight_decay: float = number(5e-4, 0.0, 1.0, "on weights")
+    momentum: float = number(0.9, 0.0, 0.9999, "momentum of sgd")
+    betas: tuple[float, float] = number((0.9, 0.999), 0.0, 0.999999, "betas of adam and adamw")
+    weight_decay: float = number(5e-4, 0.0, 1.0, "weight decay")
     batch: int = number(10, 1, 4096, "samples an iteration, over all devices")
     epochs: int = number(50, 1, 100_000, "passes over the data")
     iterations: int = number(0, 0, 10_000_000, "optimizer steps; 0: as many as the epochs need")
