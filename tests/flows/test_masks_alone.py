@@ -36,10 +36,8 @@ def test_a_run_can_end_at_the_masks(tiny: Done, tmp_path: Path, ending: tuple[st
     assert manifest["scores"] == {"masks (train)": tiny.manifest["scores"]["masks (train)"]}
     assert pngs(out / "dataset-voc") == pngs(tiny.out / "dataset-voc") != {}
     assert {"contact_sheet.png", "index.html", "scores.json"} <= {path.name for path in out.iterdir()}
-    result = maskmill(
-        tmp_path, "attention", "--cache", str(out / "cache"), "--image", "demo_train_00002", "--at", "2,2"
-    )
-    assert result.code == 2 and "(params.attention=none)" in result.printed
+    again = maskmill(tmp_path, "attention", "--cache", str(out / "cache"), "--image", "demo_train_00002", "--at", "2,2")
+    assert again.code == 2 and "(params.attention=none)" in again.printed
 
 
 def test_the_student_can_be_the_end(tiny: Done, tmp_path: Path) -> None:
@@ -105,11 +103,11 @@ def test_a_stage_that_was_cut_short_is_no_result(tiny: Done, tmp_path: Path, mon
     monkeypatch.setattr("tasks.grabcut.propose_object", stopped)
     assert run_cfs(tmp_path).code == 130
     for arguments in (("score",), ("export", "--to", str(tmp_path / "x"))):
-        result = maskmill(tmp_path, *arguments, "--cache", cache)
-        assert result.code == 2
-        assert "is interrupted and has no complete stage with masks of the training images" in result.printed
-    result = maskmill(tmp_path, "score", "--cache", cache, "--stage", "grabcut")
-    assert result.code == 2 and "its stage 'grabcut' is not complete; it has none that is complete" in result.printed
+        again = maskmill(tmp_path, *arguments, "--cache", cache)
+        assert again.code == 2
+        assert "is interrupted and has no complete stage with masks of the training images" in again.printed
+    again = maskmill(tmp_path, "score", "--cache", cache, "--stage", "grabcut")
+    assert again.code == 2 and "its stage 'grabcut' is not complete; it has none that is complete" in again.printed
 
 
 def test_samples_for_the_picture_are_never_taken_for_the_masks(tiny: Done, tmp_path: Path) -> None:
@@ -119,8 +117,8 @@ def test_samples_for_the_picture_are_never_taken_for_the_masks(tiny: Done, tmp_p
     for name in ("masks", "predictions", "scores"):
         del manifest[name]
     RunFolder(out / "cache", manifest["run"]).write_manifest({**manifest, "status": "interrupted"})
-    result = maskmill(tmp_path, "export", "--cache", str(out / "cache"), "--to", str(tmp_path / "masks"))
-    assert "taking 'grabcut'" in result.printed
+    again = maskmill(tmp_path, "export", "--cache", str(out / "cache"), "--to", str(tmp_path / "masks"))
+    assert "taking 'grabcut'" in again.printed
 
 
 def test_while_it_runs_the_manifest_says_what_is_complete(

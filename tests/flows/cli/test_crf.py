@@ -410,18 +410,18 @@ def test_student_and_student_with_crf_are_scored_and_shown(tiny: Done, with_crf:
 
 
 def test_score_compares_without_and_with(tiny: Done, with_crf: Done, tmp_path: Path) -> None:
-    scores_file = tmp_path / "scores.json"
+    score_json = tmp_path / "scores.json"
     cache = str(with_crf.out / "cache")
-    done = maskmill(tmp_path, "score", "--cache", cache, "--stage", "student", "--json", str(scores_file))
+    done = maskmill(tmp_path, "score", "--cache", cache, "--stage", "student", "--json", str(score_json))
     assert done.code == 0, done.printed
     assert "student of run latest, with CRF" in done.printed and "mIoU without CRF" in done.printed
-    written = json.loads(scores_file.read_text())
+    written = json.loads(score_json.read_text())
     scores = json.loads((with_crf.out / "scores.json").read_text())
     assert written == {"scores": scores["student (val)"], "scores_crf": scores["student + CRF (val)"]}
     plain = maskmill(
-        tmp_path, "score", "--cache", str(tiny.out / "cache"), "--stage", "student", "--json", str(scores_file)
+        tmp_path, "score", "--cache", str(tiny.out / "cache"), "--stage", "student", "--json", str(score_json)
     )
-    assert plain.code == 0 and "CRF" not in plain.printed and list(json.loads(scores_file.read_text())) == ["scores"]
+    assert plain.code == 0 and "CRF" not in plain.printed and list(json.loads(score_json.read_text())) == ["scores"]
 
 
 def test_export_hands_on_the_students_masks_with_the_crf(with_crf: Done, tmp_path: Path) -> None:
@@ -433,12 +433,12 @@ def test_export_hands_on_the_students_masks_with_the_crf(with_crf: Done, tmp_pat
     ids = sorted(path.name for path in found["crf"].iterdir())
     assert len(ids) == 8 and ids == sorted(path.name for path in found["plain"].iterdir())
     assert any((mask(found["crf"] / one) != mask(found["plain"] / one)).any() for one in ids)
-    scores_file = tmp_path / "scores.json"
-    data = ("--data", f"voc:{demo_tree(with_crf)}", "--json", str(scores_file))
+    score_json = tmp_path / "scores.json"
+    data = ("--data", f"voc:{demo_tree(with_crf)}", "--json", str(score_json))
     done = maskmill(tmp_path, "score", *cache, "--masks", str(found["crf"]), *data)
     assert done.code == 0, done.printed
     expected = json.loads((with_crf.out / "scores.json").read_text())["student + CRF (val)"]
-    assert json.loads(scores_file.read_text())["scores"]["miou"] == expected["miou"]
+    assert json.loads(score_json.read_text())["scores"]["miou"] == expected["miou"]
 
 
 def test_export_says_where_there_are_no_masks_with_a_crf(tiny: Done, with_crf: Done, tmp_path: Path) -> None:

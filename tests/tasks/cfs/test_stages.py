@@ -60,9 +60,7 @@ class TestParams:
     ) -> None:
         params = CFSParams(network=network, weights="none", batch_norm=batch_norm, crop=crop, batch=devices)
         options = RunParams(devices=devices)
-        message = (
-            rf"params\.cfs\.batch={devices} .* params\.cfs\.crop={crop} .* to {2 * devices} or more.* {crop + 1} or"
-        )
+        fault = rf"params\.cfs\.batch={devices} .* params\.cfs\.crop={crop} .* to {2 * devices} or more.* {crop + 1} or"
         with pytest.raises(DataError, match=message):
             check_run(params, options, name="cfs")
         check_run(dataclasses.replace(params, crop=crop + 1), options, name="cfs")

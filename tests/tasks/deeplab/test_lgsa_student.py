@@ -48,7 +48,7 @@ def fit_address(attention: lgsa.Attention, params: DeepLabParams = DEMO, **chang
     return stage_address(deeplab.fit(params, lgsa=chosen(attention, LGSAParams(**changes))), ("a", "b"), {})
 
 
-def predict_digest(attention: lgsa.Attention, **changes: Any) -> str:
+def digest(attention: lgsa.Attention, **changes: Any) -> str:
     return keys.digest(deeplab.predict(DEMO, lgsa=chosen(attention, LGSAParams(**changes))).params)
 
 
@@ -83,13 +83,13 @@ def test_equal_fits_have_one_address_and_others_another() -> None:
 
 
 def test_a_prediction_is_decided_by_the_network_not_by_its_loss() -> None:
-    assert predict_digest("lgsa") == predict_digest("lgsa", alpha=5.0, guided="last", warmup_epochs=3.0)
+    assert digest("lgsa") == digest("lgsa", alpha=5.0, guided="last", warmup_epochs=3.0)
     crf = deeplab.predict(DEMO, lgsa=PAPER, crf=CRFS["deeplab-v2"])
     found = {
-        predict_digest("none"),
-        predict_digest("nonlocal"),
-        predict_digest("lgsa"),
-        predict_digest("lgsa", modules=1),
+        digest("none"),
+        digest("nonlocal"),
+        digest("lgsa"),
+        digest("lgsa", modules=1),
         keys.digest(crf.params),
     }
     assert len(found) == 5
