@@ -61,7 +61,7 @@ class TestParams:
         params = CFSParams(network=network, weights="none", batch_norm=batch_norm, crop=crop, batch=devices)
         options = RunParams(devices=devices)
         fault = rf"params\.cfs\.batch={devices} .* params\.cfs\.crop={crop} .* to {2 * devices} or more.* {crop + 1} or"
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=fault):
             check_run(params, options, name="cfs")
         check_run(dataclasses.replace(params, crop=crop + 1), options, name="cfs")
         check_run(dataclasses.replace(params, batch=2 * devices), options, name="cfs")
