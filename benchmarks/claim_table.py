@@ -1,4 +1,4 @@
-"""A paper's claims as rows to run and orderings to check; what came out, beside the paper's numbers.
+"""A paper's claims as rows to run and orderings to check; the results, beside the paper's numbers.
 
 Rules: an ordering "holds" only if the mean of the paired differences (seed by seed) exceeds their standard deviation;
 with one seed it stays undecided. All of it counts only if the fully supervised row reaches 60 mIoU: below that the

@@ -1,6 +1,6 @@
 """A paper's orderings against ours: `python -m benchmarks.claims cfs [--budget 30m]` (make claims-cfs).
 
-Every row is an ordinary cached run of the flow, so that the same command goes on where it was stopped. Main rows have
+Every row is an ordinary cached run of the flow, so that the same command resumes where it was stopped. Main rows have
 three seeds, the others one unless there is a GPU; iterations are fixed, the last checkpoint counts, nothing is chosen
 on the images that are scored. The estimate is printed first. Leaves claims.md, compare.json and the main rows'
 contact sheet in --out; with --name, figures go to benchmarks/results, with commit, machine and time, unless fuller

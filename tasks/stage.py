@@ -31,7 +31,7 @@ PARAMS_CONFIG: dict[str, str] = {"extra": "forbid"}
 
 
 class SkipImage(Exception):
-    """Raised by a stage function: this image cannot be done, the rest can. The message is the recorded reason."""
+    """Raised by a stage function: this image is skipped, the others are not. The message is the recorded reason."""
 
 
 @dataclass(frozen=True)

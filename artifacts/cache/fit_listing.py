@@ -37,7 +37,7 @@ class FitInfo:
     bytes: int
     """Of everything, ``work_bytes`` among it."""
     work_bytes: int
-    """Of checkpoints from which an unfinished fit would go on."""
+    """Of checkpoints from which an unfinished fit would resume."""
     age_s: float
     """Seconds since anything was written."""
     work_age_s: float = 0.0

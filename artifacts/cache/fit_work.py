@@ -65,7 +65,7 @@ class Work:
         """``(step, payload)`` of the newest whole checkpoint; a damaged one is removed with a warning.
 
         One that cannot be read now is kept: it may be readable later. Raises ``StoreError`` if there are only
-        such ones, rather than begin anew.
+        such ones, rather than start from the beginning.
         """
         unread: StoreError | None = None
         for path in reversed(self.checkpoints()):
@@ -79,7 +79,7 @@ class Work:
                 log.warning("%s: %s; the checkpoint before it is used, if there is one", path, error)
                 unread = unread or StoreError(
                     f"{path} cannot be read ({error.strerror or error}); run again when it can, or delete it and the"
-                    " fit begins anew"
+                    " fit starts from the beginning"
                 )
         if unread is not None:
             raise unread

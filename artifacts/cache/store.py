@@ -260,7 +260,7 @@ class MaskStore:
     def write_segment(self, address: str, items: Sequence[Item], *, meta: Mapping[str, Any]) -> list[Entry]:
         """Store ``items`` as one new segment; returns its entries, in the order of ``items``.
 
-        ``meta`` (stage, label, params, ...: plain JSON) is kept in the segment's header for people.
+        ``meta`` (stage, label, params, ...: plain JSON) is kept in the segment's header for inspection.
 
         Raises:
             StoreError: the cache cannot be written (full, read-only, ...); nothing is left behind.
@@ -293,7 +293,7 @@ class MaskStore:
         return path
 
     def discard(self, address: str, name: str) -> None:
-        """Remove a segment whose content lies in others. Readers that have it open go on, the rest look again."""
+        """Remove a segment whose content lies in others. Readers that have it open continue, the others scan again."""
         path = self.folder(address) / name
         if self.readonly:
             raise StoreError(f"{path} was to be removed, but the cache was opened read-only")

@@ -1,7 +1,7 @@
 """The report page: one ``index.html`` with no outside resource, beside the pictures it shows.
 
-Light or dark as the reader's system is; readable without colour, mouse or script. ``report.html.j2`` is the template;
-where; jinja escapes every text from data.
+Light or dark as the reader's system is; readable without colour, mouse or script. The layout is in ``report.html.j2``;
+jinja escapes every text from data.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class ObjectData(FitData):
     """
 
     def __init__(self, data: FitData, params: CFSParams) -> None:
-        pairs = [(job, box) for job in data.members for box in job.record.boxes or () if learnable(box, params)]
-        super().__init__(data.cache, [job for job, _ in pairs], data.reads, data.classes)
+        pairs = [(task, box) for task in data.members for box in task.record.boxes or () if learnable(box, params)]
+        super().__init__(data.cache, [task for task, _ in pairs], data.reads, data.classes)
         self.boxes: Sequence[Box] = [box for _, box in pairs]
 
 
@@ -60,7 +60,7 @@ def train(context: FitContext) -> dict[str, Tensor]:
     """
     params: CFSParams = context.params
     images = len(context.train)
-    boxes = sum(len(job.record.boxes or ()) for job in context.train.members)
+    boxes = sum(len(task.record.boxes or ()) for task in context.train.members)
     objects = ObjectData(context.train, params)
     if not len(objects):
         raise DataError(

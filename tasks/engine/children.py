@@ -160,7 +160,7 @@ class Child:
                         on_line(raw.decode(errors="replace").rstrip("\r\n"))
                     except BaseException as error:
                         self._error = error
-                        # Keep reading, lest the child blocks on a full pipe while it is being ended.
+                        # Keep reading, or the child would block on a full pipe while it is being ended.
                         self._thread(self.terminate)
 
     def _read_errors(self, stream: IO[bytes], log_file: Path | None) -> None:

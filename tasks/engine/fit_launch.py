@@ -93,7 +93,7 @@ class FitPlan:
         """Images of ``members`` that the published fit was done without; reported by each run that uses it."""
         if self.publication is None:
             return []
-        current = {job.key for job in members}
+        current = {task.key for task in members}
         listed = [Skip(*entry) for entry in self.publication.info.get("skips", ())]
         return [replace(skip, stage=label) for skip in listed if skip.key in current]
 
@@ -121,7 +121,7 @@ def plan(
         return FitPlan(None, inputs=inputs, prefixes=prefixes)
     init = weights.pop("init", None)
     lineage = keys.digest([address, records.dataset, records.split, stage.seed, init, weights])
-    members = [(job.key, job.stamp) for job in usable.members]
+    members = [(task.key, task.stamp) for task in usable.members]
     stamp = keys.fit_stamp(members=members, inputs=weights, init=init, seed=stage.seed)
     store = FitStore(cache)
     published = store.published(address, stamp, accept=sources.sound)

@@ -116,7 +116,7 @@ class Task(Generic[R]):
             self._done = done
 
     def worker_lost(self, how: str, place: int | None, together: int, words: str) -> bool:
-        """A worker has ended at the image of index ``place`` (-1: at none; ``None``: at the probe). Whether to go on.
+        """A worker has ended at the image of index ``place`` (-1: at none; ``None``: at the probe). True to try again.
 
         Where it was at several images at once none is blamed: from then on the unit takes them one by one.
         """

@@ -105,7 +105,7 @@ def signal_members(members: Mapping[int, int], number: int) -> None:
 
 
 def wait_until_gone(members: Mapping[int, int], within_s: float) -> None:
-    """Wait until none of these processes runs any more (a kill takes effect when the kernel next looks at them)."""
+    """Wait until none of these processes runs any more (a kill takes effect when the kernel next schedules them)."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if not any((entry := _stat(pid)) is not None and entry[3] == started for pid, started in members.items()):

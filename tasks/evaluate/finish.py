@@ -68,7 +68,7 @@ class Evaluation:
     scores: Mapping[str, Mapping[str, Any]]
     """As in :class:`Result`; sets of masks without any truth are left out."""
     warnings: tuple[str, ...] = ()
-    """What the numbers of masks and predictions leave out, in words."""
+    """What the numbers of masks and predictions leave out, as text."""
 
 
 def finish(
@@ -257,7 +257,7 @@ def windows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Window]:
 def read_stored(
     run: Runner, handle: MapHandle, record: Record, names: tuple[str, ...] | None
 ) -> dict[str, NDArray[Any]] | None:
-    """Arrays of one image, ``None`` if it has none. A damaged segment ends the run; the next one makes it anew."""
+    """Arrays of one image, ``None`` if it has none. A damaged segment ends the run; the next one computes it again."""
     key = handle.records.key(record)
     produced = handle.produced.get(key)
     if produced is None or produced.output is None:
@@ -269,7 +269,7 @@ def read_stored(
 
 @contextlib.contextmanager
 def mending(run: Runner) -> Iterator[None]:
-    """Put a segment that turns out to be damaged aside before the error goes on."""
+    """Put a segment that turns out to be damaged aside before the error is raised."""
     try:
         yield
     except CorruptSegment as error:

@@ -114,7 +114,7 @@ def class_names(classes: Sequence[str], k: int) -> tuple[str, ...]:
 
 
 def read_as_wrong(matrix: MatrixTP) -> Reading:
-    """A predicted 255 is a miss of the true class: it enlarges that class's union and nobody's intersection."""
+    """A predicted 255 is a miss of the true class: it enlarges that class's union and no intersection."""
     return _reading(matrix[:, :-1], matrix.sum(axis=1))
 
 

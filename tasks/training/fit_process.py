@@ -144,7 +144,7 @@ def _fit(spec: FitSpec, hardware: Hardware, emit: Emit, stop: Stop | None) -> Pu
         spec.address,
         spec.stamp,
         save(tensors),
-        members=[(job.key, job.stamp) for job in spec.train],
+        members=[(task.key, task.stamp) for task in spec.train],
         lineage=spec.lineage,
         info=info,
         files=_pictures(context),

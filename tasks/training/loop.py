@@ -307,7 +307,7 @@ class _Window:
         return dict(self._sums)
 
     def log(self, done: int, rate: float) -> None:
-        """Write the means over steps and ranks, and begin anew. Called by every rank at the same steps."""
+        """Write the means over steps and ranks, and reset the sums. Called by every rank at the same steps."""
         self.collect()
         steps = self._sums.pop("_steps")
         names = sorted(self._sums)
