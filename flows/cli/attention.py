@@ -1,4 +1,4 @@
-"""``maskmill attention``: how much every place attends to one pixel, as a picture (Xie et al., BMVC 2020, Fig. 6)."""
+"""``maskmill attention``: how much one pixel attends to every place, as a picture (Xie et al., BMVC 2020, Fig. 6)."""
 
 from __future__ import annotations
 
