@@ -1,6 +1,6 @@
-"""Image files to ``(H, W, 3) uint8`` RGB as a person sees them, and the digests by which images are known.
+"""Image files to ``(H, W, 3) uint8`` RGB as displayed, and the digests that identify images.
 
-What comes out, whatever the file holds:
+The result for every kind of file:
 
 * EXIF orientation is applied (boxes and masks are in the rotated frame);
 * grey becomes three equal channels, palettes are looked up, CMYK and YCbCr are converted (no ICC profile is applied);
@@ -47,7 +47,7 @@ _SOF_MARKERS = frozenset({0xC0, 0xC1, 0xC2})  # baseline, extended, progressive:
 _SOS_MARKER = 0xDA
 
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
-_SIXTEEN_BIT_IN_32 = frozenset({"PNG", "PPM"})  # formats whose 16-bit grey Pillow hands over as mode I
+_SIXTEEN_BIT_IN_32 = frozenset({"PNG", "PPM"})  # formats whose 16-bit grey Pillow opens as mode I
 
 
 class ImageError(DataError):
@@ -78,7 +78,7 @@ def read_image_rgb(path: Path, *, max_pixels: int | None = None) -> ImageRGB:
 
 
 def decode_image_rgb(data: bytes, name: str, *, max_pixels: int | None = None) -> ImageRGB:
-    """:func:`read_image_rgb` of bytes at hand; ``name`` is what the error calls them."""
+    """:func:`read_image_rgb` of bytes in memory; ``name`` is their name in errors."""
     limit = max_pixels if max_pixels is not None else _pixel_limit()
     size_hw = _plain_jpeg_size(data)
     if size_hw is not None and size_hw[0] * size_hw[1] <= limit:
@@ -115,7 +115,7 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """``(H, W)`` of a whole 8-bit grey or colour JPEG without EXIF; ``None`` for everything else.
 
     Only those go to OpenCV, twice as fast as Pillow and the same to the bit. Whole means: an end mark after the
-    start of the scan; some OpenCV releases decode a truncated file to grey stripes and only mumble on stderr.
+    start of the scan; some OpenCV releases decode a truncated file to grey stripes and only warn on stderr.
     """
     if not data.startswith(_JPEG_START):
         return None
@@ -179,7 +179,7 @@ def _check_size(image: Image.Image, name: str, limit: int) -> None:
 
 
 def _translated(error: Exception, name: str, head: Any) -> Exception:
-    """What a decoder's exception means to the caller. Bytes at hand cannot have an I/O error."""
+    """The error to raise for a decoder's exception. Bytes in memory cannot have an I/O error."""
     if isinstance(error, (ImageError, MemoryError)):
         return error
     if isinstance(error, UnidentifiedImageError):
@@ -197,7 +197,7 @@ class ImageDigests:
 
     A file changed within :data:`RACY_NS` of the moment at which it was read is not remembered: a second change in the
     same tick of the file system's clock would go unseen (git's racy guard). One file in the cache holds them all; two
-    processes may both write it: the last one wins, and what the other knew is computed again.
+    processes may both write it: the last one wins, and the other's digests are computed again.
     """
 
     RACY_NS = 2_000_000_000
@@ -229,7 +229,7 @@ class ImageDigests:
         return found
 
     def save(self) -> None:
-        """Write what was learnt, atomically; nothing learnt, nothing written."""
+        """Write new digests, atomically; without any, nothing is written."""
         if not self._changed:
             return
         self._forget_removed_files()

@@ -1,4 +1,4 @@
-"""Content addresses: what a result is called is decided by what it was made from.
+"""Content addresses: a result's name is a digest of all that it was made from.
 
 *Address* of a stage: how the result is made (name, version, semantic params, class table, upstream
 addresses); no data, no paths. *Stamp* of one image in it, or of one fit: what it was made from
@@ -23,7 +23,7 @@ DIGEST_CHARS = 32
 """128 bits in hexadecimal: short enough for a file name, far from any chance collision."""
 
 OPERATIONAL = {"operational": True}
-"""``field(metadata=OPERATIONAL)``: this param changes how the work is done, not what comes out."""
+"""``field(metadata=OPERATIONAL)``: this param changes how the work is done, not its result."""
 
 WHEN_SET = {"when_set": True}
 """``field(metadata=WHEN_SET)``: an optional part; at its default it is left out, as if the class did not have it."""

@@ -24,7 +24,7 @@ from artifacts.records import MaskHW
 OBJECT_ARRAYS = ("object_ids_n", "windows_xyxy_n4", "object_hw_n2", "offsets_n", "objects_flat")
 """What a stage with per-object masks declares among its ``outputs``."""
 THRESHOLD = 0.5
-"""A probability above this belongs to the object; :func:`paint_label_map` says it where it is used."""
+"""A probability above this belongs to the object; the default of :func:`paint_label_map`."""
 
 _INT32_MAX = 2**31 - 1
 ObjectHW = NDArray[np.uint8] | NDArray[np.float16]
@@ -71,7 +71,7 @@ def pack_objects(
     hw = np.stack([windows[:, 3] - windows[:, 1], windows[:, 2] - windows[:, 0]], axis=1)
     for object_id, window, size, mask in zip(object_ids, windows.tolist(), hw.tolist(), masks, strict=True):
         if mask.shape != tuple(size):
-            raise ValueError(f"object {object_id}: window {window} asks for a mask of {tuple(size)}, got {mask.shape}")
+            raise ValueError(f"object {object_id}: window {window} needs a mask of {tuple(size)}, got {mask.shape}")
     flats = [_storable(mask).reshape(-1) for mask in masks]
     if len(dtypes := {flat.dtype for flat in flats}) > 1:
         raise ValueError(f"masks of one image must share a dtype, got {sorted(map(str, dtypes))}")

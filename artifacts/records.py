@@ -1,7 +1,7 @@
-"""One image and what is known about it.
+"""One image and its labels.
 
 Frames and numbers, the same everywhere: boxes are ``x0, y0, x1, y1`` in pixel edges, half-open, float
-allowed, in the frame of the image as a person sees it (EXIF rotation applied); class numbers are
+allowed, in the frame of the image as displayed (EXIF rotation applied); class numbers are
 1..K by the set's class table, 0 is background, 255 is undecided.
 """
 
@@ -94,7 +94,7 @@ def _loader(name: str) -> Any:
 class Record:
     """One image and its labels; a kind that is unknown, or not declared by the reader of it, is ``None``.
 
-    ``boxes == ()`` says "looked at, holds no object"; ``None`` says "nobody said".
+    ``boxes == ()`` means "checked, holds no object"; ``None`` means "unknown".
     """
 
     image_id: str
@@ -109,7 +109,7 @@ class Record:
     truth_objects: MaskRef | None = None
 
     def view(self, kinds: Iterable[str]) -> Record:
-        """The same image with only the declared label kinds: what a stage is handed."""
+        """The same image with only the declared label kinds: the input of a stage."""
         hidden: dict[str, Any] = {kind: None for kind in LABEL_KINDS if kind not in set(kinds)}
         return dataclasses.replace(self, size_hw=None, **hidden)
 
@@ -139,7 +139,7 @@ class RecordSet:
     """An immutable set of records of one data set and split.
 
     ``classes[i]`` is the name of class number ``i + 1``. ``records`` may be lazy (COCO builds each record
-    when it is asked for); it is a sequence all the same.
+    on access); it is a sequence all the same.
     """
 
     dataset: str
@@ -180,9 +180,9 @@ class Sets:
     """What a flow page works on. Iteration gives the sets that are present."""
 
     train: RecordSet
-    """To learn from."""
+    """The training set."""
     val: RecordSet
-    """To score on; of the same classes as ``train``."""
+    """The evaluation set; of the same classes as ``train``."""
     aux: RecordSet | None = None
     """Auxiliary data, with a class table of its own."""
 

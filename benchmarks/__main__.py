@@ -18,7 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "../shared/data/voc-mini"
 APART = ("soak_kill", "claims")
-"""What takes its time and is no benchmark: `make soak-kill`, `make claims-cfs`."""
+"""Long-running modules that are no benchmarks: `make soak-kill`, `make claims-cfs`."""
 
 
 def names() -> list[str]:
@@ -32,7 +32,7 @@ def names() -> list[str]:
 
 
 def arguments() -> Mapping[str, Sequence[str]]:
-    """What a benchmark is given where its own defaults do not do: the real pictures, if they lie beside the clone."""
+    """Arguments where a benchmark's defaults do not do: the real pictures, if they lie beside the clone."""
     data = f"voc:{REAL.resolve()}" if REAL.is_dir() else "demo"
     split = ["--split", "train"] if data == "demo" else []
     return {"grabcut": ["speed", "--data", data, *split]}
@@ -42,7 +42,7 @@ def main(given: list[str] | None = None) -> int:
     """Run them; prints one line for each at the end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names(), default=names(), help=", ".join(names()))
-    parser.add_argument("--list", action="store_true", help="say what there is")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks")
     options = parser.parse_args(given)
     if options.list:
         print(*names(), sep="\n")

@@ -2,8 +2,8 @@
 
     python -m benchmarks.attention_share --cache runs/claims-cfs/cache RUN [RUN ...]
 
-For each class in each val picture, the pixel that lies deepest inside it (background left out) asks every run's
-student; what is averaged is :func:`tasks.deeplab.lgsa.share_on_class` on the truth. A W that looks everywhere alike has
+For each class in each val picture, the pixel that lies deepest inside it (background left out) is given to every run's
+student; what is averaged is :func:`tasks.deeplab.lgsa.share_on_class` on the truth. A uniform W has
 the class's share of the picture, which stands beside it.
 """
 
@@ -32,21 +32,21 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", help="ids of finished runs with self-attention, of the same data")
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--images", type=int, default=0, help="the first so many val pictures; default: all")
-    asked = parser.parse_args(given)
-    manifests = [finished(asked.cache, run) for run in asked.runs]
+    args = parser.parse_args(given)
+    manifests = [finished(args.cache, run) for run in args.runs]
     recipe = manifests[0]["recipe"]
-    data = build(DataParams, "data", recipe, [Layer(recipe, asked.runs[0], {})])
-    shares: dict[str, list[float]] = {run: [] for run in asked.runs}
+    data = build(DataParams, "data", recipe, [Layer(recipe, args.runs[0], {})])
+    shares: dict[str, list[float]] = {run: [] for run in args.runs}
     even: list[float] = []
-    for record in list(read_split(data, data.val, cache=asked.cache))[: asked.images or None]:
+    for record in list(read_split(data, data.val, cache=args.cache))[: args.images or None]:
         image_rgb, truth_hw = read_image_rgb(Path(record.image)), record.truth.load() if record.truth else None
         for xy in () if truth_hw is None else deepest_pixels(truth_hw):
             even.append(float((truth_hw == truth_hw[int(xy[1]), int(xy[0])]).mean()))
-            for run, manifest in zip(asked.runs, manifests, strict=True):
-                share = share_on_class(maps(manifest, asked.cache, image_rgb, xy)[-1], truth_hw, xy)
+            for run, manifest in zip(args.runs, manifests, strict=True):
+                share = share_on_class(maps(manifest, args.cache, image_rgb, xy)[-1], truth_hw, xy)
                 shares[run].append(np.nan if share is None else share)
-    print(f"{len(even)} objects; a W that looks everywhere alike: {100 * np.mean(even):.1f} %")
-    for run, manifest in zip(asked.runs, manifests, strict=True):
+    print(f"{len(even)} objects; a uniform W: {100 * np.mean(even):.1f} %")
+    for run, manifest in zip(args.runs, manifests, strict=True):
         print(f"{title_of(manifest)}: {100 * np.nanmean(shares[run]):.1f} %")
     return 0
 

@@ -1,4 +1,4 @@
-"""A run in which nothing is to do: 10,000 images, all cached. `python -m benchmarks.cached`.
+"""A run without any work: 10,000 images, all cached. `python -m benchmarks.cached`.
 
 ``cfs`` over a VOC tree of small pictures with boxes and no truth: masks from the boxes, a network trained for one
 iteration, predictions. The second, fully cached run is measured in a fresh process: wall seconds from the end of the
@@ -68,10 +68,10 @@ def run_once(tree: Path, out: Path) -> dict[str, float]:
     assert flows.cfs and flows.cli.flow_command and flows.run_flow
     imported_mb = _peak_mb()
     started = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()) as said:
+    with contextlib.redirect_stdout(io.StringIO()) as output:
         code = flows.cli.main.main(command(tree, out))
     seconds = time.perf_counter() - started
-    nothing = "nothing, all was cached" in said.getvalue()
+    nothing = "nothing, all was cached" in output.getvalue()
     return {"code": code, "s": seconds, "mb": _peak_mb(), "imported_mb": imported_mb, "computed_nothing": nothing}
 
 

@@ -1,7 +1,7 @@
 """CFS inference: crops per second at batch, against a loop of single crops. `python -m benchmarks.cfs [--preset ...]`.
 
-Both sides decode the same JPEGs, crop, ask the same network and paste back. The loop is one process with one thread
-that asks for one crop after the other, as a first version would be written. The stage runs through the Runner, with a
+Both sides decode the same JPEGs, crop, run the same network and paste back. The loop is one process with one thread
+that predicts one crop after the other, as a first version would be written. The stage runs through the Runner, with a
 worker process for each core, or one on a GPU, all boxes of an image together, and stores its arrays; the workers'
 start is left out. The two take turns. `network` is the network alone on crops that are there already, by batch size.
 
@@ -69,7 +69,7 @@ def load(weights: Path, params: cfs.CFSPredictParams, device: str) -> unet.UNet:
 
 
 def single_crops(network: unet.UNet, records: RecordSet, params: cfs.CFSPredictParams) -> None:
-    """What anybody would write: box by box."""
+    """The obvious loop: box by box."""
     for record in records:
         image_rgb = read_image_rgb(Path(record.image))
         for box in record.boxes or ():
@@ -125,7 +125,7 @@ def turn(
 
 def measure(name: str, params: CFSParams, device: str, images: int, boxes: int, turns: int) -> dict[str, Any]:
     """Crops per second of loop and stage, and their ratio (median over the turns)."""
-    asked = cfs.predict(params).params
+    predict_params = cfs.predict(params).params
     params = dataclasses.replace(params, weights="none")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -133,11 +133,11 @@ def measure(name: str, params: CFSParams, device: str, images: int, boxes: int, 
         weights = folder / "weights.safetensors"
         save_file(unet.build(params.network, len(CLASSES), width=params.width).state_dict(), weights)
         net = FitHandle("cfs", cfs.fit(params), "bench", "0", "0", str(weights))
-        plain = dataclasses.replace(asked, channels_last=False)
+        plain = dataclasses.replace(predict_params, channels_last=False)
         loop_net = load(weights, plain, device)
         single_crops(loop_net, records.only([records.records[0].image_id]), plain)
         taken = [turn(records, params, net, device, loop_net, folder / f"cache-{i}") for i in range(turns)]
-        alone = network_alone(load(weights, asked, device), asked)
+        alone = network_alone(load(weights, predict_params, device), predict_params)
     loop, stage = (images * boxes / statistics.median(seconds) for seconds in zip(*taken, strict=True))
     ratio = statistics.median(one / whole for one, whole in taken)
     print(f"{name} on {device}: {params.network}, {params.crop} px, {boxes} boxes an image")

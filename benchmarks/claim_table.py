@@ -1,9 +1,9 @@
-"""A paper's claims as rows to run and orderings to check; what came out, beside the paper's numbers.
+"""A paper's claims as rows to run and orderings to check; the results, beside the paper's numbers.
 
 Rules: an ordering "holds" only if the mean of the paired differences (seed by seed) exceeds their standard deviation;
 with one seed it stays undecided. All of it counts only if the fully supervised row reaches 60 mIoU: below that the
-setting cannot show how good masks are. Which numbers of a run are compared (of masks, students, edges, ...) is said by
-the claims: :attr:`Claims.columns`.
+setting cannot show how good masks are. Which numbers of a run are compared (of masks, students, edges, ...) is in the
+claims: :attr:`Claims.columns`.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Ordering:
-    """``lower < higher``, said by the paper of one column."""
+    """``lower < higher``, claimed by the paper for one column."""
 
     lower: str
     higher: str
     what: str
     """The column."""
     source: str
-    """Where the paper says so."""
+    """Where the paper claims it."""
     aim: float | None = None
     """Difference (0..1) that we want between them; reported, no part of the verdict."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What the shipped setting's networks start from: learnt by a DeepLab, see :mod:`benchmarks.pretrained`."""
+    """Initial weights of the shipped setting's networks: a DeepLab's backbone, see :mod:`benchmarks.pretrained`."""
 
     learner: DeepLabParams
     takes: tuple[str, ...]
@@ -102,10 +102,10 @@ class Claims:
 
 
 def why_not_valid(claims: Claims, scores: Scores) -> str:
-    """Why the table says nothing; "" if it counts."""
+    """Why the table is not valid; "" if it counts."""
     values = scores.get(SUPERVISED, {}).get(claims.ceiling, {})
     if not values:
-        return f"the row {SUPERVISED!r} is not there"
+        return f"the row {SUPERVISED!r} is missing"
     found = spread(list(values.values())).mean
     if found < CEILING_AT_LEAST:
         return f"the row {SUPERVISED!r} reaches {100 * found:.1f} mIoU, less than {100 * CEILING_AT_LEAST:.0f}"
@@ -147,7 +147,7 @@ def evaluate(claims: Claims, scores: Scores) -> dict[str, Any]:
 
 
 def as_markdown(figures: Mapping[str, Any]) -> str:
-    """Both tables for people. The paper's numbers are of other data and another network: compare the signs."""
+    """Both tables as text. The paper's numbers are of other data and another network: compare the signs."""
     parts = [] if figures["valid"] else [f"**Not valid: {figures['not_valid']}.**\n"]
     columns = figures["columns"]
     printed = [column for column in columns if any(column in row["paper"] for row in figures["rows"])]

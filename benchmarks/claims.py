@@ -1,6 +1,6 @@
 """A paper's orderings against ours: `python -m benchmarks.claims cfs [--budget 30m]` (make claims-cfs).
 
-Every row is an ordinary cached run of the flow, so that the same command goes on where it was stopped. Main rows have
+Every row is an ordinary cached run of the flow, so that the same command resumes where it was stopped. Main rows have
 three seeds, the others one unless there is a GPU; iterations are fixed, the last checkpoint counts, nothing is chosen
 on the images that are scored. The estimate is printed first. Leaves claims.md, compare.json and the main rows'
 contact sheet in --out; with --name, figures go to benchmarks/results, with commit, machine and time, unless fuller
@@ -41,7 +41,7 @@ from tasks.engine.options import RunParams
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Plan, say how long it may take, run, evaluate."""
+    """Plan, print the estimated time, run, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("flow", choices=[name for name, entry in FLOWS.items() if entry.claims])
     parser.add_argument("--config", help="default: the flow's own for claims")
@@ -51,16 +51,16 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2", help="of the main rows; default 0,1,2")
     parser.add_argument("--secondary-seeds", help="of the other rows; default: 0, all of --seeds with a GPU")
     parser.add_argument("--main-only", action="store_true", help="leave the other rows out")
-    parser.add_argument("--budget", help="stop before a run that would not end in this time: 30m, 2h")
+    parser.add_argument("--budget", help="stop before a run that would exceed this time: 30m, 2h")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, default=-1)
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done and how long it may take")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done and the estimated time")
     parser.add_argument("--name", default="", help="keep the figures as benchmarks/results/NAME.json")
-    parser.add_argument("--replace", action="store_true", help="put them there even where fuller ones are kept")
+    parser.add_argument("--replace", action="store_true", help="replace kept figures even if they are more complete")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    asked = parser.parse_args(given)
+    args = parser.parse_args(given)
     try:
-        table = prepare(asked)
+        table = prepare(args)
         sets = read_sets(table.job.data, table.job.options)
         trials = trials_of(table, sets)
     except DataError as error:
@@ -72,18 +72,18 @@ def main(given: Sequence[str] | None = None) -> int:
     if table.to_learn is not None:
         seconds = table.claims.prior_s.get("pretrained", 0.0)
         console.print(f"before them: a backbone on drawn pictures of other classes, about {duration(seconds)}")
-    if asked.dry_run:
+    if args.dry_run:
         return 0
     started = time.monotonic()
     if table.to_learn is not None:
         pretrained.make_backbone(table.to_learn, table.options, reporter_of(table.job))
-        table = prepare(asked)
+        table = prepare(args)
         trials = trials_of(table, sets)
     if table.budget_s is not None:
         table.budget_s -= time.monotonic() - started
     attempts = run(table, trials, sets, history, console)
-    if attempts and asked.name:
-        console.print(keep_figures(asked.name, table.figures, asked.replace), markup=False, soft_wrap=True)
+    if attempts and args.name:
+        console.print(keep_figures(args.name, table.figures, args.replace), markup=False, soft_wrap=True)
     return int(any(attempt.status == "failed" for attempt in attempts))
 
 
@@ -96,9 +96,9 @@ class Table:
     config: str
     sets: tuple[str, ...]
     backbone: str
-    """What the networks start from, for readers; "" for what the configuration says."""
+    """The initial weights, for readers; "" for those of the configuration."""
     to_learn: DeepLabParams | None
-    """The backbone that has to be learnt before the rows can be run."""
+    """The backbone that has to be trained before the rows can be run."""
     main: list[Variant]
     others: list[Variant]
     out: Path
@@ -118,42 +118,42 @@ class Table:
 
     @property
     def prior_s(self) -> Mapping[str, float]:
-        """The times that are believed at first are of one setting."""
+        """The times that are assumed at first are of one setting."""
         ours = self.config == self.claims.config and not self.sets and not self.gpu
         return self.claims.prior_s if ours else {}
 
 
-def prepare(asked: argparse.Namespace) -> Table:
-    """The rows as variants. Raises :class:`DataError` for whatever is wrong with the command."""
-    claims: Claims = importlib.import_module(FLOWS[asked.flow].claims).CLAIMS
-    out = asked.out or Path("runs") / f"claims-{asked.flow}"
-    options = {"out": str(out), "device": asked.device, "workers": asked.workers}
-    options |= {"progress": False} if asked.quiet else {}
-    config = asked.config or claims.config
-    shared = {"data": asked.data, "config": config, "sets": tuple(asked.set), "options": options}
-    job = configure(claims.flow, asked.data, config, asked.set, options)
+def prepare(args: argparse.Namespace) -> Table:
+    """The rows as variants. Raises :class:`DataError` for any fault of the command."""
+    claims: Claims = importlib.import_module(FLOWS[args.flow].claims).CLAIMS
+    out = args.out or Path("runs") / f"claims-{args.flow}"
+    options = {"out": str(out), "device": args.device, "workers": args.workers}
+    options |= {"progress": False} if args.quiet else {}
+    config = args.config or claims.config
+    shared = {"data": args.data, "config": config, "sets": tuple(args.set), "options": options}
+    job = configure(claims.flow, args.data, config, args.set, options)
     backbone, to_learn = "", None
-    if claims.backbone is not None and takes_backbone(asked, config, claims.config, claims.backbone, job):
+    if claims.backbone is not None and takes_backbone(args, config, claims.config, claims.backbone, job):
         learner = claims.backbone.learner
         backbone = said_of(learner)
         if (file := pretrained.find_backbone(learner, job.options)) is None:
             to_learn = learner
         else:
-            shared["sets"] = (*(f"params.{place}={file}" for place in claims.backbone.takes), *asked.set)
-    seeds = parse_seeds(asked.seeds)
-    gpu = asked.device != "cpu" and has_gpu()
-    others = parse_seeds(asked.secondary_seeds) if asked.secondary_seeds else seeds if gpu else seeds[:1]
+            shared["sets"] = (*(f"params.{place}={file}" for place in claims.backbone.takes), *args.set)
+    seeds = parse_seeds(args.seeds)
+    gpu = args.device != "cpu" and has_gpu()
+    others = parse_seeds(args.secondary_seeds) if args.secondary_seeds else seeds if gpu else seeds[:1]
     return Table(
         claims,
         job,
         config,
-        tuple(asked.set),
+        tuple(args.set),
         backbone,
         to_learn,
         [variant_of(row, claims.flow, seeds, shared) for row in claims.rows if row.main],
-        [variant_of(row, claims.flow, others, shared) for row in claims.rows if not (row.main or asked.main_only)],
+        [variant_of(row, claims.flow, others, shared) for row in claims.rows if not (row.main or args.main_only)],
         out,
-        parse_budget(asked.budget) if asked.budget else None,
+        parse_budget(args.budget) if args.budget else None,
         gpu,
     )
 
@@ -164,12 +164,12 @@ def trials_of(table: Table, sets: Sets) -> list[Trial]:
     return [trial for part in parts for trial in make_trials(part, sets, table.options)]
 
 
-def takes_backbone(asked: argparse.Namespace, config: str, shipped: str, backbone: Backbone, job: Job) -> bool:
+def takes_backbone(args: argparse.Namespace, config: str, shipped: str, backbone: Backbone, job: Job) -> bool:
     """Whether the setting is the shipped one as far as the backbone goes: its file fits one network and demo data."""
-    if config != shipped or asked.data is not None:
+    if config != shipped or args.data is not None:
         return False
     for place in backbone.takes:
-        if any(given.startswith(f"params.{place}=") for given in asked.set):
+        if any(given.startswith(f"params.{place}=") for given in args.set):
             return False
         ours = operator.attrgetter(place.rpartition(".")[0])(job.params)
         if any(getattr(ours, name) != getattr(backbone.learner, name) for name in backbone.alike):
@@ -178,7 +178,7 @@ def takes_backbone(asked: argparse.Namespace, config: str, shipped: str, backbon
 
 
 def said_of(params: DeepLabParams) -> str:
-    """What the networks start from, for readers."""
+    """The initial weights, for readers."""
     return f"{params.network}, learnt from the masks of {pretrained.SOURCE} in {params.iterations} iterations"
 
 
@@ -205,7 +205,7 @@ def run(table: Table, trials: Sequence[Trial], sets: Sets, history: History, con
         history,
         budget_s=table.budget_s,
         reporter=lambda: reporter_of(table.job),
-        say=lambda text: console.print(escape(text), soft_wrap=True, highlight=False),
+        write_line=lambda text: console.print(escape(text), soft_wrap=True, highlight=False),
         after=after,
     )
     save(table.out, table.job, table.variants, attempts, left)
@@ -215,7 +215,7 @@ def run(table: Table, trials: Sequence[Trial], sets: Sets, history: History, con
     write_text_atomic(table.out / "claims.md", text)
     console.print(text, markup=False, soft_wrap=True)
     if left:
-        console.print(f"stopped: {left}; the same command goes on", markup=False, soft_wrap=True)
+        console.print(f"stopped: {left}; the same command resumes", markup=False, soft_wrap=True)
     return attempts
 
 
@@ -240,7 +240,7 @@ def figures_of(table: Table, attempts: Sequence[Attempt], left: str) -> dict[str
 
 
 def keep_figures(name: str, figures: Mapping[str, Any], anyway: bool = False) -> str:
-    """Save them, and say where; those that hold more finished trials of the same setting are kept unless ``anyway``.
+    """Save them, and return where; those that hold more finished trials of the same setting are kept unless ``anyway``.
 
     A run with a small budget, or of the main rows alone, would else put hours of work out of sight.
     """
@@ -250,7 +250,7 @@ def keep_figures(name: str, figures: Mapping[str, Any], anyway: bool = False) ->
         if there > here:
             return (
                 f"figures: {results.path_of(name)} is kept: its {there} finished trials of this setting (commit"
-                f" {kept['commit']}, {kept['time']}) are more than these {here}; --replace puts these there"
+                f" {kept['commit']}, {kept['time']}) are more than these {here}; --replace overwrites them"
             )
     return f"figures: {results.save(name, figures)}"
 

@@ -1,9 +1,9 @@
 """What Xie et al. ("Learning Effectively from Noisy Supervision", BMVC 2020) claim of CFS and LGSA, as rows to run.
 
 The paper's numbers are mIoU on PASCAL VOC 2012 val with DeepLab v2 on ResNet-101; it scores no masks. GrabCut is the
-usual one if not said otherwise: the whole image, the box as rectangle. "In crops" is this project's (tasks/grabcut.py)
+usual one unless stated: the whole image, the box as rectangle. "In crops" is this project's (tasks/grabcut.py)
 at the refinement's working size: what it gains needs no network. LGSA is on masks of CFS, refined, with two modules,
-alpha 10,000 and the random walk, if not said otherwise.
+alpha 10,000 and the random walk, unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ ORDERINGS = (
 )
 
 PRIOR_S = {"grabcut": 0.03, "cfs": 60, "cfs-predict": 0.03, "refine": 0.05, "deeplab": 130, "student": 0.05, "": 5}
-"""Guessed from parts, on two cores."""
+"""Estimated from parts, on two cores."""
 PRIOR_S |= {"pretrained": 300, "box-masks": 0.005, "given-masks": 0.005, "student-shown": 0.02}
 
 BACKBONE = Backbone(replace(deeplab.DEMO, output_stride=4), takes=("deeplab.weights",))

@@ -3,7 +3,7 @@
     python -m benchmarks.coco_memory [--images 100000]
 
 The JSON is made up at the size of COCO's train2017 (8.6 annotations an image, polygons of some 20 corners, 400 MB). The
-image files are empty: whoever decoded one would fail. Bars: no image decoded, peak RSS under 1 GB.
+image files are empty: decoding one would fail. Bars: no image decoded, peak RSS under 1 GB.
 """
 
 from __future__ import annotations

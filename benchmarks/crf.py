@@ -2,7 +2,7 @@
 
 Both sides do the same work in turns within one run, so that a busy machine slows both alike; one thread is measured in
 CPU time of that thread, the batch in wall time. A turn is a picture; ratios are medians over turns. Photographs of
-``../shared/data/voc-mini`` where they are at hand, brought to 375 x 500; else drawn ones. Energies are blurred labels,
+``../shared/data/voc-mini`` where they are present, brought to 375 x 500; else drawn ones. Energies are blurred labels,
 as activation maps are. The lattice of positions is kept between pictures of one size, on our side, as in use.
 """
 
@@ -304,7 +304,7 @@ def rows(count: int, batch: int) -> dict[str, Callable[[], Any]]:
 
 
 def verdict(name: str, figures: Mapping[str, Any] | None) -> tuple[str, bool]:
-    """A line for people, and whether the row's must is met."""
+    """A line of text, and whether the row's must is met."""
     if figures is None:
         return f"{name}: not run (no GPU)", True
     if name not in MUST:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 TARGET = Path(__file__).parents[1] / "docs/images/crf_speed.png"
-SAID = {
+AXIS_LABELS = {
     "pixels": "pixels (4 labels)",
     "labels": "labels (375 x 500)",
     "colour sigma": "colour sigma, grey levels (375 x 500, 4 labels)",
@@ -29,7 +29,7 @@ def draw(growth: Mapping[str, Sequence[tuple[float, float, float]]], target: Pat
             axis.annotate(
                 f"x{a / b:.1f}", (at, b), textcoords="offset points", xytext=(0, -13), ha="center", fontsize=7
             )
-        axis.set_xlabel(SAID[name])
+        axis.set_xlabel(AXIS_LABELS[name])
         axis.set_xticks(x, [f"{value:,.0f}" for value in x], rotation=30)
         axis.minorticks_off()
         axis.grid(alpha=0.3)

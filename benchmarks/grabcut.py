@@ -143,7 +143,7 @@ def timed(item: Item, params: GrabCutParams) -> tuple[Arrays, float]:
 
 
 def items(records: RecordSet) -> Iterator[tuple[Record, Item]]:
-    """Images with truth, as the stage is handed them."""
+    """Images with truth, as the stage gets them."""
     for record in records:
         if record.truth is not None and record.truth_objects is not None:
             view = record.view(("image", "boxes"))

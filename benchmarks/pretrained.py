@@ -1,7 +1,7 @@
-"""A backbone that has seen drawn pictures of other classes: what ImageNet is to the papers' students.
+"""A backbone trained on drawn pictures of other classes: what ImageNet is to the papers' students.
 
 The papers start from ImageNet's weights. Small networks on drawn pictures have none that fit, and from scratch they
-show little of what is built on good features (a random walk over random ones mixes everything with everything). So a
+show little of methods that need good features (a random walk over random ones mixes all pixels). So a
 DeepLab learns the auxiliary family of the demo data, whose classes are in no picture that is compared on, with its
 masks; its backbone, and nothing else of it, is the file that all rows of a table start from.
 """
@@ -25,7 +25,7 @@ SOURCE = "demo-auxiliary"
 
 
 def find_backbone(params: DeepLabParams, options: RunParams) -> Path | None:
-    """The file, if what it would be learnt from is what it was learnt from; nothing is done."""
+    """The file, if it was trained on the current data and params; nothing is computed."""
     with _runner(options, planning=True) as run:
         fit = _fit(run, params, options)
     file = _file(options, fit)
@@ -33,7 +33,7 @@ def find_backbone(params: DeepLabParams, options: RunParams) -> Path | None:
 
 
 def make_backbone(params: DeepLabParams, options: RunParams, reporter: Reporter | None = None) -> Path:
-    """Learn it, or find it learnt. The same params give the same bytes on the same machine."""
+    """Train it, or find it trained. The same params give the same bytes on the same machine."""
     from safetensors.torch import load_file, save
 
     with _runner(options, reporter=reporter) as run:

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, as far as it can be asked; load is the mean number of runnable processes."""
+    """What the figures depend on, as far as it can be read; load is the mean number of runnable processes."""
     model = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -48,16 +48,16 @@ def path_of(name: str) -> Path:
 def load(name: str) -> dict[str, Any]:
     """What is kept of one benchmark, as :func:`save` wrote it; empty where there is none, or nothing readable."""
     try:
-        said = json.loads(path_of(name).read_text(encoding="utf-8"))
+        record = json.loads(path_of(name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def save(name: str, figures: Mapping[str, Any]) -> Path:
     """Write (or replace) the figures of one benchmark."""
     path = path_of(name)
-    said = {
+    record = {
         "benchmark": name,
         "commit": commit(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -65,5 +65,5 @@ def save(name: str, figures: Mapping[str, Any]) -> Path:
         "libraries": library_versions(),
         "figures": dict(figures),
     }
-    write_text_atomic(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomic(path, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return path

@@ -1,9 +1,9 @@
 """What the Runner costs: a stage of 20 ms of numpy an image, against a bare loop. `python -m benchmarks.runner`.
 
 Both sides read the same JPEGs, call the same function and store the same arrays in segments of 64 images. The bare
-loop is one process and does nothing else. The Runner does all that it does: digests of the images, stamps, units sent
+loop is one process and does nothing else. The Runner does all its work: digests of the images, stamps, units sent
 to a worker process, index, manifest. Start-up (imports, the worker's start, the first write) is measured by the same
-thing over one image, and subtracted on both sides. The two take turns, and each turn compares CPU seconds (of all
+run over one image, and subtracted on both sides. The two take turns, and each turn compares CPU seconds (of all
 processes) as well as wall seconds, since a busy machine disturbs the latter. Bar: 2 % more wall time than the loop.
 """
 
@@ -103,7 +103,7 @@ def calibrated(records: RecordSet, wanted_s: float = 0.020) -> int:
 
 
 def bare_loop(records: RecordSet, rounds: int, cache: Path) -> None:
-    """What anybody would write."""
+    """The obvious loop."""
     store = MaskStore(cache)
     held: list[tuple[str, str, Arrays]] = []
     for number, record in enumerate(records, 1):

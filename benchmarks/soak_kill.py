@@ -1,4 +1,4 @@
-"""Kill the demo wherever it hurts, run it again, and compare everything that it left byte for byte.
+"""Kill the demo at its most sensitive points, run it again, and compare all its files byte for byte.
 
     python -m benchmarks.soak_kill [--flow FLOW] [--random 20] [--seed 0] [--only POINT ...]      (make soak-kill)
 
@@ -35,7 +35,7 @@ from flows.registry import FLOWS, SHIPPED
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "MASKMILL_SOAK_RUN"
-"""Environment variable by which all processes of one run are known, whoever their parent is now."""
+"""Environment variable that marks all processes of one run, whatever their parent is now."""
 SOAK_OPTIONS = ("options.loader_workers=1", "options.checkpoint_every_s=0")
 GONE_WITHIN_S = 5.0
 RUN_LIMIT_S = 600.0
@@ -65,14 +65,14 @@ def fingerprint(out: Path) -> dict[str, str]:
 
 
 def differences(found: Mapping[str, str], expected: Mapping[str, str]) -> list[str]:
-    """In words: what is missing, too much, or other than expected."""
-    said = [f"missing: {name}" for name in expected if name not in found]
-    said += [f"too much: {name}" for name in found if name not in expected]
-    return said + [f"other: {name}" for name in expected if name in found and found[name] != expected[name]]
+    """As text: what is missing, too much, or other than expected."""
+    lines = [f"missing: {name}" for name in expected if name not in found]
+    lines += [f"too much: {name}" for name in found if name not in expected]
+    return lines + [f"other: {name}" for name in expected if name in found and found[name] != expected[name]]
 
 
 def left(out: Path) -> str:
-    """What a killed run had got to."""
+    """How far a killed run was."""
     cache = out / "cache"
     counts = {
         "segments": len(list((cache / "maps").glob("*/*.h5"))),
@@ -162,7 +162,7 @@ class Run:
 
 @dataclass
 class Line:
-    """One kill and what came of it."""
+    """One kill and its outcome."""
 
     kill: str
     faults: list[str]
@@ -193,7 +193,7 @@ def killed_at_instant(flow: str, out: Path, after_s: float) -> tuple[Run, list[s
 
 
 def aftermath(kill: str, run: Run, faults: list[str], expected: Mapping[str, str]) -> Line:
-    """Nobody survives, and the same command ends with the same."""
+    """No process survives, and the same command gives the same files."""
     if not gone(run.mark):
         faults.append(f"processes {survivors(run.mark)} survived")
     state = left(run.out)

@@ -4,7 +4,7 @@ Both sides do the same masks in turns, batch by batch, in one run, so that a bus
 folder is written by OpenCV and by Pillow and read by both; the faster writer, the faster reader of its files and
 their size are the peer. The store syncs each segment to the disk and takes the digest of each mask; the PNG loop
 does neither. Masks: GrabCut-like ones (smooth blobs, rough contours) of 375 x 500, and real ones where the folder of
-``--real`` is at hand.
+``--real`` exists.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ Proposals = Literal["box", "grabcut", "cfs", "cfs-refined"]
 
 @dataclass(frozen=True)
 class CFSFlowParams:
-    """Everything that decides what the flow ``cfs`` gives. As it stands: the paper's whole figure."""
+    """Everything that decides the result of the flow ``cfs``. The defaults are the paper's whole figure."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
@@ -60,7 +60,7 @@ class CFSFlowParams:
         },
     )
     grabcut: GrabCutParams = field(default_factory=GrabCutParams, metadata={"help": "the first GrabCut, inside boxes"})
-    cfs: CFSParams = field(default_factory=CFSParams, metadata={"help": "the network that looks into boxes"})
+    cfs: CFSParams = field(default_factory=CFSParams, metadata={"help": "the network that segments each box"})
     refine: RefineParams = field(
         default_factory=RefineParams, metadata={"help": "GrabCut again, from the network's probabilities"}
     )
@@ -74,7 +74,7 @@ class CFSFlowParams:
         looking = {"cfs": ("grabcut", "cfs"), "cfs-refined": ("grabcut", "cfs", "refine")}.get(self.proposals, ())
         if len({difficult[name] for name in looking}) > 1:
             found = ", ".join(f"{name}.difficult={difficult[name]}" for name in looking)
-            raise ValueError(f"{found} must be alike: these stages look into the same boxes")
+            raise ValueError(f"{found} must be alike: these stages must cover the same boxes")
 
 
 def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
@@ -91,7 +91,7 @@ def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
 
 
 def proposals(run: Runner, train: RecordSet, params: CFSFlowParams) -> MapHandle:
-    """The masks that the student learns from (section 3.2), as far along the figure as ``params.proposals`` says."""
+    """The student's training masks (section 3.2), by the steps of the figure up to ``params.proposals``."""
     if params.proposals == "box":
         return run.map(labels.box_masks(), train)
     coarse = run.map(grabcut.propose(params.grabcut), train)

@@ -8,7 +8,7 @@ options: {cache: /data/cache, workers: 8}
 ```
 
 A misspelt name, a wrong type or an impossible value is one :class:`ConfigError` that names file, line, what was
-expected and what it may have meant.
+expected and a name that may be meant.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 SECTIONS = ("flow", "data", "params", "options")
 Lines = dict[tuple[str, ...], int]
 SHOWN_INPUT = 60
-"""Characters of a wrong list or mapping that an error repeats; of a longer one, its place says enough."""
+"""Characters of a wrong list or mapping that an error repeats; of a longer one, its place is enough."""
 BOOL = "tag:yaml.org,2002:bool"
 
 
@@ -214,7 +214,7 @@ def _no_mapping(section: str, value: object) -> str:
 
 
 def _collect_lines(node: yaml.Node | None, path: tuple[str, ...], lines: Lines, origin: str) -> None:
-    """Line numbers of all keys; a key given twice is an error (YAML would take the last in silence)."""
+    """Line numbers of all keys; a key given twice is an error (YAML would silently take the last)."""
     if not isinstance(node, yaml.MappingNode):
         return
     for key_node, value_node in node.value:
@@ -235,10 +235,10 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _fault(kind: type[Any], section: str, fault: Any, layers: list[Layer]) -> str:
-    """One of pydantic's faults in our words, with its place."""
+    """One of pydantic's errors as a Maskmill message, with its place."""
     steps = [str(step) for step in fault["loc"] if not str(step).startswith(("function-", "dataclass"))]
     message = str(fault["msg"]).removeprefix("Value error, ")
-    # A check of the whole object begins with the field's name, so that its place can be told.
+    # A check of the whole object begins with the field's name, so that its place is known.
     named = message.partition("=")[0].partition(" ")[0]
     path = (section, *steps, *([named] if named in field_names(kind, steps) else []))
     where = f"{place_of(path, layers)}: {'.'.join(path)}"
@@ -253,7 +253,7 @@ def _fault(kind: type[Any], section: str, fault: Any, layers: list[Layer]) -> st
 
 
 def place_of(path: tuple[str, ...], layers: Iterable[Layer]) -> str:
-    """Origin and line of the last layer that says something about ``path`` (or about the nearest thing above it)."""
+    """Origin and line of the last layer that sets ``path`` (or the nearest section above it)."""
     kept = list(layers)
     for depth in range(len(path), 0, -1):
         for layer in reversed(kept):

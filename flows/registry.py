@@ -25,7 +25,7 @@ PLUG_INS = "MASKMILL_FLOWS"
 
 @dataclass(frozen=True)
 class FlowEntry:
-    """All that the command, serve, compare, claims, docs and tests know of a flow."""
+    """What the command, serve, compare, claims, docs and tests need of a flow."""
 
     name: str
     """``maskmill NAME``; the page's Prefect flow has this name, with ``_`` for ``-``."""
@@ -116,7 +116,7 @@ FLOWS = Flows()
 
 @functools.cache
 def _entries(plug_ins: str) -> Mapping[str, FlowEntry]:
-    """Raises :class:`DataError` for a plug-in that cannot be had, and for a name that is taken."""
+    """Raises :class:`DataError` for a plug-in that cannot be imported, and for a name that is taken."""
     found = {entry.name: entry for entry in SHIPPED}
     for place in filter(None, (part.strip() for part in plug_ins.split(","))):
         module, colon, name = place.partition(":")

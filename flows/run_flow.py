@@ -38,7 +38,7 @@ WHERE_LABELS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do, stage by stage, and what it is likely to take."""
+    """What a run would do, stage by stage, and its estimated time."""
 
     flow: str
     stages: tuple[StageReport, ...]
@@ -46,10 +46,10 @@ class Plan:
     """label -> seconds, by the newest run in which the stage had work to do; labels without one are missing."""
     warnings: tuple[str, ...] = ()
     sources: Sources | None = field(default=None, repr=False)
-    """What planning asked of images and labels, for the run that follows."""
+    """Digests of images and labels that planning computed, for the run that follows."""
 
 
-def settle(options: RunParams) -> RunParams:
+def resolve_options(options: RunParams) -> RunParams:
     """``cache`` follows ``out`` unless it is named: ``--out DIR`` keeps everything in one place.
 
     Raises :class:`ConfigError` where one of them is, or lies below, a file.
@@ -169,7 +169,7 @@ def run_page(
 
     ``workers``: lent to the run, for runs one after the other that are to share their workers.
     """
-    options = settle(options)
+    options = resolve_options(options)
     sets = read_sets(data, options)
     plan = plan_page(name, page, sets, params, options)
     for kind in options.export if options.out else ():

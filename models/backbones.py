@@ -139,7 +139,7 @@ class TinyBackbone(nn.Module):
             nn.Conv2d(3, width, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         )
         self.stages = nn.Sequential(
-            # A block before the second halving: what tells classes apart may be a few pixels wide.
+            # A block before the second halving: the parts that distinguish classes may be a few pixels wide.
             TinyBlock(width, width),
             TinyBlock(width, 2 * width, stride=2),
             TinyBlock(2 * width, 4 * width, stride=output_stride // 4),

@@ -1,7 +1,7 @@
 """Parameter groups that cannot silently match nothing.
 
 Papers state learning rates per kind of parameter (1/10/20, say). A rule here names the kind; a parameter that no
-rule or two rules want, or a rule that wants none, is an error: an untrained head looks like a bad method.
+rule or two rules want, or a rule that wants none, is an error: an untrained head would look like a bad method.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ section 3.3; equations 4 to 10 are one function each. Without the loss (``alpha`
 Wang et al., CVPR 2018. :mod:`models.lgsa_deeplab` puts them into DeepLab.
 
 Shapes: ``b`` images, ``c`` channels, ``n`` = h w pixels of the feature map in row-major order, ``r`` <= n of its rows.
-W's first pixel index is the one that receives, the last the one that gives.
+W's first pixel index is the one that attends, the last the one attended to.
 
 Memory: an N x N map in float32 takes 4 N^2 bytes an image: 11.3 MB at 41 x 41, 71.4 MB at 65 x 65, so 0.11 GB and
 0.71 GB for a batch of 10. Between forward and backward a module keeps W alone, never W_gt or the error. Where W is
@@ -198,7 +198,7 @@ def _again(function: Callable[..., tuple[Tensor, Tensor]], *arguments: object) -
 
 
 def attention_row(theta_bcn: Tensor, phi_bcn: Tensor, pixel: int) -> Tensor:
-    """W's row of one pixel, ``(B, N)`` float32: how much every pixel gives to it (Fig. 6), without the rest of W."""
+    """W's row of one pixel, ``(B, N)`` float32: its attention to every pixel (Fig. 6), without the rest of W."""
     return affinity(at_least_float32(theta_bcn[:, :, pixel : pixel + 1]), at_least_float32(phi_bcn))[:, 0]
 
 

@@ -43,7 +43,7 @@ class Segmenter(Network):
     """A network that gives each pixel a class, background first; called with images and, to be trained, labels.
 
     ``network(images, labels)`` gives what :meth:`losses` takes. Labels are no input of a prediction: only networks
-    that are guided by them while they learn look at them.
+    that are guided by them in training use them.
     """
 
     PRETRAINED = "backbone."
@@ -71,7 +71,7 @@ class Segmenter(Network):
         raise NotImplementedError
 
     def losses(self, output: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """``loss``, to be learnt from, and its parts without gradient, to be logged.
+        """``loss``, with gradient, and its parts without gradient, to be logged.
 
         ``output`` is the network's own, or :class:`models.deeplab.MultiScaleInputs`' of it; of ``batch`` the
         ``labels`` are used, ``(N, H, W)`` integers with 255 = undecided.

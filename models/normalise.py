@@ -1,4 +1,4 @@
-"""From an image as people store it to the numbers a network was trained on.
+"""From a stored image to the numbers a network was trained on.
 
 The normalisation belongs to the pretrained weights, so it lives *in* the network (as buffers) and is saved
 with it: a checkpoint cannot be read with another normalisation than the one it was trained with.

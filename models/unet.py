@@ -172,7 +172,7 @@ class UNet(Network):
         self.decoder = nn.ModuleList(UpBlock(*each) for each in zip(inputs, (*reversed(skips), 0), widths, strict=True))
         self.head = nn.Conv2d(widths[-1], 2, 1)
         init_body(self.decoder)
-        # Not DeepLab's deviation of 0.01: over 16 channels such a head learns for dozens of steps before it sees.
+        # Not DeepLab's deviation of 0.01: over 16 channels such a head needs dozens of steps before the loss falls.
         nn.init.kaiming_normal_(self.head.weight, nonlinearity="linear")
         nn.init.zeros_(cast(Tensor, self.head.bias))
         self.rules = RULES

@@ -17,7 +17,7 @@ def number(default: Any, low: float, high: float, text: str, *, operational: boo
 def bounded(params: object, name: str) -> None:
     """Raise ``ValueError``, as ``name.field``, where a field of ``params`` is outside of its ``bounds`` metadata.
 
-    For ``__post_init__`` of a params dataclass. nan is outside; ``None`` is no number; each number of a tuple counts.
+    For ``__post_init__`` of a params dataclass. nan is out of bounds. ``None`` passes. Every number of a tuple counts.
     """
     for field in dataclasses.fields(params):  # type: ignore[arg-type]
         if (bounds := field.metadata.get("bounds")) is None:

@@ -59,10 +59,10 @@ class CutParams:
         default="share",
         metadata={"help": "replace a cut that keeps too little: by share, by SDI's rule, or only an empty one"},
     )
-    fallback_share: float = number(0.05, 0.0, 1.0, "share: replace a cut that keeps less of the box")
-    sdi_iou: float = number(0.15, 0.0, 1.0, "sdi: replace a cut whose own box has a smaller IoU")
-    sdi_area: float = number(0.5, 0.0, 1.0, "sdi: replace a cut that keeps less of the area")
-    difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
+    fallback_share: float = number(0.05, 0.0, 1.0, "share: replace a cut that keeps less than this share of the box")
+    sdi_iou: float = number(0.15, 0.0, 1.0, "sdi: replace a cut whose bounding box has a smaller IoU with the box")
+    sdi_area: float = number(0.5, 0.0, 1.0, "sdi: replace a cut that keeps less than this share of the box")
+    difficult: bool = field(default=True, metadata={"help": "difficult objects get masks, too"})
     seed: int = number(0, 0, 2**31 - 1, "seed of OpenCV's colour clustering")
 
     def __post_init__(self) -> None:
@@ -79,12 +79,12 @@ class GrabCutParams(CutParams):
         default="crop",
         metadata={"help": "crop: scaled crop, probe, core; plain: whole image, rectangle start, 5 iterations"},
     )
-    iterations: int = number(1, 1, 100, "GrabCut iterations of the cut (variant crop)")
+    iterations: int = number(1, 1, 100, "GrabCut iterations (variant crop)")
     core: float = number(0.35, 0.0, 1.0, "certain foreground: ellipse of this share of the box's sides")
     probe_size: int = number(
         192, 0, 4096, "working size of the probe, pixels, 16 or more (at most working_size); 0: no probe"
     )
-    probe_share: float = number(0.2, 0.0, 1.0, "a probe that keeps less of the box enlarges the core")
+    probe_share: float = number(0.2, 0.0, 1.0, "a probe that keeps less than this share of the box enlarges the core")
     core_collapsed: float = number(0.8, 0.0, 1.0, "core where the probe keeps nothing")
     inner_boxes: bool = field(
         default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}

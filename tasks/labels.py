@@ -42,7 +42,7 @@ def box_masks(params: BoxMaskParams = BoxMaskParams()) -> MapStage:
 
 
 def given_masks(params: GivenMaskParams = GivenMaskParams()) -> MapStage:
-    """The truth masks of a set: the fully supervised row, auxiliary sets, images labelled by hand.
+    """The truth masks of a set: the fully supervised row, auxiliary sets, manually labelled images.
 
     The only stage that may declare ``truth``.
     """

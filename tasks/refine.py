@@ -43,8 +43,8 @@ class RefineParams(CutParams):
     NAME: ClassVar[str] = "refine"
 
     iterations: int = number(5, 1, 100, "GrabCut iterations")
-    trimap_low: float = number(0.4, 0.0, 1.0, "a probability below is certain background")
-    trimap_high: float = number(0.6, 0.0, 1.0, "a probability above is certain foreground")
+    trimap_low: float = number(0.4, 0.0, 1.0, "a probability below this is certain background")
+    trimap_high: float = number(0.6, 0.0, 1.0, "a probability above this is certain foreground")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -31,12 +31,12 @@ PARAMS_CONFIG: dict[str, str] = {"extra": "forbid"}
 
 
 class SkipImage(Exception):
-    """Raised by a stage function: this image cannot be done, the rest can. The message is the recorded reason."""
+    """Raised by a stage function: this image is skipped, the others are not. The message is the recorded reason."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """What a map function (or a fit, image by image) is handed: nothing that its stage did not declare."""
+    """The input of a map function (or of a fit, image by image): only what its stage declares."""
 
     key: str
     record: Record
@@ -163,7 +163,7 @@ class FitHandle:
     pinned: bool = False
     part_digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     records: RecordSet | None = field(default=None, repr=False)
-    """What it has learnt from; ``None`` where that is not known (``run.load``)."""
+    """Its training records; ``None`` where they are not known (``run.load``)."""
 
     def part(self, name: str) -> FitHandle:
         """One of several networks in the checkpoint, by name prefix; known by its own tensors alone.

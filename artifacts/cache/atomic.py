@@ -1,7 +1,7 @@
 """The one way in which Maskmill writes a file: aside, flushed, synced, renamed.
 
 A reader therefore sees the old file, the new file or none, never half of one. What a kill leaves
-behind is a temporary file, whose name tells that nobody needs it (:func:`sweep_temporaries`).
+behind is a temporary file, whose name marks it as removable (:func:`sweep_temporaries`).
 
 :func:`kill_point` marks the instants at which a kill is most likely to do harm. Tests set
 ``MASKMILL_KILL_AT`` to reach each of them; without it the call costs a dictionary look-up.
@@ -36,11 +36,11 @@ KILL_POINTS = (
 
 
 def kill_point(name: str) -> None:
-    """Die here, with the whole run, if the environment asks for it.
+    """Die here, with the whole run, if the environment says so.
 
     ``MASKMILL_KILL_AT=store.before_rename`` kills at the first arrival, ``store.before_rename:3`` at
     the third in one process. The run's own process group (``MASKMILL_RUN_PGID``, set by the test) is
-    killed with it, since a worker's death alone is something that a run survives.
+    killed with it, since a run survives a worker's death alone.
     """
     wanted = os.environ.get("MASKMILL_KILL_AT")
     if not wanted:
@@ -76,7 +76,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 def fsync_file(path: Path) -> None:
-    """Flush ``path``'s content to the disk, whoever wrote it."""
+    """Flush ``path``'s content to the disk, whichever process wrote it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,12 +107,12 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bo
 
 
 def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """:func:`write_atomic` of bytes at hand."""
+    """:func:`write_atomic` of bytes in memory."""
     write_atomic(path, lambda file: file.write(data), durable=durable)
 
 
 def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """:func:`write_atomic` of UTF-8 text at hand."""
+    """:func:`write_atomic` of UTF-8 text in memory."""
     write_bytes_atomic(path, text.encode(), durable=durable)
 
 
@@ -152,7 +152,7 @@ def sweep_temporaries(folder: Path, *, older_than_s: float = 3600.0) -> int:
 
 
 def _abandoned(entry: Path, older_than_s: float) -> bool:
-    # An export's folder may be anybody's: a name that temporary_beside does not give is somebody else's.
+    # An export's folder may hold other files: only names that temporary_beside gives are Maskmill's.
     name = re.fullmatch(rf"{re.escape(TEMPORARY_PREFIX)}(\d+)-[0-9a-f]{{12}}", entry.name)
     if name is None or Path(f"/proc/{name[1]}").exists():
         return False

@@ -28,7 +28,7 @@ def check_cache_format(root: Path) -> None:
         ) from error
     if version > CACHE_FORMAT:
         raise StoreError(
-            f"{path} says cache format {version}, this Maskmill knows up to {CACHE_FORMAT}: update Maskmill, or name "
+            f"{path} has cache format {version}, this Maskmill reads up to {CACHE_FORMAT}: update Maskmill, or name "
             "another folder with --set options.cache="
         )
 
@@ -47,12 +47,12 @@ _ADVICE = {
     errno.EACCES: "no permission: name a cache folder of your own, or change its owner",
     errno.EPERM: "no permission: name a cache folder of your own, or change its owner",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
-    errno.EIO: "the disk failed: look at the system log; what is stored is kept",
+    errno.EIO: "the disk failed: see the system log; what is stored is kept",
     errno.ESTALE: "the network file system lost the file: run again",
 }
 
 
 def explained(error: OSError, path: Path, verb: str) -> StoreError:
     """An operating system's error with what to do about it."""
-    advice = _ADVICE.get(error.errno or 0, "nothing half-written is left; run again when it is mended")
+    advice = _ADVICE.get(error.errno or 0, "no half-written file is left; run again when this is repaired")
     return StoreError(f"{path} cannot be {verb}: {error.strerror or error}; {advice}")

@@ -76,7 +76,7 @@ def _fields(cls: type) -> tuple[tuple[str, Any, bool], ...]:
 
 @functools.cache
 def _decoder(expected: Any) -> Decode:
-    """Built once per type, so that ten thousand records do not look at hints again."""
+    """Built once per type, so that ten thousand records do not resolve hints again."""
     origin, arguments = get_origin(expected), get_args(expected)
     if expected is Any or expected is object:
         return lambda data, where: data

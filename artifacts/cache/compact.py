@@ -26,7 +26,7 @@ def no_progress(address: str, done: int, total: int) -> None:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: a segment, or one image in it."""
+    """One fault: in a segment, or in one image of it."""
 
     segment: Path
     key: str | None

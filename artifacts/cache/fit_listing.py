@@ -1,6 +1,6 @@
 """Fits in the cache, for `maskmill cache`: what there is, whether it is what was published, and what may go.
 
-Whatever is removed here is removed by the holder of the fit's lock, so never under somebody who fits. The lock file
+Whatever is removed here is removed by the holder of the fit's lock, so never during a fit. The lock file
 itself stays (:mod:`artifacts.cache.locks` says why): a folder with nothing else in it is no fit.
 """
 
@@ -22,7 +22,7 @@ from artifacts.cache.runs import list_runs
 from artifacts.records import DataError
 
 STALE_S = 14 * 24 * 3600.0
-"""A fit that nobody has gone on with for this long is abandoned: its data or params are others by now."""
+"""A fit that was not resumed for this long is abandoned: its data or params have changed."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class FitInfo:
     bytes: int
     """Of everything, ``work_bytes`` among it."""
     work_bytes: int
-    """Of checkpoints from which an unfinished fit would go on."""
+    """Of checkpoints from which an unfinished fit would resume."""
     age_s: float
     """Seconds since anything was written."""
     work_age_s: float = 0.0
@@ -49,7 +49,7 @@ class FitInfo:
 
     @property
     def stamp(self) -> str:
-        """Of what it learnt from."""
+        """Of its training records."""
         return self.folder.name
 
     @property
@@ -59,7 +59,7 @@ class FitInfo:
 
     @property
     def stale_work(self) -> bool:
-        """Whether nobody will go on from ``work/``: it is older than the publication, or than :data:`STALE_S`."""
+        """Whether no run will resume from ``work/``: it is older than the publication, or than :data:`STALE_S`."""
         if not self.work_bytes:
             return False
         published = max((publication.published for publication in self.publications), default=0.0)
@@ -77,7 +77,7 @@ class FitsRemoved:
     works: int = 0
     bytes: int = 0
     busy: tuple[str, ...] = ()
-    """Fits that were left alone because somebody is at them."""
+    """Fits that were kept because a process is using them."""
 
 
 def list_fits(root: Path) -> list[FitInfo]:
@@ -168,9 +168,9 @@ def remove_fits(root: Path, fits: Sequence[FitInfo], *, dry_run: bool = False) -
 
 
 def compact_fits(root: Path, fits: Sequence[FitInfo]) -> FitsRemoved:
-    """Remove what no run will look at again: publications before the newest of the same stamp, abandoned ``work/``.
+    """Remove what no run will use again: publications before the newest of the same stamp, abandoned ``work/``.
 
-    The newest is read whole before any other goes for it. A fit that somebody is at is left alone.
+    The newest is read whole before any other goes for it. A fit in use is kept.
     """
     touched: list[FitInfo] = []
     busy: list[str] = []
@@ -203,7 +203,7 @@ def _newest_is_sound(fit: FitInfo) -> bool:
 
 @contextlib.contextmanager
 def _alone(fit: FitInfo, *, dry_run: bool = False) -> Iterator[bool]:
-    """Hold the fit's lock; ``False`` if somebody else does."""
+    """Hold the fit's lock; ``False`` if another process does."""
     if dry_run:
         yield True
         return

@@ -1,12 +1,12 @@
 """Fits on disk: checkpoints while one works, publications when it is done.
 
-    fits/<address>/<stamp>/lock            held (flock) while somebody fits
+    fits/<address>/<stamp>/lock            held (flock) during the fit
                            work/           checkpoints and metrics.jsonl; resumed under this stamp, read by nobody else
                            pub-0001/       weights.safetensors, publication.json, metrics.jsonl, curve.png
 
 A publication is written aside and appears by one rename; it is never changed. A fit done again publishes beside it
 (``pub-0002``), and the newest whole one counts. It is known by its tensors (names, dtypes, shapes, bytes), not by its
-file: the same weights learnt again make nothing stale.
+file: training the same weights again makes nothing stale.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Publication:
     part_digests: Mapping[str, str] = field(repr=False)
     """First part of the tensors' names ("generator") -> digest of that network."""
     members: tuple[tuple[str, str], ...] = field(repr=False)
-    """``(key, record digest)`` of the images it learnt from."""
+    """``(key, record digest)`` of the images it was trained on."""
     lineage: str = ""
     info: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Seed, params, versions, thread count, seconds, iterations, skips, ... as the fit left them."""
@@ -137,7 +137,7 @@ class Publication:
 
 
 def share_new(publication: Publication, current: Collection[tuple[str, str]]) -> float:
-    """Share (0..1) of the current ``(key, record digest)`` list that the publication has not learnt from.
+    """Share (0..1) of the current ``(key, record digest)`` list that the publication was not trained on.
 
     A changed image or label counts as new. 0 for an empty list.
     """

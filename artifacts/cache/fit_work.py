@@ -1,6 +1,6 @@
 """The work folder of one fit: checkpoints that resume it, and the metrics of its curve.
 
-Only whoever holds the fit's lock writes here (:mod:`artifacts.cache.fit_store`).
+Only the holder of the fit's lock writes here (:mod:`artifacts.cache.fit_store`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger("maskmill")
 
 METRICS = "metrics.jsonl"
 KEEP_CHECKPOINTS = 2
-"""The newest, and one to fall back on if the disk hurt it."""
+"""The newest, and one to fall back on if the disk damaged it."""
 
 
 class Work:
@@ -64,8 +64,8 @@ class Work:
     def load(self) -> tuple[int, bytes] | None:
         """``(step, payload)`` of the newest whole checkpoint; a damaged one is removed with a warning.
 
-        One that cannot be read now is left alone: it may be read tomorrow. Raises ``StoreError`` if there are only
-        such ones, rather than begin anew.
+        One that cannot be read now is kept: it may be readable later. Raises ``StoreError`` if there are only
+        such ones, rather than start from the beginning.
         """
         unread: StoreError | None = None
         for path in reversed(self.checkpoints()):
@@ -79,7 +79,7 @@ class Work:
                 log.warning("%s: %s; the checkpoint before it is used, if there is one", path, error)
                 unread = unread or StoreError(
                     f"{path} cannot be read ({error.strerror or error}); run again when it can, or delete it and the"
-                    " fit begins anew"
+                    " fit starts from the beginning"
                 )
         if unread is not None:
             raise unread
@@ -122,7 +122,7 @@ def _metric_lines(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove temporaries of killed writers: whoever may write here holds the lock, so there is no other writer."""
+    """Remove temporaries of killed writers: the caller holds the lock, so there is no other writer."""
     for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)

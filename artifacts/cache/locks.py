@@ -23,14 +23,14 @@ POLL_S = 0.1
 
 
 class Stop(Protocol):
-    """What tells a waiter to give up: a ``threading.Event``, say."""
+    """What makes a waiter give up, e.g. a ``threading.Event``."""
 
     def is_set(self) -> bool:
         """Whether to give up."""
 
 
 class LockAborted(RuntimeError):
-    """The run was told to stop while it waited for a lock."""
+    """The run was stopped while it waited for a lock."""
 
 
 class LockTaken(RuntimeError):
@@ -41,7 +41,7 @@ def lock_folder() -> Path:
     """This machine's folder of locks: ``$MASKMILL_LOCKS``, or ``maskmill-locks`` among the temporary files.
 
     The default is shared by all users (a GPU is, too), writable by everybody and sticky like ``/tmp`` itself; where
-    somebody has made it something else, a folder of our own is used. Raises ``OSError`` if there can be none.
+    it is anything else, a folder of our own is used. Raises ``OSError`` if there can be none.
     """
     named = os.environ.get("MASKMILL_LOCKS")
     if named:
@@ -84,8 +84,8 @@ def hold(
 
     Args:
         path: the lock file, made if missing.
-        wait: otherwise :class:`LockTaken` is raised at once if somebody else holds it.
-        stop: looked at while waiting; :class:`LockAborted` if set.
+        wait: otherwise :class:`LockTaken` is raised at once if another process holds it.
+        stop: checked while waiting; :class:`LockAborted` if set.
         poll_s: seconds between tries.
         on_wait: called once, with the holder as text ("pid 123 on host"), before waiting.
     """
@@ -110,12 +110,12 @@ def _acquire(
     poll_s: float,
     on_wait: Callable[[str], None] | None,
 ) -> None:
-    told = False
+    announced = False
     while not _try(descriptor):
         if not wait:
             raise LockTaken(f"{path} is held by {holder(path)}")
-        if on_wait is not None and not told:
-            told = True
+        if on_wait is not None and not announced:
+            announced = True
             on_wait(holder(path))
         if stop is not None and stop.is_set():
             raise LockAborted(f"stopped while waiting for {path}, held by {holder(path)}")
@@ -148,7 +148,7 @@ def _open(path: Path) -> int:
 
 
 def _sign(descriptor: int) -> None:
-    """Leave our pid in the file, for people; nothing depends on it."""
+    """Write our pid into the file, for messages only."""
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"pid {os.getpid()} on {os.uname().nodename}\n".encode(), 0)

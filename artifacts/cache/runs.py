@@ -1,4 +1,4 @@
-"""Run folders and manifests: ``<cache>/runs/<id>/manifest.json`` says what a run used and what came out.
+"""Run folders and manifests: ``<cache>/runs/<id>/manifest.json`` states what a run used and its results.
 
 The stamps of a map stage go to ``<cache>/stamps/<digest>.json``: shared by all runs in which they are
 the same, so that a nightly run over an unchanged folder adds one small manifest.

@@ -61,7 +61,7 @@ MAGIC = b"mmseg\r\n\x1a"
 
 
 class StoreError(Exception):
-    """The cache cannot be used as asked; the message names the path and what to do."""
+    """The cache cannot be used as requested; the message names the path and what to do."""
 
 
 class CorruptSegment(StoreError):
@@ -103,7 +103,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Header:
-    """What a segment says about itself."""
+    """A segment's header."""
 
     codec: Codec
     meta: Mapping[str, Any]
@@ -128,7 +128,7 @@ def encode_segment(items: Sequence[Item], *, meta: Mapping[str, Any], codec: Cod
 
     Raises:
         ValueError: an array whose name or dtype has no place in a segment, or a ``(key, stamp)`` given twice.
-        StoreError: ``zstd`` is asked for and hdf5plugin is not installed.
+        StoreError: ``zstd`` is requested and hdf5plugin is not installed.
     """
     if codec == "zstd" and not chunks.zstd_at_hand():
         raise StoreError("codec zstd needs the package hdf5plugin: install it, or write with codec gzip")
@@ -237,7 +237,7 @@ def _from_json(value: list[Any]) -> Stored:
 
 def _footer(image: bytes, index: Chunk) -> bytes:
     if zlib.crc32(image[index.offset : index.offset + index.size]) != index.crc32:
-        raise StoreError(f"h5py {h5py.__version__} does not tell where a chunk lies; install the locked version")
+        raise StoreError(f"h5py {h5py.__version__} does not report where a chunk lies; install the locked version")
     checked = FOOTER.pack(MAGIC, SEGMENT_FORMAT, len(image) + FOOTER.size, *index, 0)[:-4]
     return checked + struct.pack("<I", zlib.crc32(checked))
 
@@ -368,18 +368,18 @@ def _read_index(path: Path, descriptor: int) -> bytes:
         raise CorruptSegment(path, "it does not end as a segment does: cut, of an earlier layout, or no segment at all")
     if zlib.crc32(footer[:-4]) != int.from_bytes(footer[-4:], "little"):
         raise CorruptSegment(path, "checksum of the footer differs")
-    _, version, said, *place, _ = FOOTER.unpack(footer)
+    _, version, stated_size, *place, _ = FOOTER.unpack(footer)
     if version > SEGMENT_FORMAT:
         raise StoreError(f"{path} has segment format {version}; this Maskmill reads up to {SEGMENT_FORMAT}: update it")
-    if said != size:
-        raise CorruptSegment(path, f"it has {size} bytes, not {said}")
+    if stated_size != size:
+        raise CorruptSegment(path, f"it has {size} bytes, not {stated_size}")
     chunk = Chunk(*place)
     data = _read_chunk(path, descriptor, chunk, "the index", None)
     return data if chunk.filter_mask else zlib.decompress(data)
 
 
 def _read_chunk(path: Path, descriptor: int, chunk: Chunk, what: str, key: str | None) -> bytes:
-    """Stored bytes, verified; damaged bytes are never handed to a decoder."""
+    """Stored bytes, verified; damaged bytes never reach a decoder."""
     data = os.pread(descriptor, chunk.size, chunk.offset)
     if len(data) != chunk.size or zlib.crc32(data) != chunk.crc32:
         raise CorruptSegment(path, f"checksum of {what} differs", key)

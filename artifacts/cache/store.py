@@ -2,7 +2,7 @@
 
 ``<cache>/maps/<address>/`` is a folder of immutable segments (:mod:`artifacts.cache.segments`). A segment is written
 aside, flushed, synced, renamed, and never opened for writing again; a new or changed image is a new segment, so no file
-grows and no file has two writers. Two runs can at worst write the same thing twice.
+grows and no file has two writers. Two runs can at worst write the same arrays twice.
 
 ``<number>-<random>.h5``   a segment. ``<number>`` is one more than the highest in the folder, so the names' order is
                            the order of writing, and where two hold the same ``(key, stamp)`` the later name wins.
@@ -60,7 +60,7 @@ __all__ = ["CorruptSegment", "Entry", "MaskStore", "MissingEntry", "StoreError"]
 log = logging.getLogger("maskmill")
 
 KEPT_SEGMENTS = 256
-"""Segments whose index a process keeps at hand: 20 KB and no file descriptor each."""
+"""Segments whose index a process keeps in memory: 20 KB and no file descriptor each."""
 RACY_NS = 2_000_000_000
 """A folder's time is trusted once it is this old: a file renamed into it in the same tick would go unseen."""
 
@@ -73,12 +73,12 @@ class MissingEntry(LookupError):
 
 @dataclass
 class _Folder:
-    """What this process knows of one address."""
+    """What this process has read of one address."""
 
     segments: dict[str, tuple[Entry, ...]] = field(default_factory=dict)
     merged: dict[tuple[str, str], Entry] = field(default_factory=dict)
     modified_ns: int = -1
-    """Modification time of the folder as scanned; -1 asks for a scan."""
+    """Modification time of the folder as scanned; -1 forces a scan."""
 
 
 class MaskStore:
@@ -132,7 +132,7 @@ class MaskStore:
             return MappingProxyType(folder.merged)
 
     def refresh(self, address: str) -> None:
-        """Look at the folder again at the next :meth:`entries`, whatever its time says."""
+        """Scan the folder again at the next :meth:`entries`, whatever its time stamp."""
         with self._lock:
             if address in self._folders:
                 self._folders[address].modified_ns = -1
@@ -145,7 +145,7 @@ class MaskStore:
                 del self._segments[name]
 
     def adopt(self, address: str, entries: Iterable[Entry]) -> None:
-        """Add entries that another process wrote and handed over."""
+        """Add entries that another process wrote and sent here."""
         with self._lock:
             _merge(self._folders.setdefault(address, _Folder()).merged, entries)
 
@@ -198,7 +198,7 @@ class MaskStore:
 
         Raises:
             MissingEntry: nothing is stored under this pair, or it is a skip, or it has no array of that name.
-            CorruptSegment: the bytes are not what was written; ``.segment`` is what to hand to :meth:`quarantine`.
+            CorruptSegment: the bytes are not what was written; pass ``.segment`` to :meth:`quarantine`.
             StoreError: the disk failed, or the package that inflates the segment is missing.
         """
         for attempt in (1, 2):
@@ -245,7 +245,7 @@ class MaskStore:
             return segment
 
     def _forget(self, address: str, name: str) -> None:
-        """Leave a segment out of the index; the folder is looked at again."""
+        """Leave a segment out of the index; the folder is scanned again."""
         with self._lock:
             self._segments.pop((address, name), None)
             folder = self._folders.setdefault(address, _Folder())
@@ -260,7 +260,7 @@ class MaskStore:
     def write_segment(self, address: str, items: Sequence[Item], *, meta: Mapping[str, Any]) -> list[Entry]:
         """Store ``items`` as one new segment; returns its entries, in the order of ``items``.
 
-        ``meta`` (stage, label, params, ...: plain JSON) is kept in the segment's header for people.
+        ``meta`` (stage, label, params, ...: plain JSON) is kept in the segment's header for inspection.
 
         Raises:
             StoreError: the cache cannot be written (full, read-only, ...); nothing is left behind.
@@ -293,7 +293,7 @@ class MaskStore:
         return path
 
     def discard(self, address: str, name: str) -> None:
-        """Remove a segment whose content lies in others. Readers that have it open go on, the rest look again."""
+        """Remove a segment whose content lies in others. Readers that have it open continue, the others scan again."""
         path = self.folder(address) / name
         if self.readonly:
             raise StoreError(f"{path} was to be removed, but the cache was opened read-only")
@@ -305,7 +305,7 @@ class MaskStore:
         self._forget(address, name)
 
     def quarantine(self, segment: Path | str) -> Path | None:
-        """Put a damaged segment aside as ``<name>.corrupt``; ``None`` if somebody else did so already.
+        """Put a damaged segment aside as ``<name>.corrupt``; ``None`` if another process did so already.
 
         Its images count as absent from then on, so that the next run computes them again.
         """

@@ -1,4 +1,4 @@
-"""`maskmill cache verify`: is every stored array what was written, and what can be saved where it is not?"""
+"""`maskmill cache verify`: is every stored array as written? If not, what can be recovered?"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Nothing is wrong (any more: what repair put aside is only missing)."""
+        """No fault is left (what repair put aside is only missing)."""
         aside = {path.name.removesuffix(".corrupt") for path in self.quarantined}
         return all(problem.segment.name in aside for problem in self.problems)
 
@@ -126,7 +126,7 @@ def _save_sound(store: MaskStore, address: str, path: Path, sound: Sequence[Cont
 
 
 def _mend_index(path: Path) -> int:
-    """Write the index beside ``path`` again if it does not say what the segment says; returns how many (0 or 1)."""
+    """Write the index beside ``path`` again if it differs from the segment; returns how many (0 or 1)."""
     with contextlib.suppress(FileNotFoundError):
         header = Segment(path).header
         index = read_index(path)

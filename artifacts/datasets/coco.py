@@ -7,14 +7,14 @@ each split is a file of its own and every image in it belongs to it. Otherwise b
 
 *Ids.* An image is known in the cache by the stem of its file name if no other image of the file has it, else by its
 relative path without suffix. Never by the number in the JSON, which tools like to renumber. With a file per split each
-is read by itself: equal file names in train and val give two images one id. Rename them where ids must tell them apart.
+is read by itself: equal file names in train and val give two images one id. Rename them where ids must differ.
 
 *Classes* are the file's categories in order of their ids, 1..K. *Tags* are the categories present, crowds included.
 *Boxes* are ``x, y, x + width, y + height``, clipped to the image; ``Box.id`` is the annotation's index within its
 image in file order, whatever was dropped before it. An image without annotations has ``boxes == ()``.
 
 *Truth.* Crowds and annotations of unknown category are 255; larger objects are painted first, smaller on top. An image
-has truth if each of its annotations has a segmentation. Nothing is decoded before it is asked for, and then only its
+has truth if each of its annotations has a segmentation. Nothing is decoded before it is needed, and then only its
 own bytes of the file are read.
 
 A missing image file is found by listing the folders once while reading (no 100,000 stat calls) and is a recorded skip.
@@ -226,7 +226,7 @@ def _boxes(table: CocoTable, notes: Notes) -> tuple[NDArray[np.float64], NDArray
 
 
 class CocoRecords(Sequence[Record]):
-    """Records built when they are asked for, from the columns of a :class:`CocoTable`."""
+    """Records built on access, from the columns of a :class:`CocoTable`."""
 
     def __init__(
         self,

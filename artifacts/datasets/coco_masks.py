@@ -1,6 +1,6 @@
 """COCO segmentations as pixels: polygons, run-length codes as text, run-length codes as lists.
 
-Run-length codes count down the columns, starting with background. They are decoded here in numpy, which asks whether
+Run-length codes count down the columns, starting with background. They are decoded here in numpy, which checks whether
 the runs fit the image, and works where pycocotools is not installed. Polygons are rasterised by pycocotools, because
 its rounding *is* the definition of a COCO polygon mask.
 """
@@ -20,7 +20,7 @@ def decode_segmentation(raw: bytes, size_hw: tuple[int, int]) -> MaskBool:
     """The ``(H, W) bool`` mask of one annotation's ``segmentation`` (JSON bytes).
 
     Accepts a list of polygons, one flat polygon, and run-length codes with ``counts`` as text (compressed) or as
-    a list. Raises :class:`DataError` that says what is wrong with it; the caller adds which annotation it is.
+    a list. Raises :class:`DataError` that describes the fault; the caller adds which annotation it is.
     """
     import msgspec
 
@@ -86,7 +86,7 @@ def polygons_mask(polygons_xy: list[list[float]], size_hw: tuple[int, int]) -> M
     """The union of polygons ``[x0, y0, x1, y1, ...]`` (pixel edges) as ``(H, W) bool``.
 
     Polygons of one or two points have no area and are passed over. Corners further out than one image size beyond
-    the edge are pulled in to there: pycocotools walks every edge pixel by pixel, and 1e9 pixels would be its end.
+    the edge are moved there: pycocotools walks every edge pixel by pixel, and 1e9 pixels would take it for ever.
     Raises :class:`DataError` for an odd number of coordinates.
     """
     from pycocotools import mask as coco_mask

@@ -34,7 +34,7 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image of the file. ``objects=None`` says that only the class mask is known."""
+    """One image of the file. ``objects=None``: only the class mask is known."""
 
     file_name: str
     size_hw: tuple[int, int]
@@ -70,7 +70,7 @@ def write_coco(
     """Write an instances file, image by image, atomically.
 
     Categories are numbered 1..K unless ``category_ids`` says otherwise; annotations get running numbers. Undecided
-    pixels (255) belong to nobody. ``info["annotations"]`` says what one annotation stands for. Equal arguments give
+    pixels (255) belong to no object. ``info["annotations"]`` says what one annotation stands for. Equal arguments give
     equal bytes: no time, no path, no machine enters the file.
 
     Raises :class:`DataError` for a mask of the wrong size, a class number outside 1..K, image ids that repeat.

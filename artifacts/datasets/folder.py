@@ -3,15 +3,15 @@
 ``PATH`` (or ``PATH/images``, if there is one) holds pictures, in subfolders if you like. Beside them, all optional:
 
 * ``tags.csv``: ``image,tags``, tags separated by ``;``,
-* ``boxes.csv``: ``image,class,x0,y0,x1,y1`` in pixel edges of the picture as a person sees it; columns ``difficult``
+* ``boxes.csv``: ``image,class,x0,y0,x1,y1`` in pixel edges of the picture as displayed; columns ``difficult``
   and ``crowd`` (0 or 1) if needed,
 * ``masks/``: index PNGs as truth, named as the pictures (``sub/a.png`` for ``sub/a.jpg``); 0 background, 255 undecided,
 * ``classes.txt``: one class a line, number 1 first (a line ``background`` is left out). Masks need it (or
-  ``data.classes``): without it nobody knows what a number means. Without it and without masks, the class table is the
+  ``data.classes``): without it the numbers have no meaning. Without it and without masks, the class table is the
   sorted names in the tables.
 
 Tables are UTF-8 with a header line; a byte order mark, CRLF, quotes, other columns and any order of columns are fine.
-``image`` is the relative path, with or without suffix. A row with an empty tag or class says "looked at, holds
+``image`` is the relative path, with or without suffix. A row with an empty tag or class means "checked, holds
 nothing"; a picture that no row names has unknown labels. Where only boxes are given, tags are the boxes' classes. A row
 that cannot be used is dropped and named in a warning (file, line, fix). ``Box.id`` is the index among the picture's
 rows. Boxes are clipped to the picture.
@@ -73,7 +73,7 @@ def read_folder(
     include_crowd: bool = False,
     known: tuple[str, ...] = (),
 ) -> RecordSet:
-    """Read a folder of pictures and its tables; the module says which.
+    """Read a folder of pictures and its tables, as described at the top of the module.
 
     Args:
         root: the folder.
@@ -159,8 +159,8 @@ def _mask_folder(root: Path, has_list: bool, notes: Notes) -> Path | None:
         return None
     if not has_list:
         notes.add(
-            "mask folder left alone",
-            f"{masks}: nothing says what its numbers mean; write {root / 'classes.txt'}, number 1 first",
+            "mask folder ignored",
+            f"{masks}: the meaning of its numbers is unknown; write {root / 'classes.txt'}, number 1 first",
         )
         return None
     return masks

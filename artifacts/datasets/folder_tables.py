@@ -1,4 +1,4 @@
-"""The tables of a plain folder, ``tags.csv`` and ``boxes.csv``: read with patience, written to come back the same."""
+"""The tables of a plain folder, ``tags.csv`` and ``boxes.csv``: read tolerantly, written to be read back the same."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class BoxRow:
 
 @dataclass
 class Tables:
-    """What the tables say, by row of the picture list."""
+    """The content of the tables, by row of the picture list."""
 
     tags: dict[int, list[tuple[str, str]]] | None = None
     """row -> (place, class name); ``None`` without ``tags.csv``."""
@@ -178,7 +178,7 @@ def _parse_box(place: str, cells: Mapping[str, str], index: int) -> BoxRow:
 
 
 def write_tags(path: Path, tags: Iterable[tuple[str, Sequence[str]]]) -> None:
-    """Write ``tags.csv`` from (image, class names); no names write "looked at, holds nothing"."""
+    """Write ``tags.csv`` from (image, class names); no names write "checked, holds nothing"."""
     lines = []
     for image, names in tags:
         _check_names(path, names, TAG_SEPARATOR)
@@ -206,7 +206,7 @@ def write_boxes(path: Path, records: Iterable[Record], classes: Sequence[str]) -
 
 
 def write_folder_labels(root: Path, records: Iterable[Record], classes: Sequence[str]) -> None:
-    """Write ``classes.txt``, and ``tags.csv`` and ``boxes.csv`` of what the records know, below ``root``."""
+    """Write ``classes.txt``, and ``tags.csv`` and ``boxes.csv`` of the records' known labels, below ``root``."""
     every = list(records)
     _check_names(root / "classes.txt", classes)
     if left_out := [name for name in classes if name.lower() in NO_CLASS]:

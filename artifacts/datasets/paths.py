@@ -1,7 +1,7 @@
 """File names that come from a data set: which of them are images, which stay inside the data set's folder.
 
-A name in an annotation is somebody else's text. ``../../etc/passwd``, an absolute path or a NUL byte must not
-leave the folder that the user named; :func:`inside` is the one place that says so.
+A name in an annotation is untrusted text. ``../../etc/passwd``, an absolute path or a NUL byte must not
+leave the folder that the user named; :func:`inside` is the one place that checks this.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ IMAGE_SUFFIXES = frozenset(
 """Suffixes, in lower case, by which a file in a folder counts as an image."""
 
 GENERIC_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "labels", "train", "val", "valid", "test"})
-"""Folder names that say nothing about the data set they belong to."""
+"""Folder names that do not name their data set."""
 
 
 def check_relative(name: str) -> str:
     """``name`` in POSIX form, without ``./``; it must stay below the folder it is relative to.
 
     Raises :class:`DataError` for an empty or absolute name, one with ``..`` or a NUL byte, or one that no UTF-8
-    text can hold. The test is on the text alone: links inside the folder are the user's own business.
+    text can hold. The test is on the text alone: links inside the folder are allowed.
     """
     path = PurePosixPath(name)
     if not path.parts:
@@ -104,7 +104,7 @@ def image_ids(relatives: Sequence[str], *, prefer_stem: bool = False) -> list[st
 
 
 def dataset_name(path: str | Path) -> str:
-    """A data set's default name: the last part of ``path`` that says anything (``coco/{split}/images`` -> ``coco``)."""
+    """A data set's default name: the last telling part of ``path`` (``coco/{split}/images`` -> ``coco``)."""
     parts = Path(os.path.abspath(os.path.expanduser(path))).parts
     for part in reversed(parts[1:]):
         if part.lower() not in GENERIC_FOLDERS and "{split}" not in part:

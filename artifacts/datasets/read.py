@@ -49,8 +49,8 @@ class DataParams:
         "voc:PATH | coco:IMAGES,JSON | folder:PATH | yolo:PATH | demo | demo-tiny | demo-claims: format and place",
     )
     name: str = _option("", "the data set's name in the cache; empty: the folder's name")
-    train: str = _option("train", "split to learn from")
-    val: str = _option("val", "split to score on")
+    train: str = _option("train", "training split")
+    val: str = _option("val", "evaluation split")
     classes: tuple[str, ...] = _option(
         (), "class table, number 1 first; empty: the format's own list, else the names found, sorted"
     )
@@ -107,7 +107,7 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
     Args:
         data: what to read.
         split: the split's name in the data (``data.train``, ``data.val``, or any other that it has).
-        cache: the cache folder: demo data is made there once, and class numbers follow what it remembers. Default:
+        cache: the cache folder: demo data is made there once, and class numbers follow its stored table. Default:
             ``maskmill-cache`` for demo data, else none.
 
     Raises:
@@ -130,7 +130,7 @@ def _read(form: str, place: str, split: str, data: DataParams, cache: Path | Non
     read = _reader(form)
     if cache is None or "known" not in inspect.signature(read).parameters:
         return read(place, split, data)
-    # The name is the reader's to decide (the folder's, say): it is asked again only if the cache knows another table.
+    # The reader decides the name (e.g. the folder's): it runs again only if the cache holds another class table.
     found = read(place, split, data)
     entry = _remembered(cache, found.dataset)
     known = tuple(entry["classes"]) if entry else ()
@@ -145,10 +145,10 @@ def _reader(form: str) -> Callable[..., RecordSet]:
     return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
 
 
-# --- what a cache remembers of a data set
+# --- what a cache stores of a data set
 
 KNOWN_IMAGES = 8
-"""Images compared, and remembered for each split, at most."""
+"""Images compared, and stored for each split, at most."""
 MOST_IMAGES = 64
 
 
@@ -193,7 +193,7 @@ def _check_moved(cache: Path, records: RecordSet, entry: Mapping[str, Any], here
     if here and not differing:
         return
     name = records.dataset
-    why = f"image {differing[0]!r} is another one there" if differing else "the cache knows none of these images"
+    why = f"image {differing[0]!r} differs there" if differing else "the cache knows none of these images"
     raise DataError(
         f"the data set name {name!r} stands for {entry['format']}:{entry['root']} in the cache {cache}, and"
         f" {records.format}:{records.root} is not the same ({why}). Give this one a name of its own:"

@@ -93,11 +93,11 @@ def write_scribbles(
 
 
 def rasterize(scribbles: Iterable[Scribble], size_hw: tuple[int, int], width: float = 3.0) -> MaskHW:
-    """Strokes as ``(H, W) uint8`` class numbers, 255 where nobody drew.
+    """Strokes as ``(H, W) uint8`` class numbers, 255 where there is no stroke.
 
     A pixel belongs to a stroke if its centre is at most ``width / 2`` away from the polyline (from the point, if there
     is one only), so 3 is three pixels wide on a straight line. The pixel in the middle of a segment always belongs to
-    it, so 1 leaves no gap. OpenCV's lines are not used: they come out two pixels wider than asked for, and single
+    it, so 1 leaves no gap. OpenCV's lines are not used: they come out two pixels wider than requested, and single
     points not at all.
 
     Args:
@@ -118,7 +118,7 @@ def rasterize(scribbles: Iterable[Scribble], size_hw: tuple[int, int], width: fl
 def _draw_segment(
     mask: MaskHW, start_xy: NDArray[np.float64], end_xy: NDArray[np.float64], radius: float, value: int
 ) -> None:
-    """Paint pixels with centres at most ``radius`` from the segment, looking at its surroundings only."""
+    """Paint pixels with centres at most ``radius`` from the segment, in its surroundings only."""
     limit_xy = (mask.shape[1], mask.shape[0])
     if radius**2 < 0.5:  # a short segment between the centres would leave nothing
         x, y = np.rint((start_xy + end_xy) / 2).astype(int)
@@ -142,7 +142,7 @@ Strokes = tuple[tuple[int, NDArray[np.float64]], ...]
 
 
 class WithStrokes(Sequence[Record]):
-    """Records whose scribbles are kept as arrays and unpacked when asked for: 16 bytes a point instead of 110."""
+    """Records whose scribbles are kept as arrays and unpacked on access: 16 bytes a point instead of 110."""
 
     def __init__(self, records: tuple[Record, ...], strokes: tuple[Strokes | None, ...]) -> None:
         self._records = records

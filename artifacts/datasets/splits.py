@@ -1,6 +1,6 @@
-"""Which images are training images where the data set does not say so itself.
+"""Which images are training images where the data set has no split of its own.
 
-In this order: a list file ``<split>.txt``, else a stable hash of the image's relative path. The hash looks at
+In this order: a list file ``<split>.txt``, else a stable hash of the image's relative path. The hash depends on
 nothing but the name, so an image keeps its side when others are added, removed or moved about in the file.
 """
 
@@ -40,7 +40,7 @@ class SplitRule:
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen rows in file order, how they were chosen, and what a list named in vain."""
+    """The chosen rows in file order, how they were chosen, and listed names without an image."""
 
     rows: list[int]
     how: str

@@ -3,7 +3,7 @@
 Boxes: 1-based and inclusive in the XML, so ``x0 = xmin - 1``, ``x1 = xmax``. An ``<object>`` without ``<bndbox>`` is a
 tag. Tags hold every class of the XML, difficult or not (``WeakTags/tags.csv`` is read instead where it is there). Boxes
 of difficult objects are kept by default: an object that is left out would be background, which is false; VOC's masks
-leave it undecided (``data.difficult``). No image is decoded; truth stays a reference until asked for.
+leave it undecided (``data.difficult``). No image is decoded; truth stays a reference until it is loaded.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def read(place: str, split: str, data: DataParams, *, known: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class _Tree:
-    """What is the same for all images of a tree: one listing of each folder instead of a question per image."""
+    """What is the same for all images of a tree: one listing of each folder instead of a look-up per image."""
 
     root: Path
     name: str
@@ -142,7 +142,7 @@ class _Tree:
         return str(path)
 
     def number(self, path: str, what: str, name: str) -> int:
-        """Class number of ``name``. Raises :class:`DataError` that says where it stands and what to do."""
+        """Class number of ``name``. Raises :class:`DataError` that names its place and what to do."""
         if name not in self.numbers:
             raise DataError(
                 f"{path}: {what} has the class {name!r}, which is not in the class table ({self.table.source}:"
@@ -151,7 +151,7 @@ class _Tree:
         return self.numbers[name]
 
     def warnings(self) -> tuple[str, ...]:
-        """What has to be said about the tree as a whole."""
+        """Warnings about the tree as a whole."""
         if self.table.given or self.table.names == VOC_CLASSES or not any(self.masks[f] for f in MASK_FOLDERS):
             return ()
         listed = ", ".join(f"{number} {name}" for name, number in self.numbers.items())
@@ -278,7 +278,7 @@ class _Reader:
         return tuple(sorted({tree.numbers[item.name] for item in annotation.objects}))
 
     def _boxes(self, xml: str, annotation: Annotation | None, size_hw: tuple[int, int]) -> tuple[Box, ...] | None:
-        """Boxes inside the image; ``None`` if there are objects, but nobody can say where any of them is."""
+        """Boxes inside the image; ``None`` if there are objects, but no position of any of them is known."""
         if annotation is None:
             return None
         boxes, located = [], not annotation.objects
@@ -322,7 +322,7 @@ class _Reader:
         return None
 
     def strokes(self, image_id: str) -> Strokes | None:
-        """The image's scribbles, packed; ``None`` if there are none or they cannot be read (said, not skipped)."""
+        """The image's scribbles, packed; ``None`` if there are none or they cannot be read (a warning, not a skip)."""
         if image_id not in self._scribbles:
             return None
         path = f"{self.tree.root}/ScribbleSup/{image_id}.xml"
@@ -335,10 +335,10 @@ class _Reader:
 
 
 def _wrong_sizes(records: list[Record]) -> dict[int, str]:
-    """Place of each record whose XML states another size than its image has, and what to say.
+    """Place of each record whose XML states another size than its image has, and the warning.
 
-    Boxes drawn on an image before its EXIF rotation, or before it was scaled, lie in another frame and would poison
-    everything behind them. A sample shows whether a tree has such images; only then every header is read.
+    Boxes drawn on an image before its EXIF rotation, or before it was scaled, lie in another frame and would spoil
+    all later stages. A sample shows whether a tree has such images; only then every header is read.
     """
 
     def wrong(places: Sequence[int]) -> dict[int, str]:
@@ -348,7 +348,7 @@ def _wrong_sizes(records: list[Record]) -> dict[int, str]:
             try:
                 real = image_size_hw(Path(records[place].image))
             except (DataError, OSError):
-                continue  # a broken image is its stages' to report
+                continue  # a broken image is reported by its stages
             if stated is not None and stated != real:
                 found[place] = (
                     f"{records[place].image}: XML says {stated[1]} x {stated[0]}, the image is {real[1]} x {real[0]}"
@@ -362,7 +362,7 @@ def _wrong_sizes(records: list[Record]) -> dict[int, str]:
 
 
 def _count_warning(tree: _Tree, split: str, count: int, origin: str) -> Iterator[str]:
-    """A word if this looks like VOC2012's own list, but has not its length."""
+    """A warning if this looks like VOC2012's own list, but differs in length."""
     wanted = OFFICIAL_COUNTS.get(split.replace("_", ""))
     official = tree.table.names == VOC_CLASSES and f"{os.sep}Main{os.sep}" not in origin
     looks_whole = tree.root.name.upper() == "VOC2012" or count > 500 or split in ("trainaug", "train_aug")

@@ -1,4 +1,4 @@
-"""Truth masks of VOC trees and SBD, decoded when asked for. A ``MaskRef.detail`` holds what the check needs."""
+"""Truth masks of VOC trees and SBD, decoded on access. A ``MaskRef.detail`` holds what the check needs."""
 
 from __future__ import annotations
 

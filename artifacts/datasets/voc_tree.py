@@ -1,4 +1,4 @@
-"""Finds its way about a VOC tree: the root, the image lists, the class table, SBD beside it."""
+"""The parts of a VOC tree: the root, the image lists, the class table, SBD beside it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def known_splits(root: Path) -> list[str]:
 
 
 def augmented_ids(root: Path, sbd: Path) -> list[str]:
-    """VOC train and SBD train and val, without VOC val, sorted: the 10,582 where no list of them is at hand."""
+    """VOC train and SBD train and val, without VOC val, sorted: the 10,582 where there is no list of them."""
     parts: dict[str, set[str]] = {}
     for role, path in {
         "train": root / "ImageSets" / "Segmentation" / "train.txt",
@@ -164,7 +164,7 @@ class ClassTable:
     names: tuple[str, ...]
     source: str
     given: bool
-    """Somebody wrote the table down: a name that is not in it is a mistake, not a new class."""
+    """The table is given explicitly: a name that is not in it is a mistake, not a new class."""
 
 
 def class_table(root: Path, wanted: tuple[str, ...], known: tuple[str, ...]) -> ClassTable:

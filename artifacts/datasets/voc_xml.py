@@ -1,4 +1,4 @@
-"""Reads one VOC annotation file, and XML from strangers in general."""
+"""Reads one VOC annotation file, and untrusted XML in general."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AnnotatedObject:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What one XML file says about one image."""
+    """The content of one XML file."""
 
     filename: str
     size_hw: tuple[int, int] | None
@@ -39,7 +39,7 @@ class Annotation:
 
 
 def read_xml(path: str | Path) -> Element:
-    """The root element of an XML file that nobody vouches for.
+    """The root element of an untrusted XML file.
 
     Raises:
         DataError: broken XML, or one that declares entities or refers to external ones (path and reason named).
@@ -100,7 +100,7 @@ def _corners(box: Element) -> Corners:
     """1-based inclusive corners as pixel edges: ``x0 = xmin - 1``, ``x1 = xmax``."""
     xmin, ymin, xmax, ymax = (_number(box, tag) for tag in ("xmin", "ymin", "xmax", "ymax"))
     for low, high, axis in ((xmin, xmax, "x"), (ymin, ymax, "y")):
-        if low > high + 1:  # high + 1 is a box without area, which is told apart
+        if low > high + 1:  # high + 1 is a box without area, which has its own message
             raise ValueError(f"{axis}min {low:g} > {axis}max {high:g}: inverted")
     return xmin - 1.0, ymin - 1.0, xmax, ymax
 

@@ -11,7 +11,7 @@ Layouts, the first that fits:
 (or ``labels/classes.txt``, ``obj.names``), else ``names`` in ``data.yaml`` (or ``dataset.yaml``). The label files count
 these names from 0, so each line counts: ``background`` is a class as any other, an empty line between names an error.
 
-A label line is ``class cx cy width height``, the class counted from 0, the rest as shares of the image as a person sees
+A label line is ``class cx cy width height``, the class counted from 0, the rest as shares of the image as displayed
 it (EXIF rotation applied; the size comes from the file's header, no pixel is decoded), or a polygon
 ``class x0 y0 x1 y1 x2 y2 ...``, which becomes its box. ``Box.id`` is the line's index among the non-empty lines. A line
 that cannot be used is dropped, named in a warning (file, line, what is wrong, what to write), and the rest of the image
@@ -74,7 +74,7 @@ def read_yolo(
     rule: SplitRule | None = None,
     classes: tuple[str, ...] = (),
 ) -> RecordSet:
-    """Read a YOLO tree; the module says which.
+    """Read a YOLO tree, as described at the top of the module.
 
     Args:
         root: the folder with ``labels/``.
@@ -162,7 +162,7 @@ def _find_layout(root: Path, images: Path | None, split: str, rule: SplitRule) -
 
 
 def _check_split_folders(root: Path, split: str, rule: SplitRule) -> None:
-    """With a folder for one split only, the other would be drawn from the first one's images: say so instead."""
+    """With a folder for one split only, the other would be drawn from the first one's images: an error instead."""
     if split not in (rule.train, rule.val) or list_file(root, split, rule):
         return
     for wanted, other in ((f"images/{split}", "images/{}"), (f"{split}/images", "{}/images")):
@@ -229,7 +229,7 @@ def _record(image: Path, labels: Path, image_id: str, n_classes: int, notes: Not
 def parse_line(fields: Sequence[str], box_id: int, size_hw: tuple[int, int], n_classes: int) -> tuple[Box, bool]:
     """One label line as a box in pixel edges, and whether more than a pixel of it was cut off.
 
-    Raises :class:`DataError` that says what is wrong and what to write; the caller knows file and line.
+    Raises :class:`DataError` with the fault and what to write; the caller adds file and line.
     """
     is_polygon = len(fields) >= 7 and len(fields) % 2 == 1
     if len(fields) != 5 and not is_polygon:
@@ -282,7 +282,7 @@ def format_line(box: Box, size_hw: tuple[int, int]) -> str:
 
 
 def write_labels(path: Path, boxes: Iterable[Box], size_hw: tuple[int, int]) -> None:
-    """Write one label file; no boxes make an empty file ("looked at, holds nothing")."""
+    """Write one label file; no boxes make an empty file ("checked, holds nothing")."""
     write_text_atomic(path, "".join(f"{format_line(box, size_hw)}\n" for box in boxes), durable=False)
 
 

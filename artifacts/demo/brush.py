@@ -1,6 +1,6 @@
 """Brushwork of the demo: stencils laid on a canvas in relief, with shadows.
 
-Everything is painted :data:`FINE` times finer than asked for and averaged down, so outlines are smooth and a
+Everything is painted :data:`FINE` times finer than requested and averaged down, so outlines are smooth and a
 pixel belongs to what covers most of it.
 """
 

@@ -113,7 +113,7 @@ PRESETS: Mapping[str, DemoParams] = MappingProxyType(
 
 @dataclass(frozen=True)
 class DemoSample:
-    """One picture with everything known about it."""
+    """One picture with all its labels."""
 
     image_id: str
     image_rgb: ImageRGB

@@ -1,6 +1,6 @@
 """Scenes of the demo: a place with light and clutter, one to three objects in it, and what each object covers.
 
-Everything is painted :data:`FINE` times finer than asked for and averaged down, so outlines are smooth and a
+Everything is painted :data:`FINE` times finer than requested and averaged down, so outlines are smooth and a
 pixel belongs to what covers most of it.
 """
 

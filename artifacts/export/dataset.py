@@ -125,8 +125,8 @@ def export_run(
         with_images,
         array,
     )
-    said = _made_from(cache, manifest, stage, kind, source)
-    if previous and json.loads(previous).items() >= said.items():
+    origin = _made_from(cache, manifest, stage, kind, source)
+    if previous and json.loads(previous).items() >= origin.items():
         return out  # made from the same, and no file in it was touched since
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(out.parent)
@@ -135,7 +135,7 @@ def export_run(
         temporary.mkdir()
         counts = WRITERS[kind](temporary, source)
         kill_point("export.mid_export")
-        _write_manifest(temporary, said, counts)
+        _write_manifest(temporary, origin, counts)
         _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -143,7 +143,7 @@ def export_run(
 
 
 def check_target(out: Path) -> None:
-    """Raises :class:`DataError` if an export to ``out`` would be refused; asked before a long run.
+    """Raises :class:`DataError` if an export to ``out`` would be refused; called before a long run.
 
     Of the files there, only those written later than the export are read again; the export itself reads all.
     """
@@ -169,7 +169,7 @@ def _made_from(
     """
     entries = MaskStore(cache, readonly=True).entries(stage["address"])
     pairs = {key: (key, stamp) for key, (stamp, _) in source.stamps.items() if stamp is not None}
-    said = {
+    origin = {
         "maskmill_export": FORMAT_VERSION,
         "format": kind,
         "flow": manifest["flow"],
@@ -186,12 +186,12 @@ def _made_from(
         "without_mask": source.absent,
         "skips": [{"key": s["key"], "stage": s["stage"], "reason": s["reason"]} for s in manifest["skips"]],
     }
-    plain: dict[str, Any] = json.loads(json.dumps(said))
+    plain: dict[str, Any] = json.loads(json.dumps(origin))
     return plain
 
 
 def _image_digests(cache: Path, source: StageSource) -> str:
-    """One digest of all images that have a mask. One that cannot be read is the writer's to complain about."""
+    """One digest of all images that have a mask. One that cannot be read is reported by the writer."""
     digests = ImageDigests(cache)
     found: dict[str, str | None] = {}
     for key, (stamp, image) in source.stamps.items():
@@ -203,14 +203,14 @@ def _image_digests(cache: Path, source: StageSource) -> str:
     return keys.digest(found)
 
 
-def _write_manifest(folder: Path, said: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+def _write_manifest(folder: Path, origin: Mapping[str, Any], counts: Mapping[str, int]) -> None:
     """What the export was made from, and every file in it."""
     files = {
         path.relative_to(folder).as_posix(): keys.digest_file(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    whole = {**said, "counts": dict(counts), "files": files}
+    whole = {**origin, "counts": dict(counts), "files": files}
     write_text_atomic(folder / MANIFEST, json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""What an export format is handed: images with masks, one at a time."""
+"""The input of an export format: images with masks, one at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers for people: the score table, ``scores.json``, and the doors to pictures and the HTML page.
+"""Scores as text: the score table, ``scores.json``, and the doors to pictures and the HTML page.
 
 Everything here draws numbers that it is given (``Scores.as_dict`` of ``tasks/evaluate/score.py``, as plain data);
 nothing is computed. Missing keys are left out, a value of ``None`` is a dash.

@@ -27,7 +27,7 @@ class Spread:
 
     mean: float
     std: float | None
-    """Divided by n - 1; ``None`` with a single number, which says nothing of its spread."""
+    """Divided by n - 1; ``None`` with a single number, which has no spread."""
     n: int
 
     def shown(self) -> str:
@@ -86,7 +86,7 @@ def flat_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Line:
-    """One configuration of the table: its scores (column -> seed -> number), and what happened to its runs."""
+    """One configuration of the table: its scores (column -> seed -> number), and the state of its runs."""
 
     name: str
     scores: Mapping[str, Values]

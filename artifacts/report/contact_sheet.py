@@ -73,7 +73,7 @@ def contact_sheet(
     """Draw the sheet; returns its pages: ``path``, then ``<stem>-2.png``, ... (pages of an older, longer sheet go).
 
     Args:
-        rows: the images, one a row. A mask of another size than its image is not drawn; its place says so.
+        rows: the images, one a row. A mask of another size than its image is not drawn; its place shows the error.
             A heat map is shown from 0 to 1, or to its largest value where that is above 1.
         classes: name of class ``i + 1``.
         path: PNG file of the first page.
@@ -186,7 +186,7 @@ def _heat(image: Picture, panel: Panel) -> Picture:
 
 
 def _maps(panel: Panel) -> NDArray[np.float32]:
-    """What is below 0, or no number, as 0: the picture comes last in a long run, and must not end it."""
+    """Values below 0 and NaN as 0: the picture is drawn at the end of a long run, and must not fail it."""
     return np.nan_to_num(np.asarray(panel.array, np.float32), posinf=0.0).clip(0)
 
 

@@ -1,4 +1,4 @@
-"""What every picture of the report shares: type, colours, PNG bytes that do not change from run to run."""
+"""What all pictures of the report share: fonts, colours, PNG bytes that do not change from run to run."""
 
 from __future__ import annotations
 

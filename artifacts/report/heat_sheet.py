@@ -1,4 +1,4 @@
-"""A picture with a marked pixel, and heat maps of how much every place gives to that pixel (LGSA, Fig. 6)."""
+"""A picture with a marked pixel, and heat maps of that pixel's attention to every place (LGSA, Fig. 6)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class HeatPanel:
 def heat_sheet(image_rgb: ImageRGB, xy: tuple[float, float], panels: Sequence[HeatPanel], path: Path) -> None:
     """Write a PNG: the picture with a red cross at pixel ``x, y``, then each map over it.
 
-    Each map is shown from 0 to its own largest value. Long titles and captions go on in the next line: what tells two
-    runs apart stands anywhere in them. Raises ``ValueError`` without panels or for a negative weight.
+    Each map is shown from 0 to its own largest value. Long titles and captions are wrapped, not cut: what tells two
+    runs may stand anywhere in them. Raises ``ValueError`` without panels or for a negative weight.
     """
     if not panels:
         raise ValueError("a heat sheet needs at least one map")

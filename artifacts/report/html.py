@@ -1,7 +1,7 @@
 """The report page: one ``index.html`` with no outside resource, beside the pictures it shows.
 
-Light or dark as the reader's system is; readable without colour, mouse or script. ``report.html.j2`` says what stands
-where; jinja escapes every text from data.
+Light or dark as the reader's system is; readable without colour, mouse or script. The layout is in ``report.html.j2``;
+jinja escapes every text from data.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def html_report(
 
 
 def duration(seconds: float) -> str:
-    """``seconds`` for people."""
+    """``seconds`` as readable text."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

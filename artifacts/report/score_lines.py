@@ -25,7 +25,7 @@ def number_of(value: Any) -> float | None:
 
 
 def count_of(value: Any) -> int | None:
-    """How many objects are behind a mean, if it says."""
+    """How many objects are behind a mean, if given."""
     if isinstance(value, Mapping):
         count = value.get("count")
     elif isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 1:

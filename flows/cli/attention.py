@@ -1,4 +1,4 @@
-"""``maskmill attention``: who gives how much to one pixel, as a picture (Xie et al., BMVC 2020, Fig. 6)."""
+"""``maskmill attention``: how much one pixel attends to every place, as a picture (Xie et al., BMVC 2020, Fig. 6)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def attention(
     cache: Annotated[Path, Parameter(help="folder of the mask cache")] = Path("maskmill-cache"),
     out: Annotated[Path, Parameter(help="the PNG to write")] = Path("attention.png"),
 ) -> int:
-    """The row of W that belongs to one pixel, as a heat map: how much every place gives to it.
+    """The attention of one pixel as a heat map: the pixel's row of the attention matrix W.
 
     W is the last self-attention module's, of each run's student; give a run with params.attention=nonlocal and one
     with lgsa to see them side by side. Where the image has a truth mask, the share of the weight that comes from the
@@ -97,15 +97,15 @@ def maps(manifest: dict[str, Any], cache: Path, image_rgb: Any, xy: tuple[float,
     chosen = lgsa.chosen(getattr(params, "attention", "none"), getattr(params, "lgsa", lgsa.LGSAParams()))
     if chosen is None:
         raise DataError(f"run {run}: its student has no self-attention (params.attention=none); name one with --run")
-    asked = deeplab.predict(params.deeplab, lgsa=chosen).params
+    predict_params = deeplab.predict(params.deeplab, lgsa=chosen).params
     weights = student_of(manifest, cache).weights
     classes = manifest["classes"][_student_fit(manifest)["dataset"]]
-    network = load_network(str(weights), build_network, asked, len(classes) + 1, "cpu")
+    network = load_network(str(weights), build_network, predict_params, len(classes) + 1, "cpu")
     return list(attention_maps(network, image_rgb, xy))
 
 
 def student_of(manifest: dict[str, Any], cache: Path) -> Publication:
-    """The fit that a run's student was: that very one, also where it was learnt again since (``--rerun deeplab``).
+    """The fit that a run's student was: exactly that one, also if it was trained again since (``--rerun deeplab``).
 
     Raises :class:`DataError` where it is gone.
     """
@@ -129,10 +129,10 @@ def _student_fit(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def title_of(manifest: dict[str, Any]) -> str:
-    """What tells a run's student from another's, and the run."""
+    """What distinguishes a run's student from another's, and the run."""
     params = manifest["recipe"]["params"]
-    said = ""
+    details = ""
     if params["attention"] == "lgsa":
-        said += "" if params["lgsa"]["alpha"] is None else f", alpha {params['lgsa']['alpha']:g}"
-        said += ", no walk" if params["lgsa"]["walk"] == "off" else ""
-    return f"{params['attention']}{said} ({manifest['run']})"
+        details += "" if params["lgsa"]["alpha"] is None else f", alpha {params['lgsa']['alpha']:g}"
+        details += ", no walk" if params["lgsa"]["walk"] == "off" else ""
+    return f"{params['attention']}{details} ({manifest['run']})"

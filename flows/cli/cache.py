@@ -20,7 +20,7 @@ from artifacts.cache.store import MaskStore, StoreError
 from artifacts.records import DataError
 
 T = TypeVar("T")
-app = App(name="cache", help="Look into the mask cache, check it, tidy it.")
+app = App(name="cache", help="List, inspect, check and clean up the mask cache.")
 Root = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
 NAMES = "addresses, fits (address/stamp), stage labels, or beginnings of addresses"
 Names = Annotated[str, Parameter(help=f"{NAMES}; default: all")]
@@ -30,7 +30,7 @@ SHOWN_KEYS = 20
 
 @app.command
 def ls(*, cache: Root = DEFAULT) -> int:
-    """Every map stage's address with its images, bytes and age; then the fits and the runs."""
+    """List every map stage's address with its images, bytes and age; then the fits and the runs."""
     from artifacts.cache import listing as tools
     from artifacts.cache.runs import list_runs
     from artifacts.report.html import duration
@@ -61,7 +61,7 @@ def ls(*, cache: Root = DEFAULT) -> int:
 
 
 def _fits_table(fits: Sequence[FitInfo]) -> Table:
-    """A fit that is listed as unfinished goes on from its checkpoint when a run wants it."""
+    """A fit that is listed as unfinished resumes from its checkpoint when a run needs it."""
     from artifacts.report.html import duration
 
     table = Table(box=box.SIMPLE_HEAVY)
@@ -83,7 +83,7 @@ def show(
     key: Annotated[str | None, Parameter(help="with --out: the image, <data set>/<image id>")] = None,
     out: Annotated[Path | None, Parameter(help="write the image's mask here, as a PNG with a palette")] = None,
 ) -> int:
-    """One stage's arrays, keys and runs; or one image's mask as a picture."""
+    """Show one stage's arrays, keys and runs; or write one image's mask as a picture."""
     from artifacts.cache import listing as tools
     from artifacts.datasets.voc_writer import voc_palette
 
@@ -101,8 +101,8 @@ def show(
         for array, what in detail.arrays.items():
             console.print(f"  {array}: {what}")
         for entry in detail.entries[:SHOWN_KEYS]:
-            said = f"skipped: {entry.reason}" if entry.output is None else entry.output[:12]
-            console.print(f"  {escape(entry.key)}  stamp {entry.stamp[:12]}  {escape(said)}", soft_wrap=True)
+            result = f"skipped: {entry.reason}" if entry.output is None else entry.output[:12]
+            console.print(f"  {escape(entry.key)}  stamp {entry.stamp[:12]}  {escape(result)}", soft_wrap=True)
         if len(detail.entries) > SHOWN_KEYS:
             console.print(f"  ... and {len(detail.entries) - SHOWN_KEYS} more")
         console.print(f"  used by {', '.join(detail.runs) or 'no run'}", soft_wrap=True)
@@ -136,11 +136,11 @@ def verify(
     if damaged:
         console.print("damaged fits are never used: the next run that needs one fits again")
     for path in report.quarantined:
-        console.print(f"put aside: {escape(str(path))}; the next run computes its damaged images anew", soft_wrap=True)
+        console.print(f"put aside: {escape(str(path))}; the next run computes its damaged images again", soft_wrap=True)
     if report.problems and not repair:
         console.print(
             f"`maskmill cache verify --repair --cache {escape(shlex.quote(str(cache)))}` puts damaged segments aside,"
-            " so that the next run computes them anew",
+            " so that the next run computes them again",
             soft_wrap=True,
         )
     return 0 if report.ok and not damaged else 1
@@ -165,7 +165,7 @@ def compact(*names: Names, cache: Root = DEFAULT) -> int:
     _say_busy(gone, console)
     console.print(
         f"{report.segments_before} segments, {before} -> {report.segments_after}, {after};"
-        f" {report.entries} entries kept, {len(report.problems)} segments left alone because they cannot be read"
+        f" {report.entries} entries kept, {len(report.problems)} segments unchanged because they cannot be read"
     )
     return 1 if report.problems else 0
 
@@ -176,7 +176,7 @@ def rm(
     /,
     *,
     cache: Root = DEFAULT,
-    dry_run: Annotated[bool, Parameter(help="only say what would go", negative=())] = False,
+    dry_run: Annotated[bool, Parameter(help="only list what would be removed", negative=())] = False,
 ) -> int:
     """Remove whole stages or fits; a run that needs them computes them again."""
     from artifacts.cache import listing as tools
@@ -200,11 +200,11 @@ def rm(
 
 def _say_busy(gone: FitsRemoved, console: Console) -> None:
     for name in gone.busy:
-        console.print(f"[yellow]{name} is left alone[/]: a run is at it", soft_wrap=True)
+        console.print(f"[yellow]{name} is kept[/]: a run is using it", soft_wrap=True)
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """A byte count in readable units."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -221,7 +221,7 @@ def _store(cache: Path) -> MaskStore:
 
 
 def _known(find: Callable[[MaskStore, Iterable[str]], T], store: MaskStore, names: Iterable[str]) -> T:
-    """What ``names`` mean; a name that means nothing is wrong usage."""
+    """Resolve ``names``; an unknown name is wrong usage."""
     try:
         return find(store, names)
     except StoreError as error:

@@ -54,7 +54,7 @@ def plan(planned: Plan, console: Console) -> None:
 
 
 def summary(result: dict[str, Any], console: Console) -> None:
-    """Scores, where everything lies, and what was skipped."""
+    """Scores, paths of the outputs, and the skipped images."""
     for name, scores in result["scores"].items():
         console.print(score_table(scores, title=name))
     computed = ", ".join(f"{stage['label']} {stage['computed']}" for stage in result["stages"] if stage["computed"])
@@ -69,7 +69,7 @@ def summary(result: dict[str, Any], console: Console) -> None:
 
 
 def skips(items: list[dict[str, Any]], manifest: str, console: Console) -> None:
-    """The skipped images with path and reason; a long list is cut and its whole place named."""
+    """The skipped images with path and reason; a long list is cut, with the path of the whole one."""
     if not items:
         return
     console.print(f"[yellow]{len(items)} skipped:[/]")

@@ -1,4 +1,4 @@
-"""``maskmill crf``: a dense CRF for pictures and probabilities (or labels) at hand. No cache, no run, no torch."""
+"""``maskmill crf``: a dense CRF for pictures with given probabilities (or labels). No cache, no run, no torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _own(name: str) -> Parameter:
 
 @dataclass(frozen=True)
 class Settings:
-    """How all pictures of one command are done."""
+    """The settings shared by all pictures of one command."""
 
     params: CRFParams
     from_labels: bool
@@ -52,8 +52,8 @@ def crf(
     labels: Annotated[
         Path | None, Parameter(help="instead: a mask PNG (255: unknown) of the picture's size, or a folder of NAME.png")
     ] = None,
-    gt_prob: Annotated[float, Parameter(help="with --labels: how far they are trusted, between 0 and 1")] = 0.5,
-    floor: Annotated[float, Parameter(help="with --probs: smaller probabilities are taken as this")] = 1e-5,
+    gt_prob: Annotated[float, Parameter(help="with --labels: probability that a label is right, 0 to 1")] = 0.5,
+    floor: Annotated[float, Parameter(help="with --probs: floor; smaller probabilities are raised to it")] = 1e-5,
     preset: Annotated[Preset, Parameter(help="a named set of parameters")] = DEFAULT,
     iterations: Annotated[int | None, _own("iterations")] = None,
     gaussian_sxy: Annotated[float | None, _own("gaussian_sxy")] = None,
@@ -70,7 +70,7 @@ def crf(
     threads: Annotated[int, Parameter(help="pictures at once; -1: one per core")] = -1,
     quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
 ) -> int:
-    """A picture and label probabilities into a sharper mask, by a dense CRF (Krähenbühl & Koltun 2011)."""
+    """Sharpen label probabilities to a mask, with a dense CRF (Krähenbühl & Koltun 2011)."""
     given = {
         "iterations": iterations,
         "gaussian_sxy": gaussian_sxy,
@@ -165,7 +165,7 @@ def read_probs(job: Job, settings: Settings, size_hw: tuple[int, int]) -> tuple[
 
 
 def _check_probs(job: Job, probs: NDArray[np.floating[Any]]) -> None:
-    """Raise :class:`DataError` for numbers that are none, and for labels that lie along the last axis."""
+    """Raise :class:`DataError` for nan and inf, and for labels along the last axis."""
     if not np.isfinite(probs).all():
         label, y, x = np.argwhere(~np.isfinite(probs))[0]
         raise DataError(f"{job.source}: holds {probs[label, y, x]} at label {label}, row {y}, column {x}")
@@ -260,28 +260,26 @@ def run_one(job: Job, settings: Settings) -> None:
 
 @contextmanager
 def _stoppable(out: Path, total: int, reporter: Reporter) -> Iterator[Writes]:
-    """Within, a signal ends the command with words on what was written."""
+    """Within, a signal ends the command with a message on what was written."""
     writes = Writes()
 
-    def last_words(name: str) -> None:
+    def on_stop(name: str) -> None:
         reporter.close()
-        said = (
-            f"{out} holds {writes.done} of {total} masks, each of them whole; the same command makes all of them again"
-        )
+        message = f"{out} holds {writes.done} of {total} complete masks; the same command computes all of them again"
         if not writes.done:
-            said = "nothing was written; the same command begins again"
+            message = "nothing was written; the same command starts from the beginning"
         elif total == 1:
-            said = f"{out} was written"
+            message = f"{out} was written"
         Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[bold red]maskmill:[/] stopped ({name}); {escape(said)}"
+            f"[bold red]maskmill:[/] stopped ({name}); {escape(message)}"
         )
 
-    with stopping(writes, last_words):
+    with stopping(writes, on_stop):
         yield writes
 
 
 def reason(error: Exception, path: Path) -> str:
-    """What went wrong, for a line that begins with ``path``: the path is not said again."""
+    """The error, for a line that begins with ``path``: the path is not repeated."""
     if isinstance(error, OSError) and error.strerror:
         other = error.filename is not None and str(error.filename) != str(path)
         return f"{error.filename}: {error.strerror}" if other else error.strerror

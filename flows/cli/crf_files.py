@@ -1,4 +1,4 @@
-"""Which files ``maskmill crf`` reads and writes: pairs by name, and what cannot be done is refused before the work."""
+"""Which files ``maskmill crf`` reads and writes: pairs by name, impossible requests are refused before the work."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def source_of(image: Path, probs: Path | None, labels: Path | None) -> Path:
 def pair_folders(
     images: Path, sources: Path, out: Path, overlay: Path | None, marginals: Path | None, suffix: str
 ) -> tuple[list[Job], list[tuple[Path, str]]]:
-    """A job per picture, by file name without suffix; what has no partner is a skip (path, reason)."""
+    """A job per picture, by file name without suffix; files without a partner are skips (path, reason)."""
     for folder in (out, overlay, marginals):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
@@ -73,7 +73,7 @@ def pair_folders(
 
 
 def check_targets(job: Job) -> None:
-    """Nothing that is read may be written over, and files get what their names say. Raises ``DataError``."""
+    """No input may be overwritten, and suffixes must fit the content. Raises ``DataError``."""
     if job.out.suffix.lower() != ".png":
         raise DataError(f"--out {job.out}: a mask is a .png file (--image names one picture)")
     if job.overlay is not None and job.overlay.suffix.lower() not in PICTURE_SUFFIXES:
@@ -92,7 +92,7 @@ def check_targets(job: Job) -> None:
 def check_writable(**folders: Path | None) -> None:
     """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet.
 
-    Asked before the work, which may take hours. Leaves nothing behind.
+    Checked before the work, which may take hours. Leaves no files.
     """
     from artifacts.cache.atomic import temporary_beside
 
@@ -111,7 +111,7 @@ def check_writable(**folders: Path | None) -> None:
         except OSError as error:
             raise DataError(
                 f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
-                " let yourself write there"
+                " give yourself write permission there"
             ) from error
 
 
@@ -120,4 +120,4 @@ def _check_apart(read: Sequence[Path], *written: Path | None) -> None:
     for path in targets:
         for other in [*read, *(one for one in targets if one is not path)]:
             if path.resolve() == other.resolve():
-                raise DataError(f"{path}: would be written over, though it is {'read' if other in read else 'another'}")
+                raise DataError(f"{path}: would be overwritten, but it is {'read' if other in read else 'another'}")

@@ -1,4 +1,4 @@
-"""``maskmill export`` and ``maskmill score``: what a run left, handed on or measured again."""
+"""``maskmill export`` and ``maskmill score``: the masks of a run as a dataset, or scored again."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def export(
 
 
 def complete_maps(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The map stages of a run that were done to their end, in page order."""
+    """The complete map stages of a run, in page order."""
     return [stage for stage in manifest["stages"] if stage["kind"] == "map" and stage["stamps"]]
 
 
 def complete_stage(manifest: Mapping[str, Any], label: str) -> tuple[Mapping[str, Any], str]:
     """A complete map stage of a run in any state, and a note where it is not the run's own choice.
 
-    ``label=""``: the run's masks or, if it did not come so far, its last complete stage that gave masks of the training
+    ``label=""``: the run's masks or, if it has none yet, its last complete stage with masks of the training
     images. Raises :class:`DataError` that lists the complete stages.
     """
     stages = {stage["label"]: stage for stage in complete_maps(manifest)}
     run, status = manifest["run"], manifest["status"]
     if status == "running":
-        status = "running, or was killed"  # a kill leaves no last word
+        status = "running, or was killed"  # a killed process cannot set the status
     wanted = label or manifest.get("masks", "")
     if wanted in stages:
         return stages[wanted], ""
@@ -85,7 +85,7 @@ def complete_stage(manifest: Mapping[str, Any], label: str) -> tuple[Mapping[str
 
 
 def finished(cache: Path, run: str) -> dict[str, Any]:
-    """The manifest of a run that came to its end."""
+    """The manifest of a finished run."""
     manifest = find_run(cache, run).manifest()
     if manifest["status"] != "finished":
         raise DataError(
@@ -103,11 +103,11 @@ class RunScores:
     masks: Mapping[str, tuple[dict[str, Any], SetScores]]
     """Array of the stage -> its scores: of its masks and, where it keeps them, those with a CRF."""
     note: str = ""
-    """Says which stage it is, where it is not the run's own choice."""
+    """Names the stage, where it is not the run's own choice."""
 
 
 def score_run(cache: Path, run: str, stage: str) -> RunScores:
-    """Scores of one complete stage of a run in any state, by the cache and the data set as they are now."""
+    """Scores of one complete stage of a run in any state, from the current cache and data set."""
     manifest = find_run(cache, run).manifest()
     found, note = complete_stage(manifest, stage)
     arrays = [array for array in MASKS if array in found["outputs"]]
@@ -137,9 +137,9 @@ def score_run(cache: Path, run: str, stage: str) -> RunScores:
 
 
 def _records_of(manifest: Mapping[str, Any], stage: Mapping[str, Any], cache: Path) -> RecordSet:
-    """The records that a stage of a run went over, as they are now."""
+    """The current records of the set that a stage of a run processed."""
     if not manifest["recipe"]:
-        raise DataError(f"run {manifest['run']} is a script's and does not say what data it used; score it there")
+        raise DataError(f"run {manifest['run']} is a script's and does not record its data; score it there")
     data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
     if stage["set"] == "aux" and data.aux is not None:
         data = data.aux

@@ -1,4 +1,4 @@
-"""What ``maskmill <flow>`` does: settle the configuration, then plan or run, then say what came out."""
+"""What ``maskmill <flow>`` does: resolve the configuration, plan or run, print the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from artifacts.datasets import DataParams
 from flows.cli import console as show
 from flows.config import ConfigError, Layer, as_yaml, build, merge, parse_set, place_of, read_config
 from flows.registry import FLOWS
-from flows.run_flow import Page, plan_page, read_sets, run_page, settle
+from flows.run_flow import Page, plan_page, read_sets, resolve_options, run_page
 from tasks.engine.options import RunParams
 from tasks.engine.progress import Bars, Lines, Reporter
 
@@ -63,7 +63,7 @@ def configure(flow: str, data: str | None, config: str | None, sets: Sequence[st
         flow,
         build(DataParams, "data", merged, layers),
         build(params_class, "params", merged, layers),
-        settle(build(RunParams, "options", merged, layers)),
+        resolve_options(build(RunParams, "options", merged, layers)),
     )
 
 
@@ -108,7 +108,7 @@ def api_configured() -> bool:
 
 
 def _as_flow_run(page: Page[Any], prefect_flow: Any, job: Job) -> dict[str, Any]:
-    """The same page as a flow run, reported to the API. What is wrong with data or ``rerun`` is said before."""
+    """The same page as a flow run, reported to the API. Faults in data or ``rerun`` are reported before."""
     from flows.server.prefect_skin import call_flow
 
     plan_page(job.flow, page, read_sets(job.data, job.options), job.params, job.options)

@@ -30,25 +30,25 @@ OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
 
 app = App(
     name="maskmill",
-    help="Weak labels (tags, boxes, scribbles) into pixel masks, a trained DeepLab, and a dataset.",
+    help="Turn weak labels (tags, boxes, scribbles) into pixel masks, a trained DeepLab and a dataset.",
     help_epilogue=(
         "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with skipped images,"
         " 130 and 143 stopped by SIGINT and SIGTERM."
     ),
     version_flags=["--version"],
-    suppress_keyboard_interrupt=False,  # main says what was kept
+    suppress_keyboard_interrupt=False,  # main prints what was kept
 )
 log = logging.getLogger("maskmill")
 made: set[str] = set()
 """Flows that are commands."""
 app.command(
-    "flows.cli.attention:attention", name="attention", help="Heat map of a student's self-attention at a pixel."
+    "flows.cli.attention:attention", name="attention", help="Draw a student's self-attention at a pixel as a heat map."
 )
-app.command("flows.cli.cache:app", name="cache", help="Look into the mask cache, check it, tidy it.")
+app.command("flows.cli.cache:app", name="cache", help="List, inspect, check and clean up the mask cache.")
 app.command(
-    "flows.compare.command:compare", name="compare", help="Variants of one flow side by side: one table, one picture."
+    "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
-app.command("flows.cli.crf:crf", name="crf", help="A picture and label probabilities into a sharper mask: a dense CRF.")
+app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
 
 
 class Terminated(BaseException):
@@ -82,15 +82,13 @@ def run_flow(
         Path | None, Parameter(help="folder of the mask cache; default OUT/cache or maskmill-cache")
     ] = None,
     rerun: Annotated[
-        tuple[str, ...], Parameter(help="do this stage again though it is cached; repeatable", negative=())
+        tuple[str, ...], Parameter(help="run this stage again although it is cached; repeatable", negative=())
     ] = (),
-    until: Annotated[
-        str | None, Parameter(help="end after this stage: what is there is scored, drawn and exported")
-    ] = None,
+    until: Annotated[str | None, Parameter(help="stop after this stage; score, draw and export its results")] = None,
     workers: Annotated[int | None, Parameter(help="worker processes; -1: one per core, 0: none")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(help="where networks run; default auto")] = None,
     export: Annotated[tuple[str, ...], Parameter(help="voc, voc-server, coco or hdf5; repeatable", negative=())] = (),
-    dry_run: Annotated[bool, Parameter(help="say what would be done and how long it may take", negative=())] = False,
+    dry_run: Annotated[bool, Parameter(help="show what would be done and the estimated time", negative=())] = False,
     show_config: Annotated[bool, Parameter(help="print the whole configuration as YAML and stop", negative=())] = False,
     prefect: Annotated[
         bool, Parameter(help="run as a Prefect flow run even if no API is configured", negative=())
@@ -139,14 +137,16 @@ def export(
     format_: Annotated[str, Parameter(name="--format", help="voc, voc-server, coco or hdf5")] = "voc",
     cache: Cache = Path("maskmill-cache"),
     run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
-    stage: Annotated[str, Parameter(help="label of a complete stage; default: the run's masks, or its last ones")] = "",
+    stage: Annotated[
+        str, Parameter(help="label of a complete stage; default: the run's masks, or its last complete ones")
+    ] = "",
     crf: Annotated[
         bool,
         Parameter(help="the masks with the dense CRF of a run with params.crf; default: its predictions", negative=()),
     ] = False,
     images: Annotated[bool, Parameter(help="copy the images too, where the format has a place for them")] = True,
 ) -> int:
-    """A run's masks as a dataset, also where it was interrupted after they were complete."""
+    """Export a run's masks as a dataset, also of an interrupted run whose masks are complete."""
     from flows.cli.export import export as write
 
     folder, note = write(cache, run, stage, format_, to, images=images, crf=crf)
@@ -162,18 +162,18 @@ def score(
     cache: Cache = Path("maskmill-cache"),
     run: Annotated[str | None, Parameter(help="a run's id, or latest; default latest")] = None,
     stage: Annotated[
-        str | None, Parameter(help="label of a complete stage; default: the run's masks, or its last ones")
+        str | None, Parameter(help="label of a complete stage; default: the run's masks, or its last complete ones")
     ] = None,
     masks: Annotated[
         Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
     ] = None,
     data: Source = None,
-    split: Annotated[str | None, Parameter(help="with --masks: the split to score on; default val")] = None,
-    json: Annotated[Path | None, Parameter(help="write the numbers here, too")] = None,
+    split: Annotated[str | None, Parameter(help="with --masks: the split to score; default val")] = None,
+    json: Annotated[Path | None, Parameter(help="also write the scores to this file")] = None,
 ) -> int:
-    """Masks against truth: mIoU over the set, per class, both readings of 255; without and with a CRF.
+    """Score masks against truth: mIoU over the set, per class, both readings of 255; without and with a CRF.
 
-    A stage that keeps its masks with a dense CRF, too (params.crf of the run), is scored in both forms.
+    A stage with a second mask from a dense CRF (params.crf of the run) is scored with both masks.
     """
     from artifacts.datasets import DataParams
     from artifacts.report import score_table
@@ -185,7 +185,7 @@ def score(
     with_crf, note = None, ""
     if masks is not None:
         if data is None:
-            raise ConfigError("--masks needs --data: the data set whose truth it is scored against")
+            raise ConfigError("--masks needs --data: the data set whose truth masks are compared")
         if run is not None or stage is not None:
             raise ConfigError("--run and --stage name masks in the cache, --masks a folder: give one or the other")
         given = {"data": {"source": data}}
@@ -223,8 +223,8 @@ def serve(
     *configs: Annotated[str, Parameter(help="YAML files, or names of shipped configurations; one deployment each")],
     cron: Annotated[str | None, Parameter(help='when to run, e.g. "0 2 * * *": every night at two')] = None,
     interval: Annotated[float | None, Parameter(help="run every so many seconds instead")] = None,
-    timezone: Annotated[str | None, Parameter(help="of --cron; default: this machine's")] = None,
-    port: Annotated[int, Parameter(help="of the server, on 127.0.0.1")] = 4200,
+    timezone: Annotated[str | None, Parameter(help="time zone of --cron; default: this machine's")] = None,
+    port: Annotated[int, Parameter(help="port of the server, on 127.0.0.1")] = 4200,
     home: Annotated[
         Path | None,
         Parameter(help="private folder of server and password; default ~/.local/state/maskmill/prefect"),
@@ -233,7 +233,7 @@ def serve(
         bool, Parameter(help="use the configured API (PREFECT_API_URL), start no server", negative=())
     ] = False,
 ) -> int:
-    """Scheduled flows, with a Prefect server of your own unless an API is configured. Ends on Ctrl-C or SIGTERM."""
+    """Run flows on a schedule, with a private Prefect server unless an API is configured. Ends on Ctrl-C or SIGTERM."""
     from flows.server import serve as serving
 
     return serving.serve(
@@ -263,9 +263,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, NoDevice) as error:
         return _say(error, USAGE)
     except KeyboardInterrupt:
-        return _say("stopped (SIGINT); what was done is kept, the same command goes on", 130)
+        return _say("stopped (SIGINT); finished work is kept, the same command resumes", 130)
     except Terminated:
-        return _say("stopped (SIGTERM); what was done is kept, the same command goes on", 143)
+        return _say("stopped (SIGTERM); finished work is kept, the same command resumes", 143)
     except BrokenPipeError:
         return FAILED
     except Exception as error:

@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM for a command whose threads compute: it ends at once, with words, and no file is half-written.
+"""Ctrl-C and SIGTERM for a command whose threads compute: it ends at once, with a message, and no file is half-written.
 
 Waiting for the threads may take minutes (a large picture), and an interpreter that ends while they compute may abort:
-they ask for its lock from C++ (OpenCV's), which cannot be left in the way that it then tries. So the process ends
+they request its lock from C++ (OpenCV), where the thread exit that it then tries fails. So the process ends
 without the interpreter's own end, as soon as nobody is writing.
 """
 
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Writes:
-    """What threads write. A stop waits for those who are at it, and lets nobody else begin."""
+    """What threads write. A stop waits for writes in progress, and lets no other begin."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -46,7 +46,7 @@ class Writes:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Return when nobody writes; nobody will any more."""
+        """Return when no write is in progress; none can begin afterwards."""
         with self._changed:
             self._closed = True
             while self._now:
@@ -54,12 +54,12 @@ class Writes:
 
 
 @contextlib.contextmanager
-def stopping(writes: Writes, last_words: Callable[[str], None]) -> Iterator[None]:
+def stopping(writes: Writes, on_stop: Callable[[str], None]) -> Iterator[None]:
     """Within, SIGINT and SIGTERM end the process with 130 and 143; further ones change nothing.
 
     Args:
         writes: what the threads write through; the main thread must not.
-        last_words: told the signal's name when all is written that will be.
+        on_stop: called with the signal's name after the last write.
 
     A signal that the process was started to ignore stays ignored. To be used in the main thread.
     """
@@ -69,7 +69,7 @@ def stopping(writes: Writes, last_words: Callable[[str], None]) -> Iterator[None
             signal.signal(one, signal.SIG_IGN)
         writes.close()
         with contextlib.suppress(Exception):  # a closed terminal must not keep the process
-            last_words(signal.Signals(number).name)
+            on_stop(signal.Signals(number).name)
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(128 + number)

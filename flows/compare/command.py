@@ -39,32 +39,33 @@ log = logging.getLogger("maskmill")
 
 
 def compare(
-    flow: Annotated[str, Parameter(help=f"which: {', '.join(FLOWS)}")],
+    flow: Annotated[str, Parameter(help=f"the flow: {', '.join(FLOWS)}")],
     /,
     *,
     variant: Annotated[
         tuple[str, ...], Parameter(help='"NAME: KEY=VALUE ..." over the flow\'s params; repeatable', negative=())
     ] = (),
-    variants: Annotated[Path | None, Parameter(help="a YAML file of them: NAME: {KEY: VALUE}")] = None,
-    seeds: Annotated[str, Parameter(help="of every fit; each variant is run with each: 0,1,2")] = "0",
+    variants: Annotated[Path | None, Parameter(help="a YAML file of variants, NAME: {KEY: VALUE}")] = None,
+    seeds: Annotated[str, Parameter(help="seeds of all fits; each variant is run with each seed: 0,1,2")] = "0",
     out: Annotated[Path, Parameter(help="folder for table, picture, reports (and the cache, unless named)")] = Path(
         "maskmill-compare"
     ),
     data: Annotated[str | None, Parameter(help="voc:PATH, coco:IMAGES,JSON, folder:PATH, yolo:PATH, demo")] = None,
-    config: Annotated[str | None, Parameter(help="a YAML file, or a shipped configuration: what all share")] = None,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", help="one value that all share", negative=())] = (),
+    config: Annotated[str | None, Parameter(help="shared YAML file, or name of a shipped configuration")] = None,
+    set_: Annotated[tuple[str, ...], Parameter(name="--set", help="one shared value", negative=())] = (),
     cache: Annotated[Path | None, Parameter(help="folder of the mask cache; default OUT/cache")] = None,
     workers: Annotated[int | None, Parameter(help="worker processes; -1: one per core, 0: none")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(help="where networks run; default auto")] = None,
     budget: Annotated[
-        str | None, Parameter(help="stop before a run that would not end in this time: 30m, 1h30m; go on another day")
+        str | None,
+        Parameter(help="stop before a run that would exceed this time: 30m, 1h30m; the same command resumes"),
     ] = None,
-    dry_run: Annotated[bool, Parameter(help="say what would be done and how long it may take", negative=())] = False,
+    dry_run: Annotated[bool, Parameter(help="show what would be done and the estimated time", negative=())] = False,
     quiet: Annotated[bool, Parameter(help="no progress bars", negative=())] = False,
 ) -> int:
-    """Variants of one flow side by side; stages that they share are computed once.
+    """Compare variants of one flow; stages that they share are computed once.
 
-    Leaves compare.md, compare.json and compare.png in OUT, each run's own report in OUT/runs. The same command goes on
+    Leaves compare.md, compare.json and compare.png in OUT, each run's own report in OUT/runs. The same command resumes
     where it was stopped.
     """
     options = {
@@ -99,7 +100,7 @@ def compare(
         history,
         budget_s=budget_s,
         reporter=lambda: reporter_of(job),
-        say=lambda text: console.print(escape(text), soft_wrap=True, highlight=False),
+        write_line=lambda text: console.print(escape(text), soft_wrap=True, highlight=False),
         after=after,
     )
     files = save(out, job, built, attempts, left)
@@ -147,7 +148,7 @@ def save(
     """Write ``compare.json`` and ``compare.md`` of what is done so far; returns their places."""
     planned = sum(len(variant.seeds) for variant in variants)
     lines = {line.name: line for line in as_lines(variants, attempts)}
-    said: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "flow": job.flow,
         "data": asdict(job.data),
         "complete": sum(attempt.status == "done" for attempt in attempts) == planned,
@@ -155,7 +156,7 @@ def save(
         "variants": [
             {
                 "name": variant.name,
-                "sets": list(variant.says),
+                "sets": list(variant.settings),
                 "seeds": list(variant.seeds),
                 "scores": {name: spread_dict(values) for name, values in lines[variant.name].scores.items()},
                 "runs": [asdict(attempt) for attempt in attempts if attempt.variant == variant.name],
@@ -163,7 +164,7 @@ def save(
             for variant in variants
         ],
     }
-    report.write_scores_json(out / "compare.json", said)
+    report.write_scores_json(out / "compare.json", summary)
     write_text_atomic(out / "compare.md", as_markdown(job, variants, attempts, left))
     return {"table": str(out / "compare.md"), "numbers": str(out / "compare.json")}
 
@@ -174,7 +175,7 @@ def as_markdown(job: Job, variants: Sequence[Variant], attempts: Sequence[Attemp
         f"# {job.flow} on {job.data.source}, compared\n",
         "Per cent; mean ± sample standard deviation over the seeds of all fits.\n",
         markdown_table(as_lines(variants, attempts)),
-        *(f"- **{v.name}**: {' '.join(f'`{one}`' for one in v.says) or 'as configured'}" for v in variants),
+        *(f"- **{v.name}**: {' '.join(f'`{one}`' for one in v.settings) or 'as configured'}" for v in variants),
     ]
     failed = [f"- {a.variant}, seed {a.seed}: {' '.join(a.error.split())}" for a in attempts if a.status == "failed"]
     if failed:
@@ -187,7 +188,7 @@ def as_markdown(job: Job, variants: Sequence[Variant], attempts: Sequence[Attemp
 def show(
     variants: Sequence[Variant], attempts: Sequence[Attempt], files: Mapping[str, str], left: str, console: Console
 ) -> None:
-    """The table, where everything lies, and what went wrong."""
+    """The table, paths of the outputs, and the errors."""
     console.print(comparison_table(as_lines(variants, attempts)))
     for name, path in files.items():
         console.print(f"{name}: {escape(path)}", soft_wrap=True)
@@ -200,7 +201,7 @@ def show(
             where = f"{attempt.variant}, seed {attempt.seed}"
             console.print(f"[yellow]{attempt.skipped} skipped:[/] {escape(f'{where}: {attempt.report}')}")
     if left:
-        console.print(f"[yellow]stopped:[/] {escape(left)}; the same command goes on", soft_wrap=True)
+        console.print(f"[yellow]stopped:[/] {escape(left)}; the same command resumes", soft_wrap=True)
 
 
 # -- the picture -----------------------------------------------------------------------------------------------------
@@ -240,7 +241,7 @@ def draw(path: Path, variants: Sequence[Variant], attempts: Sequence[Attempt], s
         found = [(c, store.read(c.address, key, s, (c.array,))[c.array]) for c, s in panels if s is not None]
         try:
             rows.append(_row(record, [(c.panel, mask) for c, mask in found], kinds, len(train.classes)))
-        except (DataError, OSError) as error:  # a broken image: its stages have skipped it, and its run has said so
+        except (DataError, OSError) as error:  # a broken image: its stages have skipped it, and its run has reported it
             log.warning("%s: %s left out: %s", path.name, record.image_id, error)
     if not rows:
         return {}

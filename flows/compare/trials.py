@@ -1,7 +1,7 @@
 """Trials: each variant with each of its seeds, one after the other in ONE cache, so that what they share is done once.
 
-A trial is an ordinary run of its flow's page. Nothing is remembered here about what was done before: the cache knows.
-Only the worker processes are handed on from trial to trial: each would import torch again.
+A trial is an ordinary run of its flow's page. No state is kept here about earlier trials: it is in the cache.
+Only the worker processes are kept from trial to trial: new ones would import torch again.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         return f"{self.variant.name}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of a trial."""
+    """The outcome of a trial."""
 
     variant: str
     seed: int
@@ -96,7 +96,7 @@ class History:
     """Seconds per image (or fit) of earlier runs in a cache: of the same configuration if there is one, else of any."""
 
     def __init__(self, cache: Path, flows: Iterable[str], prior_s: Mapping[str, float] | None = None) -> None:
-        """``prior_s``: stage -> seconds of one image or fit, believed until a run in the cache says otherwise."""
+        """``prior_s``: stage -> seconds of one image or fit, used until a run in the cache has measured it."""
         wanted = set(flows)
         self._same: dict[tuple[str, str, str], float] = {}
         self._any = dict(prior_s or {})
@@ -135,7 +135,7 @@ def make_trials(variants: Sequence[Variant], sets: Sets, options: RunParams) -> 
     """All trials, the first seed of every variant before the second of any: a run cut short leaves whole columns.
 
     Every page is planned, so that what cannot run is refused here. Raises :class:`ConfigError` where several seeds are
-    asked for and a fit of the flow takes none.
+    requested and a fit of the flow has no seed parameter.
     """
     paths = {variant.name: fit_seeds(variant, sets, options) for variant in variants}
     trials = []
@@ -222,7 +222,7 @@ def run_trials(
     *,
     budget_s: float | None = None,
     reporter: Callable[[], Reporter | None] = lambda: None,
-    say: Callable[[str], None] = lambda text: None,
+    write_line: Callable[[str], None] = lambda text: None,
     after: Callable[[list[Attempt]], None] = lambda attempts: None,
 ) -> tuple[list[Attempt], str]:
     """Run the trials in order; one that fails is recorded and the others are done.
@@ -236,8 +236,8 @@ def run_trials(
         budget_s: before a trial that would not end within so many seconds from now, by the times of earlier runs, the
             work ends. A trial without such a time is begun while any time is left.
         reporter: a new progress reporter for each trial.
-        say: told what begins and what came out, a line each.
-        after: told all attempts so far, after each.
+        write_line: called with one line at the start and one at the end of each trial.
+        after: called with all attempts so far, after each.
 
     Returns:
         The attempts, and why the rest was not done ("" if all were).
@@ -254,11 +254,11 @@ def run_trials(
                     f"{len(trials) - number + 1} of {len(trials)} trials are left: {trial.name} would take"
                     f" {expected.shown()}, and {duration(max(0.0, budget_s - spent))} of {duration(budget_s)} are left"
                 )
-            say(f"[{number}/{len(trials)}] {trial.name} ({expected.shown()})")
+            write_line(f"[{number}/{len(trials)}] {trial.name} ({expected.shown()})")
             attempts.append(run_trial(trial, data, options, history, reporter(), workers))
-            if workers.stop.is_set():  # the trial failed, and has ended what was at work for it
+            if workers.stop.is_set():  # the trial failed, and has ended its processes
                 workers = stack.enter_context(Workers())
-            say(_said(attempts[-1]))
+            write_line(_summary(attempts[-1]))
             after(attempts)
     return attempts, ""
 
@@ -271,7 +271,7 @@ def run_trial(
     reporter: Reporter | None = None,
     workers: Workers | None = None,
 ) -> Attempt:
-    """One ordinary run. Whatever goes wrong in it is its result; being told to stop is not.
+    """One ordinary run. An error in it is its result; a request to stop is not.
 
     ``workers``: lent to the run; if it fails, they are spent.
     """
@@ -310,12 +310,12 @@ def run_trial(
 
 
 def slug(name: str) -> str:
-    """A variant's name as a folder's; where signs had to go, a digest keeps "a b" and "a/b" apart."""
+    """A variant's name as a folder name; where characters were replaced, a digest distinguishes "a b" and "a/b"."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")
     return plain if plain == name else f"{plain or 'variant'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
-def _said(attempt: Attempt) -> str:
+def _summary(attempt: Attempt) -> str:
     if attempt.status == "failed":
         return f"  failed after {duration(attempt.seconds)}: {attempt.error}"
     worked = ", ".join(f"{label} {count}" for label, count in attempt.computed.items())

@@ -31,8 +31,8 @@ class Variant:
     page: Page[Any] = field(repr=False)
     params: Any
     seeds: tuple[int, ...]
-    says: tuple[str, ...] = ()
-    """What it sets, ``deeplab.iterations=100``: for the table's reader."""
+    settings: tuple[str, ...] = ()
+    """What it sets, e.g. ``deeplab.iterations=100``; shown below the table."""
 
 
 def parse_variant(text: str) -> tuple[str, tuple[str, ...]]:
@@ -87,9 +87,9 @@ def build_variants(
 ) -> list[Variant]:
     """The variants on top of one configuration, all checked. Raises :class:`ConfigError` before any work.
 
-    Refused: a name twice, two names for one configuration, a key that the flow has not, and a seed among the keys.
+    Refused: a name twice, two names for one configuration, a key that the flow lacks, and a seed among the keys.
     """
-    configure(flow, data, config, sets, options or {})  # what all share is told apart from what one sets
+    configure(flow, data, config, sets, options or {})  # faults in the shared values come first
     page, _, _ = load(flow)
     found: list[Variant] = []
     for name, assignments in given:
@@ -102,8 +102,8 @@ def build_variants(
             params = configure(flow, data, config, [*sets, *own], options or {}).params
         except ConfigError as error:
             raise ConfigError(f"{where}: {str(error).replace('--set: ', '')}") from error
-        said = tuple(assignment.removeprefix(PREFIX) for assignment in own)
-        found.append(Variant(name, flow, page, params, seeds, said))
+        settings = tuple(assignment.removeprefix(PREFIX) for assignment in own)
+        found.append(Variant(name, flow, page, params, seeds, settings))
     check_variants(found)
     return found
 
@@ -192,7 +192,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def parse_budget(text: str) -> float:
     """``30m``, ``1h30m``, ``90s`` or ``90`` in seconds. Raises :class:`ConfigError`."""
     given = text.strip()
-    # Only a number alone is seconds without saying so: "1h30" was taken for an hour and 30 seconds.
+    # Only a number alone may lack its unit: "1h30" was taken for an hour and 30 seconds.
     found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", f"{given}s" if given.isdecimal() else given)
     if not given or found is None:
         raise ConfigError(f"--budget {text}: expected a time, e.g. 30m, 1h30m or 90s")

@@ -20,7 +20,7 @@ PRIVATE: Mapping[str, str] = {
     # Should an exception be stored after all, then as text: a pickle runs code when it is read.
     "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
 }
-"""Nothing is sent to anybody, nothing is pickled."""
+"""No telemetry is sent, nothing is pickled."""
 
 QUIET: Mapping[str, str] = {
     "PREFECT_LOGGING_LEVEL": "WARNING",
@@ -28,17 +28,17 @@ QUIET: Mapping[str, str] = {
     # A temporary server on a busy machine: 12 s were seen on an idle one, the default is 20.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
-"""For a person at a terminal: the progress bar is theirs."""
+"""For a terminal: only the progress bar is shown."""
 
 SERVED: Mapping[str, str] = {
     **PRIVATE,
-    # Progress lines reach the server's log; elsewhere they are nobody's business.
+    # Progress lines reach the server's log; elsewhere they are not wanted.
     "PREFECT_LOGGING_EXTRA_LOGGERS": "maskmill",
     "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     # OpenMP threads that spin while they wait are 20 times slower on cores that others use too.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""For flow runs that nobody looks at while they run."""
+"""For flow runs without a terminal."""
 
 
 def set_defaults(*settings: Mapping[str, str]) -> None:

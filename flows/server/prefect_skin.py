@@ -45,7 +45,7 @@ T = TypeVar("T")
 SHOWN_SKIPS = 50
 
 _work: dict[int, Callable[[], str]] = {}
-"""What a task run has to do, by number: Prefect is handed the number, never the work (it would copy it)."""
+"""What a task run has to do, by number: Prefect gets the number, never the work (it would copy it)."""
 _numbers = itertools.count()
 
 
@@ -87,7 +87,7 @@ def _do(ticket: int) -> State[None]:
         return cast("State[None]", Cancelled(message=str(error)))
     except Exception as error:
         if ticket not in _work:
-            # Nobody waits for it any more: the run was stopped, and this is what that looks like from in here.
+            # The run was stopped, and no thread waits for this task run any more.
             return cast("State[None]", Cancelled(message=f"the run was stopped; {one_line(error)}"))
         return cast("State[None]", Failed(message=one_line(error)))
 
@@ -153,7 +153,7 @@ def _collect(runs: Sequence[PrefectFuture[Any]], answers: Sequence[Future[T]]) -
         run.wait()
         if not answer.done():
             # Prefect itself did not let the task run (its server answers with an error, say).
-            raise StageFailed(f"Prefect left a task run undone: {run.state.name}: {run.state.message}")
+            raise StageFailed(f"Prefect did not run a task run: {run.state.name}: {run.state.message}")
         results.append(answer.result())
     return results
 
@@ -217,7 +217,7 @@ def call_flow(flow: Flow[..., Any], reporter: Reporter | None, **parameters: Any
 def show_help(*kinds: type[Any]) -> None:
     """Put the help texts of params classes (and of those inside) into the schema that Prefect's form is made from.
 
-    Call it before ``@flow``. The classes themselves know no pydantic.
+    Call it before ``@flow``. The classes themselves do not import pydantic.
     """
     for kind in _params_classes(kinds):
         kind.__pydantic_config__ = {**kind.__pydantic_config__, "json_schema_extra": _add_help}
@@ -264,7 +264,7 @@ def _outcome(summary: dict[str, Any]) -> str:
 
 
 def _publish_scores(name: str, summary: dict[str, Any]) -> None:
-    """Scores, stages and skips as a markdown artifact. The run is done: trouble here is a warning."""
+    """Scores, stages and skips as a markdown artifact. The run is done: an error here is a warning."""
     try:
         create_markdown_artifact(
             _markdown(name, summary), key=f"maskmill-{name}", description=f"maskmill {name}: scores"

@@ -48,7 +48,7 @@ USER = "maskmill"
 
 @dataclass(frozen=True)
 class Schedule:
-    """When the served flows run: a cron line in a time zone, every so many seconds, or only when asked."""
+    """When the served flows run: a cron line in a time zone, every so many seconds, or only on demand."""
 
     cron: str | None = None
     interval: float | None = None
@@ -125,7 +125,7 @@ def _absolute(path: str) -> str:
 
 
 def check_schedule(schedule: Schedule) -> None:
-    """Raises :class:`ConfigError` that says what is wrong with it."""
+    """Raises :class:`ConfigError` that describes the fault."""
     from prefect.client.schemas.schedules import CronSchedule
 
     if schedule.cron is not None and schedule.interval is not None:
@@ -161,13 +161,13 @@ class Home:
 
     @classmethod
     def open(cls, path: Path) -> Home:
-        """Make it (0700) if missing. Raises :class:`ConfigError` if it is somebody else's or open to others."""
+        """Make it (0700) if missing. Raises :class:`ConfigError` if it belongs to another user or is open to others."""
         path = Path(os.path.abspath(path.expanduser()))
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = path.stat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077:
             raise ConfigError(
-                f"--home {path}: must be yours alone (chmod 700), it holds a password; mode {status.st_mode & 0o777:o}"
+                f"--home {path}: must be private (chmod 700), it holds a password; mode {status.st_mode & 0o777:o}"
             )
         return cls(path)
 
@@ -249,11 +249,11 @@ def require_free(port: int) -> None:
 
 
 def wait_healthy(server: Child, url: str, log_file: Path, stop: threading.Event) -> None:
-    """Until ``url`` answers. Raises ``RuntimeError`` with the server's last words, or ``Stopped``."""
+    """Until ``url`` answers. Raises ``RuntimeError`` with the end of the server's log, or ``Stopped``."""
     deadline = time.monotonic() + HEALTH_S
     while not server.exited.is_set() and time.monotonic() < deadline:
         if stop.is_set():
-            raise Stopped("told to stop while the server started")
+            raise Stopped("stopped while the server started")
         try:
             with urllib.request.urlopen(url, timeout=2) as answer:
                 if answer.status == 200:
@@ -270,7 +270,7 @@ def wait_healthy(server: Child, url: str, log_file: Path, stop: threading.Event)
 def serve(
     configs: Sequence[str], schedule: Schedule, *, home: Path, port: int, server: bool | None, console: Console
 ) -> int:
-    """Serve until SIGTERM or SIGINT; the exit code (0 if told to end, 1 if a part ended by itself).
+    """Serve until SIGTERM or SIGINT; the exit code (0 after a signal, 1 if a part ended by itself).
 
     ``server``: start one; ``None``: unless an API is configured.
     """
@@ -339,10 +339,10 @@ def _relay(line: str, console: Console, home: Home, port: int | None, schedule: 
 
 
 def _end(parts: Mapping[str, Child], deployments: int) -> None:
-    """The runner first, alone: it cancels its runs through the server, which must still be there."""
+    """End the runner first: it cancels its runs through the server, which must still run."""
     runner = parts.get("runner")
     if runner is not None and not runner.exited.is_set():
-        os.kill(runner.pid, signal.SIGTERM)  # not to its family: its runs are cancelled by it
+        os.kill(runner.pid, signal.SIGTERM)  # not to its process tree: the runner cancels its own runs
         runner.exited.wait(END_S + 5.0 * deployments)
         runner.terminate()
     if (server := parts.get("server")) is not None:

@@ -1,6 +1,6 @@
 """``python -m flows.server.serve_runner SPEC.json``: starts flow runs when due.
 
-It tells its parent what it does as JSON lines with the key ``maskmill``; every other line is log, its flow runs'
+It reports to its parent in JSON lines with the key ``maskmill``; every other line is log, its flow runs'
 included. SIGTERM: its runs are cancelled, then it ends. (Prefect's own handler kills them hard and leaves them Running
 in the server for ever.)
 """
@@ -60,14 +60,14 @@ def main(arguments: Sequence[str]) -> None:
     """Serve what the specification says until SIGTERM."""
     os.dup2(1, 2)  # one stream to the parent: Prefect logs to stderr, and runs write to both
     os.environ[SERVED_BY] = str(os.getpid())
-    # Says at each poll that a run still waits for its turn.
+    # It logs at each poll that a run still waits for its turn.
     logging.getLogger("prefect.runner.state_proposer").setLevel(logging.WARNING)
     spec = json.loads(Path(arguments[0]).read_text())
     asyncio.run(serve(spec))
 
 
 async def serve(spec: dict[str, Any]) -> None:
-    """Put earlier serves' affairs in order, register the deployments, run what becomes due."""
+    """Clean up after earlier serves, register the deployments, run what becomes due."""
     owner: str = spec["owner"]
     deployments = [await build(item, owner) for item in spec["deployments"]]
     async with get_client() as client:
@@ -80,7 +80,7 @@ async def serve(spec: dict[str, Any]) -> None:
         loop.add_signal_handler(number, stop.set)
     serving = asyncio.create_task(runner.start())
     stopping = asyncio.create_task(stop.wait())
-    tell("ready", deployments=[deployment.full_name for deployment in deployments], stale=stale)
+    send_event("ready", deployments=[deployment.full_name for deployment in deployments], stale=stale)
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
         await shut_down(runner, serving, ids)
@@ -173,7 +173,7 @@ async def reconcile(client: PrefectClient, owner: str, served: Sequence[str]) ->
             # Scheduled with the config of then, and kept by Prefect if it was touched. It is made anew.
             await client.delete_flow_run(run.id)
         else:
-            # As cron has it: what was missed is missed. All of them at once, when it comes back, helps nobody.
+            # As cron has it: what was missed is missed. All of them at once, when it comes back, would not help.
             missed: State[Any] = Cancelled(name="Missed", message="maskmill serve was not running at its time")
             await client.set_flow_run_state(run.id, missed, force=True)
     for deployment in await client.read_deployments(
@@ -210,8 +210,8 @@ async def _free_slots(client: PrefectClient, deployment: UUID) -> None:
             await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active_slots=0))
 
 
-def tell(event: str, **values: Any) -> None:
-    """One event for the parent."""
+def send_event(event: str, **values: Any) -> None:
+    """Send one event to the parent."""
     sys.stdout.write(json.dumps({"maskmill": event, **values}) + "\n")
     sys.stdout.flush()
 

@@ -1,6 +1,6 @@
-"""What makes one energy weight mean one thing: the mean row sum of a kernel on one fixed picture.
+"""What gives an energy weight the same meaning everywhere: the mean row sum of a kernel on one fixed picture.
 
-A loss over pixel pairs grows with the pixels and with the kernel's sum, and neither is a matter of taste: the lattice's
+A loss over pixel pairs grows with the pixels and with the kernel's sum. Both differ between settings: the lattice's
 kernel is about 0.58 of the exact one, a 41 x 41 grid has a fifteenth of the pixels of 160 x 160. The sum is measured on
 demand and kept for the process. A table would hold one column for each backend and one row for each crop size and each
 pair of sigmas, all of them free parameters, and would be wrong from the day on which a backend changes.

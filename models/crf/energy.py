@@ -98,7 +98,7 @@ def weighted_energy(soft_p: Tensor, potts_p: Tensor) -> Tensor:
 def soft_filter(probs_nkhw: Tensor, reliable_nhw: Tensor) -> Tensor:
     """S of eq. 14: ``1 - max_c P_c(i)`` where the label is reliable, 1 elsewhere; ``(N, h, w)``, without gradient.
 
-    S says how much a pixel still has to learn; with a gradient, the loss would fall by making all pixels certain.
+    S is large where a pixel is still uncertain; with a gradient, the loss would fall by making all pixels certain.
     """
     doubt = 1 - probs_nkhw.detach().amax(dim=1)
     return torch.where(reliable_nhw, doubt, torch.ones_like(doubt))
@@ -255,7 +255,7 @@ def _check_shapes(probs: Tensor, images: Tensor, reliability: Tensor, inside: Te
 
 
 def _check_values(probs: Tensor, images: Tensor, reliable: Tensor, inside: Tensor | None) -> None:
-    """All questions in one transfer from the device; NaN and infinity travel through least, greatest and sums."""
+    """All checks in one transfer from the device; NaN and infinity travel through least, greatest and sums."""
     masks = [reliable] if inside is None else [reliable, inside]
     answers = [probs.amin(), (probs.sum(dim=1) - 1).abs().amax(), *torch.aminmax(images)]
     answers += [extreme for mask in masks for extreme in torch.aminmax(mask)]

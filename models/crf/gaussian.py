@@ -2,7 +2,7 @@
 
 ``K v`` with ``K_ij = exp(-|f_i - f_j|^2 / 2)`` over N points with features ``f``: exactly, or on the permutohedral
 lattice (Adams, Baek, Davis 2010), whose kernel is about 0.58 of the exact one and whose cost grows with N instead of
-N^2. Arrays in, arrays out; torch is touched only where tensors come in or a torch backend is asked for, so that a
+N^2. Arrays in, arrays out; torch is imported only for tensors or a torch backend, so that a
 worker process that runs CRFs on the CPU never imports it.
 """
 
@@ -334,7 +334,7 @@ def _check_values(values_nk: Any, points: int) -> None:
     floating = np.issubdtype(values_nk.dtype, np.floating) if is_array else values_nk.is_floating_point()
     if not floating:
         raise ValueError(f"values must be floating numbers, not {values_nk.dtype}")
-    # Of tensors only what comes from a network: asking a GPU would wait for it.
+    # Only arrays are checked for NaN: a check on a GPU would wait for it.
     if is_array and not np.isfinite(values_nk.sum(dtype=np.float64)) and not np.isfinite(values_nk).all():
         raise ValueError("values hold NaN or infinity: they would spread to every point")
 

@@ -1,4 +1,4 @@
-"""CFS's network at work: one sample per object, the fit, and the probabilities of one image's boxes. Torch lives here.
+"""CFS's network: one sample per object, the fit, and the probabilities of one image's boxes. Imports torch.
 
 Equation numbers are those of Xie et al. 2020; the crops (1, 2) are :mod:`tasks.cfs.box_crop`'s, the loss (3) is
 :func:`models.unet.cfs_loss`.
@@ -34,33 +34,33 @@ from tasks.training.sampling import Sample
 log = logging.getLogger("maskmill")
 
 CPU_BATCH = 8
-"""Crops looked at together on a CPU, at most: more leave its caches (ResNet-50 at 224 px: 16 take 15 % longer)."""
+"""Most crops in one batch on a CPU: more do not fit its caches (ResNet-50 at 224 px: 16 take 15 % longer)."""
 
 
 # --- the fit --------------------------------------------------------------------------------------------------------
 
 
 class ObjectData(FitData):
-    """A fit's data with one member per object to learn from: two references each, whatever an image weighs.
+    """A fit's data with one member per object to learn from: two references each, however large the image is.
 
-    The members are the images' jobs again and again, so that order, skips and stamps mean what they mean elsewhere.
+    The same image task is repeated for its objects, so that order, skips and stamps keep their usual meaning.
     """
 
     def __init__(self, data: FitData, params: CFSParams) -> None:
-        pairs = [(job, box) for job in data.members for box in job.record.boxes or () if learnable(box, params)]
-        super().__init__(data.cache, [job for job, _ in pairs], data.reads, data.classes)
+        pairs = [(task, box) for task in data.members for box in task.record.boxes or () if learnable(box, params)]
+        super().__init__(data.cache, [task for task, _ in pairs], data.reads, data.classes)
         self.boxes: Sequence[Box] = [box for _, box in pairs]
 
 
 def train(context: FitContext) -> dict[str, Tensor]:
     """Learn from the objects of role ``coarse``; returns the network's tensors, its normalisation among them.
 
-    Every object is one sample an epoch, large images with many boxes or not. Raises ``DataError`` where no box is
+    Every object is one sample an epoch, however many boxes its image has. Raises ``DataError`` where no box is
     large enough to learn from, and names the image whose masks lack one.
     """
     params: CFSParams = context.params
     images = len(context.train)
-    boxes = sum(len(job.record.boxes or ()) for job in context.train.members)
+    boxes = sum(len(task.record.boxes or ()) for task in context.train.members)
     objects = ObjectData(context.train, params)
     if not len(objects):
         raise DataError(
@@ -70,7 +70,7 @@ def train(context: FitContext) -> dict[str, Tensor]:
     if 2 * len(objects) < boxes:
         context.warn(
             f"learns from {len(objects)} of {boxes} boxes; the others have a side under {params.min_side:g} px"
-            " (params.cfs.min_side), are crowds, or are difficult and not asked for"
+            " (params.cfs.min_side), are crowds, or are difficult and excluded"
         )
 
     def build(normalisation: Normalisation) -> unet.UNet:
@@ -125,7 +125,7 @@ def build_network(
 ) -> unet.UNet:
     """The network that ``params`` describe, randomly initialised from torch's global generator.
 
-    ``batch_norm`` is for a network that is to learn.
+    ``batch_norm`` matters for training only.
     """
     return unet.build(
         params.network,
@@ -148,7 +148,7 @@ def sampler(data: ObjectData, params: CFSParams, fill: tuple[int, int, int]) -> 
 
     def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Any]:
         box = data.boxes[index]
-        # The generator is the image's; its objects are not to be mirrored alike.
+        # The generator is the image's: draw for each object, or all would be mirrored alike.
         own = rng.generator(int(generator.integers(2**62)), box.id)
         item = data.item(index)
         seen, box_hw, target_hw = object_sample(item, box, params, own, fill)
@@ -168,7 +168,7 @@ def object_sample(
     window_xyxy = pixel_window(box.xyxy, (item.image_rgb.shape[0], item.image_rgb.shape[1]))
     x0, y0, x1, y1 = window_xyxy
     if x0 == x1:
-        raise SkipImage(f"{item.key}: box {box.id} lies outside the image; nothing was learnt from it")
+        raise SkipImage(f"{item.key}: box {box.id} lies outside the image; it is not used for training")
     found = next((one for one in unpack_objects(item.up["coarse"]) if one.id == box.id), None)
     if found is None:
         raise DataError(
@@ -191,7 +191,7 @@ def predict_item(item: Item, params: CFSPredictParams) -> Arrays:
     A box outside the image has no pixels, so an empty map. Raises ``SkipImage`` where no boxes are known.
     """
     if item.image_rgb is None:
-        raise ValueError(f"{item.key}: cfs-predict needs the image, but it was not handed over")
+        raise ValueError(f"{item.key}: cfs-predict needs the image, but the item has none")
     image_rgb = item.image_rgb
     size_hw = (image_rgb.shape[0], image_rgb.shape[1])
     boxes = usable_boxes(item.record, difficult=params.difficult)
@@ -214,7 +214,7 @@ def predict_item(item: Item, params: CFSPredictParams) -> Arrays:
     found = dict(zip(seen, box_probabilities(network, image_rgb, list(seen.values()), classes, params), strict=True))
     probs = [found.get(i, np.zeros((0, 0), np.float16)) for i in range(len(boxes))]
     arrays = pack_objects([box.id for box in boxes], windows, probs)
-    arrays["objects_flat"] = arrays["objects_flat"].astype(np.float16, copy=False)  # also where there is none
+    arrays["objects_flat"] = arrays["objects_flat"].astype(np.float16, copy=False)  # also for no box at all
     return {
         "mask_hw": paint(unpack_objects(arrays), boxes, size_hw),
         "object_classes_n": np.array([box.class_id for box in boxes], np.uint8),
@@ -231,7 +231,7 @@ def box_probabilities(
 ) -> list[NDArray[np.float16]]:
     """Foreground probability in each box's pixels, ``(h_i, w_i) float16``; ``predict_batch`` crops at a time.
 
-    Crops that make a batch together change nothing but the last bits of each other.
+    Crops in one batch change only the last bits of each other.
     """
     found: list[NDArray[np.float16]] = []
     on_cpu = next(network.parameters()).device.type == "cpu"

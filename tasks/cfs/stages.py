@@ -1,8 +1,8 @@
-"""Constrained foreground segmentation (CFS) as two stages: learn from coarse masks (:func:`fit`), look into boxes
+"""Constrained foreground segmentation (CFS) as two stages: learn from coarse masks (:func:`fit`), segment each box
 (:func:`predict`). Xie et al., "Learning Effectively from Noisy Supervision", BMVC 2020, section 3.2.
 
-A network that sees one box at a time, is told where the box is and which class it holds, and learns foreground from
-GrabCut's noisy masks; what the masks have in common is learnt before their mistakes are. Its probabilities are made
+The network sees one box at a time. The box mask and its class are inputs. It learns foreground from
+GrabCut's noisy masks: it fits what the masks have in common before their errors. Its probabilities are made
 precise by :func:`tasks.refine.refine`.
 
 Params and stage descriptions only: crops are :mod:`tasks.cfs.box_crop`, torch lives in :mod:`tasks.cfs.network`,
@@ -30,7 +30,7 @@ Network = Literal["tiny", "resnet18", "resnet50"]
 
 @dataclass(frozen=True)
 class CFSParams(TrainParams):
-    """The network, what it sees of a box, its schedule, and its inference. As it stands: the paper's.
+    """The network, its input crops, its schedule, and its inference. The defaults are the paper's.
 
     224 x 224, boxes of 50 px and more, SGD .005 times .8 every 10 of 60 epochs. Batch 32, momentum .9, weight decay
     5e-4 and mirrored crops are usual values that its text does not give.
@@ -45,34 +45,35 @@ class CFSParams(TrainParams):
         metadata={"help": "none, imagenet (torchvision's IMAGENET1K_V1), a file, or caffe:FILE (BGR, mean subtracted)"},
     )
     batch_norm: Literal["trained", "frozen"] = field(
-        default="trained", metadata={"help": "the ResNet encoder's batch norms learn, or stay as they were loaded"}
+        default="trained", metadata={"help": "batch norms of the ResNet encoder: trained, or frozen as loaded"}
     )
-    class_channel: bool = field(default=True, metadata={"help": "tell the network the box's class"})
-    deep_refeed: bool = field(default=True, metadata={"help": "tell box and class again to the deep layers"})
+    class_channel: bool = field(default=True, metadata={"help": "the box's class is an input of the network"})
+    deep_refeed: bool = field(default=True, metadata={"help": "box and class are inputs of the deep layers, too"})
     crop: int = number(224, 16, 1024, "side of the square that a grown box is resized to, pixels")
     context: float = number(1.5, 1.0, 4.0, "height and width of the grown box, times the box's")
     min_side: float = number(
-        50.0, 0.0, 10_000.0, "boxes with a shorter side are not learnt from, pixels; all are predicted"
+        50.0, 0.0, 10_000.0, "boxes with a shorter side are left out of training, pixels; inference covers all boxes"
     )
     difficult: bool = field(
-        default=True, metadata={"help": "learn from difficult objects and look at them (alike in grabcut and refine)"}
+        default=True,
+        metadata={"help": "use difficult objects in training and inference (as in grabcut and refine)"},
     )
     flip: bool = field(default=True, metadata={"help": "training: mirror every second crop"})
     margin_jitter: float = number(
-        0.0, 0.0, 1.0, "training: each margin of the grown box times 1 minus/plus up to this; 0: none"
+        0.0, 0.0, 1.0, "training: random factor of each margin of the grown box, 1 minus/plus up to this; 0: none"
     )
     colour_jitter: float = number(0.0, 0.0, 1.0, "random brightness, contrast and saturation, up to this much; 0: none")
     batch: int = number(32, 1, 4096, "crops an iteration, over all devices")
-    epochs: int = number(60, 1, 100_000, "an epoch shows every object once")
+    epochs: int = number(60, 1, 100_000, "passes over the data; every object once each")
     iterations: int = number(
-        0, 0, 10_000_000, "optimizer steps, over which the epochs are stretched; 0: as the epochs say"
+        0, 0, 10_000_000, "optimizer steps; the epochs are spread over them; 0: as many as the epochs need"
     )
     lr: float = number(0.005, 1e-9, 10.0, "learning rate of the first epochs")
     lr_decay: float = number(0.8, 1e-6, 1.0, "factor of the learning rate after every decay_every")
     decay_every: int = number(10, 1, 100_000, "epochs between two decays")
-    weight_decay: float = number(5e-4, 0.0, 1.0, "on all but the decoder's biases")
-    test_flip: bool = field(default=False, metadata={"help": "average with the probabilities of the mirrored crop"})
-    predict_batch: int = number(32, 1, 4096, "boxes of one image looked at together", operational=True)
+    weight_decay: float = number(5e-4, 0.0, 1.0, "weight decay, of all but the decoder's biases")
+    test_flip: bool = field(default=False, metadata={"help": "inference: average over the crop and its mirror image"})
+    predict_batch: int = number(32, 1, 4096, "inference: boxes of one image in a batch", operational=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,10 +82,10 @@ class CFSParams(TrainParams):
 
     @property
     def smallest_alone(self) -> int:
-        """Side of the smallest crop that can be learnt from alone, pixels: torch's batch norm has to see two values.
+        """Side of the smallest crop that can be a batch of one, pixels: torch's batch norm has to see two values.
 
         The deepest map has a thirty-second of the crop's side, the tiny network's a sixteenth. Where the encoder's
-        batch norms are frozen, the decoder's first, at a sixteenth, still learns. Sides are rounded up, by the tiny
+        batch norms are frozen, the decoder's first, at a sixteenth, is still trained. Sides are rounded up, by the tiny
         stem down.
         """
         if self.network == "tiny":
@@ -92,7 +93,7 @@ class CFSParams(TrainParams):
         return 17 if self.batch_norm == "frozen" else 33
 
     def refusal(self, devices: int, name: str) -> str:
-        """One small crop on each device is nothing to a batch norm."""
+        """Batch norm cannot train on one small crop per device."""
         if self.batch != devices or self.crop >= self.smallest_alone:
             return ""
         return (
@@ -104,7 +105,7 @@ class CFSParams(TrainParams):
 
 @dataclass(frozen=True)
 class CFSPredictParams:
-    """What of :class:`CFSParams` decides a prediction, given the checkpoint."""
+    """The part of :class:`CFSParams` that decides a prediction, given the checkpoint."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
@@ -138,17 +139,17 @@ DEMO = CFSParams(
 )
 """From scratch on 96 px pictures, in half a minute of one core. Chosen on the demo's training pictures (1 seed):
 without the jitters raw masks lose 2 mIoU, crops of 48 px 1 and a faster decay another 2, 24 channels learn what 16 do.
-After 7 epochs refined masks are best; after 14 the mistakes of the usual GrabCut are learnt by heart (raw 62 and 50
+Refined masks are best after 7 epochs; after 14 the network overfits the errors of plain GrabCut (raw 62 and 50
 mIoU)."""
 
 DEMO_TINY = dataclasses.replace(DEMO, width=8, crop=32, batch=4, iterations=20)
-"""Twenty iterations: shows that everything runs, learns next to nothing."""
+"""Twenty iterations: a check that everything runs; the masks are poor."""
 
 PRESETS: Mapping[str, CFSParams] = {"voc": VOC, "demo": DEMO, "demo-tiny": DEMO_TINY}
 
 
 def learnable(box: Box, params: CFSParams) -> bool:
-    """Whether a box is learnt from: no crowd, both sides at least ``min_side`` pixels, difficult ones if asked for."""
+    """Whether a box is used in training: no crowd, both sides ``min_side`` or more, difficult ones if requested."""
     if box.crowd or (box.difficult and not params.difficult):
         return False
     return min(box.x1 - box.x0, box.y1 - box.y0) >= params.min_side
@@ -166,7 +167,7 @@ def rate_factor(params: CFSParams, step: int, iterations: int) -> float:
 def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
     """The stage that learns foreground inside boxes: role ``coarse`` gives one mask per object (packed objects).
 
-    How the network is asked afterwards is no part of it. A weights file is an input, known by its content.
+    Inference parameters are no part of it. A weights file is an input, identified by its content.
     Raises :class:`tasks.training.weights.WeightsError` if a named file is not there.
     """
     weights = weights_files.parse(params.weights)
@@ -186,17 +187,17 @@ def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
 
 
 def predict(params: CFSParams, *, name: str = "cfs-predict") -> MapStage:
-    """The stage that looks into every box, small ones too: role ``net`` is the fit.
+    """The stage that predicts the foreground of every box, small ones too: role ``net`` is the fit.
 
     Packed objects of float16 foreground probabilities, each in the pixels of its box (nothing outside of it is
     foreground), in the layout that :func:`tasks.refine.refine` reads as role ``dense``; and ``mask_hw``, where they
     exceed .5, larger boxes first.
     """
-    asked = {entry.name: getattr(params, entry.name) for entry in dataclasses.fields(CFSPredictParams)}
+    shared = {entry.name: getattr(params, entry.name) for entry in dataclasses.fields(CFSPredictParams)}
     return MapStage(
         name=name,
         version=2,
-        params=CFSPredictParams(**asked),
+        params=CFSPredictParams(**shared),
         reads=("image", "boxes"),
         outputs=LABEL_OUTPUTS,
         function="tasks.cfs.network:predict_item",

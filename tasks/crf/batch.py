@@ -98,7 +98,7 @@ def _in_threads(work: Callable[[S], T], items: Iterable[S], count: int) -> Itera
                 index, item = next(source)
             except StopIteration:
                 break
-            except Exception as error:  # the items' own: what is in flight is handed out before
+            except Exception as error:  # raised by the iterable itself: outcomes in flight come first
                 failure = error
                 break
             flying.append((index, pool.submit(work, item)))

@@ -38,7 +38,7 @@ def mean_field(
     k, height, width = unary_khw.shape
     how: Any = getattr(densecrf, NORMALISATIONS[params.normalisation])
     crf = densecrf.DenseCRF2D(width, height, k)
-    # It asks for buffers that it may write to.
+    # It needs writable buffers.
     crf.setUnaryEnergy(unary_khw.reshape(k, -1).copy())
     if np.any(spatial):
         crf.addPairwiseGaussian(sxy=params.gaussian_sxy, compat=spatial, normalization=how)

@@ -216,7 +216,7 @@ def check_compat(given: Compat | None, default: float, k: int, name: str) -> flo
     if compat.ndim == 0:
         return float(compat)
     if compat.ndim == 2 and np.abs(compat - compat.T).max() > SYMMETRY * np.abs(compat).max():
-        raise ValueError(f"{name} must be symmetric; pydensecrf takes (M + M.T) / 2 of such a matrix without a word")
+        raise ValueError(f"{name} must be symmetric; pydensecrf silently takes (M + M.T) / 2 of such a matrix")
     return np.ascontiguousarray(compat, dtype=np.float32)
 
 
@@ -247,7 +247,7 @@ class ProbsCRFParams:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
     crf: CRFParams = field(default_factory=lambda: PRESETS["ahn-kwak-cam"], metadata={"help": "the CRF"})
-    floor: float = number(1e-5, 1e-30, 0.99, "least probability: smaller ones are taken as this")
+    floor: float = number(1e-5, 1e-30, 0.99, "floor of the probabilities; smaller ones are raised to it")
 
     def __post_init__(self) -> None:
         bounded(self, "crf")

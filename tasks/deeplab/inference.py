@@ -1,4 +1,4 @@
-"""What a trained segmenter gives for an image: label maps, probabilities, attention. Torch lives here."""
+"""Inference of a trained segmenter: label maps, probabilities, attention. Imports torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tasks.training.networks import load_network
 log = logging.getLogger("maskmill")
 
 MIN_SIDE = 16
-"""Smallest side that a network is shown; a thinner image is extended by its border and the result cut back."""
+"""Smallest side of a network's input; a thinner image is extended by its border and the result cut back."""
 
 
 def predict_item(item: Item, params: PredictParams) -> Arrays:
@@ -71,7 +71,7 @@ def probs_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
 
     for item in items:
         if item.record.tags is None:
-            raise SkipImage(f"{item.key}: no tags are known for this image, so not whose probabilities to keep")
+            raise SkipImage(f"{item.key}: no tags are known for this image, so the classes to keep are unknown")
     return _by_size(items, of_one_size)
 
 

@@ -34,20 +34,20 @@ class LGSAParams:
     modules: int = number(2, 1, 8, "self-attention modules in cascade after the backbone")
     embedding: int = number(0, 0, 4096, "channels C' within a module; 0: 512, or the backbone's if those are fewer")
     alpha: float | None = number(
-        None, 0.0, 1e9, "weight of the attention loss; null: 10,000, or 1,000 with one module. nonlocal has 0"
+        None, 0.0, 1e9, "weight of the attention loss; null: 10,000, or 1,000 with one module; nonlocal: always 0"
     )
     alpha_scaled: bool = field(
-        default=True, metadata={"help": "alpha is the one for maps of 41 x 41: on maps of N cells times (N/1681)^2"}
+        default=True, metadata={"help": "alpha is for maps of 41 x 41; maps of N cells: times (N/1681)^2"}
     )
     walk: Walk = field(
         default="probabilities",
-        metadata={"help": "what the random walk by the last W mixes: probabilities, logits, or off. nonlocal has off"},
+        metadata={"help": "the random walk is over probabilities or logits, or off; nonlocal: always off"},
     )
     guided: Literal["all", "last"] = field(default="all", metadata={"help": "modules that have an attention loss"})
     warmup_epochs: float = number(
         1.0, 0.0, 1e6, "epochs at the start with a lower learning rate (an epoch: every image once)"
     )
-    warmup_factor: float = number(0.1, 1e-6, 1.0, "the learning rate of those, times this")
+    warmup_factor: float = number(0.1, 1e-6, 1.0, "factor of the learning rate in these epochs")
 
     def __post_init__(self) -> None:
         bounded(self, "lgsa")
@@ -55,7 +55,7 @@ class LGSAParams:
 
 @dataclass(frozen=True)
 class AttentionNet:
-    """What of :class:`LGSAParams` a network is built and asked with."""
+    """The part of :class:`LGSAParams` that decides a network and its inference."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
@@ -65,7 +65,7 @@ class AttentionNet:
 
 
 def chosen(attention: Attention, params: LGSAParams) -> LGSAParams | None:
-    """What ``attention`` makes of the params: nothing, or all numbers settled, so that equal fits have one address.
+    """What ``attention`` makes of the params: ``None``, or all numbers resolved, so that equal fits have one address.
 
     ``nonlocal`` is ``lgsa`` with alpha 0 and without walk, which are Table 5's first column. Without a weight it does
     not matter how the loss would be weighted, nor for which modules.
@@ -89,7 +89,7 @@ def paper_alpha(modules: int) -> float:
 
 
 def net_of(params: LGSAParams) -> AttentionNet:
-    """The part that decides the network and how it is asked."""
+    """The part that decides the network and its inference."""
     return AttentionNet(params.modules, params.embedding, params.walk)
 
 

@@ -1,4 +1,4 @@
-"""DeepLab's fit: a segmenter learns from label maps. Torch lives here.
+"""DeepLab's fit: a segmenter learns from label maps. Imports torch.
 
 The network is :mod:`tasks.deeplab.build`'s; what it gives for an image is :mod:`tasks.deeplab.inference`.
 """

@@ -32,10 +32,8 @@ class TestTimeParams:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
     __test__: ClassVar[bool] = False
 
-    scales: tuple[float, ...] = number(
-        (1.0,), 0.1, 4.0, "factors by which the image is resized before the network sees it"
-    )
-    flip: bool = field(default=False, metadata={"help": "also ask for the mirror image of each scale"})
+    scales: tuple[float, ...] = number((1.0,), 0.1, 4.0, "factors by which the image is resized before inference")
+    flip: bool = field(default=False, metadata={"help": "also predict the mirror image of each scale"})
     fusion: Literal["mean", "max"] = field(
         default="mean",
         metadata={"help": "mean: of probabilities; max: of logits, as multi_scale_inputs fuses in training"},
@@ -49,7 +47,7 @@ class TestTimeParams:
 
 @dataclass(frozen=True)
 class DeepLabParams(TrainParams):
-    """One DeepLab: network, schedule, augmentation, and its inference. As it stands: v2 on ImageNet's ResNet-50."""
+    """One DeepLab: network, schedule, augmentation, inference. The defaults are v2 on ImageNet's ResNet-50."""
 
     NAME: ClassVar[str] = "deeplab"
 
@@ -74,15 +72,15 @@ class DeepLabParams(TrainParams):
     flip: bool = field(default=True, metadata={"help": "mirror every second crop"})
     colour_jitter: float = number(0.0, 0.0, 1.0, "random brightness, contrast and saturation, up to this much; 0: none")
     batch: int = number(10, 1, 4096, "crops an iteration, over all devices")
-    epochs: int = number(50, 1, 100_000, "an epoch shows every image once")
+    epochs: int = number(50, 1, 100_000, "passes over the data; every image once each")
     iterations: int = number(
-        0, 0, 10_000_000, "optimizer steps, the last one's weights are the result; 0: as many as the epochs need"
+        0, 0, 10_000_000, "optimizer steps, the last weights are the result; 0: as many as the epochs need"
     )
     lr: float = number(2.5e-4, 1e-9, 10.0, "learning rate of multiplier 1 (groups 1/10/20, 1/2/10/20)")
-    weight_decay: float = number(5e-4, 0.0, 1.0, "on weights; biases of the heads have none")
-    poly_power: float = number(0.9, 0.0, 10.0, "lr times (1 - iteration/iterations)**poly_power")
+    weight_decay: float = number(5e-4, 0.0, 1.0, "weight decay, of all but the heads' biases")
+    poly_power: float = number(0.9, 0.0, 10.0, "the learning rate falls as (1 - iteration/iterations)**poly_power")
     multi_scale_inputs: bool = field(
-        default=False, metadata={"help": "DeepLab v2's: scales 1, .75, .5, fused by maximum, a loss on each"}
+        default=False, metadata={"help": "DeepLab v2's training: scales 1, .75, .5, fused by maximum, a loss on each"}
     )
     loss_at: Literal["crop", "output"] = field(
         default="crop",
@@ -92,7 +90,7 @@ class DeepLabParams(TrainParams):
         default_factory=TestTimeParams, metadata={"help": "inference: scales and mirror images"}
     )
     monitor_every: int = number(
-        0, 0, 10_000_000, "iterations between two val mIoU; 0: only at the end", operational=True
+        0, 0, 10_000_000, "iterations between two measurements of val mIoU; 0: only at the end", operational=True
     )
 
     def __post_init__(self) -> None:
@@ -128,7 +126,7 @@ class DeepLabFitParams(DeepLabParams):
 
 @dataclass(frozen=True)
 class PredictParams:
-    """What of :class:`DeepLabParams` decides a prediction, given the checkpoint; and its optional parts."""
+    """The part of :class:`DeepLabParams` that decides a prediction, given the checkpoint; and its optional parts."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
@@ -142,7 +140,7 @@ class PredictParams:
     crf: CRFParams | None = field(default=None, metadata=WHEN_SET)
     """A dense CRF behind the network."""
     floor: float = field(default=1e-5, metadata={**WHEN_SET, "bounds": (1e-30, 0.99)})
-    """Least probability that the CRF is given (pydensecrf's)."""
+    """Floor of the probabilities that enter the CRF (pydensecrf's)."""
 
     def __post_init__(self) -> None:
         bounded(self, "predict")
@@ -181,7 +179,7 @@ DEMO = DeepLabParams(
 """From scratch on 96 px pictures, about a minute and a half on 2 busy cores."""
 
 DEMO_TINY = dataclasses.replace(DEMO, batch=4, iterations=20, crop=64)
-"""Twenty iterations: shows that everything runs, learns next to nothing."""
+"""Twenty iterations: a check that everything runs; the masks are poor."""
 
 PRESETS: Mapping[str, DeepLabParams] = {
     "voc-largefov": VOC_LARGEFOV,
@@ -195,7 +193,7 @@ def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None
     """The stage that learns from label maps: role ``target`` gives ``mask_hw``.
 
     With ``lgsa`` (:func:`tasks.deeplab.lgsa.chosen`'s) the network has self-attention, and the label maps guide it,
-    too. How the network is asked afterwards is no part of the stage. A weights file is an input, known by its content.
+    too. Inference parameters are no part of the stage. A weights file is an input, identified by its content.
     Raises :class:`tasks.training.weights.WeightsError` if a named file is not there, ``ValueError`` for multi-scale
     inputs with self-attention.
     """
@@ -226,7 +224,7 @@ def predict(
     """The stage that labels images: role ``net`` is the fit, the output ``mask_hw`` (0 background, 1..K).
 
     ``lgsa`` as the fit had it. With ``crf`` a dense CRF works on the same probabilities at the image's size, and its
-    mask is a second output, ``mask_crf_hw``: the network is asked once for both.
+    mask is a second output, ``mask_crf_hw``: one inference gives both.
     """
     return MapStage(
         name=name,
@@ -246,8 +244,8 @@ def predict_probs(params: DeepLabParams, *, name: str = "deeplab-probs", lgsa: L
     """The stage that gives probabilities of an image's own classes: role ``net`` is the fit.
 
     ``probs_chw`` float16, background first, and ``classes_c`` uint8, their class numbers: background and the image's
-    tags, whose probabilities do not add up to 1 where the network sees another class. At the network's output grid:
-    who needs the image's size resizes bilinearly (``align_corners=False``). ``lgsa`` as the fit had it.
+    tags. They do not add up to 1 where the network finds another class. At the network's output grid:
+    resize bilinearly (``align_corners=False``) for the image's size. ``lgsa`` as the fit had it.
     """
     return MapStage(
         name=name,

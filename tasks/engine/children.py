@@ -1,9 +1,9 @@
-"""Child processes that end when they are told to, and never outlive the run.
+"""Child processes that end on request, and never outlive the run.
 
 One :class:`Supervisor` per run starts every child from ONE thread of its own. The reason is the kernel's
 parent-death signal (:mod:`tasks.engine.process_tree`): it fires when the starting *thread* ends, and threads of a task
 runner come and go. Every child leads a session of its own, inherits no descriptor but those passed on purpose
-(so no lock), and is ended with all of its family: its group, its session and its descendants.
+(so no lock), and is ended with its whole process tree: its group, its session and its descendants.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Stopped(Exception):
-    """The run was told to stop before this was done."""
+    """The run was stopped before this was done."""
 
 
 # -- one child -------------------------------------------------------------------------------------------------------
@@ -63,9 +63,9 @@ class Child:
         self.argv = tuple(argv)
         self.pid = popen.pid
         self.graceful = graceful
-        """Ended by SIGTERM first, with all of its descent; otherwise by SIGKILL to its group."""
+        """Ended by SIGTERM first, with all of its descendants; otherwise by SIGKILL to its group."""
         self.exited = threading.Event()
-        """The process and its family are gone."""
+        """The process and its descendants are gone."""
         self.ended = threading.Event()
         """... and all that it wrote was delivered."""
         self.returncode: int | None = None
@@ -106,24 +106,24 @@ class Child:
         return self.returncode
 
     def terminate(self, grace_s: float = GRACE_S) -> None:
-        """SIGTERM to the child and its family, SIGKILL after ``grace_s``. Returns when they are gone."""
+        """SIGTERM to the child and its descendants, SIGKILL after ``grace_s``. Returns when they are gone."""
         self.signal(signal.SIGTERM)
         if not self.exited.wait(grace_s):
             self.kill()
             self.exited.wait(_DRAIN_S)
 
     def kill(self) -> None:
-        """SIGKILL to the child and its family, without waiting."""
+        """SIGKILL to the child and its descendants, without waiting."""
         self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
-        """Send a signal to the child and its family, unless it has ended."""
+        """Send a signal to the child and its descendants, unless it has ended."""
         with self._lock:  # not reaped inside: the number still is this child's
             if self.returncode is None:
                 self._signal_family(number)
 
     def _signal_family(self, number: int) -> None:
-        """The group, and for those who may have others start processes for them (torchrun) all the rest."""
+        """The group; for programs that start sessions of their own (torchrun) all descendants, too."""
         if self.graceful:
             self._known |= family(self.pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -137,7 +137,7 @@ class Child:
         return thread
 
     def _keep(self, readers: list[threading.Thread]) -> None:
-        """Wait for the end, end what the child left behind, reap it, tell everybody."""
+        """Wait for the end, end processes that the child left behind, reap it, notify the waiters."""
         # WNOWAIT: until it is reaped its number cannot be given to another process (or group).
         os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
         with self._lock:
@@ -148,7 +148,7 @@ class Child:
         if self._on_exit is not None:
             self._on_exit()
         for reader in readers:
-            # A process that left the family may hold the pipe open for ever.
+            # A process that left the tree may hold the pipe open for ever.
             reader.join(_DRAIN_S)
         self.ended.set()
 
@@ -160,7 +160,7 @@ class Child:
                         on_line(raw.decode(errors="replace").rstrip("\r\n"))
                     except BaseException as error:
                         self._error = error
-                        # Keep reading, lest the child blocks on a full pipe while it is being ended.
+                        # Keep reading, or the child would block on a full pipe while it is being ended.
                         self._thread(self.terminate)
 
     def _read_errors(self, stream: IO[bytes], log_file: Path | None) -> None:
@@ -257,7 +257,7 @@ class Supervisor:
         )
 
     def stop_all(self) -> None:
-        """End every child, within about two seconds whatever it does. Nothing can be started afterwards."""
+        """End every child within about two seconds. Nothing can be started afterwards."""
         with self._lock:
             self._closed = True
             children = list(self._children)
@@ -317,10 +317,10 @@ class Supervisor:
         return answer.result()
 
     def _run(self) -> None:
-        """The supervisor's thread: start what is asked for, end everything when ``stop`` is set."""
+        """The supervisor's thread: start what is requested, end everything when ``stop`` is set."""
         while True:
             try:
-                # With no child there is nothing to end: sleep until asked.
+                # With no child there is nothing to end: sleep until the next request.
                 request = self._requests.get(timeout=_POLL_S if self._children else None)
             except queue.Empty:
                 with self._lock:

@@ -23,7 +23,7 @@ from tasks.engine.children import ROOT, Stopped, Supervisor
 from tasks.engine.fit_spec import FitSpec, plain_params
 from tasks.engine.image_task import ImageTask, stated_size
 from tasks.engine.options import RunParams
-from tasks.engine.pending import FitSurvey, Sources, weights_digests
+from tasks.engine.pending import FitMembers, Sources, weights_digests
 from tasks.engine.progress import Reporter
 from tasks.stage import FitHandle, FitStage, Handle, resolve
 
@@ -31,12 +31,12 @@ log = logging.getLogger("maskmill")
 
 
 FIT_PROCESS = "tasks.training.fit_process"
-"""Known by its name alone: training builds on the engine, not the other way round."""
+"""By name, not imported: training builds on the engine, not the other way round."""
 MONITOR_READS: tuple[Kind, ...] = ("image", "truth")
 
 
 class FitFailed(RuntimeError):
-    """A fit ended without a publication; the message holds its own last words."""
+    """A fit ended without a publication; the message holds the end of its output."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class FitPlan:
     note: str = ""
     """What was decided, for the log."""
     surprising: bool = False
-    """``note`` is not what ``refit`` asked for."""
+    """``note`` differs from what ``refit`` requests."""
 
     @property
     def digest(self) -> str | None:
@@ -80,20 +80,20 @@ class FitPlan:
             publication=None,
             pinned=False,
             newer_than=self.newest,
-            note="fitted again, as asked by rerun",
+            note="fitted again (rerun)",
             surprising=False,
         )
 
-    def tell(self, label: str) -> None:
+    def log_decision(self, label: str) -> None:
         """Log what was decided."""
         if self.note:
             log.log(logging.WARNING if self.surprising else logging.INFO, "%s: %s", label, self.note)
 
     def skips(self, members: Sequence[ImageTask], label: str) -> list[Skip]:
-        """Images of ``members`` that the published fit was done without; told again by each run that uses it."""
+        """Images of ``members`` that the published fit was done without; reported by each run that uses it."""
         if self.publication is None:
             return []
-        current = {job.key for job in members}
+        current = {task.key for task in members}
         listed = [Skip(*entry) for entry in self.publication.info.get("skips", ())]
         return [replace(skip, stage=label) for skip in listed if skip.key in current]
 
@@ -103,12 +103,12 @@ def plan(
     stage: FitStage,
     address: str,
     records: RecordSet,
-    survey: FitSurvey,
+    usable: FitMembers,
     upstream: Mapping[str, Handle],
     sources: Sources,
     options: RunParams,
 ) -> FitPlan:
-    """Stamp, lineage and (perhaps pinned) publication of a fit over ``survey.members``.
+    """Stamp, lineage and (perhaps pinned) publication of a fit over ``usable.members``.
 
     A lineage is (address, data set, split, seed, digests of initial weights and inputs): only within one can an older
     fit stand in for a new one (``refit``).
@@ -117,11 +117,11 @@ def plan(
     fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
     inputs = {role: str(path) for role, path in stage.inputs.items()} | {role: h.path for role, h in fits.items()}
     prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
-    if weights is None or survey.unknown:
+    if weights is None or usable.unknown:
         return FitPlan(None, inputs=inputs, prefixes=prefixes)
     init = weights.pop("init", None)
     lineage = keys.digest([address, records.dataset, records.split, stage.seed, init, weights])
-    members = [(job.key, job.stamp) for job in survey.members]
+    members = [(task.key, task.stamp) for task in usable.members]
     stamp = keys.fit_stamp(members=members, inputs=weights, init=init, seed=stage.seed)
     store = FitStore(cache)
     published = store.published(address, stamp, accept=sources.sound)
@@ -169,7 +169,7 @@ class Work:
     members: list[ImageTask]
 
     def run(self) -> FitPlan:
-        """Fit (or wait for somebody who does), and return the plan with its publication."""
+        """Fit (or wait for another process that does), and return the plan with its publication."""
         run = self.of_run
         assert self.plan.stamp is not None
         if not self.members:
@@ -220,7 +220,7 @@ class Work:
         )
 
     def _monitored(self) -> tuple[ImageTask, ...]:
-        """The records that the fit may look at and never learn from."""
+        """The records for monitoring, never for training."""
         if self.monitor is None:
             return ()
         return tuple(
@@ -260,10 +260,10 @@ class Work:
         )
         code = child.wait(stop=run.stop)
         if code != 0 and run.stop.is_set():
-            raise Stopped(f"{self.label} was stopped; the next run goes on from its checkpoint")
+            raise Stopped(f"{self.label} was stopped; the next run resumes from its checkpoint")
         if code != 0:
-            said = last.get("message") if last.get("event") == "error" else child.error_tail[-2000:]
-            raise FitFailed(f"{self.label}: the fit ended with exit code {code}: {said or 'it left no message'}")
+            message = last.get("message") if last.get("event") == "error" else child.error_tail[-2000:]
+            raise FitFailed(f"{self.label}: the fit ended with exit code {code}: {message or 'no message'}")
 
     def _event(self, event: Mapping[str, Any]) -> None:
         """One line of the fit's report."""

@@ -16,7 +16,7 @@ from tasks.engine.image_task import ImageTask
 
 @dataclass(frozen=True)
 class FitSpec:
-    """One fit, whole: where, what, from which images, and how the work is done."""
+    """One fit in full: where, what, from which images, and how the work is done."""
 
     cache: str
     label: str
@@ -34,7 +34,7 @@ class FitSpec:
     reads: tuple[Kind, ...] = ()
     seed: int = 0
     monitor: tuple[ImageTask, ...] = ()
-    """Operational: looked at while training, learnt from never. Its records may hold truth."""
+    """Operational: for monitoring only, never for training. Its records may hold truth."""
     monitor_reads: tuple[Kind, ...] = ("image", "truth")
     inputs: Mapping[str, str] = field(default_factory=dict)
     """role -> path of an input file, or of an upstream checkpoint's weights."""

@@ -1,6 +1,6 @@
 """Which GPUs a fit (or a map stage) takes, and the operating system's lock on each.
 
-No torch: it sees GPUs only once they are chosen. One fit or map stage at a time on one GPU. The lock is named by the
+No torch: it is loaded after the GPUs are chosen. One fit or map stage at a time on one GPU. The lock is named by the
 GPU's UUID, so that two users, two caches or two values of ``CUDA_VISIBLE_DEVICES`` mean the same card.
 """
 
@@ -18,7 +18,7 @@ from artifacts.cache import locks
 
 
 class NoDevice(RuntimeError):
-    """A GPU was asked for and there is none; the message says which option to change."""
+    """A GPU was requested and there is none; the message names the option to change."""
 
 
 def visible_gpus() -> list[str]:
@@ -59,7 +59,7 @@ def has_gpu() -> bool:
 
 
 def check_device(wanted: str) -> None:
-    """Raises :class:`NoDevice` if a GPU is asked for and there is none: said before any work is done."""
+    """Raises :class:`NoDevice` if a GPU is requested and there is none. Called before any work."""
     if wanted == "cuda" and not (has_gpu() and visible_gpus()):
         raise NoDevice(
             "device=cuda, but no GPU is visible (nvidia-smi lists none, or CUDA_VISIBLE_DEVICES hides them); "
@@ -133,10 +133,10 @@ def take_gpus(
     """
     if len(uuids) < count:
         raise NoDevice(
-            f"devices={count} GPUs were asked for, {len(uuids)} are visible (CUDA_VISIBLE_DEVICES="
+            f"devices={count} GPUs were requested, {len(uuids)} are visible (CUDA_VISIBLE_DEVICES="
             f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'unset')}); lower devices= or set device=cpu"
         )
-    told = False
+    announced = False
     while True:
         with contextlib.ExitStack() as stack:
             taken: list[str] = []
@@ -148,9 +148,9 @@ def take_gpus(
             if len(taken) == count:
                 yield taken
                 return
-        # Those that were free are given back while we wait, lest two fits wait for each other.
-        if not told:
-            told = True
+        # Free ones are released while waiting, or two fits could wait for each other.
+        if not announced:
+            announced = True
             busy = next(uuid for uuid in uuids if uuid not in taken)
             on_wait(f"GPU {busy}, held by {locks.holder(locks.gpu_lock_path(busy))}")
         if stop is not None and stop.is_set():

@@ -51,7 +51,7 @@ def load_item(
         if task.stated_hw is not None and image_rgb.shape[:2] != task.stated_hw:
             raise DataError(
                 f"{task.record.image}: the image is {image_rgb.shape[:2]} (height, width; turned as its EXIF data"
-                f" say), its annotation was made for {task.stated_hw}: its positions would lie elsewhere. Annotate it"
-                " anew, or give the image that was annotated"
+                f" say), its annotation was made for {task.stated_hw}: its positions would be wrong. Annotate it"
+                " again, or give the image that was annotated"
             )
     return Item(task.key, task.record, classes, image_rgb, up, **surroundings)

@@ -1,4 +1,4 @@
-"""The Runner's side of a map stage: its pending images go to workers as units, what comes back is entered as done."""
+"""The Runner's side of a map stage: its pending images go to workers as units, their results are recorded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from artifacts.cache.store import MaskStore
 from artifacts.records import RecordSet
 from tasks.engine.options import RunParams
-from tasks.engine.pending import MapSurvey, in_order, remembered
+from tasks.engine.pending import PendingImages, in_order, remembered
 from tasks.engine.progress import Reporter
 from tasks.engine.skin import Skin
 from tasks.engine.work_unit import WorkUnit, cut
@@ -33,10 +33,10 @@ class MapWork:
         label: str,
         records: RecordSet,
         upstream: Mapping[str, Handle],
-        survey: MapSurvey,
+        images: PendingImages,
     ) -> int:
-        """Work on the pending images of ``survey`` and enter their results into it; the number of them."""
-        pending, produced, skips = survey.pending, survey.produced, survey.skips
+        """Work on the pending images of ``images`` and enter their results into it; the number of them."""
+        pending, produced, skips = images.pending, images.produced, images.skips
         self.reporter.stage(label, len(records), len(produced), "images")
         if not pending:
             self.skin.cached(label, len(records))

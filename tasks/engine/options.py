@@ -1,4 +1,4 @@
-"""How a run is done: every operational option, none of which changes what comes out."""
+"""How a run is done: every operational option, none of which changes results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class RunParams:
-    """How a flow is run: where the cache is, what is done again, with how many workers. Never what comes out."""
+    """How a flow is run: where the cache is, what is run again, with how many workers. No option changes results."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
@@ -27,16 +27,18 @@ class RunParams:
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where networks run; auto: a GPU if there is one")
     devices: int = _option(1, "GPUs (or CPU ranks) that one fit uses")
     threads: int = _option(-1, "CPU threads of one fit; -1: one per core")
-    launch: Literal["process", "inline"] = _option("process", "fits as processes of their own, or in this one")
-    rerun: tuple[str, ...] = _option((), "labels of stages to do again though they are cached")
-    until: str = _option("", "label of the last stage: what is there after it is scored, drawn and exported")
+    launch: Literal["process", "inline"] = _option("process", "each fit in a process of its own, or inline")
+    rerun: tuple[str, ...] = _option((), "labels of stages to run again although they are cached")
+    until: str = _option("", "label of the last stage; the results up to it are scored, drawn and exported")
     refit: Literal["changed", "never", "share_new"] = _option(
-        "changed", "fit again when its data changed, never, or when the share of new images reaches share_new"
+        "changed", "fit again when the data changed, never, or when the share of new images reaches share_new"
     )
-    share_new: float = _option(0.1, "with refit=share_new: share of images that the last fit has not seen")
+    share_new: float = _option(0.1, "with refit=share_new: share of images that are new since the last fit")
     loader_workers: int = _option(-1, "loader processes of one fit; -1: none on a CPU, up to 8 on a GPU")
     checkpoint_every_s: float = _option(60.0, "seconds between a fit's checkpoints")
-    image_timeout_s: float = _option(120.0, "a map stage's image that takes longer is retried alone, then skipped")
+    image_timeout_s: float = _option(
+        120.0, "seconds for an image of a map stage; slower ones are retried alone, then skipped"
+    )
     verify_inputs: bool = _option(False, "read every image's bytes again instead of trusting size and time")
     export: tuple[str, ...] = _option((), "dataset formats to export at the end: voc, voc-server, coco, hdf5")
     progress: bool = _option(True, "show progress")

@@ -22,7 +22,7 @@ log = logging.getLogger("maskmill")
 
 
 @dataclass
-class MapSurvey:
+class PendingImages:
     """State of one map stage before any work."""
 
     pending: list[ImageTask] = field(default_factory=list)
@@ -34,23 +34,23 @@ class MapSurvey:
 
     @property
     def cached(self) -> int:
-        """Images with nothing to do."""
+        """Images that need no work."""
         return len(self.produced)
 
 
 @dataclass
-class FitSurvey:
+class FitMembers:
     """Members of one fit before any work."""
 
     members: list[ImageTask] = field(default_factory=list)
-    """One job per usable image; ``stamp`` is the member's digest."""
+    """One task per usable image; ``stamp`` is the member's digest."""
     skips: list[Skip] = field(default_factory=list)
     unknown: int = 0
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Digests that a survey needs, remembered over the stages of one run."""
+    """Digests of images, labels and files, kept over the stages of one run."""
 
     digests: ImageDigests
     store: MaskStore
@@ -114,7 +114,7 @@ def weights_digests(stage: Stage, upstream: Mapping[str, Handle], sources: Sourc
     return found
 
 
-def survey_map(
+def pending_images(
     stage: MapStage,
     address: str,
     label: str,
@@ -123,9 +123,9 @@ def survey_map(
     sources: Sources,
     *,
     rerun: bool,
-) -> MapSurvey:
+) -> PendingImages:
     """Sort ``records`` into cached, pending, absent and unknown."""
-    survey = MapSurvey()
+    images = PendingImages()
     weights = weights_digests(stage, upstream, sources)
     maps = map_handles(stage.name, records, upstream)
     entries = sources.store.entries(address)
@@ -133,50 +133,50 @@ def survey_map(
         key = records.key(record)
         above = {role: handle.produced.get(key) for role, handle in maps.items()}
         if weights is None or any(produced is None for produced in above.values()):
-            survey.unknown += 1
+            images.unknown += 1
             continue
         known = {role: produced for role, produced in above.items() if produced is not None}
-        member = _member(stage, label, key, record, known, sources, survey.skips)
+        member = _member(stage, label, key, record, known, sources, images.skips)
         if member is None:
-            survey.produced[key] = Produced("", None, survey.skips[-1].reason)
+            images.produced[key] = Produced("", None, images.skips[-1].reason)
             continue
         image, labels = member
         outputs = {role: produced.output for role, produced in known.items()}
         stamp = keys.image_stamp(image=image, labels=labels, upstream=outputs, weights=weights)
         if absent := [role for role, output in outputs.items() if output is None]:
-            survey.produced[key] = Produced(stamp, None, f"skipped upstream ({', '.join(absent)})")
+            images.produced[key] = Produced(stamp, None, f"skipped upstream ({', '.join(absent)})")
             continue
         entry = entries.get((key, stamp))
         if entry is not None and not rerun:
-            survey.produced[key] = remembered(entry, stamp)
+            images.produced[key] = remembered(entry, stamp)
             if entry.output is None:
-                survey.skips.append(Skip(key, record.image, entry.reason or "", True, label))
+                images.skips.append(Skip(key, record.image, entry.reason or "", True, label))
             continue
         up = {role: handle.place(known[role]) for role, handle in maps.items()}
         task = ImageTask(key, stamp, record.view(stage.reads), up, stated_size(record, stage.reads))
-        survey.pending.append(task)
-    return survey
+        images.pending.append(task)
+    return images
 
 
-def survey_fit(
+def fit_members(
     stage: FitStage, label: str, records: RecordSet, upstream: Mapping[str, Handle], sources: Sources
-) -> FitSurvey:
+) -> FitMembers:
     """Members of a fit over ``records``, by image id: those whose image, labels and upstream arrays are all there.
 
     The stamp knows them as a set; a fit draws its order from places in this list, which must not be the records' own.
     """
-    survey = FitSurvey()
+    usable = FitMembers()
     maps = map_handles(stage.name, records, upstream)
     for record in records:
         key = records.key(record)
         above = {role: handle.produced.get(key) for role, handle in maps.items()}
         if any(produced is None for produced in above.values()):
-            survey.unknown += 1
+            usable.unknown += 1
             continue
         known = {role: produced for role, produced in above.items() if produced is not None}
         if any(produced.output is None for produced in known.values()):
             continue  # listed by the upstream stage already
-        member = _member(stage, label, key, record, known, sources, survey.skips)
+        member = _member(stage, label, key, record, known, sources, usable.skips)
         if member is None:
             continue
         image, labels = member
@@ -184,9 +184,9 @@ def survey_fit(
         digest = keys.image_stamp(image=image, labels=labels, upstream=outputs, weights={})
         up = {role: handle.place(known[role]) for role, handle in maps.items()}
         task = ImageTask(key, digest, record.view(stage.reads), up, stated_size(record, stage.reads))
-        survey.members.append(task)
-    survey.members.sort(key=lambda task: task.record.image_id)
-    return survey
+        usable.members.append(task)
+    usable.members.sort(key=lambda task: task.record.image_id)
+    return usable
 
 
 def map_handles(name: str, records: RecordSet, upstream: Mapping[str, Handle]) -> dict[str, MapHandle]:
@@ -238,7 +238,7 @@ def _member(
 ) -> tuple[str | None, dict[str, str]] | None:
     """Digests of the image and of the declared labels; ``None`` (and a skip) if one cannot be read.
 
-    The stated size counts as a label where it is checked: who mends it gets another result.
+    The stated size counts as a label where it is checked: correcting it gives another result.
     """
     if any(produced.output is None for produced in above.values()):
         return None, {}

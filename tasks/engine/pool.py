@@ -2,8 +2,8 @@
 
 A worker that dies (segfault, abort, out of memory, ``kill -9``) or is silent on one image for too long costs that
 image at most: the worker alone is replaced, the image it was at is tried once more, alone in a fresh process (the
-*quarantine*), and the unit is run again; an image that ends a second worker is *poisoned*: the unit is run again
-with the order to record it as a skip. Work of other units is not touched. (``ProcessPoolExecutor`` can neither time
+*quarantine*), and the unit is run again; an image that ends a second worker is *poisoned*: the unit is run again and
+records it as a skip. Work of other units is not touched. (``ProcessPoolExecutor`` can neither time
 out one call, nor say which image killed it, nor go on afterwards.)
 
     with Supervisor(stop) as supervisor, Pool(2, supervisor=supervisor, stop=stop) as pool:
@@ -100,7 +100,7 @@ class Pool:
 
     @property
     def closed(self) -> bool:
-        """Whether it takes no work any more: it was closed, or stopped, or a fault of its own has ended it."""
+        """Whether it takes no more work: it was closed, stopped, or ended by a fault of its own."""
         return self._closing
 
     def submit(self, unit: Unit[R]) -> Future[R]:
@@ -123,7 +123,7 @@ class Pool:
 
     @contextlib.contextmanager
     def reporting(self, label: str, callback: Callable[[int], None]) -> Iterator[None]:
-        """Within this context ``callback(images done)`` is told of units with this label, ten times a second at most.
+        """Within this context ``callback(images done)`` is called for this label's units, ten times a second at most.
 
         Calls come from the pool's thread (``workers=0``: the submitting one), the last from the leaving one.
         """
@@ -136,7 +136,7 @@ class Pool:
             with self._lock:
                 if self._watches.get(label) is watch:
                     del self._watches[label]
-            watch.tell(now=True)
+            watch.report(now=True)
 
     def close(self) -> None:
         """Kill the workers and wait until they are gone; unfinished futures raise :class:`Stopped`."""
@@ -162,12 +162,12 @@ class Pool:
                 for key, _ in self._selector.select(self._patience()):
                     key.data()
                 if self._stop.is_set():
-                    break  # before deaths are looked at: those that stop causes are not worth a word
+                    break  # before deaths are checked: those that stop causes are not logged
                 self._look_after_links()
                 self._assign()
                 self._watch_writes()
-                self._tell()
-        except BaseException as error:  # a fault here must not leave anybody waiting for ever
+                self._report_progress()
+        except BaseException as error:  # a fault here must not leave a caller waiting for ever
             if not isinstance(error, Stopped):
                 log.exception("the pool failed")
                 reason = error
@@ -185,7 +185,7 @@ class Pool:
                 pass
 
     def _end(self, reason: BaseException) -> None:
-        """Kill all, answer all."""
+        """Kill all workers, resolve all futures."""
         children = [link.child for link in self._links]
         tasks = [task for task in self._links.values() if task is not None]
         for link in list(self._links):
@@ -204,19 +204,19 @@ class Pool:
         self._wake_read.close()
         self._wake_write.close()
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         for link, task in self._links.items():
             if task is not None and link is not self._quarantine:
                 task.progress(link.images_done(len(task.keys)))
         with self._lock:
             watches = list(self._watches.values())
         for watch in watches:
-            watch.tell()
+            watch.report()
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
     def _look_after_links(self) -> None:
-        """Messages first: a result that came in time counts, whatever became of its worker."""
+        """Messages first: a result that came in time counts, even if its worker died since."""
         now = time.monotonic()
         for link in list(self._links):
             if link.unsent:
@@ -256,7 +256,7 @@ class Pool:
         if task is None:
             return
         if error is None and link is self._quarantine:
-            task.probe = None  # innocent when alone: the unit gets its second run
+            task.probe = None  # it succeeded alone: the unit gets its second run
             self._requeue(task)
         else:
             task.answer(result, error)
@@ -266,12 +266,12 @@ class Pool:
             self._drop(link)
 
     def _lost(self, link: WorkerHandle, how: str) -> None:
-        """A worker is dead or given up: its unit is tried again, or was answered."""
+        """A worker is dead or given up: its unit is tried again, unless it has a result."""
         task = self._links[link]
         place, together, probing = link.place, link.together, link is self._quarantine
         words = link.last_words
         self._drop(link)
-        log.debug("%s; its last words: %s", how, words or "none")
+        log.debug("%s; its last output: %s", how, words or "none")
         if task is None:
             if not link.ready:
                 self._start_failed(f"{how} while it started. {words}")

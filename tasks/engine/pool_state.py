@@ -1,4 +1,4 @@
-"""What the pool works on: units, what has happened to them, and how far they are."""
+"""What the pool works on: units, their attempts, and their progress."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 
 TICK_S = 0.1
-"""How often stop, time limits and progress are looked at while there is work."""
+"""How often stop, time limits and progress are checked while there is work."""
 ATTEMPTS = 2
 """Workers that an image (or what surrounds a unit's images) may cost."""
 
 
 class Report(Protocol):
-    """Says which image a unit is at; see :meth:`Unit.run`."""
+    """Reports which image a unit is at; see :meth:`Unit.run`."""
 
     def __call__(self, key: str, together: int = 1) -> None:
         """Before the image ``key``, or the ``together`` images from it on."""
@@ -65,27 +65,27 @@ class Unit(Protocol[R_co]):
 
 
 class Watch:
-    """Progress of one label: how many images are done, told at most every tick."""
+    """Progress of one label: how many images are done, reported at most every tick."""
 
     def __init__(self, callback: Callable[[int], None]) -> None:
         self._callback = callback
         self._lock = threading.Lock()
         self._done = 0
-        self._told = 0
-        self._told_at = 0.0
+        self._reported = 0
+        self._reported_at = 0.0
 
     def add(self, images: int) -> None:
         """``images`` more are done."""
         with self._lock:
             self._done += images
 
-    def tell(self, *, now: bool = False) -> None:
+    def report(self, *, now: bool = False) -> None:
         """Call the callback if there is news and the last call is a tick ago (or ``now``)."""
         with self._lock:
             clock = time.monotonic()
-            if self._done == self._told or (clock - self._told_at < TICK_S and not now):
+            if self._done == self._reported or (clock - self._reported_at < TICK_S and not now):
                 return
-            self._told, self._told_at = self._done, clock
+            self._reported, self._reported_at = self._done, clock
             try:
                 self._callback(self._done)
             except Exception:
@@ -93,7 +93,7 @@ class Watch:
 
 
 class Task(Generic[R]):
-    """A submitted unit and what has happened to it."""
+    """A submitted unit and its attempts."""
 
     def __init__(self, unit: Unit[R], watch: Watch | None) -> None:
         self.unit = unit
@@ -116,7 +116,7 @@ class Task(Generic[R]):
             self._done = done
 
     def worker_lost(self, how: str, place: int | None, together: int, words: str) -> bool:
-        """A worker has ended at the image of index ``place`` (-1: at none; ``None``: at the probe). Whether to go on.
+        """A worker has ended at the image of index ``place`` (-1: at none; ``None``: at the probe). True to try again.
 
         Where it was at several images at once none is blamed: from then on the unit takes them one by one.
         """
@@ -157,7 +157,7 @@ class Task(Generic[R]):
 
 
 def _reason(deaths: list[str]) -> str:
-    """``worker died with signal SIGABRT twice``; a time limit is not said twice."""
+    """``worker died with signal SIGABRT twice``; a time limit is not repeated."""
     first, second = deaths[-2:]
     if first != second:
         return f"{first}, then {second}"
@@ -175,7 +175,7 @@ def run_here(task: Task[R], stop: threading.Event) -> None:
             raise Stopped("the run is stopping")
         task.progress(places.get(key, len(places)))
         if task.watch is not None:
-            task.watch.tell()
+            task.watch.report()
 
     try:
         result = task.unit.run(report, {})
@@ -184,4 +184,4 @@ def run_here(task: Task[R], stop: threading.Event) -> None:
     else:
         task.answer(result)
         if task.watch is not None:
-            task.watch.tell()
+            task.watch.report()

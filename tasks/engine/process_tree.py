@@ -1,8 +1,8 @@
-"""Processes that do not outlive their parent, and a process with all that came from it.
+"""Processes that do not outlive their parent, and a process with all its descendants.
 
 A child that calls :func:`die_with_parent` as its first act dies with the thread that started it, even if that was
 killed by ``kill -9``. ``python tasks/engine/process_tree.py PARENT_PID COMMAND ...`` becomes COMMAND, which dies with
-PARENT_PID: for commands that cannot ask for their parent-death signal themselves (torchrun, a shell); the wish
+PARENT_PID: for commands that cannot request their parent-death signal themselves (torchrun, a shell); the request
 survives ``exec``. It is run by path, in an isolated interpreter without site packages, so that it costs some 20 ms.
 Only the standard library is imported, and little of it: this is on the path of every child's start.
 """
@@ -25,10 +25,10 @@ _PR_SET_PDEATHSIG = 1
 def die_with_parent(parent_pid: int | None = None) -> None:
     """Have this process killed (SIGKILL) when the thread that started it ends.
 
-    ``parent_pid`` is who must still be the parent: if it died before the kernel was asked, this process
-    dies here. ``None`` accepts whoever is the parent now. The kernel watches the starting THREAD, not its
+    ``parent_pid`` is who must still be the parent: if it died before the request, this process
+    dies here. ``None`` accepts any current parent. The kernel watches the starting THREAD, not its
     process, so children are started by a thread that lives as long as the run (``tasks.engine.children.Supervisor``).
-    Where there is no ``prctl`` (not Linux) a thread looks twice a second instead.
+    Without ``prctl`` (not Linux) a thread checks twice a second instead.
     """
     expected = os.getppid() if parent_pid is None else parent_pid
     prctl = getattr(ctypes.CDLL(None, use_errno=True), "prctl", None)
@@ -50,13 +50,13 @@ def _watch(expected: int) -> None:
         _die_unless(expected)
 
 
-# -- a process and its descent -----------------------------------------------------------------------------------------
+# -- a process and its descendants ------------------------------------------------------------------------------------
 
 
 def family(leader: int) -> dict[int, int]:
-    """``{pid: start time}`` of all living processes of ``leader``'s group, session or descent, itself left out.
+    """``{pid: start time}`` of all living processes of ``leader``'s group, session or descendants, itself left out.
 
-    Descent matters: torchrun gives each rank a session of its own. Start times (clock ticks since boot) tell a
+    Descendants matter: torchrun gives each rank a session of its own. Start times (clock ticks since boot) tell a
     process from a later one with its number. Empty where there is no ``/proc``.
     """
     table = _process_table()
@@ -105,7 +105,7 @@ def signal_members(members: Mapping[int, int], number: int) -> None:
 
 
 def wait_until_gone(members: Mapping[int, int], within_s: float) -> None:
-    """Wait until none of these processes runs any more (a kill takes effect when the kernel next looks at them)."""
+    """Wait until none of these processes runs any more (a kill takes effect when the kernel next schedules them)."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if not any((entry := _stat(pid)) is not None and entry[3] == started for pid, started in members.items()):
@@ -113,7 +113,7 @@ def wait_until_gone(members: Mapping[int, int], within_s: float) -> None:
         time.sleep(0.005)
 
 
-# -- commands that cannot ask for the signal themselves ----------------------------------------------------------------
+# -- commands that cannot request the signal themselves ---------------------------------------------------------------
 
 
 def become(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a bar per stage, or plain lines where there is no terminal."""
+"""What is shown while a run works: a bar per stage, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("maskmill")
 
 
 class Reporter(Protocol):
-    """Told by the Runner what happens; calls may come from any thread."""
+    """Receives progress from the Runner; calls may come from any thread."""
 
     def stage(self, label: str, total: int, cached: int, unit: str) -> None:
         """A stage begins: ``total`` images or iterations, ``cached`` of them done already."""
@@ -42,7 +42,7 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """Says nothing."""
+    """Shows nothing."""
 
     def stage(self, label: str, total: int, cached: int, unit: str) -> None:
         """Nothing."""
@@ -66,7 +66,7 @@ class Lines:
     def __init__(self, every_s: float = 30.0) -> None:
         self._every_s = every_s
         if not log.isEnabledFor(logging.INFO) and "MASKMILL_LOG" not in os.environ:
-            log.setLevel(logging.INFO)  # without a terminal these lines are all that says that something happens
+            log.setLevel(logging.INFO)  # without a terminal these lines are the only sign of progress
         self._last: dict[str, float] = {}
         self._totals: dict[str, tuple[int, str]] = {}
 
@@ -151,5 +151,5 @@ class Bars:
             self._progress.update(self._tasks[label], note=note)
 
     def close(self) -> None:
-        """Leave the bars as they are and give the terminal back."""
+        """Leave the bars as they are and release the terminal."""
         self._progress.stop()

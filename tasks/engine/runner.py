@@ -1,4 +1,4 @@
-"""The Runner: runs stages over records, and does nothing that is done already. Plain Python.
+"""The Runner: runs stages over records, and skips work that is cached. Plain Python.
 
     with Runner(RunParams(cache="cache")) as run:
         coarse = run.map(grabcut.propose(GrabCutParams()), train)
@@ -31,7 +31,7 @@ from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.gpus import check_device
 from tasks.engine.map_work import MapWork
 from tasks.engine.options import RunParams
-from tasks.engine.pending import Sources, stamps_of, survey_fit, survey_map
+from tasks.engine.pending import Sources, fit_members, pending_images, stamps_of
 from tasks.engine.progress import Reporter, Silent
 from tasks.engine.skin import PlainSkin, Skin
 from tasks.engine.stage_report import StageReport, plain_skip, unique_skips
@@ -42,7 +42,7 @@ log = logging.getLogger("maskmill")
 
 
 class StageFailed(RuntimeError):
-    """A stage of which nothing is left: every image was skipped, or its fit failed."""
+    """A stage without any result: every image was skipped, or its fit failed."""
 
 
 class UntilReached(Exception):
@@ -67,7 +67,7 @@ class Runner:
     ) -> None:
         """``recipe``: the flow's data and params as plain data, for the manifest, which is then kept up to date.
 
-        ``sets``: the flow's. ``sources``: a planning run's. ``workers``: lent by whoever closes them; this run's own by
+        ``sets``: the flow's. ``sources``: a planning run's. ``workers``: closed by the caller; this run's own by
         default.
         """
         check_device(options.device)
@@ -83,7 +83,7 @@ class Runner:
         self.stop = self._workers.stop
         self.recipe = dict(recipe or {})
         self.facts: dict[str, Any] = {}
-        """What every manifest of this run says from now on."""
+        """Fields that every manifest of this run has from now on."""
         self.ending = False
         """Whether the page has come to its end, which ``until`` does not cut."""
         self._sets = sets
@@ -112,32 +112,32 @@ class Runner:
             status = "interrupted" if stopped else "failed"
             try:
                 self.write_manifest(status, str(error))
-            except (OSError, DataError) as second:  # the first error is the one to be told
+            except (OSError, DataError) as second:  # the first error is the one to report
                 log.warning("no manifest was written: %s", second)
         elif self._status == "running":
             self.write_manifest("finished")
 
     def close(self) -> None:
-        """End every child (idle workers that are lent and unhurt live on) and give the terminal back."""
+        """End every child (idle workers that are lent and undamaged live on) and release the terminal."""
         if self.stop.is_set() or not self._workers_are_lent:
             self._workers.close()
         self.reporter.close()
         if self.cache.is_dir():
             try:
                 self._sources.digests.save()
-            except OSError as error:  # only a memory of file times: the next run reads the images again
+            except OSError as error:  # only a cache of file times: the next run reads the images again
                 log.warning("%s: image digests could not be kept: %s", self.cache, error)
 
     @property
     def folder(self) -> RunFolder:
-        """The run's folder, made when first asked for."""
+        """The run's folder, made on first use."""
         if self._folder is None:
             self._folder = RunFolder.create(self.cache, self.flow)
         return self._folder
 
     @property
     def sources(self) -> Sources:
-        """Digests of images and labels worked out so far: a run need not ask again what its plan has asked."""
+        """Digests of images and labels computed so far: a run reuses those of its plan."""
         return self._sources
 
     @property
@@ -152,26 +152,26 @@ class Runner:
         label = self._label(label or stage.name)
         address = stage_address(stage, records.classes, upstream)
         started = time.monotonic()
-        survey = survey_map(stage, address, label, records, upstream, self._sources, rerun=self._wants(label))
-        report = StageReport(label, "map", address, len(records), survey.cached, unknown=survey.unknown)
+        images = pending_images(stage, address, label, records, upstream, self._sources, rerun=self._wants(label))
+        report = StageReport(label, "map", address, len(records), images.cached, unknown=images.unknown)
         report.outputs = stage.outputs
         self._begin(report, records)
         if not self.planning:
-            if survey.unknown:
+            if images.unknown:
                 raise StageFailed(
-                    f"{label}: {survey.unknown} images have no upstream result; this is a fault of the flow page"
+                    f"{label}: {images.unknown} images have no upstream result; this is a fault of the flow page"
                 )
             work = MapWork(self.store, self.options, self.reporter, self._skin, self._workers)
-            report.computed = work.run(stage, address, label, records, upstream, survey)
+            report.computed = work.run(stage, address, label, records, upstream, images)
             report.seconds = time.monotonic() - started
-            report.stamps = write_stamps(self.cache, stamps_of(records, survey.produced))
-            self.skips.extend(survey.skips)
-            report.skipped = sum(produced.output is None for produced in survey.produced.values())
+            report.stamps = write_stamps(self.cache, stamps_of(records, images.produced))
+            self.skips.extend(images.skips)
+            report.skipped = sum(produced.output is None for produced in images.produced.values())
             if len(records) and report.skipped == len(records):
-                first = survey.skips[0] if survey.skips else None
+                first = images.skips[0] if images.skips else None
                 reason = f"; the first: {first.path}: {first.reason}" if first else ""
                 raise StageFailed(f"{label}: all {len(records)} images were skipped{reason}")
-        handle = MapHandle(label, stage, address, records, survey.produced, tuple(survey.skips), upstream)
+        handle = MapHandle(label, stage, address, records, images.produced, tuple(images.skips), upstream)
         self._end(handle)
         return handle
 
@@ -192,14 +192,14 @@ class Runner:
         label: str | None = None,
         **upstream: Handle,
     ) -> FitHandle:
-        """A published checkpoint of ``stage`` learnt from ``train``; nothing is learnt if it is there already."""
+        """A published checkpoint of ``stage`` trained on ``train``; an existing one is used as it is."""
         label = self._label(label or stage.name)
         above: dict[str, Handle] = {**upstream, **({"init": init} if init else {})}
         address = stage_address(stage, train.classes, above)
-        survey = survey_fit(stage, label, train, upstream, self._sources)
+        usable = fit_members(stage, label, train, upstream, self._sources)
         report = StageReport(label, "fit", address, 1)
         self._begin(report, train)
-        plan = fitting.plan(self.cache, stage, address, train, survey, above, self._sources, self.options)
+        plan = fitting.plan(self.cache, stage, address, train, usable, above, self._sources, self.options)
         if self._wants(label):
             plan = plan.again()
         report.stamps, report.pinned = plan.stamp or "", plan.pinned
@@ -208,8 +208,8 @@ class Runner:
         elif plan.stamp is None:
             report.unknown = 1
         if not self.planning:
-            plan.tell(label)
-            self.skips.extend(survey.skips)
+            plan.log_decision(label)
+            self.skips.extend(usable.skips)
             started = time.monotonic()
             if plan.publication is None:
                 run = fitting.OfRun(
@@ -220,14 +220,14 @@ class Runner:
                     supervisor=lambda: self.supervisor,
                     folder=lambda: self.folder.path,
                 )
-                work = fitting.Work(run, plan, stage, address, label, train, monitor, survey.members)
+                work = fitting.Work(run, plan, stage, address, label, train, monitor, usable.members)
                 plan = self._skin.fit(label, work.run)
                 report.computed = 1
             else:
                 self._skin.cached(label, 1)
                 self.reporter.stage(label, 1, 1, "fit")
                 self.reporter.done(label, "pinned" if plan.pinned else "cached")
-            self.skips.extend(plan.skips(survey.members, label))
+            self.skips.extend(plan.skips(usable.members, label))
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
         parts = plan.publication.part_digests if plan.publication is not None else {}
@@ -236,7 +236,7 @@ class Runner:
         return handle
 
     def load(self, path: str | Path) -> FitHandle:
-        """The networks in a safetensors file, for use as a fit's handle: known by its tensors, not by its name.
+        """The networks in a safetensors file, for use as a fit's handle: identified by its tensors, not by its name.
 
         No stage of this run, so it has no label, no report and no skips. Raises :class:`DataError` if the file cannot
         be read or is something else.
@@ -262,7 +262,7 @@ class Runner:
         self.reports.append(report)
 
     def _end(self, handle: Handle) -> None:
-        """Enter a stage's result, also into the manifest: what is there can be used, however the run ends.
+        """Enter a stage's result, also into the manifest: it can then be used, however the run ends.
 
         Raises :class:`UntilReached` after the stage that ``until`` names.
         """

@@ -15,7 +15,7 @@ class Skin(Protocol):
     """How a run's pieces are waited for and shown to the outside."""
 
     def cached(self, label: str, count: int) -> None:
-        """A stage had nothing to do."""
+        """A stage was cached whole."""
 
     def units(
         self, label: str, units: Sequence[WorkUnit], submit: Callable[[WorkUnit], Future[UnitResult]]

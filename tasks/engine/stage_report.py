@@ -1,4 +1,4 @@
-"""What a run says of its stages and of the images that it left out: in the plan, the summary and the manifest."""
+"""The report of a run on its stages and on skipped images: in the plan, the summary and the manifest."""
 
 from __future__ import annotations
 

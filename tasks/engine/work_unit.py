@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What a unit stored, and what it could not do."""
+    """What a unit stored, and what it skipped."""
 
     entries: tuple[Entry, ...]
     skips: tuple[Skip, ...]
@@ -39,29 +39,29 @@ class UnitResult:
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Jobs of one stage, run in order and stored as one segment."""
+    """Image tasks of one stage, run in order and stored as one segment."""
 
     cache: str
     label: str
     address: str
     stage: MapStage
     classes: tuple[str, ...]
-    jobs: tuple[ImageTask, ...]
+    tasks: tuple[ImageTask, ...]
     nets: Mapping[str, str] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
-    """``cpu`` or ``cuda``: then whoever runs the unit holds the GPU's lock, and the worker sees no other."""
+    """``cpu`` or ``cuda``: then the runner of the unit holds the GPU's lock, and the worker sees no other GPU."""
     singly: bool = False
     """One image at a time, whatever the stage can do."""
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Keys of the unit's images, in the order of work."""
-        return tuple(job.key for job in self.jobs)
+        return tuple(task.key for task in self.tasks)
 
     def only(self, key: str) -> WorkUnit:
         """The same work for one image (the pool's quarantine)."""
-        return replace(self, jobs=tuple(job for job in self.jobs if job.key == key))
+        return replace(self, tasks=tuple(task for task in self.tasks if task.key == key))
 
     def prepare(self) -> None:
         """Import the stage's module, torch with it if need be: before any image's clock runs."""
@@ -83,13 +83,13 @@ class WorkUnit:
         store = _store(self.cache)
         done: list[tuple[str, str, Arrays | Skip]] = []
         skips: list[Skip] = []
-        for job, outcome in self._outcomes(store, report, poisoned):
+        for task, outcome in self._outcomes(store, report, poisoned):
             if isinstance(outcome, Skip):
                 skips.append(outcome)
                 if not outcome.permanent:
                     continue  # not stored, so that the next run tries it again
-            done.append((job.key, job.stamp, outcome))
-        report("")  # the images are done; what follows is not the last one's fault
+            done.append((task.key, task.stamp, outcome))
+        report("")  # the images are done; a later fault is not the last one's
         entries = store.write_segment(self.address, done, meta=self._meta()) if done else []
         return UnitResult(tuple(entries), tuple(skips), time.monotonic() - started)
 
@@ -100,21 +100,21 @@ class WorkUnit:
         if self.together > 1 and not poisoned:
             yield from self._in_batches(store, report)
             return
-        for job in self.jobs:
-            report(job.key)
-            if job.key in poisoned:
-                yield job, self._skip(job, poisoned[job.key], permanent=False)
+        for task in self.tasks:
+            report(task.key)
+            if task.key in poisoned:
+                yield task, self._skip(task, poisoned[task.key], permanent=False)
             else:
-                yield job, self._guarded(store, job, partial(self._one, store, job))
+                yield task, self._guarded(store, task, partial(self._one, store, task))
 
     def _in_batches(self, store: MaskStore, report: Report) -> Iterator[tuple[ImageTask, Arrays | Skip]]:
         """As :meth:`_outcomes`, several images in one call; a thread reads the next ones meanwhile."""
 
         def read(batch: Sequence[ImageTask]) -> list[Item | Skip]:
-            return [self._guarded(store, job, partial(self._item, store, job)) for job in batch]
+            return [self._guarded(store, task, partial(self._item, store, task)) for task in batch]
 
         size = self.together
-        batches = [self.jobs[start : start + size] for start in range(0, len(self.jobs), size)]
+        batches = [self.tasks[start : start + size] for start in range(0, len(self.tasks), size)]
         with ThreadPoolExecutor(1, "maskmill-reader") as reader:
             coming = reader.submit(read, batches[0])
             for number, batch in enumerate(batches):
@@ -140,46 +140,46 @@ class WorkUnit:
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         outcomes: list[Arrays | Skip] = []
-        for job, item in zip(batch, items, strict=True):
-            report(job.key)
+        for task, item in zip(batch, items, strict=True):
+            report(task.key)
             if isinstance(item, Skip):
                 outcomes.append(item)
             else:
-                outcomes.append(self._guarded(store, job, partial(self._call, item)))
+                outcomes.append(self._guarded(store, task, partial(self._call, item)))
         if not any(isinstance(outcome, Skip) for outcome in outcomes):
             log.warning("%s: %d images at once failed (%s), one by one they did not", self.label, len(good), failure)
         return outcomes
 
-    def _item(self, store: MaskStore, job: ImageTask) -> Item:
+    def _item(self, store: MaskStore, task: ImageTask) -> Item:
         surroundings = {"nets": self.nets, "prefixes": self.prefixes, "device": self.device}
-        return load_item(store, job, self.stage.reads, self.classes, **surroundings)
+        return load_item(store, task, self.stage.reads, self.classes, **surroundings)
 
-    def _one(self, store: MaskStore, job: ImageTask) -> Arrays:
-        return self._call(self._item(store, job))
+    def _one(self, store: MaskStore, task: ImageTask) -> Arrays:
+        return self._call(self._item(store, task))
 
     def _call(self, item: Item) -> Arrays:
         return check_outputs(self.stage, resolve(self.stage.function)(item, self.stage.params))
 
-    def _guarded(self, store: MaskStore, job: ImageTask, work: Callable[[], T]) -> T | Skip:
+    def _guarded(self, store: MaskStore, task: ImageTask, work: Callable[[], T]) -> T | Skip:
         """What ``work`` gives for an image, or why it gives nothing."""
         try:
             return work()
         except (SkipImage, DataError) as error:
-            return self._skip(job, str(error), permanent=getattr(error, "permanent", True))
+            return self._skip(task, str(error), permanent=getattr(error, "permanent", True))
         except CorruptSegment as error:
-            # The upstream segment is put aside, so that the next run makes its images anew.
+            # The upstream segment is put aside, so that the next run computes its images again.
             store.quarantine(error.segment)
-            return self._skip(job, str(error), permanent=False)
+            return self._skip(task, str(error), permanent=False)
         except StoreError:
             raise
         except (OSError, MemoryError) as error:
-            return self._skip(job, f"{type(error).__name__}: {error}", permanent=False)
+            return self._skip(task, f"{type(error).__name__}: {error}", permanent=False)
         except Exception as error:  # one image must not cost the other 9,999
-            log.debug("%s failed on %s", self.label, job.key, exc_info=True)
-            return self._skip(job, f"{type(error).__name__}: {error}", permanent=False)
+            log.debug("%s failed on %s", self.label, task.key, exc_info=True)
+            return self._skip(task, f"{type(error).__name__}: {error}", permanent=False)
 
-    def _skip(self, job: ImageTask, reason: str, *, permanent: bool) -> Skip:
-        return Skip(job.key, job.record.image, reason, permanent, self.label)
+    def _skip(self, task: ImageTask, reason: str, *, permanent: bool) -> Skip:
+        return Skip(task.key, task.record.image, reason, permanent, self.label)
 
     def _meta(self) -> dict[str, str]:
         return {"stage": self.stage.name, "version": str(self.stage.version), "label": self.label}
@@ -192,28 +192,28 @@ SHARE = 4
 
 
 def cut(pending: Sequence[ImageTask], workers: int) -> list[tuple[ImageTask, ...]]:
-    """Jobs as units, such that ``workers`` processes end together: the costly ones first, units ever smaller.
+    """Image tasks as units, such that ``workers`` processes end together: the costly ones first, units ever smaller.
 
     An image's cost is taken as one more than its number of boxes. Which image lies in which unit changes no result.
     """
-    jobs = sorted(pending, key=_cost, reverse=True)
-    left = sum(map(_cost, jobs))
+    tasks = sorted(pending, key=_cost, reverse=True)
+    left = sum(map(_cost, tasks))
     parts: list[tuple[ImageTask, ...]] = []
     start = 0
-    while start < len(jobs):
+    while start < len(tasks):
         limit = left / (workers * SHARE)
-        end, cost = start + 1, _cost(jobs[start])
-        while end < len(jobs) and end - start < SEGMENT_IMAGES and cost + _cost(jobs[end]) <= limit:
-            cost += _cost(jobs[end])
+        end, cost = start + 1, _cost(tasks[start])
+        while end < len(tasks) and end - start < SEGMENT_IMAGES and cost + _cost(tasks[end]) <= limit:
+            cost += _cost(tasks[end])
             end += 1
-        parts.append(tuple(jobs[start:end]))
+        parts.append(tuple(tasks[start:end]))
         left -= cost
         start = end
     return parts
 
 
-def _cost(job: ImageTask) -> int:
-    return 1 + len(job.record.boxes or ())
+def _cost(task: ImageTask) -> int:
+    return 1 + len(task.record.boxes or ())
 
 
 @lru_cache(maxsize=4)

@@ -28,7 +28,7 @@ START_S = 120.0
 
 
 def run_setup(initializer: str | None) -> dict[str, Any]:
-    """What every worker is told first: this process's module path and log level, and the initializer."""
+    """The first message to every worker: this process's module path and log level, and the initializer."""
     path = [entry or os.getcwd() for entry in sys.path]
     return {"path": path, "level": log.getEffectiveLevel(), "initializer": initializer}
 
@@ -120,7 +120,7 @@ class WorkerHandle:
         return bool(self._outbox)
 
     def messages(self) -> list[tuple[Any, ...] | Exception]:
-        """What the worker has said since. A message that cannot be loaded is the exception that says so."""
+        """New messages of the worker. One that cannot be loaded is replaced by the exception."""
         with contextlib.suppress(OSError):
             while data := self.socket.recv(1 << 20):
                 self._inbox += data
@@ -144,7 +144,7 @@ class WorkerHandle:
         return payload
 
     def read_output(self) -> bool:
-        """Take what it printed (warnings of C libraries, a fault handler's last words); whether more may come."""
+        """Take what it printed (warnings of C libraries, a fault handler's output); whether more may come."""
         with contextlib.suppress(OSError):
             while data := self.output.read(1 << 16):
                 log.debug("worker %d: %s", self.child.pid, data.decode(errors="replace").rstrip())
@@ -180,7 +180,7 @@ class WorkerHandle:
 
     @property
     def fate(self) -> str:
-        """How it ended, in words."""
+        """How it ended, as text."""
         code = self.child.returncode
         if code is None:
             return "worker closed its connection"
@@ -190,7 +190,7 @@ class WorkerHandle:
         return f"worker died with signal {name}"
 
     def close(self) -> None:
-        """Kill it if it lives, without waiting, and let go of what belongs to it."""
+        """Kill it if it lives, without waiting, and release its resources."""
         self.child.kill()
         self.socket.close()
         self.output.close()

@@ -33,7 +33,7 @@ images from there on are at work at once."""
 
 
 class WorkerError(RuntimeError):
-    """What a worker could not do, or could not say in the original exception's own class."""
+    """A worker failed, and the original exception's class cannot be sent."""
 
 
 class RemoteTraceback(Exception):
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
     """Serve until the pool closes the socket."""
     descriptor, board_descriptor, parent = (int(argument) for argument in arguments)
     die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the run's business; it ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the run, which ends its workers
     faulthandler.enable()
     os.set_inheritable(board_descriptor, False)
     board = memoryview(mmap.mmap(board_descriptor, BOARD_BYTES)).cast("q")
@@ -121,7 +121,7 @@ def prepare(setup: Mapping[str, Any], wire: Wire) -> None:
 
 
 def answer(board: memoryview[int], request: bytes) -> bytes:
-    """Run one unit; the frame that says what came of it."""
+    """Run one unit; the frame with its outcome."""
     try:
         return frame(("done", run(board, request), resident_bytes()))
     except BaseException as error:
@@ -145,7 +145,7 @@ def run(board: memoryview[int], request: bytes) -> object:
 
 
 def load(request: bytes) -> Any:
-    """Unpickle ``(unit, poisoned)``. Raises :class:`WorkerError` that says what usually is wrong."""
+    """Unpickle ``(unit, poisoned)``. Raises :class:`WorkerError` that names the usual cause."""
     try:
         return pickle.loads(request)
     except AttributeError as error:
@@ -156,7 +156,7 @@ def load(request: bytes) -> Any:
 
 
 def portable(error: BaseException) -> tuple[BaseException, str]:
-    """``error`` and its traceback; a :class:`WorkerError` that names it if it cannot travel or would end the run."""
+    """``error`` and its traceback; a :class:`WorkerError` that names it if it cannot be sent or would end the run."""
     text = "".join(traceback.format_exception(error))
     if isinstance(error, Exception):
         with contextlib.suppress(Exception):

@@ -1,7 +1,7 @@
 """The worker processes of a run: one supervisor that starts every child, the pools of map stages, one STOP for all.
 
 A Runner makes its own and closes them, unless it is lent some: runs one after the other then share their workers,
-of which each would otherwise import torch again (ten seconds of a core). What a worker remembers of a run is known by
+of which each would otherwise import torch again (ten seconds of a core). What a worker keeps of a run is identified by
 the files themselves (networks, segments' indexes); module path, environment and folder are those of its start.
 
     with Workers() as workers:
@@ -27,7 +27,7 @@ class Workers:
     """Workers and fits of one run at a time. Nothing is started before it is needed.
 
     ``stop``: once set, every child ends within about two seconds and nothing is started any more. A run that fails or
-    is stopped sets it, as what it began may still be at work: those that come after it need new workers.
+    is stopped sets it, as its work may still be in progress: those that come after it need new workers.
     """
 
     def __init__(self) -> None:
@@ -66,8 +66,8 @@ class Workers:
         """Who does a map stage, and on which device. Workers on a GPU end with the stage, and then its lock.
 
         Others are kept, apart by what ``options`` decides of them; those of stages without torch never import it.
-        The waiting is done here (``on_wait`` is told who holds the GPU): a worker that waited would be taken for one
-        that hangs, and could not be told to stop.
+        The waiting is done here (``on_wait`` is called with the GPU's holder): a waiting worker would be taken for one
+        that hangs, and could not be stopped.
         """
         workers = options.worker_count
         wanted = options.device if uses_torch else "cpu"

@@ -45,10 +45,10 @@ class Result:
     files: Mapping[str, str]
     manifest: Mapping[str, Any]
     failures: tuple[str, ...] = ()
-    """What could not be done at the end (an export to a folder that is not ours, say); the rest stands."""
+    """What failed at the end (e.g. an export to a foreign folder); all other results are valid."""
 
     def summary(self) -> dict[str, Any]:
-        """Plain data for the command's last page and for a flow run's result."""
+        """Plain data for the command's summary and for a flow run's result."""
         return {
             "run": self.run_id,
             "scores": dict(self.scores),
@@ -68,7 +68,7 @@ class Evaluation:
     scores: Mapping[str, Mapping[str, Any]]
     """As in :class:`Result`; sets of masks without any truth are left out."""
     warnings: tuple[str, ...] = ()
-    """What the numbers of masks and predictions leave out, in words."""
+    """What the numbers of masks and predictions leave out, as text."""
 
 
 def finish(
@@ -109,7 +109,7 @@ def finish(
 
 
 def so_far(run: Runner, sets: Sets) -> tuple[MapHandle | None, dict[str, MapHandle]]:
-    """Of a page that ended early: the last masks of the training images; predictions by the labels of their stages."""
+    """For a page that ended early: the last masks of the training images; predictions by the labels of their stages."""
     maps = [h for h in run.handles if isinstance(h, MapHandle) and MASKS.keys() & set(h.stage.outputs)]
     masks = [handle for handle in maps if handle.records is sets.train]
     return masks[-1] if masks else None, {handle.label: handle for handle in maps if handle.records is sets.val}
@@ -187,7 +187,7 @@ def write_manifest(
     predictions: Mapping[str, MapHandle] | None = None,
     found: Evaluation | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a finished run; also one that a later error or signal writes says the same."""
+    """The manifest of a finished run; one written after a later error or signal says the same."""
     warnings = [warning for records in (sets.train, sets.val) for warning in records.warnings]
     if masks is None and run.options.export:
         warnings.append("no dataset was exported: the run ended before there were masks of the training images")
@@ -205,7 +205,7 @@ def export(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Export the masks (or stage ``label``) in the formats that the run's options name, each to a folder in ``out``.
 
-    Returns name -> path of what was made, and what failed: masks and scores are there, and an export that fails must
+    Returns name -> path of each export, and the failures. Masks and scores are complete by then: a failed export must
     not turn them into a failed run.
     """
     files: dict[str, str] = {}
@@ -257,7 +257,7 @@ def windows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Window]:
 def read_stored(
     run: Runner, handle: MapHandle, record: Record, names: tuple[str, ...] | None
 ) -> dict[str, NDArray[Any]] | None:
-    """Arrays of one image, ``None`` if it has none. A damaged segment ends the run; the next one makes it anew."""
+    """Arrays of one image, ``None`` if it has none. A damaged segment ends the run; the next one computes it again."""
     key = handle.records.key(record)
     produced = handle.produced.get(key)
     if produced is None or produced.output is None:
@@ -269,7 +269,7 @@ def read_stored(
 
 @contextlib.contextmanager
 def mending(run: Runner) -> Iterator[None]:
-    """Put a segment that turns out to be damaged aside before the error goes on."""
+    """Put a segment that turns out to be damaged aside before the error is raised."""
     try:
         yield
     except CorruptSegment as error:
@@ -334,7 +334,7 @@ def _row(run: Runner, record: Record, columns: list[Column]) -> report.SheetRow:
 
 
 def _unscored(name: str, one: SetScores) -> list[str]:
-    """What the numbers leave out, in words."""
+    """What the numbers leave out, as text."""
     counts = (
         (len(one.without_truth), "images have no truth mask and are not scored"),
         (len(one.without_mask), "images with truth got no mask and are not scored"),

@@ -62,7 +62,7 @@ def _by(mask_hw: MaskHW) -> str:
 
 
 def _foreign(pred_hw: MaskHW, truth_hw: MaskHW, k: int) -> str:
-    """What to say about a value that is no class."""
+    """The error message for a value that is no class."""
     for name, mask in (("prediction", pred_hw), ("truth", truth_hw)):
         bad = (mask > k) & (mask != UNDECIDED)
         if bad.any():
@@ -76,7 +76,7 @@ def _foreign(pred_hw: MaskHW, truth_hw: MaskHW, k: int) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a matrix says under one reading of a predicted 255. A number without any pixel behind it is ``None``."""
+    """The numbers of a matrix under one reading of a predicted 255. A number without any pixel is ``None``."""
 
     miou: float | None
     """Mean of ``iou_c`` over the classes that are not absent; background counts as a class."""
@@ -114,7 +114,7 @@ def class_names(classes: Sequence[str], k: int) -> tuple[str, ...]:
 
 
 def read_as_wrong(matrix: MatrixTP) -> Reading:
-    """A predicted 255 is a miss of the true class: it enlarges that class's union and nobody's intersection."""
+    """A predicted 255 is a miss of the true class: it enlarges that class's union and no intersection."""
     return _reading(matrix[:, :-1], matrix.sum(axis=1))
 
 
@@ -278,7 +278,7 @@ class SetScores:
     without_truth: tuple[str, ...]
     """Ids of images that have no truth mask."""
     without_mask: tuple[str, ...]
-    """Ids of images that have truth but no mask (skipped by a stage): in no number, so they are named."""
+    """Ids of images that have truth but no mask (skipped by a stage): they are in no score, so they are named."""
     skips: tuple[Skip, ...]
     """Images whose truth cannot be read or does not fit the mask: in no number either."""
 

@@ -57,7 +57,7 @@ class RandomScale(v2.Transform):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn anew for every sample."""
+    """What is drawn for every sample."""
 
     crop: int
     """Side of the square crop, pixels; smaller images are padded (image: ``fill_rgb``, labels: 255, soft maps: 0)."""

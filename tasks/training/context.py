@@ -1,4 +1,4 @@
-"""What a fit's function is handed: params, data, initial weights, a place to log; nothing about disk layout."""
+"""The input of a fit's function: params, data, initial weights, a log; nothing about disk layout."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class FitContext:
         self.label = spec.label
         self.train = FitData(spec.cache, spec.train, spec.reads, spec.classes)
         self.monitor = FitData(spec.cache, spec.monitor, spec.monitor_reads, spec.classes) if spec.monitor else None
-        """Records to look at while training, with truth where there is any; ``None`` if nobody asked."""
+        """Records for monitoring, with truth where there is any; ``None`` without a monitor."""
         self.inputs: Mapping[str, str] = spec.inputs
         """role -> path of an input file, or of an upstream checkpoint (see :meth:`input_weights`)."""
         self.prefixes = spec.prefixes
@@ -124,7 +124,7 @@ class FitContext:
 
     @property
     def folder(self) -> Path:
-        """The fit's work folder; checkpoints in it are the training loop's business."""
+        """The fit's work folder; checkpoints in it belong to the training loop."""
         return self.work.path
 
     @property
@@ -142,7 +142,7 @@ class FitContext:
         return torch.device("cuda", self.hardware.rank if self.hardware.devices > 1 else 0)
 
     def fabric(self, precision: Precision = "32") -> Fabric:
-        """Device, precision and ranks (Lightning Fabric, or its stand-in for one CPU); made when first asked for."""
+        """Device, precision and ranks (Lightning Fabric, or its stand-in for one CPU); made on first use."""
         from tasks.training.fabric import make_fabric
 
         if precision not in self._fabrics:
@@ -179,7 +179,7 @@ class FitContext:
 
     @contextlib.contextmanager
     def insured(self, message: str) -> Iterator[None]:
-        """For what only insures the work (checkpoints, curves): a full disk is told, once, and training goes on."""
+        """For files that training can do without (checkpoints, curves): a full disk is a warning, training goes on."""
         try:
             yield
         except OSError as error:
@@ -188,7 +188,7 @@ class FitContext:
                 self.warn(f"{message} ({error.strerror or error}: {error.filename or self.folder}); the fit goes on")
 
     def skip(self, skip: Skip) -> None:
-        """Record that an image could not be learnt from; once per image."""
+        """Record that an image could not be used in training; once per image."""
         if any(known.key == skip.key for known in self.skips):
             return
         self.skips.append(skip)
@@ -197,13 +197,13 @@ class FitContext:
             self._emit({**event, "permanent": skip.permanent, "stage": skip.stage})
 
     def warn(self, message: str) -> None:
-        """Tell the run something that does not stop it."""
+        """Send a warning to the run; the fit goes on."""
         log.warning("%s: %s", self.label, message)
         if self.is_main:
             self._emit({"event": "warning", "message": message})
 
     def check_stop(self) -> None:
-        """Raise ``Stopped`` if the run was told to stop (inline fits; processes get a signal)."""
+        """Raise ``Stopped`` if the run was stopped (inline fits; processes get a signal)."""
         if self._stop is not None and self._stop.is_set():
             raise Stopped(f"{self.label} was stopped")
 

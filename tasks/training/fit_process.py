@@ -1,6 +1,6 @@
 """Run one fit: ``python -m tasks.training.fit_process SPEC.json`` in its own process, :func:`run_spec` in this one.
 
-The process tells what it does as JSON lines on stdout, one object each with ``event``: ``waiting``, ``progress``,
+The process reports in JSON lines on stdout, one object each with ``event``: ``waiting``, ``progress``,
 ``log``, ``skip``, ``warning``, ``done``, ``error``. Everything else that is printed goes to stderr. It may be killed at
 any moment: signals simply end it, its loader workers die with it, and the next run resumes from the checkpoint.
 
@@ -45,7 +45,7 @@ def run_spec(spec: FitSpec, emit: Emit, stop: Stop | None = None) -> Publication
     """Fit what ``spec`` says in this process, or find it published; one device.
 
     ``emit`` gets the events. Raises :class:`DataError` (no usable image), :class:`NoDevice`,
-    ``tasks.engine.children.Stopped`` / ``artifacts.cache.locks.LockAborted`` (told to stop), and what the stage's
+    ``tasks.engine.children.Stopped`` / ``artifacts.cache.locks.LockAborted`` (stopped), and what the stage's
     function raises.
     """
     with _turn(spec, emit, stop) as found:
@@ -74,7 +74,7 @@ def _alone(stop: Stop | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _turn(spec: FitSpec, emit: Emit, stop: Stop | None) -> Iterator[Publication | None]:
-    """Hold the fit's lock; gives what is published already (perhaps by the one we waited for)."""
+    """Hold the fit's lock; gives the publication if there is one (perhaps by the process that held it before)."""
     store = FitStore(Path(spec.cache))
 
     def on_wait(holder: str) -> None:
@@ -144,7 +144,7 @@ def _fit(spec: FitSpec, hardware: Hardware, emit: Emit, stop: Stop | None) -> Pu
         spec.address,
         spec.stamp,
         save(tensors),
-        members=[(job.key, job.stamp) for job in spec.train],
+        members=[(task.key, task.stamp) for task in spec.train],
         lineage=spec.lineage,
         info=info,
         files=_pictures(context),
@@ -172,7 +172,7 @@ def _pictures(context: FitContext) -> dict[str, bytes]:
 
         curve_png(read_metrics(context.work.metrics), path)
         files[CURVE] = path.read_bytes()
-    except Exception as error:  # whatever the drawing library dislikes
+    except Exception as error:  # any error of the drawing library
         context.warn(f"the curve was not drawn: {type(error).__name__}: {error}")
     return files
 
@@ -219,7 +219,7 @@ def _one(spec: FitSpec, emit: Emit) -> int:
 
 
 def _guarded(emit: Emit, work: Callable[[], int]) -> int:
-    """Exit code of ``work``; an exception is told as an event, and as a traceback on stderr."""
+    """Exit code of ``work``; an exception becomes an event, and a traceback on stderr."""
     try:
         return work()
     except NoDevice as error:
@@ -230,7 +230,7 @@ def _guarded(emit: Emit, work: Callable[[], int]) -> int:
 
 
 def _end_at_once_when_told() -> None:
-    """A fit may be killed anywhere, so the kernel's own way is the best: at once, whatever is being computed."""
+    """A fit may be killed anywhere, so the default action is right: it ends at once."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -304,7 +304,7 @@ def _torchrun(spec: FitSpec, accelerator: str) -> int:
 
 
 def _rank(spec: FitSpec, accelerator: str, agent: int) -> None:
-    """One of several ranks. The agent holds the locks; the first rank speaks and publishes."""
+    """One of several ranks. The agent holds the locks; the first rank reports and publishes."""
     die_with_parent(agent)
     _end_at_once_when_told()
     index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

@@ -34,7 +34,7 @@ Monitor = Callable[[], Mapping[str, float]]
 
 
 class Diverged(ArithmeticError):
-    """The loss is not a number any more."""
+    """The loss is NaN or infinite."""
 
 
 def poly(total: int, power: float = 0.9) -> Schedule:
@@ -84,7 +84,7 @@ def train_loop(
         schedule: step (0-based) -> factor of all learning rates.
         precision: ``32``, ``bf16``, ``fp16`` (GPU; one optimizer).
         monitor: called after every ``monitor_every`` steps and at the end, on the main rank, with the modules in eval
-            mode, without gradients; its numbers are logged, nothing is chosen by them and no generator moves.
+            mode, without gradients; its numbers are logged; they choose nothing, and no generator is changed.
             It calls the modules themselves, not ``nets``.
         monitor_every: 0 for only at the end.
         clip_norm: L2 norm to which each optimizer's gradients are clipped.
@@ -129,7 +129,7 @@ def train_loop(
                 window.log(done, state.rate)
             observe(done)
             if state.due() and done < iterations:
-                window.settle()
+                window.collect()
                 with context.insured("a checkpoint was not written"):
                     state.save(done, window.totals())
             context.progress(done, iterations, **window.last)
@@ -266,7 +266,7 @@ class _State:
 
 
 class _Window:
-    """Losses since the last line of the log. On a GPU they are looked at in bulk, so that no step waits for it."""
+    """Losses since the last line of the log. On a GPU they are read in bulk, so that no step waits for it."""
 
     def __init__(self, context: FitContext, fabric: Fabric, every: int, sums: Mapping[str, float]) -> None:
         self._context = context
@@ -276,16 +276,16 @@ class _Window:
         self._sums = dict(sums)
         self._every = every
         self.last: dict[str, float] = {}
-        """The newest loss that is known, to be shown."""
+        """The newest known loss, for the progress bar."""
 
     def add(self, index: int, losses: Mapping[str, Tensor]) -> None:
         """Remember the losses of step ``index``."""
         self._pending.append((index, {name: value.detach().float() for name, value in losses.items()}))
         if self._at_once or len(self._pending) >= self._every:
-            self.settle()
+            self.collect()
 
-    def settle(self) -> None:
-        """Bring the pending losses into the sums. Raises :class:`Diverged` for the first that is not finite."""
+    def collect(self) -> None:
+        """Add the pending losses to the sums. Raises :class:`Diverged` for the first that is not finite."""
         if not self._pending:
             return
         names = list(self._pending[0][1])
@@ -307,8 +307,8 @@ class _Window:
         return dict(self._sums)
 
     def log(self, done: int, rate: float) -> None:
-        """Write the means over steps and ranks, and begin anew. Called by every rank at the same steps."""
-        self.settle()
+        """Write the means over steps and ranks, and reset the sums. Called by every rank at the same steps."""
+        self.collect()
         steps = self._sums.pop("_steps")
         names = sorted(self._sums)
         means = torch.tensor([self._sums[name] / steps for name in names], device=self._fabric.device)
@@ -319,7 +319,7 @@ class _Window:
 
 
 class _Observer:
-    """Calls the monitor so that training cannot tell."""
+    """Calls the monitor without any effect on training."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ P = TypeVar("P", bound=Hashable)
 
 
 class InitialParams(Protocol):
-    """The part of a fit's params that says what its network starts from."""
+    """The part of a fit's params that names its initial weights."""
 
     @property
     def network(self) -> str: ...  # noqa: D102
@@ -55,7 +55,7 @@ def initial_network(context: FitContext, params: InitialParams, build: Callable[
         load_into(network, context.input_weights("weights"), context.inputs["weights"], start=True)
     elif any(isinstance(module, FrozenBatchNorm2d) for module in network.modules()):
         context.warn(
-            f"{params.network} starts from random weights although its batch norms are frozen, and will learn badly; "
+            f"{params.network} starts from random weights although its batch norms are frozen, and will train badly; "
             f"set {key}=imagenet or to a file"
         )
     return network
@@ -91,7 +91,7 @@ def load_network(
     *,
     channels_last: bool = True,
 ) -> N:
-    """The trained network of a checkpoint, in eval mode on ``device``; kept for the process's next images.
+    """The trained network of a checkpoint, in eval mode on ``device``; cached for the process's next images.
 
     Args:
         path: the checkpoint, a safetensors file.

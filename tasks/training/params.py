@@ -1,4 +1,4 @@
-"""What every fit is trained by: optimizer, length, precision, seed. A method's params inherit it and add their own.
+"""The training params of every fit: optimizer, length, precision, seed. A method's params inherit it and add their own.
 
 No torch: params are described in processes that never load it.
 """
@@ -28,19 +28,19 @@ class TrainParams:
     """What errors call these params."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = field(
-        default="sgd", metadata={"help": "sgd with momentum, adam, or adamw (decay apart from the gradient)"}
+        default="sgd", metadata={"help": "sgd with momentum, adam, or adamw (weight decay decoupled from the gradient)"}
     )
-    lr: float = number(2.5e-4, 1e-9, 10.0, "learning rate of multiplier 1")
-    momentum: float = number(0.9, 0.0, 0.9999, "of sgd")
-    betas: tuple[float, float] = number((0.9, 0.999), 0.0, 0.999999, "of adam and adamw")
-    weight_decay: float = number(5e-4, 0.0, 1.0, "on weights")
+    lr: float = number(2.5e-4, 1e-9, 10.0, "learning rate of groups with multiplier 1")
+    momentum: float = number(0.9, 0.0, 0.9999, "momentum of sgd")
+    betas: tuple[float, float] = number((0.9, 0.999), 0.0, 0.999999, "betas of adam and adamw")
+    weight_decay: float = number(5e-4, 0.0, 1.0, "weight decay")
     batch: int = number(10, 1, 4096, "samples an iteration, over all devices")
-    epochs: int = number(50, 1, 100_000, "how often every sample is seen, on average")
+    epochs: int = number(50, 1, 100_000, "passes over the data")
     iterations: int = number(0, 0, 10_000_000, "optimizer steps; 0: as many as the epochs need")
     precision: Literal["32", "bf16", "fp16"] = field(default="32", metadata={"help": "bf16 and fp16 are for GPUs"})
-    seed: int = number(0, 0, 2**31 - 1, "of initial weights, order and augmentation")
+    seed: int = number(0, 0, 2**31 - 1, "seed of initial weights, sample order and augmentation")
     compile: bool = field(default=False, metadata={**OPERATIONAL, "help": "torch.compile the training step"})
-    channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "memory format that is faster"})
+    channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "faster memory format"})
 
     def __post_init__(self) -> None:
         bounded(self, self.NAME)

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what is being done, never on who does it or on what was done before.
+"""Random numbers that depend on the work alone, never on the process or on earlier work.
 
 Every draw of a fit comes from a seed that is a hash of names: (fit's seed, "sample", epoch, image id), (fit's seed,
 "step", iteration, rank). So there is no generator state to carry over a kill, and 0, 1 or 8 loader workers give the
@@ -30,7 +30,7 @@ def generator(*names: object) -> np.random.Generator:
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The order ``(length,) int64`` in which an epoch sees the members."""
+    """The order ``(length,) int64`` of the members in an epoch."""
     return generator(seed, "order", epoch).permutation(length)
 
 
@@ -42,7 +42,7 @@ def gpus_in_use() -> bool:
 def seed_all(*names: object) -> None:
     """Seed every global generator: torch (CPU, and GPUs once they are in use), numpy's old one, Python's."""
     seed = seed_of(*names)
-    # torch.manual_seed would also format a stack trace for GPUs that nobody has touched: too slow for every step.
+    # torch.manual_seed would also format a stack trace for GPUs that are not in use: too slow for every step.
     torch.default_generator.manual_seed(seed)
     if gpus_in_use():
         torch.cuda.manual_seed_all(seed)

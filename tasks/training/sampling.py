@@ -1,4 +1,4 @@
-"""Which samples a step sees, and who makes them: the same for 0, 1 or 8 loader workers, 1 or 8 ranks.
+"""Which samples a step gets, and which process makes them: the same for 0, 1 or 8 loader workers, 1 or 8 ranks.
 
 Position ``p`` of the endless stream of samples is member ``order(epoch)[p mod n]`` of epoch ``p div n``; step ``s``
 takes positions ``s * batch`` up to ``(s + 1) * batch``, of which rank ``r`` of ``w`` makes the ``r``-th of ``w`` parts.
@@ -47,7 +47,7 @@ PREFETCH = 4
 """Batches that each loader worker is ahead."""
 TRIES = 3
 RETRY_S = 0.5
-"""An image that could not be read is read again after this long: a network drive may only have hiccuped."""
+"""An image that could not be read is read again after this long: a network drive may have failed briefly."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class _Samples(Dataset[_Made]):
         self._label = label
         self._cache = cache
         self._broken: dict[int, str] = {}
-        """Index -> reason: undecodable once, undecodable for ever."""
+        """Index -> reason: an undecodable image stays undecodable."""
 
     def __getitem__(self, position: int) -> _Made:
         count = len(self._data)
@@ -85,7 +85,7 @@ class _Samples(Dataset[_Made]):
             except CorruptSegment as error:
                 # No skip: the cache can make these arrays again, and a fit without them would not be this fit.
                 MaskStore(self._cache).quarantine(error.segment)
-                return _Made(None, error=f"{error}; it was put aside, run again and its images are computed anew")
+                return _Made(None, error=f"{error}; it was put aside, run again and its images are computed again")
             except OSError as error:
                 # No skip either: what is published under this fit's stamp would stand for the whole set for ever.
                 return _Made(None, error=self._unread(index, error))
@@ -113,7 +113,7 @@ class _Samples(Dataset[_Made]):
         return (
             f"{self._label}: {self._data.key(index)} cannot be read ({error.strerror or error}:"
             f" {error.filename or self._data.record(index).image}; tried {TRIES} times). Nothing was published:"
-            " run again when it can be read, and the fit goes on from its checkpoint"
+            " run again when it can be read, and the fit resumes from its checkpoint"
         )
 
     def _skip(self, index: int, reason: str, *, permanent: bool) -> Skip:

@@ -38,7 +38,7 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class Weights:
-    """What a ``weights`` string says."""
+    """A parsed ``weights`` string."""
 
     kind: str
     """``none``, ``imagenet`` or ``file``."""

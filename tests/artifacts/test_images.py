@@ -156,7 +156,7 @@ def test_a_jpeg_cut_behind_its_thumbnail_is_an_error() -> None:
 
 
 def test_opencv_failing_to_notice_a_cut_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some OpenCV releases fill what is missing with grey; the end mark is looked for before they are asked."""
+    """Some OpenCV releases fill what is missing with grey; the end mark is looked for before they decode."""
     monkeypatch.setattr(cv2, "imdecode", lambda *_: np.full((40, 56, 3), 128, np.uint8))
     with pytest.raises(ImageError, match="truncated"):
         decode_image_rgb(jpeg()[:-100], "a")

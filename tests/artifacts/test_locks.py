@@ -116,18 +116,18 @@ def test_a_killed_holder_frees_the_lock_at_once(
     path = tmp_path / "lock"
     process, child = start(path, inside)
     assert taken(path)
-    told: list[str] = []
+    holders: list[str] = []
     threading.Timer(0.3, process.kill).start()
     late = threading.Event()
     watch = threading.Timer(5.0, late.set)
     watch.start()
     before = time.monotonic()
-    with locks.hold(path, stop=late, on_wait=told.append):
+    with locks.hold(path, stop=late, on_wait=holders.append):
         waited = time.monotonic() - before
     watch.cancel()
     process.wait()
     assert 0.2 < waited < 1.5
-    assert told == [f"pid {process.pid} on {os.uname().nodename}"]
+    assert holders == [f"pid {process.pid} on {os.uname().nodename}"]
     assert not child or alive(child), "the child was to outlive the holder"
 
 

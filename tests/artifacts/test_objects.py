@@ -126,7 +126,7 @@ def test_a_probability_must_exceed_the_threshold() -> None:
     [
         ([1, 2], [(0, 0, 1, 1)], [np.ones((1, 1), bool)], "2 ids, 1 windows and 1 masks"),
         ([1, 1], [(0, 0, 1, 1)] * 2, [np.ones((1, 1), bool)] * 2, "occurs twice"),
-        ([4], [(0, 0, 2, 3)], [np.ones((2, 3), bool)], r"object 4: window .* asks for a mask of \(3, 2\)"),
+        ([4], [(0, 0, 2, 3)], [np.ones((2, 3), bool)], r"object 4: window .* needs a mask of \(3, 2\)"),
         ([4], [(0, 0, -1, 1)], [np.ones((1, 1), bool)], "object 4"),
         ([4], [(0, 0.5, 1, 1)], [np.ones((1, 1), bool)], "whole pixel edges"),
         ([4], [(2**31, 0, 2**31 + 1, 1)], [np.ones((1, 1), bool)], "int32"),

@@ -80,7 +80,7 @@ def test_a_dry_run_counts_and_creates_no_run(tiny: Done, tmp_path: Path) -> None
     assert re.search(r"grabcut .* \d+\.\d s ", changed.stdout), "the last run's time is the estimate"
     fresh = run_cfs(tmp_path / "new", "--dry-run", "--rerun", "grabcutt")
     assert fresh.code == 2
-    assert "--rerun grabcutt: no such stage; this flow has deeplab, grabcut, student" in fresh.said
+    assert "--rerun grabcutt: no such stage; this flow has deeplab, grabcut, student" in fresh.printed
     assert not (tmp_path / "new" / "cache" / "runs").exists()
     assert not (tmp_path / "new" / "cache" / "maps").exists()
 

@@ -96,7 +96,7 @@ def test_every_stage_can_be_exported(whole: Done, tmp_path: Path, stage: str) ->
     where = ("export", "--cache", str(whole.out / "cache"), "--stage", stage)
     for form in ("voc", "coco", "hdf5"):
         done = maskmill(tmp_path, *where, "--format", form, "--to", str(tmp_path / form))
-        assert done.code == 0, done.said
+        assert done.code == 0, done.printed
     store = MaskStore(whole.out / "cache", readonly=True)
     address = stage_of(whole, stage)["address"]
     key, stamp = next(iter(store.entries(address)))
@@ -138,7 +138,7 @@ def test_a_change_is_felt_from_its_stage_on(whole: Done) -> None:
     ):
         plan = run_cfs(whole.out, *FIGURE, "--dry-run", "--set", f"params.{change}")
         rows = [line.split() for line in plan.stdout.splitlines() if line.split()[:1] and line.split()[0] in STAGES]
-        assert [row[0] for row in rows] == list(STAGES), plan.said
+        assert [row[0] for row in rows] == list(STAGES), plan.printed
         assert [row[0] for row in rows if (row[3], row[4]) == ("0", "0")] == kept, change
 
 
@@ -150,7 +150,7 @@ def test_a_broken_picture_is_left_out_by_all_stages(whole: Done, tmp_path: Path)
     out = copy_of(whole, tmp_path / "run")
     moved = ("--data", f"voc:{tree}", "--set", "data.name=demo-tiny", "--set", "params.deeplab.iterations=1")
     done = run_cfs(out, *FIGURE, *moved)
-    assert done.code == 3, done.said
+    assert done.code == 3, done.printed
     assert {skip["key"] for skip in done.manifest["skips"]} == {"demo-tiny/demo_train_00017"}
     counts = {stage["label"]: (stage["total"], stage["skipped"]) for stage in done.manifest["stages"]}
     assert counts["cfs-predict"] == counts["refine"] == counts["grabcut"] == (TRAIN, 1)

@@ -88,7 +88,7 @@ def test_the_manifest_says_what_was_done_with_what(flow: str, runs: Runs) -> Non
 def test_the_score_command_says_what_the_run_says(flow: str, runs: Runs, tmp_path: Path) -> None:
     done = runs.tiny(flow)
     again = maskmill(tmp_path, "score", "--cache", str(done.out / "cache"), "--json", str(tmp_path / "scores.json"))
-    assert again.code == 0, again.said
+    assert again.code == 0, again.printed
     written = json.loads((tmp_path / "scores.json").read_text())["scores"]
     assert written == done.manifest["scores"]["masks (train)"]
 
@@ -102,7 +102,7 @@ def test_a_second_run_computes_nothing_and_changes_no_file(flow: str, runs: Runs
     exported = fingerprint(out)
     again = run_flow(flow, out)
     assert (again.code, again.computed) == (0, nothing(runs.tiny(flow)))
-    assert "computed: nothing, all was cached" in again.said
+    assert "computed: nothing, all was cached" in again.printed
     after = {path: path.stat().st_mtime_ns for kind in ("maps", "fits") for path in (out / "cache" / kind).rglob("*")}
     assert {path: at for path, at in after.items() if path.name != "lock"} == {
         path: at for path, at in stored.items() if path.name != "lock"
@@ -135,11 +135,11 @@ def test_a_comparison_takes_its_runs_from_the_cache(flow: str, runs: Runs, tmp_p
     given = ("--config", FLOWS[flow].tiny, "--workers", "0", "--set", "options.launch=inline", "--quiet")
     given += ("--set", "options.threads=1")
     done = maskmill(out, "compare", flow, *given, "--out", str(out), "--variant", "as it is:")
-    assert done.code == 0, done.said
-    assert "computed: nothing, all was cached" in done.said
-    said = json.loads((out / "compare.json").read_text())
-    assert said["flow"] == flow and said["complete"]
-    (variant,) = said["variants"]
+    assert done.code == 0, done.printed
+    assert "computed: nothing, all was cached" in done.printed
+    output = json.loads((out / "compare.json").read_text())
+    assert output["flow"] == flow and output["complete"]
+    (variant,) = output["variants"]
     miou = runs.tiny(flow).manifest["scores"]["masks (train)"]["miou"]
     assert variant["scores"]["masks (train) mIoU"]["mean"] == pytest.approx(miou)
     assert cv2.imread(str(out / "compare.png")).std() > 20
@@ -212,9 +212,9 @@ def test_import_budget(imports: str, forbidden: tuple[str, ...]) -> None:
 
 def test_help_loads_next_to_nothing_and_names_every_flow() -> None:
     heavy = ("prefect", "pydantic", "torch", "cv2", "h5py", "jinja2", "matplotlib", "PIL")
-    said = loaded("from flows.cli.main import main\nprint(main(['--help']))", heavy)
-    assert said.endswith("0\n[]")
-    plain = words(said)
+    output = loaded("from flows.cli.main import main\nprint(main(['--help']))", heavy)
+    assert output.endswith("0\n[]")
+    plain = words(output)
     for entry in SHIPPED:
         assert f" {entry.name} {words(entry.help)}" in plain
     assert " export " in plain
@@ -226,8 +226,8 @@ def words(text: str) -> str:
 
 
 def test_help_of_the_flow_shows_defaults_and_names(flow: str) -> None:
-    said = maskmill(Path(), flow, "--help").said
+    output = maskmill(Path(), flow, "--help").printed
     for word in ("--data", "--config", "--set", "--dry-run", "--rerun", "--export", "voc:PATH", "demo-tiny"):
-        assert word in said
+        assert word in output
     shown = maskmill(Path(), flow, "--config", FLOWS[flow].tiny, "--show-config").stdout
     assert shown.startswith(f"flow: {flow}\n") and re.search(r"# \w", shown), "values with their help texts"

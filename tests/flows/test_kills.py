@@ -47,7 +47,7 @@ def published(out: Path) -> list[str]:
 def until(condition: Callable[[], bool], run: Started, timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, run.said
+        assert time.monotonic() < deadline, run.printed
         time.sleep(0.02)
 
 
@@ -92,8 +92,8 @@ def check_what_was_left(out: Path, tiny: Done, to: Path) -> None:
     if not masks:
         assert exported.code == 2
         return
-    assert exported.code == 0, exported.said
-    assert f"is running, or was killed: taking {masks[-1]['label']!r}" in exported.said
+    assert exported.code == 0, exported.printed
+    assert f"is running, or was killed: taking {masks[-1]['label']!r}" in exported.printed
     assert len(list((to / "SegmentationClass").iterdir())) == masks[-1]["total"] - masks[-1]["skipped"]
 
 
@@ -108,7 +108,7 @@ def test_a_chain_of_kills_ends_like_an_undisturbed_run(flow: str, zygote: Zygote
 
     # A pool worker, at its second segment: the first ones are there, and whole.
     run = Started(zygote, flow, out, ["--workers", "2"], {"MASKMILL_KILL_AT": "store.before_rename:2"})
-    assert run.wait() == -signal.SIGKILL, run.said
+    assert run.wait() == -signal.SIGKILL, run.printed
     assert gone(run.mark, 2.0), "a worker outlived its run"
     stored = masks_stored(out)
     assert 1 <= stored < before_fit(tiny)
@@ -130,24 +130,24 @@ def test_a_chain_of_kills_ends_like_an_undisturbed_run(flow: str, zygote: Zygote
 
     # The fit's own process, half a checkpoint written: flow and loader worker go with it.
     run = Started(zygote, flow, out, [*OWN_PROCESS, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_checkpoint:5"})
-    assert run.wait() == -signal.SIGKILL, run.said
+    assert run.wait() == -signal.SIGKILL, run.printed
     assert gone(run.mark, 2.0), f"{survivors(run.mark)}: a fit outlived its run"
     assert checkpoints(out) == [3, 4]
 
     # The same fit in the run's process: it goes on at step 5, whoever wrote the checkpoint.
     run = Started(zygote, flow, out, [*HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_publish"})
-    assert run.wait() == -signal.SIGKILL, run.said
+    assert run.wait() == -signal.SIGKILL, run.printed
     first, last = checkpoints(out)
     assert 4 < first == last - 1
     assert published(out) == []
 
     run = Started(zygote, flow, out, [*HERE, *EACH_STEP], {"MASKMILL_KILL_AT": "export.mid_export"})
-    assert run.wait() == -signal.SIGKILL, run.said
+    assert run.wait() == -signal.SIGKILL, run.printed
     assert published(out) == ["pub-0001"] * len(fits(tiny))
     assert not (out / "dataset-voc").exists(), "no half export under its name"
 
     run = Started(zygote, flow, out, [*HERE])
-    assert run.wait() == 0, run.said
+    assert run.wait() == 0, run.printed
     expected = fingerprint(tiny.out)
     kinds = {name.split()[0] for name in expected}
     assert kinds == {"fit", "export", *(s["address"] for s in tiny.manifest["stages"] if s["kind"] == "map")}
@@ -167,13 +167,13 @@ def test_killed_in_the_figures_first_fit_it_goes_on_there(
     out = copy_of(tiny, tmp_path / "run")
     given = [*figure_of(flow), *HERE]
     run = Started(zygote, flow, out, [*given, *EACH_STEP], {"MASKMILL_KILL_AT": "fit.mid_checkpoint:5"})
-    assert run.wait() == -signal.SIGKILL, run.said
+    assert run.wait() == -signal.SIGKILL, run.printed
     assert gone(run.mark, 2.0), f"{survivors(run.mark)}: something outlived its run"
     assert checkpoints(out) == [3, 4]
     assert {path.parts[-4] for path in (out / "cache" / "fits").glob("*/*/work/*.ckpt")} == {first}
 
     run = Started(zygote, flow, out, given)
-    assert run.wait() == 0, run.said
+    assert run.wait() == 0, run.printed
     assert differences(fingerprint(out), fingerprint(whole.out)) == []
     last = Done(out, 0, "", "")
     assert (last.computed, last.manifest["scores"]) == (whole.computed, whole.manifest["scores"])

@@ -12,7 +12,7 @@ from artifacts.records import DataError, Kind, RecordSet, Sets
 from flows.cfs import CFSFlowParams, page
 from flows.cli.flow_command import configure
 from flows.config import ConfigError, as_yaml
-from flows.run_flow import plan_page, read_sets, run_page, settle
+from flows.run_flow import plan_page, read_sets, resolve_options, run_page
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.options import RunParams
@@ -65,9 +65,9 @@ def test_a_file_is_no_folder_for_output_or_cache(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
     with pytest.raises(DataError, match=rf"--out {file}: {file} is a file"):
-        settle(RunParams(out=str(file)))
+        resolve_options(RunParams(out=str(file)))
     with pytest.raises(DataError, match=rf"--cache {file}/below: {file} is a file"):
-        settle(RunParams(cache=str(file / "below")))
+        resolve_options(RunParams(cache=str(file / "below")))
 
 
 def test_data_without_the_labels_that_the_flow_needs_are_refused_in_the_plan(tmp_path: Path) -> None:

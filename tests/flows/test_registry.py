@@ -38,14 +38,14 @@ def in_a_process(*arguments: str) -> Done:
 
 
 def test_a_flow_of_ones_own_is_a_command(write_config: WriteConfig) -> None:
-    said = in_a_process("--help").said
-    assert " slow Sleeps." in said and " cfs " in said
+    output = in_a_process("--help").printed
+    assert " slow Sleeps." in output and " cfs " in output
     given = ("slow", "--quiet", "--config", str(write_config("mine", PICTURES, workers=0)))
-    assert "sleepy map 0 3 0" in in_a_process(*given, "--dry-run").said
+    assert "sleepy map 0 3 0" in in_a_process(*given, "--dry-run").printed
     assert in_a_process(*given, "--show-config").stdout.startswith("flow: slow\n")
     for computed in ("sleepy 3", "nothing, all was cached"):
         done = in_a_process(*given)
-        assert (done.code, f"computed: {computed}" in done.said) == (0, True), done.said
+        assert (done.code, f"computed: {computed}" in done.printed) == (0, True), done.printed
 
 
 def test_it_is_known_wherever_flows_are_named(
@@ -55,14 +55,14 @@ def test_it_is_known_wherever_flows_are_named(
     config = str(write_config("mine", PICTURES, workers=0))
     given = ("--quiet", "--workers", "0", "--out", str(tmp_path / "out"))
     done = maskmill(tmp_path, "compare", "slow", "--config", config, *given, "--variant", "as it is:", "--dry-run")
-    assert (done.code, "sleepy 3" in done.said) == (0, True), done.said
+    assert (done.code, "sleepy 3" in done.printed) == (0, True), done.printed
     for wrong, message in (
         (("cfs", "--config", config), "this is for the flow 'slow': run `maskmill slow` instead of `maskmill cfs`"),
         (("compare", "csf", "--config", config), "no flow 'csf'; there are cfs, slow"),
         (("slow", "--config", config, "--set", "flow=rrm"), "no flow 'rrm'; there are cfs, slow"),
     ):
         done = maskmill(tmp_path, *wrong)
-        assert (done.code, message in done.said) == (2, True), done.said
+        assert (done.code, message in done.printed) == (2, True), done.printed
 
 
 def test_without_the_variable_there_are_the_shipped_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ SCORE = FlowEntry("score", "slow_flow", "SlowParams", "A command's name.", (), "
 def test_a_wrong_plug_in_is_said_before_any_work(monkeypatch: pytest.MonkeyPatch, value: str, message: str) -> None:
     monkeypatch.setenv(PLUG_INS, value)
     done = maskmill(Path(), "score")
-    assert (done.code, message in done.said) == (2, True), done.said
+    assert (done.code, message in done.printed) == (2, True), done.printed
 
 
 def test_the_registry_is_the_only_list() -> None:

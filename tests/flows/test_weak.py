@@ -76,17 +76,17 @@ def source(tree: Path) -> tuple[str, ...]:
 
 
 def test_masks_and_checkpoints_are_the_same_without_all_that_is_not_declared(flow: str, runs: Runs, bare: Done) -> None:
-    assert bare.code == 0, bare.said
+    assert bare.code == 0, bare.printed
     assert bare.computed == runs.tiny(flow).computed, "a cache of its own: everything was worked out again"
     same(bare, runs.tiny(flow))
-    assert "24 images have no truth mask and are not scored" in bare.said
+    assert "24 images have no truth mask and are not scored" in bare.printed
 
 
 def test_so_are_those_of_the_whole_figure(flow: str, runs: Runs, bare: Done, tmp_path: Path) -> None:
     """For ``cfs``: its network, its probabilities, the refined masks, and the student that its own labels guide."""
     whole = runs.whole(flow)
     done = run_flow(flow, copy_of(bare, tmp_path / "run"), *source(bare.out.parent / "bare"), *figure_of(flow))
-    assert done.code == 0, done.said
+    assert done.code == 0, done.printed
     if FLOWS[flow].figure:
         assert done.computed == whole.computed and any(done.computed.values())
     same(done, whole)

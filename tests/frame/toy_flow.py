@@ -35,7 +35,7 @@ class ToyFlowParams:
 
 
 def page(run: Runner, sets: Sets, params: ToyFlowParams) -> Result:
-    """Objectness from auxiliary masks; then rounds of learning from strokes, and from what the last round said."""
+    """Objectness from auxiliary masks; then rounds of learning from strokes, and from the last round's masks."""
     if sets.aux is None:
         raise DataError("toy needs auxiliary data: set data.aux.source to a data set with masks")
     check_run(params.toy, run.options, name="toy")

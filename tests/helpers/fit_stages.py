@@ -187,12 +187,12 @@ def write_images(folder: Path, count: int = 7) -> tuple[ImageTask, ...]:
 
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
-    jobs = []
+    image_tasks = []
     for number in range(count):
         path = folder / f"{number}.png"
         cv2.imwrite(str(path), generator.integers(0, 256, (8, 8, 3), np.uint8))
-        jobs.append(ImageTask(f"d/{number}", f"digest-{number}", Record(str(number), str(path))))
-    return tuple(jobs)
+        image_tasks.append(ImageTask(f"d/{number}", f"digest-{number}", Record(str(number), str(path))))
+    return tuple(image_tasks)
 
 
 def make_spec(cache: Path, train: tuple[ImageTask, ...], params: TinyParams | None = None, **changes: Any) -> FitSpec:

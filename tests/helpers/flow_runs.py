@@ -53,7 +53,7 @@ def stack() -> list[str]:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished command: where, exit code, what it said."""
+    """A finished command: where, exit code, output."""
 
     out: Path
     code: int
@@ -73,7 +73,7 @@ class Done:
         return {stage["label"]: stage["computed"] for stage in self.manifest["stages"]}
 
     @property
-    def said(self) -> str:
+    def printed(self) -> str:
         """Both streams with every run of white space as one blank: rich breaks lines where it likes."""
         return " ".join((self.stdout + " " + self.stderr).split())
 
@@ -82,19 +82,19 @@ def maskmill(out: Path, *arguments: str) -> Done:
     """The command in this process; its signal handler is put back. ``out`` is only where to look afterwards."""
     from flows.cli.main import main
 
-    said, complained = io.StringIO(), io.StringIO()
+    stdout, stderr = io.StringIO(), io.StringIO()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         # A server that other tests have started must not see these runs.
         with (
             patch("flows.cli.flow_command.api_configured", return_value=False),
-            contextlib.redirect_stdout(said),
-            contextlib.redirect_stderr(complained),
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
         ):
             code = main(list(arguments))
     finally:
         signal.signal(signal.SIGTERM, handler)
-    return Done(out, code, said.getvalue(), complained.getvalue())
+    return Done(out, code, stdout.getvalue(), stderr.getvalue())
 
 
 def run_flow(flow: str, out: Path, *more: str) -> Done:
@@ -128,7 +128,7 @@ class Runs:
     def _once(self, flow: str, kind: str, make: Callable[[Path], Done]) -> Done:
         if (flow, kind) not in self._done:
             done = make(self._folder / f"{flow}-{kind}" / "run")
-            assert done.code == 0, done.said
+            assert done.code == 0, done.printed
             self._done[flow, kind] = done
         return self._done[flow, kind]
 
@@ -193,7 +193,7 @@ class Started:
         os.kill(self.pid, signal.SIGKILL)
 
     @property
-    def said(self) -> str:
-        """What it said, for messages of failed assertions."""
+    def printed(self) -> str:
+        """What it printed, for messages of failed assertions."""
         paths = [self.output.with_name(self.output.name + ending) for ending in (".out", ".err")]
         return "\n".join(path.read_text()[-2000:] for path in paths if path.exists())

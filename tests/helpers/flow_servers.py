@@ -64,7 +64,7 @@ class Started:
     begun: Path
 
     @property
-    def said(self) -> str:
+    def printed(self) -> str:
         texts = [Path(f"{self.output}{ending}").read_text() for ending in (".out", ".err")]
         return " ".join("".join(texts).split())
 
@@ -75,7 +75,7 @@ class Started:
         """Until ``lines`` pieces of work (whose lines hold ``word``) have begun; all processes below it."""
 
         def enough() -> bool:
-            assert psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE, f"ended: {self.said}"
+            assert psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE, f"ended: {self.printed}"
             return self.begun.exists() and sum(word in line for line in self.begun.read_text().splitlines()) >= lines
 
         eventually(60, enough, f"{lines} pieces of work begun")

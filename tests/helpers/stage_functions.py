@@ -81,8 +81,8 @@ def worker_pid(item: Item, params: Any) -> dict[str, NDArray[Any]]:
 
 def seen_gpus(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     """Device and visible GPUs, as text in an array."""
-    said = f"{item.device} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ.get('CUDA_DEVICE_ORDER')}"
-    return {"mask_hw": np.frombuffer(said.encode(), np.uint8)[None]}
+    text = f"{item.device} {os.environ.get('CUDA_VISIBLE_DEVICES')} {os.environ.get('CUDA_DEVICE_ORDER')}"
+    return {"mask_hw": np.frombuffer(text.encode(), np.uint8)[None]}
 
 
 def first_weight(item: Item, params: Any) -> dict[str, NDArray[Any]]:

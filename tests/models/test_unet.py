@@ -1,4 +1,4 @@
-"""CFS's U-Net: is it told box and class where the paper says, does any crop fit, is every parameter trained?"""
+"""CFS's U-Net: are box and class inputs where the paper says, does any crop fit, is every parameter trained?"""
 
 from __future__ import annotations
 

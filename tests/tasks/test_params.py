@@ -97,10 +97,10 @@ class Sample:
 
 def test_both_bounds_are_allowed_and_nothing_is_no_number() -> None:
     Sample(count=1), Sample(count=10_000_000), Sample(maybe=0.0), Sample(maybe=1.0), Sample(pair=(0.5, 1.0, 0.7))
-    for wrong, said in (
+    for wrong, message in (
         ({"count": 0}, r"^sample\.count must be 1\.\.10000000, not 0$"),
         ({"maybe": math.nan}, r"^sample\.maybe must be 0\.\.1, not nan$"),
         ({"pair": (0.5, 2.0)}, r"^each of sample\.pair must be 0\.5\.\.1, not \(0\.5, 2\.0\)$"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             Sample(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Fits in `maskmill cache`: told as they are, and only what nobody needs is removed."""
+"""Fits in `maskmill cache`: listed as they are, and only unused ones are removed."""
 
 from __future__ import annotations
 

@@ -126,10 +126,10 @@ def test_a_picture_shows_the_newest_map_in_the_given_colours(filled: MaskStore, 
 
 
 def test_a_sound_cache_is_found_sound_and_progress_is_told(filled: MaskStore) -> None:
-    told: list[tuple[str, int, int]] = []
-    report = cache.verify(filled, progress=lambda *step: told.append(step))
+    steps: list[tuple[str, int, int]] = []
+    report = cache.verify(filled, progress=lambda *step: steps.append(step))
     assert report.ok and (report.segments, report.images, report.problems) == (2, 7, ())
-    assert told == [(A, 0, 2), (A, 1, 2), (A, 2, 2)]
+    assert steps == [(A, 0, 2), (A, 1, 2), (A, 2, 2)]
 
 
 def test_verify_names_what_is_damaged_and_touches_nothing(filled: MaskStore) -> None:

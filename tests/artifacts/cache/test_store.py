@@ -519,7 +519,7 @@ def test_the_cache_says_its_format_and_a_newer_one_is_refused(store: MaskStore) 
     path = store.root / "maskmill.json"
     assert json.loads(path.read_text())["format"] == 1
     path.write_text('{"format": 2}')
-    with pytest.raises(StoreError, match=r"maskmill.json says cache format 2, this Maskmill knows up to 1: update"):
+    with pytest.raises(StoreError, match=r"maskmill.json has cache format 2, this Maskmill reads up to 1: update"):
         MaskStore(store.root)
     path.write_text("{")
     with pytest.raises(StoreError, match="maskmill.json should read"):

@@ -160,7 +160,7 @@ def test_another_data_set_of_the_same_name_is_refused_with_the_fix(tmp_path: Pat
     before = entry(cache, "pets")
     other = tree(tmp_path / "y" / "pets", {"a": "cat", "b": "dog"})
     with pytest.raises(
-        DataError, match=r"'pets' stands for voc:.*/x/pets.*image 'b' is another.*--set data.name=pets-2"
+        DataError, match=r"'pets' stands for voc:.*/x/pets.*image 'b' differs there.*--set data.name=pets-2"
     ):
         remember_dataset(cache, read_split(params(other), "train"))
     strangers = tree(tmp_path / "z" / "pets", {"q": "cat"})

@@ -237,7 +237,7 @@ def test_masks_are_truth_where_the_numbers_have_names(tmp_path):
     assert np.array_equal(read(tmp_path).records[0].truth.load(), mask_hw)
     (tmp_path / "classes.txt").unlink()
     found = read(tmp_path)
-    assert found.records[0].truth is None and "nothing says what its numbers mean" in found.warnings[0]
+    assert found.records[0].truth is None and "the meaning of its numbers is unknown" in found.warnings[0]
 
 
 @pytest.mark.parametrize(

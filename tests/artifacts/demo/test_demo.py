@@ -59,12 +59,12 @@ def test_a_picture_depends_on_no_other_picture_and_no_process() -> None:
         "from artifacts.demo.data import *; import hashlib; s = make_sample(DEMO, 'val', 7);"
         "print(hashlib.sha256(s.image_rgb.tobytes() + s.objects_hw.tobytes() + repr(s.scribbles).encode()).hexdigest())"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    digest = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     more = dataclasses.replace(DEMO, train=3, val=1000, auxiliary=5)
     np.random.seed(3)  # the global generator has no say
     sample = make_sample(more, "val", 7)
     data = sample.image_rgb.tobytes() + sample.objects_hw.tobytes() + repr(sample.scribbles).encode()
-    assert told.strip() == hashlib.sha256(data).hexdigest()
+    assert digest.strip() == hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"family": "auxiliary"}])

@@ -85,12 +85,12 @@ def test_the_same_run_exports_to_the_same_bytes(kind: str, run: tuple[Path, dict
     assert contents(first) == contents(second)
     export_run(cache, manifest, "cut", kind, tmp_path / "one")
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before, "an unchanged export is left alone"
-    said = json.loads((first / export.MANIFEST).read_text())
-    assert said["counts"]["images"] == 3
-    assert said["without_mask"] == ["gone"]
-    assert said["recipe"] == {"params": {"seed": 7}}
-    assert said["skips"][0]["reason"] == "gone"
-    assert said["addresses"] == {"cut": ADDRESS}
+    written = json.loads((first / export.MANIFEST).read_text())
+    assert written["counts"]["images"] == 3
+    assert written["without_mask"] == ["gone"]
+    assert written["recipe"] == {"params": {"seed": 7}}
+    assert written["skips"][0]["reason"] == "gone"
+    assert written["addresses"] == {"cut": ADDRESS}
 
 
 def test_voc_masks_read_back_with_their_palette(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_curves_repeat_byte_by_byte_whatever_style_the_user_has(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "titles"),
     [
         ([], []),
         ([{"step": 1, "loss": 0.5}], ["last 0.5"]),
@@ -82,10 +82,10 @@ def test_curves_repeat_byte_by_byte_whatever_style_the_user_has(tmp_path: Path) 
         ([{"loss": -1.0}, {"loss": -2.0}], ["last -2"]),
     ],
 )
-def test_odd_metrics_are_drawn(rows: list[dict[str, Any]], said: list[str], tmp_path: Path) -> None:
+def test_odd_metrics_are_drawn(rows: list[dict[str, Any]], titles: list[str], tmp_path: Path) -> None:
     curve_png(rows, tmp_path / "c.png")
     assert np.asarray(Image.open(tmp_path / "c.png")).ndim == 3
-    assert [axes.get_title("right") for axes in curve_figure(rows).axes] == said
+    assert [axes.get_title("right") for axes in curve_figure(rows).axes] == titles
 
 
 def test_drawing_a_curve_leaves_pyplot_alone(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def two(whole: Done, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
     """A cache with a run with LGSA and one without guidance, and their ids."""
     out = copy_of(whole, tmp_path_factory.mktemp("attention") / "run")
     done = run_cfs(out, *FIGURE, "--set", "params.attention=nonlocal", "--set", "params.deeplab.iterations=2")
-    assert done.code == 0, done.said
+    assert done.code == 0, done.printed
     assert done.computed["deeplab"] == 1 and done.computed["cfs"] == done.computed["refine"] == 0
     return out / "cache", whole.manifest["run"], done.manifest["run"]
 
@@ -44,9 +44,9 @@ def test_runs_side_by_side(two: tuple[Path, str, str], tmp_path: Path) -> None:
     done = maskmill(
         tmp_path, "attention", "--cache", str(cache), *runs, "--image", IMAGE, "--at", "20,31", "--out", str(out)
     )
-    assert done.code == 0, done.said
-    assert f"nonlocal ({unguided})" in done.said and f"lgsa ({guided})" in done.said
-    assert done.said.count("% of the weight on the pixel's class") == 2
+    assert done.code == 0, done.printed
+    assert f"nonlocal ({unguided})" in done.printed and f"lgsa ({guided})" in done.printed
+    assert done.printed.count("% of the weight on the pixel's class") == 2
     assert cv2.imread(str(out)).shape[1] > 3 * 320
 
 
@@ -79,7 +79,7 @@ def test_a_picture_file_needs_no_truth(two: tuple[Path, str, str], tmp_path: Pat
     cv2.imwrite(str(tmp_path / "other.png"), np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8))
     where = ("--cache", str(two[0]), "--run", two[1], "--out", str(tmp_path / "heat.png"))
     done = maskmill(tmp_path, "attention", *where, "--image", str(tmp_path / "other.png"), "--at", "80,30")
-    assert (done.code, "no truth mask" in done.said) == (0, True), done.said
+    assert (done.code, "no truth mask" in done.printed) == (0, True), done.printed
 
 
 @pytest.mark.parametrize(
@@ -99,13 +99,13 @@ def test_what_is_wrong_is_said(
     out = tmp_path / "heat.png"
     done = maskmill(tmp_path, "attention", "--cache", str(two[0]), "--out", str(out), *arguments)
     assert done.code == 2 and not out.exists()
-    assert re.search(message, done.said), done.said
+    assert re.search(message, done.printed), done.printed
 
 
 def test_a_student_without_attention_is_refused(tiny: Done, tmp_path: Path) -> None:
     where = ("--cache", str(tiny.out / "cache"), "--image", IMAGE, "--at", "5,5", "--out", str(tmp_path / "heat.png"))
     done = maskmill(tmp_path, "attention", *where)
-    assert done.code == 2 and "its student has no self-attention (params.attention=none)" in done.said
+    assert done.code == 2 and "its student has no self-attention (params.attention=none)" in done.printed
 
 
 def test_a_runs_own_student_is_asked_even_where_another_was_learnt_since(tmp_path: Path) -> None:

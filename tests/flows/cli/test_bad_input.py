@@ -53,7 +53,7 @@ def bomb() -> bytes:
 
 
 def broken_tree(tree: Path) -> dict[str, str]:
-    """Adds broken images to the train list; image id -> part of the reason that has to be told."""
+    """Adds broken images to the train list; image id -> part of the reason that has to be reported."""
     images = tree / "JPEGImages"
     whole = (images / "demo_train_00000.jpg").read_bytes()
     contents = {"cut": whole[: len(whole) // 2], "zero": b"", "text": b"no pixels here", "bomb": bomb()}
@@ -102,15 +102,15 @@ def test_a_tree_with_every_kind_of_broken_image(tiny: Done, tmp_path: Path) -> N
     moved = ("--data", f"voc:{tree}", "--set", "data.name=demo-tiny", "--set", "options.refit=never")
     run = run_cfs(out, *moved)
 
-    assert run.code == 3, run.said
+    assert run.code == 3, run.printed
     listed = {skip["key"].removeprefix("demo-tiny/"): skip for skip in run.manifest["skips"]}
     assert set(listed) == {*reasons, "demo_train_00001", "demo_train_00002"}
     for image_id, reason in reasons.items():
         assert reason in listed[image_id]["reason"], (image_id, listed[image_id])
-        assert reason in run.said and listed[image_id]["path"] in run.said
+        assert reason in run.printed and listed[image_id]["path"] in run.printed
     assert "the mask is 9 x 9" in listed["demo_train_00001"]["reason"]
     assert "holds the number 77" in listed["demo_train_00002"]["reason"]
-    assert "4 x boxes left out" in run.said and "xmin is nan, not a finite number" in run.said
+    assert "4 x boxes left out" in run.printed and "xmin is nan, not a finite number" in run.printed
     # Everything that is sound is as it was, and the image with one good box among four bad ones is new.
     assert run.computed["grabcut"] == 5, "four that cannot be decoded, and the one with bad boxes"
     before, after = (
@@ -159,14 +159,14 @@ def test_a_coco_file_with_wrong_entries(tmp_path: Path) -> None:
         annotations=[{**whole, "bbox": ["a", 1, 2, 3]}, {**whole, "id": 21, "image_id": 99}],
     )
     run = run_cfs(tmp_path / "run", "--data", source, *QUICK)
-    assert run.code == 3, run.said
+    assert run.code == 3, run.printed
     for reason in (
         "image id 0 of 'same-id.png' belongs to '0.png'",
         "leads out of the",
         "Expected `float`, got `str`",
         "annotation id 21: 99",
     ):
-        assert reason in run.said, (reason, run.said)
+        assert reason in run.printed, (reason, run.printed)
     assert run.computed["box-masks"] >= 4, "the sound images are done"
     assert run.computed["deeplab"] == 1
 
@@ -187,7 +187,7 @@ def test_a_coco_file_that_cannot_be_read_ends_the_run_before_any_work(
     path.write_text(spoil(path.read_text()))
     run = run_cfs(tmp_path / "run", "--data", source, *QUICK)
     assert run.code == 2
-    assert message in run.said
+    assert message in run.printed
     assert not list((tmp_path / "run").glob("cache/maps/*"))
 
 
@@ -208,14 +208,14 @@ def test_damaged_segments_cost_their_images_and_a_second_run_mends_all(tiny: Don
     rewrite(foreign, b"not HDF5 at all")
     run = run_cfs(out)
     assert run.code == 1
-    assert f"{flipped.name} is damaged (checksum of array mask_hw differs) at demo-tiny/" in run.said
-    assert "the next run computes these images again" in run.said
+    assert f"{flipped.name} is damaged (checksum of array mask_hw differs) at demo-tiny/" in run.printed
+    assert "the next run computes these images again" in run.printed
     assert run.computed["grabcut"] == images[cut] + images[foreign], (
         "the images of the two that cannot be opened; the rest stays"
     )
     again = run_cfs(out)
     assert (again.code, again.computed) == (0, {**dict.fromkeys(tiny.computed, 0), "grabcut": images[flipped]}), (
-        again.said
+        again.printed
     )
     assert fingerprint(out) == fingerprint(tiny.out)
 
@@ -256,10 +256,10 @@ def test_weights_and_a_checkpoint_cut_short_cost_time_and_nothing_else(
     work.mkdir()
     (work / "step-000000015.ckpt").write_bytes(b"maskmill checkpoint 1\n" + bytes(100))
     run = run_cfs(out)
-    assert (run.code, run.computed) == (0, {**dict.fromkeys(tiny.computed, 0), "deeplab": 1}), run.said
-    told = " ".join(record.getMessage() for record in caplog.records)
-    assert f"weights.safetensors has {len(whole) // 2} bytes, {len(whole)} were published" in told
-    assert "step-000000015.ckpt: cut short or changed" in told
+    assert (run.code, run.computed) == (0, {**dict.fromkeys(tiny.computed, 0), "deeplab": 1}), run.printed
+    logged = " ".join(record.getMessage() for record in caplog.records)
+    assert f"weights.safetensors has {len(whole) // 2} bytes, {len(whole)} were published" in logged
+    assert "step-000000015.ckpt: cut short or changed" in logged
     (again,) = (out / "cache" / "fits").glob("*/*/pub-0002/weights.safetensors")
     assert again.read_bytes() == whole, "from the start, and the same"
 
@@ -306,7 +306,7 @@ def test_a_cache_that_takes_nothing(
     with unwritable(out / "cache", number, monkeypatch):
         run = run_cfs(out, "--rerun", "grabcut")
     assert run.code == 1
-    assert words in run.said and str(out / "cache") in run.said.replace(" ", "")
+    assert words in run.printed and str(out / "cache") in run.printed.replace(" ", "")
     assert fingerprint(out) == fingerprint(tiny.out), "what was there is there"
 
 
@@ -325,7 +325,7 @@ def test_a_disk_that_fills_up_between_two_segments(tiny: Done, tmp_path: Path, m
         patched.setattr(segment_index.os, "fsync", fsync)
         full = run_cfs(out, *QUICK)
     assert full.code == 1
-    assert "the disk is full: free space" in full.said
+    assert "the disk is full: free space" in full.printed
     assert full.manifest["status"] == "failed"
     stored = len([name for name in fingerprint(out) if name.endswith("mask_hw")])
     assert 0 < stored < 24, "what was written before is whole"
@@ -341,7 +341,7 @@ def test_a_gpu_asked_for_and_absent_is_said_before_any_work(tmp_path: Path, monk
         monkeypatch.setattr(f"{module}.has_gpu", lambda: False, raising=False)
     run = run_cfs(tmp_path / "run", "--device", "cuda")
     assert run.code == 2
-    assert "device=cuda" in run.said and "device=cpu" in run.said
+    assert "device=cuda" in run.printed and "device=cpu" in run.printed
     assert not list((tmp_path / "run").glob("cache/maps/*")) and not (tmp_path / "run" / "cache" / "runs").exists()
 
 
@@ -351,8 +351,8 @@ def test_no_training_images(tiny: Done, tmp_path: Path) -> None:
     (tree / "ImageSets" / "Segmentation" / "train.txt").write_text("\n")
     run = run_cfs(tmp_path / "run", "--data", f"voc:{tree}")
     assert run.code == 2
-    assert "no training images" in run.said or "none" in run.said
-    assert "'train'" in run.said and str(tree) in run.said.replace(" ", "")
+    assert "no training images" in run.printed or "none" in run.printed
+    assert "'train'" in run.printed and str(tree) in run.printed.replace(" ", "")
 
 
 def test_all_images_broken(tiny: Done, tmp_path: Path) -> None:
@@ -362,8 +362,8 @@ def test_all_images_broken(tiny: Done, tmp_path: Path) -> None:
         path.write_bytes(b"")
     run = run_cfs(tmp_path / "run", "--data", f"voc:{tree}")
     assert run.code == 1
-    assert "grabcut: all 24 images were skipped; the first:" in run.said
-    assert "demo_train_00000.jpg" in run.said
+    assert "grabcut: all 24 images were skipped; the first:" in run.printed
+    assert "demo_train_00000.jpg" in run.printed
     manifest = run.manifest
     assert (manifest["status"], len(manifest["skips"])) == ("failed", 24)
 
@@ -389,7 +389,7 @@ def test_a_wrong_configuration_does_nothing_at_all(tmp_path: Path, text: str, wo
         out, "cfs", "--config", str(path), "--out", str(out), *(() if "source" in text else ("--data", "demo-tiny"))
     )
     assert run.code == 2
-    assert words in run.said and "my.yaml" in run.said
+    assert words in run.printed and "my.yaml" in run.printed
     assert not out.exists()
 
 
@@ -408,5 +408,5 @@ def test_wrong_arguments_do_nothing_at_all(tmp_path: Path, arguments: tuple[str,
     out = tmp_path / "run"
     run = maskmill(out, *tiny_of("cfs"), "--out", str(out), *arguments)
     assert run.code == 2
-    assert words in run.said
+    assert words in run.printed
     assert not (out / "cache" / "maps").exists() and not (out / "cache" / "runs").exists()

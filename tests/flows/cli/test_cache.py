@@ -26,8 +26,8 @@ def test_a_fit_is_listed_verified_compacted_and_removed(tmp_path: Path, capsys: 
     data = made[0].weights.read_bytes()
     made[0].weights.write_bytes(data[:-1] + b"x")
     assert cache(tmp_path, "verify", "net") == 1
-    said = capsys.readouterr().out
-    assert "pub-0001/weights.safetensors : the tensors are not those that were published" in said
+    output = capsys.readouterr().out
+    assert "pub-0001/weights.safetensors : the tensors are not those that were published" in output
     assert cache(tmp_path, "compact") == 0
     assert "1 superseded publications and 0 abandoned checkpoints removed" in capsys.readouterr().out
     assert store.published("net-01", "ab") == made[1]
@@ -35,6 +35,6 @@ def test_a_fit_is_listed_verified_compacted_and_removed(tmp_path: Path, capsys: 
     assert "would remove net-01/ab: 1 publications" in capsys.readouterr().out
     with store.lock("net-01", "ab"):
         assert cache(tmp_path, "rm", "net") == 1
-    assert "net-01/ab is left alone: a run is at it" in capsys.readouterr().out
+    assert "net-01/ab is kept: a run is using it" in capsys.readouterr().out
     assert cache(tmp_path, "rm", "net") == 0
     assert store.published("net-01", "ab") is None

@@ -116,10 +116,10 @@ def test_a_class_has_the_same_colour_in_mask_and_overlay(here: Path) -> None:
         (("--image", "a.png", "--out", "m.jpg", "--probs", "p.npy"), "a mask is a .png file"),
         (
             ("--image", "a.png", "--out", "l.png", "--labels", "l.png"),
-            "l.png: would be written over, though it is read",
+            "l.png: would be overwritten, but it is read",
         ),
-        (("--image", "a.png", "--out", "a.png", "--probs", "p.npy"), "a.png: would be written over"),
-        (("--image", "a.png", "--out", "m.png", "--overlay", "m.png", "--probs", "p.npy"), "though it is another"),
+        (("--image", "a.png", "--out", "a.png", "--probs", "p.npy"), "a.png: would be overwritten"),
+        (("--image", "a.png", "--out", "m.png", "--overlay", "m.png", "--probs", "p.npy"), "but it is another"),
         (("--image", "a.png", "--out", "m.png", "--overlay", "o.gif", "--probs", "p.npy"), "name a .png or .jpg"),
         (("--image", "a.png", "--out", "m.png", "--marginals", "q.txt", "--probs", "p.npy"), "name an .npy file"),
         (
@@ -155,7 +155,7 @@ def test_wrong_usage_is_told_and_writes_nothing(here: Path, arguments: tuple[str
     write_class_mask(Path("open.png"), np.full((60, 80), 255, np.uint8))
     before = {path.name: path.read_bytes() for path in here.iterdir()}
     done = crf(*arguments)
-    assert (done.code, message in done.said) == (2, True), done.said
+    assert (done.code, message in done.printed) == (2, True), done.printed
     assert {path.name: path.read_bytes() for path in here.iterdir()} == before
 
 
@@ -188,14 +188,14 @@ def test_a_folder_is_done_by_threads_and_what_is_skipped_is_listed(folders: Path
             "--image", "images", "--probs", "probs", "--out", str(out), "--overlay", f"o{threads}", "--threads", threads
         )
         assert done.code == 3
-        assert "masks: 3, skipped: 4" in done.said
+        assert "masks: 3, skipped: 4" in done.printed
         for line in (
             "skipped images/alone.png: no alone.npy in probs",
             "skipped images/broken.png: probs/broken.npy: holds nan at label 0, row 0, column 0",
             "skipped probs/nobody.npy: no picture of this name in images",
             "skipped images/text.png: not an image file that Pillow knows",
         ):
-            assert line in done.said
+            assert line in done.printed
         assert sorted(path.name for path in (folders / f"o{threads}").iterdir()) == ["x.png", "y.png", "z.png"]
         outs[threads] = {path.name: path.read_bytes() for path in out.iterdir()}
     assert sorted(outs["1"]) == ["x.png", "y.png", "z.png"] and outs["1"] == outs["3"]
@@ -216,7 +216,7 @@ def test_a_folder_of_good_pictures_ends_with_0_one_of_bad_with_1(folders: Path) 
 def test_two_pictures_of_one_name_are_not_written_over_each_other(folders: Path) -> None:
     shutil.copy("images/x.png", "images/x.bmp")
     done = crf("--image", "images", "--probs", "probs", "--out", "masks")
-    assert done.code == 3 and "another picture is called x, too" in done.said
+    assert done.code == 3 and "another picture is called x, too" in done.printed
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_two_pictures_of_one_name_are_not_written_over_each_other(folders: Path)
     [
         (("--image", "images", "--probs", "p.npy", "--out", "masks"), "is a folder, p.npy is none"),
         (("--image", "images", "--probs", "probs", "--out", "p.npy"), "p.npy is a file"),
-        (("--image", "images", "--labels", "images", "--out", "images"), "would be written over"),
-        (("--image", "images", "--probs", "probs", "--out", "masks", "--marginals", "probs"), "would be written over"),
+        (("--image", "images", "--labels", "images", "--out", "images"), "would be overwritten"),
+        (("--image", "images", "--probs", "probs", "--out", "masks", "--marginals", "probs"), "would be overwritten"),
         (("--image", "empty", "--probs", "empty", "--out", "masks"), "holds no pictures"),
         (("--image", "images", "--probs", "nowhere", "--out", "masks"), "--probs nowhere: no such file or folder"),
         (("--image", "images", "--probs", "probs", "--out", "masks", "--floor", "2"), "--floor 2.0: give a number"),
@@ -253,15 +253,15 @@ def test_wrong_folders_are_told_before_the_work(
     monkeypatch.setattr("flows.cli.crf.work", lambda *_: pytest.fail("the work began"))
     before = sorted(folders.rglob("*"))
     done = crf(*arguments)
-    assert (done.code, message in done.said) == (2, True), done.said
-    assert TEMPORARY_PREFIX not in done.said and sorted(folders.rglob("*")) == before
+    assert (done.code, message in done.printed) == (2, True), done.printed
+    assert TEMPORARY_PREFIX not in done.printed and sorted(folders.rglob("*")) == before
 
 
 def test_a_mask_that_cannot_be_written_is_named_once_and_not_by_its_temporary_file(folders: Path) -> None:
     (folders / "masks" / "x.png").mkdir(parents=True)
     done = crf("--image", "images", "--probs", "probs", "--out", "masks")
-    assert done.code == 3 and "masks: 2, skipped: 5" in done.said
-    assert "skipped images/x.png: masks/x.png: cannot be written (Is a directory)" in done.said
+    assert done.code == 3 and "masks: 2, skipped: 5" in done.printed
+    assert "skipped images/x.png: masks/x.png: cannot be written (Is a directory)" in done.printed
 
 
 # Signals
@@ -304,14 +304,14 @@ def test_a_signal_or_many_end_a_folder_at_once_with_whole_files(here: Path, numb
     for _ in range(times):
         process.send_signal(signal.Signals[number])
         time.sleep(0.02)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code, said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == code, output
     written = sorted(path.stem for path in (here / "masks").iterdir())
     assert sorted(path.name for path in (here / "q").iterdir()) == [f"{name}.npy" for name in written]
     for name in written:
         assert mask(here / "masks" / f"{name}.png").shape == np.load(here / "q" / f"{name}.npy").shape[1:]
-    kept = f"masks holds {len(written)} of 40 masks, each of them whole; the same command makes all of them again"
-    assert f"stopped ({number}); {kept}" in " ".join(said.split()) and "cache" not in said
+    kept = f"masks holds {len(written)} of 40 complete masks; the same command computes all of them again"
+    assert f"stopped ({number}); {kept}" in " ".join(output.split()) and "cache" not in output
 
 
 def test_a_signal_while_one_large_picture_is_computed_is_heard_at_once(here: Path) -> None:
@@ -324,9 +324,9 @@ def test_a_signal_while_one_large_picture_is_computed_is_heard_at_once(here: Pat
     time.sleep(0.5)  # within the iterations
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, time.monotonic() - began < 5) == (130, True), said
-    assert "stopped (SIGINT); nothing was written" in said and not Path("m.png").exists()
+    _, output = process.communicate(timeout=60)
+    assert (process.returncode, time.monotonic() - began < 5) == (130, True), output
+    assert "stopped (SIGINT); nothing was written" in output and not Path("m.png").exists()
 
 
 def computing(pid: int) -> bool:
@@ -348,7 +348,7 @@ def test_without_the_compiled_lattice_it_ends_at_once_and_says_how_to_build_it(
         crf("--image", "a.png", "--probs", "p.npy", "--out", "m.png"),
         crf("--image", "images", "--probs", "probs", "--out", "masks", "--quiet"),
     ):
-        assert done.code == 1 and done.said.count("make -B setup") == 1 and "skipped" not in done.said
+        assert done.code == 1 and done.printed.count("make -B setup") == 1 and "skipped" not in done.printed
     assert not Path("m.png").exists() and not list(Path().glob("masks/*.png"))
 
 
@@ -356,11 +356,11 @@ def test_without_the_compiled_lattice_it_ends_at_once_and_says_how_to_build_it(
 
 
 def test_help_shows_every_parameter_and_its_default() -> None:
-    said = crf("--help").said
+    output = crf("--help").printed
     for word in ("--image", "--probs", "--labels", "--out", "--overlay", "--threads", "ahn-kwak-cam: 80.0"):
-        assert word in said
+        assert word in output
     for field in dataclasses.fields(CRFParams):
-        assert f"--{field.name.replace('_', '-')}" in said
+        assert f"--{field.name.replace('_', '-')}" in output
 
 
 def test_it_starts_without_torch_and_prefect(here: Path) -> None:
@@ -384,14 +384,14 @@ def test_it_starts_without_torch_and_prefect(here: Path) -> None:
 def test_the_flows_choices_are_off_and_the_named_sets() -> None:
     assert set(get_args(get_type_hints(CFSFlowParams)["crf"])) == {"off", *PRESETS}
     done = run_cfs(Path("nowhere"), "--dry-run", "--set", "params.crf=deeplab")
-    assert done.code == 2 and "deeplab-v2" in done.said
+    assert done.code == 2 and "deeplab-v2" in done.printed
 
 
 @pytest.fixture(scope="module")
 def with_crf(tiny: Done, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """The tiny run again, with a CRF at test time: the fit is cached, the student is asked anew."""
+    """The tiny run again, with a CRF at test time: the fit is cached, the student predicts again."""
     done = run_cfs(copy_of(tiny, tmp_path_factory.mktemp("crf") / "run"), "--set", "params.crf=ahn-kwak-cam")
-    assert done.code == 0, done.said
+    assert done.code == 0, done.printed
     return done
 
 
@@ -405,39 +405,41 @@ def test_student_and_student_with_crf_are_scored_and_shown(tiny: Done, with_crf:
     assert scores["student + CRF (val)"] != scores["student (val)"]
     assert scores["student + CRF (val)"]["images"] == 8
     assert "student + CRF (val)" in (with_crf.out / "index.html").read_text()
-    assert "student + CRF (val)" in with_crf.said
+    assert "student + CRF (val)" in with_crf.printed
     sheets = [cv2.imread(str(done.out / "contact_sheet.png")) for done in (tiny, with_crf)]
     assert sheets[1].shape[1] > sheets[0].shape[1], "one panel more in each row"
 
 
 def test_score_compares_without_and_with(tiny: Done, with_crf: Done, tmp_path: Path) -> None:
-    told = tmp_path / "scores.json"
+    score_json = tmp_path / "scores.json"
     cache = str(with_crf.out / "cache")
-    done = maskmill(tmp_path, "score", "--cache", cache, "--stage", "student", "--json", str(told))
-    assert done.code == 0, done.said
-    assert "student of run latest, with CRF" in done.said and "mIoU without CRF" in done.said
-    written = json.loads(told.read_text())
+    done = maskmill(tmp_path, "score", "--cache", cache, "--stage", "student", "--json", str(score_json))
+    assert done.code == 0, done.printed
+    assert "student of run latest, with CRF" in done.printed and "mIoU without CRF" in done.printed
+    written = json.loads(score_json.read_text())
     scores = json.loads((with_crf.out / "scores.json").read_text())
     assert written == {"scores": scores["student (val)"], "scores_crf": scores["student + CRF (val)"]}
-    plain = maskmill(tmp_path, "score", "--cache", str(tiny.out / "cache"), "--stage", "student", "--json", str(told))
-    assert plain.code == 0 and "CRF" not in plain.said and list(json.loads(told.read_text())) == ["scores"]
+    plain = maskmill(
+        tmp_path, "score", "--cache", str(tiny.out / "cache"), "--stage", "student", "--json", str(score_json)
+    )
+    assert plain.code == 0 and "CRF" not in plain.printed and list(json.loads(score_json.read_text())) == ["scores"]
 
 
 def test_export_hands_on_the_students_masks_with_the_crf(with_crf: Done, tmp_path: Path) -> None:
     cache = ("--cache", str(with_crf.out / "cache"))
     for name, options in (("crf", ("--crf",)), ("plain", ("--stage", "student"))):
         done = maskmill(tmp_path, "export", *cache, "--to", str(tmp_path / name), *options)
-        assert done.code == 0, done.said
+        assert done.code == 0, done.printed
     found = {name: tmp_path / name / "SegmentationClass" for name in ("crf", "plain")}
     ids = sorted(path.name for path in found["crf"].iterdir())
     assert len(ids) == 8 and ids == sorted(path.name for path in found["plain"].iterdir())
     assert any((mask(found["crf"] / one) != mask(found["plain"] / one)).any() for one in ids)
-    told = tmp_path / "scores.json"
-    data = ("--data", f"voc:{demo_tree(with_crf)}", "--json", str(told))
+    score_json = tmp_path / "scores.json"
+    data = ("--data", f"voc:{demo_tree(with_crf)}", "--json", str(score_json))
     done = maskmill(tmp_path, "score", *cache, "--masks", str(found["crf"]), *data)
-    assert done.code == 0, done.said
+    assert done.code == 0, done.printed
     expected = json.loads((with_crf.out / "scores.json").read_text())["student + CRF (val)"]
-    assert json.loads(told.read_text())["scores"]["miou"] == expected["miou"]
+    assert json.loads(score_json.read_text())["scores"]["miou"] == expected["miou"]
 
 
 def test_export_says_where_there_are_no_masks_with_a_crf(tiny: Done, with_crf: Done, tmp_path: Path) -> None:
@@ -452,12 +454,12 @@ def test_export_says_where_there_are_no_masks_with_a_crf(tiny: Done, with_crf: D
     ):
         where = ("--cache", str(run.out / "cache"), "--to", str(tmp_path / "out"))
         done = maskmill(tmp_path, "export", *where, "--crf", *options)
-        assert (done.code, message in done.said) == (2, True), done.said
+        assert (done.code, message in done.printed) == (2, True), done.printed
         assert not (tmp_path / "out").exists()
 
 
 def test_with_a_crf_the_same_stages_run(tiny: Done) -> None:
-    """Inside the prediction, not a stage more: the network is asked once for both masks."""
+    """Inside the prediction, not a stage more: one inference gives both masks."""
     from flows.cli.flow_command import configure, load
     from flows.run_flow import read_sets
     from tasks.engine.runner import Runner

@@ -46,7 +46,7 @@ def test_every_command_runs_as_printed(here: Path) -> None:
     for line in lines:
         name, *arguments = shlex.split(line, comments=True)
         done = maskmill(here, *arguments)
-        assert (name, done.code) == ("maskmill", 0), done.said
+        assert (name, done.code) == ("maskmill", 0), done.printed
     with Image.open("m.png") as made:
         assert made.size == (83, 61)
     assert sorted(path.name for path in Path("masks").iterdir()) == ["b.png", "c.png"]
@@ -76,11 +76,11 @@ def test_the_table_of_sets_is_the_codes() -> None:
     rows = re.findall(
         r"^\| `([\w-]+)` \| (\d+) \| (\S+) / (\S+) \| (\S+) / (\S+) / (\S+) \| (\w+) \|", TEXT, re.MULTILINE
     )
-    told = {
+    documented = {
         name: CRFParams(int(steps), float(g), float(gw), float(b), float(rgb), float(bw), how)  # type: ignore[arg-type]
         for name, steps, gw, g, bw, b, rgb, how in rows
     }
-    assert told == dict(PRESETS)
+    assert documented == dict(PRESETS)
 
 
 def test_every_page_that_it_points_to_is_there() -> None:

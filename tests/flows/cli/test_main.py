@@ -1,4 +1,4 @@
-"""Are wrong arguments told from failures, and do help and plan fit a terminal?"""
+"""Are wrong arguments distinguished from failures, and do help and plan fit a terminal?"""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_a_word_that_yaml_1_1_takes_for_a_boolean_needs_no_quotes(capsys: pytest
 @pytest.mark.parametrize("arguments", [("cfs",), ("cache", "rm"), ("cache", "verify"), ("cache", "compact")])
 def test_help_shows_no_option_that_nobody_wants(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
     assert main([*arguments, "--help"]) == 0
-    said = capsys.readouterr().out
-    assert "--empty" not in said and "--names" not in said
-    assert "130 and 143" in " ".join(said.split())
+    output = capsys.readouterr().out
+    assert "--empty" not in output and "--names" not in output
+    assert "130 and 143" in " ".join(output.split())
 
 
 @pytest.mark.parametrize(("width", "address"), [(80, False), (120, True)])
@@ -67,9 +67,9 @@ def test_the_plan_fits_its_terminal(width: int, address: bool) -> None:
     show.plan(Plan("cfs", stages, {"grabcut": 4000.0}, ("a [b] c",)), console)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
-    said = "\n".join(lines)
+    output = "\n".join(lines)
     row = next(line for line in lines if "predict-student-attention" in line)
     assert row.split()[:5] == ["predict-student-attention", "map", "0", "0", "1449"]
     assert ("0123456789ab" in row) == address
     assert "not run yet" in row
-    assert "waits: depends on upstream" in said and "warning: a [b] c" in said
+    assert "waits: depends on upstream" in output and "warning: a [b] c" in output

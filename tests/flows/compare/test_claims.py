@@ -52,15 +52,15 @@ def test_an_ordering_holds_by_more_than_the_spread_of_its_paired_differences() -
 
 
 @pytest.mark.parametrize(
-    ("strong", "said"),
+    ("strong", "expected"),
     [
         ((0.48, 0.56, 0.64), "reversed"),  # -.02 -.04 -.06
         ((0.51, 0.62, 0.73), "holds"),  # .01 .02 .03: mean .02, deviation .01
         ((0.44, 0.62, 0.76), "undecided"),  # -.06 .02 .06: mean .0067, deviation .061
     ],
 )
-def test_what_does_not_hold_is_said_as_it_comes(strong: tuple[float, ...], said: str) -> None:
-    assert verdict(students(weak=(0.5, 0.6, 0.7), strong=strong, full=(0.8,)))["verdict"] == said
+def test_what_does_not_hold_is_said_as_it_comes(strong: tuple[float, ...], expected: str) -> None:
+    assert verdict(students(weak=(0.5, 0.6, 0.7), strong=strong, full=(0.8,)))["verdict"] == expected
 
 
 def test_the_ceiling_has_to_reach_60_or_nothing_holds() -> None:
@@ -72,7 +72,7 @@ def test_the_ceiling_has_to_reach_60_or_nothing_holds() -> None:
     assert not found["valid"] and found["orderings"][0]["verdict"] == "undecided"
     assert as_markdown(found).startswith("**Not valid")
     missing = students(weak=(0.1, 0.1), strong=(0.5, 0.5))
-    assert "is not there" in why_not_valid(SMALL, missing) and verdict(missing)["verdict"] == "undecided"
+    assert "is missing" in why_not_valid(SMALL, missing) and verdict(missing)["verdict"] == "undecided"
 
 
 def test_one_seed_decides_nothing() -> None:
@@ -157,9 +157,9 @@ def test_a_flow_says_where_its_params_take_the_backbone() -> None:
         other: Any = DEMO_TINY
 
     def takes(*given: str, params: Any = Params(), config: str = "mine", data: str | None = None) -> bool:
-        asked = argparse.Namespace(set=list(given), data=data)
+        args = argparse.Namespace(set=list(given), data=data)
         job = dataclasses.replace(configure("cfs", "demo-tiny", None, (), {}), params=params)
-        return claims.takes_backbone(asked, config, "mine", backbone, job)
+        return claims.takes_backbone(args, config, "mine", backbone, job)
 
     backbone = Backbone(DEMO_TINY, ("first.weights", "other.weights"))
     assert takes() and takes("params.other.iterations=3")
@@ -281,8 +281,8 @@ def test_fuller_figures_of_the_same_setting_are_replaced_only_on_demand(
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     full = figures(weak=(0.1, 0.2), strong=(0.3,))
     assert claims.keep_figures("mine", full) == f"figures: {tmp_path / 'mine.json'}"
-    said = claims.keep_figures("mine", figures(weak=(0.5, 0.6)))
-    assert "mine.json is kept: its 3 finished trials" in said and "more than these 2; --replace" in said
+    message = claims.keep_figures("mine", figures(weak=(0.5, 0.6)))
+    assert "mine.json is kept: its 3 finished trials" in message and "more than these 2; --replace" in message
     assert kept_rows(tmp_path) == {"weak": ["0", "1"], "strong": ["0"]}
     claims.keep_figures("mine", figures(weak=(0.5,), strong=(0.5, 0.6)))  # as many
     assert kept_rows(tmp_path) == {"weak": ["0"], "strong": ["0", "1"]}
@@ -330,9 +330,9 @@ def test_the_command_runs_evaluates_and_keeps_its_figures(
     full = next(row for row in figures["rows"] if row["name"] == SUPERVISED)
     assert full["scores"]["masks"]["mean"] == 1.0 and set(full["scores"]["student"]["seeds"]) == {"4"}
     assert (out / "claims.md").read_text().startswith("**Not valid")
-    asked: list[bool] = []
+    replacements: list[bool] = []
     monkeypatch.setattr(claims, "run", lambda *given: [Attempt("box", 4, "done", 0.0)])
-    monkeypatch.setattr(claims, "keep_figures", lambda name, figures, anyway: asked.append(anyway) or "kept")
+    monkeypatch.setattr(claims, "keep_figures", lambda name, figures, anyway: replacements.append(anyway) or "kept")
     assert claims.main([*given, "--name", "claims_here"]) == claims.main([*given, "--name", "a", "--replace"]) == 0
-    assert asked == [False, True]
+    assert replacements == [False, True]
     assert (out / "compare.png").exists() and json.loads((out / "compare.json").read_text())["complete"]

@@ -53,7 +53,7 @@ def compare(out: Path, *more: str, variants: tuple[str, ...] = VARIANTS, seeds: 
     return maskmill(out, *SHARED, *given, "--seeds", seeds, "--out", str(out), *more)
 
 
-def said(out: Path) -> dict[str, Any]:
+def summary(out: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((out / "compare.json").read_text())
     return loaded
 
@@ -75,19 +75,19 @@ def done(tiny: Done, tmp_path_factory: pytest.TempPathFactory, broken: str) -> D
 
 def test_a_variant_that_fails_is_said_and_the_others_are_done(done: Done) -> None:
     assert done.code == 1
-    found = {variant["name"]: variant for variant in said(done.out)["variants"]}
+    found = {variant["name"]: variant for variant in summary(done.out)["variants"]}
     assert [run["status"] for run in found["broken"]["runs"]] == ["failed", "failed"]
     assert "no.safetensors" in found["broken"]["runs"][0]["error"] and found["broken"]["scores"] == {}
     others = [run["status"] for name in ("box", "grabcut", "grab & more") for run in found[name]["runs"]]
     assert others == ["done"] * 6
-    assert not said(done.out)["complete"]
-    assert "failed: broken, seed 0" in done.said
+    assert not summary(done.out)["complete"]
+    assert "failed: broken, seed 0" in done.printed
     assert "| broken | - | - | - | 0 of 2, 2 failed |" in (done.out / "compare.md").read_text()
 
 
 def test_what_variants_and_seeds_share_is_computed_once(done: Done) -> None:
     computed: dict[str, int] = {}
-    for variant in said(done.out)["variants"]:
+    for variant in summary(done.out)["variants"]:
         for run in variant["runs"]:
             for stage, count in run["computed"].items():
                 computed[stage] = computed.get(stage, 0) + count
@@ -96,7 +96,7 @@ def test_what_variants_and_seeds_share_is_computed_once(done: Done) -> None:
 
 def test_the_table_says_what_the_runs_say(done: Done) -> None:
     page = (done.out / "compare.md").read_text()
-    for variant in said(done.out)["variants"]:
+    for variant in summary(done.out)["variants"]:
         if variant["name"] == "broken":
             continue
         for column, (name, key) in COLUMN.items():
@@ -107,7 +107,7 @@ def test_the_table_says_what_the_runs_say(done: Done) -> None:
             assert found["mean"] == pytest.approx(np.mean(values))
             assert found["std"] == pytest.approx(np.std(values, ddof=1))
             assert f" {100 * np.mean(values):.1f} ± {100 * np.std(values, ddof=1):.1f} |" in page
-    students = [v["scores"]["student (val) mIoU"] for v in said(done.out)["variants"] if v["scores"]]
+    students = [v["scores"]["student (val) mIoU"] for v in summary(done.out)["variants"] if v["scores"]]
     assert any(len(set(one["seeds"].values())) == 2 for one in students), "each seed has its own network"
 
 
@@ -126,12 +126,12 @@ def test_again_nothing_is_computed_and_a_new_seed_is_all_that_a_plan_names(done:
     assert [(row[0], row[1], row[2]) for row in rows] == [
         (name, seed, "deeplab" if seed == "5" else "nothing") for seed in ("0", "3", "5") for name in ("box", "grabcut")
     ]
-    assert "time: about" in plan.said, "earlier runs tell how long"
+    assert "time: about" in plan.printed, "earlier runs tell how long"
     again = compare(done.out, variants=VARIANTS[:1])
-    assert again.code == 0 and again.said.count("computed: nothing, all was cached") == 2
+    assert again.code == 0 and again.printed.count("computed: nothing, all was cached") == 2
     after = {path: path.stat().st_mtime_ns for path in (done.out / "cache" / "fits").rglob("*.safetensors")}
     assert after == before
-    assert said(done.out)["complete"] and [v["name"] for v in said(done.out)["variants"]] == ["box"]
+    assert summary(done.out)["complete"] and [v["name"] for v in summary(done.out)["variants"]] == ["box"]
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_again_nothing_is_computed_and_a_new_seed_is_all_that_a_plan_names(done:
 def test_a_wrong_command_does_nothing(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     out = tmp_path / "out"
     found = maskmill(out, *SHARED, "--out", str(out), *arguments)
-    assert found.code == 2 and words in found.said
+    assert found.code == 2 and words in found.printed
     assert not out.exists()
 
 
 def test_a_flow_that_is_none_is_named(tmp_path: Path) -> None:
     found = maskmill(tmp_path, "compare", "csf", "--data", "demo-tiny", "--variant", "a: proposals=box")
-    assert found.code == 2 and "no flow 'csf'; there are cfs" in found.said
+    assert found.code == 2 and "no flow 'csf'; there are cfs" in found.printed
 
 
 # -- budgets and times -----------------------------------------------------------------------------------------------
@@ -273,10 +273,10 @@ def test_a_trial_that_fails_costs_the_others_no_more_than_new_workers(cache: Pat
     assert pids[0] == pids[1] != pids[2] == pids[3]
 
 
-@pytest.mark.parametrize("told", [Stopped("stop"), KeyboardInterrupt()])
-def test_a_comparison_that_is_stopped_leaves_no_worker(cache: Path, told: Any) -> None:
-    with pytest.raises(type(told)):  # working() looks for what is left
-        working(cache, f"stopped-{type(told).__name__}", {"box": None, "grabcut": told, "cfs": None})
+@pytest.mark.parametrize("stop", [Stopped("stop"), KeyboardInterrupt()])
+def test_a_comparison_that_is_stopped_leaves_no_worker(cache: Path, stop: Any) -> None:
+    with pytest.raises(type(stop)):  # working() looks for what is left
+        working(cache, f"stopped-{type(stop).__name__}", {"box": None, "grabcut": stop, "cfs": None})
 
 
 def manifest(seconds: float, computed: int, params: Any, **stages: float) -> dict[str, Any]:

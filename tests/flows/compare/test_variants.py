@@ -36,15 +36,15 @@ def test_a_variant_is_the_shared_configuration_and_what_it_sets() -> None:
         "two: deeplab.iterations=7 params.deeplab.test.scales='[0.5, 1.0]'",
         sets=["params.deeplab.lr=0.5"],
     )
-    assert base.name == "as it is" and base.says == () and base.params.deeplab.iterations == 20
-    assert other.name == "two" and other.says == ("deeplab.iterations=7", "deeplab.test.scales=[0.5, 1.0]")
+    assert base.name == "as it is" and base.settings == () and base.params.deeplab.iterations == 20
+    assert other.name == "two" and other.settings == ("deeplab.iterations=7", "deeplab.test.scales=[0.5, 1.0]")
     assert (other.params.deeplab.iterations, other.params.deeplab.test.scales) == (7, (0.5, 1.0))
     assert base.params.deeplab.lr == other.params.deeplab.lr == 0.5
 
 
 def test_a_nested_value_sets_its_leaves_and_leaves_the_rest_as_all_have_it() -> None:
     (one,) = build("a: 'deeplab={iterations: 7, test: {scales: [0.5, 1]}}'", sets=["params.deeplab.lr=0.5"])
-    assert one.says == ("deeplab.iterations=7", "deeplab.test.scales=[0.5, 1]")
+    assert one.settings == ("deeplab.iterations=7", "deeplab.test.scales=[0.5, 1]")
     assert (one.params.deeplab.iterations, one.params.deeplab.test.scales) == (7, (0.5, 1.0))
     assert one.params.deeplab.lr == 0.5
 

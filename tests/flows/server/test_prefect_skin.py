@@ -1,4 +1,4 @@
-"""Does a flow run show what happened, store nothing, and end when told to, in every way that it can be told?"""
+"""Does a flow run show what happened, store nothing, and end on request, in every way that there is?"""
 
 from __future__ import annotations
 
@@ -218,12 +218,12 @@ def test_the_command_with_an_api_keeps_its_exit_codes_and_makes_no_run_of_a_wron
         (start("slow", "--quiet", "--config", str(config), **server.client_env), code) for config, code in expected
     ]
     for one, code in started:
-        assert one.wait() == code, one.said
-    said = [one.said for one, _ in started]
-    assert "1 skipped" in said[0] and "INFO" not in said[0] and "flow run" not in said[0]
-    assert "all 1 images were skipped" in said[1]
-    assert "params.paces: no such parameter (did you mean 'pace'?)" in said[2]
-    assert str(tmp) in said[3]
+        assert one.wait() == code, one.printed
+    outputs = [one.printed for one, _ in started]
+    assert "1 skipped" in outputs[0] and "INFO" not in outputs[0] and "flow run" not in outputs[0]
+    assert "all 1 images were skipped" in outputs[1]
+    assert "params.paces: no such parameter (did you mean 'pace'?)" in outputs[2]
+    assert str(tmp) in outputs[3]
     new = [run.state.type.value for run in runs_of_slow(server) if run.id not in {old.id for old in before}]
     assert sorted(new) == ["COMPLETED", "FAILED"]
 
@@ -249,7 +249,7 @@ def test_signals_end_the_plain_command_its_pool_and_its_fit(start: Start, write_
         family = one.wait_for_work(2 if word == "sleepy" else 1, word)
         assert len(family) >= 2
         assert one.end(number) == 128 + number
-        assert "the same command goes on" in one.said
+        assert "the same command resumes" in one.printed
     manifests = list(mapping.parent.glob("*-cache/runs/*/manifest.json"))
     assert {json.loads(path.read_text())["status"] for path in manifests} == {"interrupted"}
 
@@ -267,6 +267,6 @@ def test_signals_end_the_command_in_flow_mode_and_the_server_says_crashed(
     running = [run for run in runs_of_slow(server) if run.state.type.value == "RUNNING"]
     assert len(running) == 2
     for one, number in zip(started, signals, strict=True):
-        assert one.end(number) == 128 + number, one.said
+        assert one.end(number) == 128 + number, one.printed
     with server.client() as client:
         assert {client.read_flow_run(run.id).state.type.value for run in running} == {"CRASHED"}

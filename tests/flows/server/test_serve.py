@@ -96,7 +96,7 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
     done = eventually(60, lambda: served.runs("COMPLETED"), "a scheduled run completed")
     assert done[0].auto_scheduled and done[0].state.message == "computed: sleepy 3"
     assert served.run(stale[0].id).state.type.value == "CRASHED"
-    assert f"{stale[0].name} was left running by an earlier serve" in again.said
+    assert f"{stale[0].name} was left running by an earlier serve" in again.printed
 
     # One at a time, the next one waits; parameters of a run replace the deployment's section.
     with server.client() as client:
@@ -123,7 +123,7 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
     eventually(60, lambda: served.run(second.id).state.name == "Running", "the second runs")
 
     # Told to end: its run is cancelled, nothing is left, nothing is scheduled while it is away.
-    assert again.end(signal.SIGTERM, within_s=15) == 0, again.said
+    assert again.end(signal.SIGTERM, within_s=15) == 0, again.printed
     assert served.run(second.id).state.name == "Cancelled"
     assert served.deployment.paused and not served.runs("RUNNING", "PENDING", "CANCELLING")
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
@@ -155,10 +155,10 @@ def test_the_server_asks_for_the_password_listens_on_loopback_and_lets_no_other_
     listening = {c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port}
     assert listening == {"127.0.0.1"}
     with answer(f"{server.url}/admin/settings", server.auth) as settings:
-        told = yaml.safe_load(settings.read())
-    assert told["server"]["analytics_enabled"] is False
-    assert told["server"]["concurrency"]["lease_storage"].endswith("filesystem")
-    assert told["results"]["default_serializer"] == "json"
+        defaults = yaml.safe_load(settings.read())
+    assert defaults["server"]["analytics_enabled"] is False
+    assert defaults["server"]["concurrency"]["lease_storage"].endswith("filesystem")
+    assert defaults["results"]["default_serializer"] == "json"
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (server.home, server.home / "auth")}
     assert modes == {"home": 0o700, "auth": 0o600}
 
@@ -168,7 +168,7 @@ def test_password_and_name_are_made_once_and_an_open_home_is_refused(tmp_path: P
     assert (home.auth, home.owner) == (home.auth, serve.Home.open(home.path).owner)
     assert home.auth.startswith("maskmill:") and len(home.auth) > 30
     home.path.chmod(0o750)
-    with pytest.raises(ConfigError, match="yours alone"):
+    with pytest.raises(ConfigError, match="must be private"):
         serve.Home.open(home.path)
 
 

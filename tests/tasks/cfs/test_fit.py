@@ -93,13 +93,13 @@ class TestFit:
         assert not same(fit(small_ones, name="c"), fit(small_ones, boxes=with_others, name="d"))
 
     def test_most_boxes_left_out_are_told(self, fit: Fit) -> None:
-        def told(**fields: Any) -> list[str]:
+        def warnings(**fields: Any) -> list[str]:
             return [e["message"] for e in fit(SMALL, **fields).info["events"] if e["event"] == "warning"]
 
         few = [Box(1, 1, 0, 0, 9, 30), Box(2, 1, 0, 0, 40, 40, crowd=True)]
-        (warning,) = told(boxes=lambda seed: [box_of(seed), *few], name="a")
+        (warning,) = warnings(boxes=lambda seed: [box_of(seed), *few], name="a")
         assert "learns from 4 of 12 boxes" in warning and "10 px (params.cfs.min_side)" in warning
-        assert told(boxes=lambda seed: [box_of(seed), *few[:1]], name="b") == []
+        assert warnings(boxes=lambda seed: [box_of(seed), *few[:1]], name="b") == []
 
     def test_an_image_without_a_usable_box_contributes_nothing(self, fit: Fit) -> None:
         only = fit(SMALL, boxes=lambda seed: [box_of(seed)] if seed == 2 else [])

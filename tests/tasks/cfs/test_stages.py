@@ -60,18 +60,18 @@ class TestParams:
     ) -> None:
         params = CFSParams(network=network, weights="none", batch_norm=batch_norm, crop=crop, batch=devices)
         options = RunParams(devices=devices)
-        said = rf"params\.cfs\.batch={devices} .* params\.cfs\.crop={crop} .* to {2 * devices} or more.* {crop + 1} or"
-        with pytest.raises(DataError, match=said):
+        fault = rf"params\.cfs\.batch={devices} .* params\.cfs\.crop={crop} .* to {2 * devices} or more.* {crop + 1} or"
+        with pytest.raises(DataError, match=fault):
             check_run(params, options, name="cfs")
         check_run(dataclasses.replace(params, crop=crop + 1), options, name="cfs")
         check_run(dataclasses.replace(params, batch=2 * devices), options, name="cfs")
 
     def test_describing_a_stage_loads_no_torch(self) -> None:
-        said = (
+        code = (
             "import sys; from tasks.cfs import stages as cfs; cfs.fit(cfs.DEMO); cfs.predict(cfs.DEMO);"
             " print('torch' in sys.modules)"
         )
-        done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "False"
 
 

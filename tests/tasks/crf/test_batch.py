@@ -133,7 +133,7 @@ time.sleep(0.05)
 
 
 def test_a_program_that_ends_while_threads_compute_does_not_abort() -> None:
-    """Two Ctrl-C are enough for it: the lattice then asked for the lock of an interpreter that ends."""
+    """Two Ctrl-C are enough for it: the lattice then requested the lock of an interpreter that ends."""
     paths = map(str, (Path(__file__).parents[3], Path(__file__).parents[2] / "helpers"))
     done = subprocess.run(
         [sys.executable, "-c", ENDS_WHILE_THREADS_COMPUTE],

@@ -1,4 +1,4 @@
-"""The student with self-attention: what decides its address, what a fit learns, how the network is asked."""
+"""The student with self-attention: what decides its address, what a fit learns, how inference runs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def fit_address(attention: lgsa.Attention, params: DeepLabParams = DEMO, **chang
     return stage_address(deeplab.fit(params, lgsa=chosen(attention, LGSAParams(**changes))), ("a", "b"), {})
 
 
-def asked(attention: lgsa.Attention, **changes: Any) -> str:
+def digest(attention: lgsa.Attention, **changes: Any) -> str:
     return keys.digest(deeplab.predict(DEMO, lgsa=chosen(attention, LGSAParams(**changes))).params)
 
 
@@ -83,16 +83,22 @@ def test_equal_fits_have_one_address_and_others_another() -> None:
 
 
 def test_a_prediction_is_decided_by_the_network_not_by_its_loss() -> None:
-    assert asked("lgsa") == asked("lgsa", alpha=5.0, guided="last", warmup_epochs=3.0)
+    assert digest("lgsa") == digest("lgsa", alpha=5.0, guided="last", warmup_epochs=3.0)
     crf = deeplab.predict(DEMO, lgsa=PAPER, crf=CRFS["deeplab-v2"])
-    found = {asked("none"), asked("nonlocal"), asked("lgsa"), asked("lgsa", modules=1), keys.digest(crf.params)}
+    found = {
+        digest("none"),
+        digest("nonlocal"),
+        digest("lgsa"),
+        digest("lgsa", modules=1),
+        keys.digest(crf.params),
+    }
     assert len(found) == 5
 
 
 @pytest.mark.parametrize(("modules", "alpha"), [(1, 1_000.0), (2, 10_000.0), (3, 10_000.0)])
 def test_alpha_is_the_papers_if_none_is_given(modules: int, alpha: float) -> None:
-    settled = chosen("lgsa", LGSAParams(modules=modules))
-    assert settled is not None and settled.alpha == lgsa.paper_alpha(modules) == alpha
+    resolved = chosen("lgsa", LGSAParams(modules=modules))
+    assert resolved is not None and resolved.alpha == lgsa.paper_alpha(modules) == alpha
 
 
 def test_fit_params_travel_to_another_process_whole() -> None:
@@ -247,7 +253,7 @@ def test_golden_fit(fit: Fit) -> None:
 GOLDEN_LOSSES = [0.72373, 0.39028]
 
 
-# -- asking ----------------------------------------------------------------------------------------------------------
+# -- inference -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

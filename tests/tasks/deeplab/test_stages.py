@@ -1,4 +1,4 @@
-"""The DeepLab stages: what decides an address, how an image is asked, how a fit learns."""
+"""The DeepLab stages: what decides an address, inference of an image, how a fit learns."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_how_the_network_is_asked_does_not_touch_the_fit() -> None:
     other = dataclasses.replace(DEMO, test=TestTimeParams((0.5, 1.0)), compile=True, channels_last=False)
     assert fit_address(other) == fit_address(DEMO)
     assert fit_address(dataclasses.replace(DEMO, lr=1e-3)) != fit_address(DEMO)
-    asked = [keys.digest(deeplab.predict(p).params) for p in (DEMO, other, dataclasses.replace(DEMO, lr=1e-3))]
-    assert asked[0] == asked[2] != asked[1]
+    predicting = [keys.digest(deeplab.predict(p).params) for p in (DEMO, other, dataclasses.replace(DEMO, lr=1e-3))]
+    assert predicting[0] == predicting[2] != predicting[1]
 
 
 def test_a_weights_file_is_an_input_known_by_content_not_by_path(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_weights_file_is_an_input_known_by_content_not_by_path(tmp_path: Path)
         deeplab.fit(dataclasses.replace(params[0], weights=str(tmp_path / "no.pth")))
 
 
-# Asking
+# Inference
 
 
 @pytest.fixture(scope="module")
@@ -226,10 +226,10 @@ def test_the_network_is_asked_at_the_stride_that_it_was_fitted_with(attention: A
     lgsa = chosen(attention, LGSAParams())
     network = build_network(deeplab.fit(params, lgsa=lgsa).params, 4)
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    asked = load_network(
+    predicting = load_network(
         str(tmp_path / "weights.safetensors"), build_network, deeplab.predict(params, lgsa=lgsa).params, 4, "cpu"
     )
-    for one in (network, asked):
+    for one in (network, predicting):
         assert one.features(torch.zeros(1, 3, 32, 48)).shape == (1, 16, 8, 12)
     with pytest.raises(ValueError, match="output_stride 4 with network 'resnet101'"):
         dataclasses.replace(deeplab.PRESETS["voc-resnet101"], output_stride=4)

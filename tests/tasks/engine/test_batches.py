@@ -32,14 +32,14 @@ class Level:
 def unit(folder: Path, names: list[str], cache: str = "cache") -> WorkUnit:
     """As the Runner makes one for a GPU, which the toy stage does not need."""
     folder.mkdir(exist_ok=True)
-    jobs = []
+    image_tasks = []
     for number, name in enumerate(names):
         path = folder / f"{name}.png"
         if "broken" in name:
             path.write_text("not an image")
         else:
             cv2.imwrite(str(path), np.random.default_rng(number).integers(0, 256, (5, 7 + number, 3), np.uint8))
-        jobs.append(ImageTask(f"d/{name}", f"s-{name}", Record(name, str(path))))
+        image_tasks.append(ImageTask(f"d/{name}", f"s-{name}", Record(name, str(path))))
     stage = MapStage(
         "toy",
         1,
@@ -50,7 +50,7 @@ def unit(folder: Path, names: list[str], cache: str = "cache") -> WorkUnit:
         batch_function="stage_functions:at_once",
         images_at_once=AT_ONCE,
     )
-    return WorkUnit(str(folder / cache), "toy", "toy-0", stage, (), tuple(jobs), device="cuda")
+    return WorkUnit(str(folder / cache), "toy", "toy-0", stage, (), tuple(image_tasks), device="cuda")
 
 
 def alone(given: WorkUnit) -> WorkUnit:

@@ -1,4 +1,4 @@
-"""Children: their output arrives, they end when told to, they hold nothing of ours and never outlive us."""
+"""Children: their output arrives, they end on request, they hold no descriptor of ours and never outlive us."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_stop_alone_ends_children_for_which_nobody_waits(stubborn: Path) -> None
         started = time.monotonic()
         stop.set()
         assert until(lambda: all(child.exited.is_set() for child in children), 5) < 2.5
-        assert time.monotonic() - started > 1.4  # they were asked first
+        assert time.monotonic() - started > 1.4  # SIGTERM came first
         with pytest.raises(Stopped):
             supervisor.start_lines(["true"], on_line=print)
 
@@ -253,7 +253,7 @@ def test_a_child_outlives_the_thread_that_asked_for_it(supervisor: Supervisor) -
 
     def ask() -> None:
         children.append(supervisor.start_lines(["sh", "-c", "echo up; sleep 60"], on_line=lines.append))
-        until(lambda: lines, 5)  # only now has it asked for the signal
+        until(lambda: lines, 5)  # only now has it requested the signal
 
     asking = threading.Thread(target=ask)
     asking.start()

@@ -218,7 +218,7 @@ class _Child:
 
 
 class _Supervisor:
-    """Takes down what it was asked to start."""
+    """Records what it has to start."""
 
     def __init__(self) -> None:
         self.argv: list[str] = []

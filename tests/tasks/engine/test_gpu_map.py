@@ -45,12 +45,12 @@ class Notes(Silent):
     """Keeps what is said while waiting; then gives the second GPU back, or stops the run."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.notes: list[str] = []
         self.then: Any = None
 
     def advance(self, label: str, done: int, note: str = "") -> None:
         if note.startswith("waits"):
-            self.said.append(note)
+            self.notes.append(note)
             self.then()
 
 
@@ -121,7 +121,7 @@ def test_all_busy_is_said_and_waited_for_before_any_worker_is_started(tmp_path: 
 
             notes.then = free
             assert seen(run) == {"cuda GPU-b PCI_BUS_ID"}
-    assert notes.said == [f"waits for GPU GPU-a, held by pid {os.getpid()} on {os.uname().nodename}"]
+    assert notes.notes == [f"waits for GPU GPU-a, held by pid {os.getpid()} on {os.uname().nodename}"]
 
 
 def test_a_waiting_stage_is_stopped_at_once(tmp_path: Path) -> None:

@@ -474,16 +474,16 @@ def test_a_worker_that_closes_its_output_goes_on(make: Callable[..., Pool]) -> N
 
 @pytest.mark.kills
 def test_progress_grows_to_the_number_of_images_whatever_dies(make: Callable[..., Pool]) -> None:
-    pool, told, other = make(2), list[int](), list[int]()
+    pool, reported, other = make(2), list[int](), list[int]()
     times: list[float] = []
-    with pool.reporting("deeds", lambda done: (told.append(done), times.append(time.monotonic()))):
+    with pool.reporting("deeds", lambda done: (reported.append(done), times.append(time.monotonic()))):
         work = units(4, 10, seconds=0.02, deeds={"1/4": "abort"})
         with pool.reporting("other", other.append):
             futures = [pool.submit(unit) for unit in work] + [pool.submit(Deeds(("x", "y"), label="other"))]
             [future.result(20) for future in futures]
-    assert told == sorted(told)
-    assert told[-1] == 40
-    assert any(done % 10 for done in told), "within units, too"
+    assert reported == sorted(reported)
+    assert reported[-1] == 40
+    assert any(done % 10 for done in reported), "within units, too"
     assert other[-1] == 2
     gaps = [b - a for a, b in itertools.pairwise(times[:-1])]  # the last call does not wait
     assert min(gaps) > 0.09
@@ -491,11 +491,11 @@ def test_progress_grows_to_the_number_of_images_whatever_dies(make: Callable[...
 
 @pytest.mark.kills
 def test_a_second_pass_over_a_unit_is_not_counted_again(make: Callable[..., Pool]) -> None:
-    pool, told = make(1), list[int]()
-    with pool.reporting("deeds", told.append):
+    pool, reported = make(1), list[int]()
+    with pool.reporting("deeds", reported.append):
         pool.submit(Deeds(tuple("abcdefgh"), {"g": "abort"}, seconds=0.05)).result(20)
-    assert told == sorted(told)
-    assert told[-1] == 8
+    assert reported == sorted(reported)
+    assert reported[-1] == 8
 
 
 def test_a_failing_callback_harms_nobody(make: Callable[..., Pool]) -> None:
@@ -524,11 +524,11 @@ def test_units_may_be_submitted_from_many_threads(make: Callable[..., Pool]) -> 
 
 
 def test_without_workers_units_run_in_the_calling_thread(stop: threading.Event) -> None:
-    told: list[int] = []
+    reported: list[int] = []
     with Pool(0, supervisor=None, stop=stop) as pool:
-        with pool.reporting("deeds", told.append):
+        with pool.reporting("deeds", reported.append):
             assert pool.submit(Deeds(("a", "b"))).result(0) == {"a": os.getpid(), "b": os.getpid()}
-        assert told[-1] == 2
+        assert reported[-1] == 2
         assert isinstance(pool.submit(Deeds(("a",), {"a": "raise:no"})).exception(0), ValueError)
         stop.set()
         with pytest.raises(Stopped):

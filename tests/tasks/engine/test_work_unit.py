@@ -1,4 +1,4 @@
-"""Is the work of a stage cut such that nothing is lost, nothing done twice, and all hands end together?"""
+"""Is the work of a stage cut such that nothing is lost, nothing done twice, and all workers end together?"""
 
 from __future__ import annotations
 

@@ -401,18 +401,18 @@ def test_visible_devices_are_read_as_the_driver_reads_them(visible: str | None, 
 
 
 def test_a_free_gpu_is_taken_and_a_busy_one_waited_for(lock_folder: Path) -> None:
-    told: list[str] = []
-    with gpus.take_gpus(["a", "b"], 1, stop=None, on_wait=told.append) as first:
-        with gpus.take_gpus(["a", "b"], 1, stop=None, on_wait=told.append) as second:
+    holders: list[str] = []
+    with gpus.take_gpus(["a", "b"], 1, stop=None, on_wait=holders.append) as first:
+        with gpus.take_gpus(["a", "b"], 1, stop=None, on_wait=holders.append) as second:
             assert (first, second) == (["a"], ["b"])
-            assert not told
+            assert not holders
         with pytest.raises(locks.LockAborted):
-            gpus.take_gpus(["a", "b"], 2, stop=_AlreadySet(), on_wait=told.append).__enter__()
-        assert told == [f"GPU a, held by pid {os.getpid()} on {os.uname().nodename}"]
+            gpus.take_gpus(["a", "b"], 2, stop=_AlreadySet(), on_wait=holders.append).__enter__()
+        assert holders == [f"GPU a, held by pid {os.getpid()} on {os.uname().nodename}"]
         with locks.hold(locks.gpu_lock_path("b"), wait=False):
             """A fit that waits for two holds none."""
-    with pytest.raises(NoDevice, match="devices=3 GPUs were asked for, 2 are visible"):
-        gpus.take_gpus(["a", "b"], 3, stop=None, on_wait=told.append).__enter__()
+    with pytest.raises(NoDevice, match="devices=3 GPUs were requested, 2 are visible"):
+        gpus.take_gpus(["a", "b"], 3, stop=None, on_wait=holders.append).__enter__()
 
 
 def test_main_needs_a_spec(capsys: pytest.CaptureFixture[str]) -> None:

@@ -436,8 +436,8 @@ def test_a_full_disk_costs_checkpoints_and_not_the_fit(
     made = run(make_spec(tmp_path, images, checkpoint_every_s=0.0), events)
     assert made.digest == undisturbed(TinyParams()).digest
     work = FitStore(tmp_path).folder(made.address, made.stamp) / "work"
-    told = [event["message"] for event in events if event["event"] == "warning"]
-    assert [text for text in told if "checkpoint" in text] == [
+    warnings = [event["message"] for event in events if event["event"] == "warning"]
+    assert [text for text in warnings if "checkpoint" in text] == [
         f"a checkpoint was not written (No space left on device: {work}); the fit goes on"
     ]
 
