@@ -86,7 +86,7 @@ def maps(manifest: dict[str, Any], cache: Path, image_rgb: Any, xy: tuple[float,
 
     Raises :class:`DataError` for a run whose student has none, or whose checkpoint is gone.
     """
-    from flows.cli.flow_command import load
+    from flows.configure import load
     from tasks.deeplab.build import build_network
     from tasks.deeplab.inference import attention_maps
     from tasks.training.networks import load_network

@@ -24,10 +24,10 @@ from artifacts.records import DataError, Kind, MaskHW, Record, Sets
 from artifacts.report.comparison import comparison_table, markdown_table, spread_dict
 from artifacts.report.contact_sheet import Panel, SheetRow
 from artifacts.report.html import duration
-from flows.cli.flow_command import Job, configure
 from flows.compare.trials import Attempt, History, Trial, as_lines, forecast, make_trials, run_trials, weak_kinds
 from flows.compare.variants import Variant, build_variants, parse_budget, parse_seeds, parse_variant, read_variants
 from flows.config import ConfigError
+from flows.configure import Job, configure
 from flows.registry import FLOWS
 from flows.run_flow import read_sets
 from tasks.engine.progress import Bars, Lines, Reporter

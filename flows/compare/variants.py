@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from flows.cli.flow_command import configure, load
 from flows.config import ConfigError, load_yaml
+from flows.configure import configure, load
 from flows.run_flow import Page
 from tasks.engine.options import RunParams
 

@@ -32,8 +32,8 @@ from artifacts.cache.atomic import write_text_atomic
 from artifacts.cache.locks import LockTaken, hold
 from artifacts.datasets import DataParams
 from artifacts.datasets.read import READERS
-from flows.cli import flow_command as command
 from flows.config import ConfigError, read_config
+from flows.configure import configure, load
 from flows.registry import FLOWS
 from flows.run_flow import plan_page, read_sets
 from flows.server.environment import SERVED, server_settings
@@ -85,8 +85,8 @@ def deployment(config: str, schedule: Schedule) -> dict[str, Any]:
     if flow not in list(FLOWS):  # a list: YAML may give what cannot be hashed
         known = ", ".join(FLOWS)
         raise ConfigError(f"config {config}: `flow: NAME` must say which flow it is for (one of {known}), not {flow!r}")
-    job = command.configure(flow, None, config, (), {})
-    page, _, _ = command.load(flow)
+    job = configure(flow, None, config, (), {})
+    page, _, _ = load(flow)
     plan_page(flow, page, read_sets(job.data, job.options), job.params, job.options)
     options = replace(
         job.options,

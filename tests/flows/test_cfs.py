@@ -13,7 +13,7 @@ import cv2
 from flow_runs import ROOT, Done, copy_of, demo_tree, run_cfs
 
 from artifacts.cache.store import MaskStore
-from flows.cli.flow_command import configure, load
+from flows.configure import configure, load
 from flows.run_flow import plan_page, read_sets
 from tasks.deeplab.stages import PRESETS
 

@@ -20,8 +20,8 @@ from artifacts.cache.store import MaskStore
 from artifacts.objects import unpack_objects
 from benchmarks.soak_kill import differences, fingerprint
 from flows.cfs import CFSFlowParams, page
-from flows.cli.flow_command import configure
 from flows.config import ConfigError
+from flows.configure import configure
 from flows.run_flow import plan_page, read_sets
 from tasks.cfs import stages as cfs
 from tasks.cfs.stages import CFSParams

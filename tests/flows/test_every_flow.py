@@ -20,8 +20,8 @@ from PIL import Image
 
 from artifacts.cache.store import MaskStore
 from benchmarks.soak_kill import differences, fingerprint
-from flows.cli.flow_command import configure
 from flows.config import packaged, read_config
+from flows.configure import configure
 from flows.registry import FLOWS, PLUG_INS, SHIPPED
 from flows.run_flow import read_sets
 from tasks.engine.runner import Runner

@@ -10,8 +10,8 @@ import pytest
 from artifacts.datasets import DataParams
 from artifacts.records import DataError, Kind, RecordSet, Sets
 from flows.cfs import CFSFlowParams, page
-from flows.cli.flow_command import configure
 from flows.config import ConfigError, as_yaml
+from flows.configure import configure
 from flows.run_flow import plan_page, read_sets, resolve_options, run_page
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams

@@ -460,7 +460,7 @@ def test_export_says_where_there_are_no_masks_with_a_crf(tiny: Done, with_crf: D
 
 def test_with_a_crf_the_same_stages_run(tiny: Done) -> None:
     """Inside the prediction, not a stage more: one inference gives both masks."""
-    from flows.cli.flow_command import configure, load
+    from flows.configure import configure, load
     from flows.run_flow import read_sets
     from tasks.engine.runner import Runner
 

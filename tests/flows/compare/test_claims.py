@@ -18,8 +18,8 @@ from benchmarks import claims, results
 from benchmarks.claim_rows import box_row
 from benchmarks.claim_table import SUPERVISED, Backbone, Claims, Ordering, Row, as_markdown, evaluate, why_not_valid
 from benchmarks.claims_cfs import ALONE, CLAIMS
-from flows.cli.flow_command import configure
 from flows.compare.trials import Attempt
+from flows.configure import configure
 from flows.registry import FLOWS
 from flows.run_flow import plan_page, read_sets
 from tasks.deeplab.stages import DEMO_TINY

@@ -16,10 +16,10 @@ import pytest
 from flow_runs import HERE, ONE_THREAD, Done, maskmill, share_demo
 
 from artifacts.datasets import DataParams
-from flows.cli.flow_command import load
 from flows.compare.trials import Attempt, Forecast, History, as_lines, fit_seeds, make_trials, run_trials
 from flows.compare.variants import Variant
 from flows.config import ConfigError
+from flows.configure import load
 from flows.run_flow import read_sets
 from tasks import labels
 from tasks.deeplab import stages as deeplab

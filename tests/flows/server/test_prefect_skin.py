@@ -19,7 +19,7 @@ import slow_flow
 from flow_runs import ROOT
 from flow_servers import Server, Started, eventually
 
-from flows.cli import flow_command as command
+from flows import configure as configuration
 from flows.run_flow import run_page
 from flows.server import prefect_skin as engine
 from flows.server.prefect_skin import PrefectSkin, _do, _markdown, _tickets, call_flow, one_line, threads
@@ -31,8 +31,8 @@ Start = Callable[..., Started]
 WriteConfig = Callable[..., Path]
 
 
-def job(config: Path, **options: Any) -> command.Job:
-    found = command.configure("slow", None, str(config), (), {})
+def job(config: Path, **options: Any) -> configuration.Job:
+    found = configuration.configure("slow", None, str(config), (), {})
     return replace(found, options=replace(found.options, workers=0, **options))
 
 
