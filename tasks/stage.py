@@ -206,7 +206,7 @@ def first_of(a: MapHandle, b: MapHandle) -> MapHandle:
             handle, found = b, b.produced.get(key)
         if found is not None:  # else not known yet
             produced[key] = dataclasses.replace(found, address=handle.place(found)[0])
-    stage = MapStage("first-of", 1, None, (), outputs, "", holds_classes=holds_classes)
+    stage = MapStage("first-of", 1, None, reads=(), outputs=outputs, function="", holds_classes=holds_classes)
     address = stage_address(stage, b.records.classes, {"a": a, "b": b})
     return MapHandle(f"{a.label} or {b.label}", stage, address, b.records, produced, upstream={"a": a, "b": b})
 

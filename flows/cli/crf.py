@@ -85,7 +85,7 @@ def crf(
         own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         params = dataclasses.replace(PRESETS[preset], **own)
     except ValueError as error:
-        raise DataError(f"--{str(error).replace('_', '-', 1)}") from error
+        raise DataError(f"--{str(error).removeprefix('crf.').replace('_', '-', 1)}") from error
     for name, value in (("gt-prob", gt_prob), ("floor", floor)):
         if not 0 < value < 1:  # nan, too
             raise DataError(f"--{name} {value}: give a number between 0 and 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -38,12 +38,20 @@ def predict_item(item: Item, params: PredictParams) -> Arrays:
     ``mask_hw (H, W) uint8`` of one image at its own size: arg max of the fused probabilities, never 255. With
     ``params.crf`` also ``mask_crf_hw``, the arg max of the CRF's marginals.
     """
-    image_rgb, scores = _scores_of(item, params)
+    return predict_items([item], params)[0]
+
+
+def predict_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
+    """Batch form of :func:`predict_item`: images of one size go through the network together."""
+    return _by_size(items, lambda part: [_masks(*one, params) for one in zip(part, _scores(part, params), strict=True)])
+
+
+def _masks(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
     arrays = {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
     if params.crf is not None:
         unary = from_probabilities(_probabilities(scores, params).to("cpu").numpy(), params.floor)
         device = stage_device(params.crf, item.device)
-        arrays[CRF_MASK] = dense_crf(image_rgb, unary, params.crf, device=device).argmax(0).astype(np.uint8)
+        arrays[CRF_MASK] = dense_crf(_image(item), unary, params.crf, device=device).argmax(0).astype(np.uint8)
     return arrays
 
 
@@ -52,22 +60,51 @@ def probs_item(item: Item, params: PredictParams) -> Arrays:
 
     Raises ``SkipImage`` where the image's classes are not known.
     """
-    if item.record.tags is None:
-        raise SkipImage(f"{item.key}: no tags are known for this image, so the classes to keep are unknown")
-    classes_c = np.array([0, *sorted(set(item.record.tags))], np.uint8)
-    _, scores = _scores_of(item, params, at_grid=True)
+    return probs_items([item], params)[0]
+
+
+def probs_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
+    """Batch form of :func:`probs_item`."""
+
+    def of_one_size(part: Sequence[Item]) -> list[Arrays]:
+        return [_probs(*one, params) for one in zip(part, _scores(part, params, at_grid=True), strict=True)]
+
+    for item in items:
+        if item.record.tags is None:
+            raise SkipImage(f"{item.key}: no tags are known for this image, so the classes to keep are unknown")
+    return _by_size(items, of_one_size)
+
+
+def _probs(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
+    classes_c = np.array([0, *sorted(set(item.record.tags or ()))], np.uint8)
     probs_chw = _probabilities(scores, params)[torch.from_numpy(classes_c.astype(np.int64)).to(scores.device)]
     return {"probs_chw": probs_chw.to("cpu").numpy().astype(np.float16), "classes_c": classes_c}
 
 
-def _scores_of(item: Item, params: PredictParams, *, at_grid: bool = False) -> tuple[ImageRGB, Tensor]:
-    """The item's image, and the fused scores of the network of role ``net``."""
+def _by_size(items: Sequence[Item], of_one_size: Callable[[Sequence[Item]], list[Arrays]]) -> list[Arrays]:
+    """Results in the items' order of a function that takes images of one size only."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, item in enumerate(items):
+        places.setdefault(_image(item).shape, []).append(place)
+    found: dict[int, Arrays] = {}
+    for part in places.values():
+        found |= zip(part, of_one_size([items[place] for place in part]), strict=True)
+    return [found[place] for place in range(len(items))]
+
+
+def _image(item: Item) -> ImageRGB:
     if item.image_rgb is None:
         raise ValueError(f"{item.key}: a segmenter's inference needs the image, but the stage does not read it")
-    prefix = item.prefixes.get("net", "")
-    network = load_network(item.nets["net"], build_network, params, len(item.classes) + 1, item.device, prefix)
-    test = params.test
-    return item.image_rgb, predict_scores(network, item.image_rgb, test.scales, test.flip, test.fusion, at_grid=at_grid)
+    return item.image_rgb
+
+
+def _scores(items: Sequence[Item], params: PredictParams, *, at_grid: bool = False) -> Tensor:
+    """Fused scores ``(N, K+1, H, W)`` by the network of role ``net``, of images of one size."""
+    first, test = items[0], params.test
+    prefix = first.prefixes.get("net", "")
+    network = load_network(first.nets["net"], build_network, params, len(first.classes) + 1, first.device, prefix)
+    images = np.stack([_image(item) for item in items])
+    return batch_scores(network, images, test.scales, test.flip, test.fusion, at_grid=at_grid)
 
 
 def _probabilities(scores: Tensor, params: PredictParams) -> Tensor:
@@ -111,17 +148,30 @@ def predict_scores(
     *,
     at_grid: bool = False,
 ) -> Tensor:
-    """Scores ``(K+1, H, W) float32`` at the image's own size, which is never cropped.
+    """Scores ``(K+1, H, W) float32`` of one image ``(H, W, 3) uint8``: :func:`batch_scores`."""
+    return batch_scores(network, image_rgb[None], scales, flip, fusion, at_grid=at_grid)[0]
 
-    For each scale (and mirror image) the network's scores are brought to the image's size, then fused: ``mean``
+
+def batch_scores(
+    network: Segmenter,
+    images_nhwc: NDArray[np.uint8],
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    fusion: Literal["mean", "max"] = "mean",
+    *,
+    at_grid: bool = False,
+) -> Tensor:
+    """Scores ``(N, K+1, H, W) float32`` at the images' own size, which is never cropped.
+
+    For each scale (and mirror image) the network's scores are brought to the images' size, then fused: ``mean``
     averages probabilities, ``max`` takes the larger logit (DeepLab v2's fusion). ``at_grid``: at the network's output
-    grid for the image instead.
+    grid for the images instead.
     """
     device = next(network.parameters()).device
-    height, width = image_rgb.shape[:2]
-    image = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None].to(device).float()
-    image = _extend(image, math.ceil(MIN_SIDE / min(1.0, *scales)))
-    size = (image.shape[2], image.shape[3])
+    height, width = images_nhwc.shape[1:3]
+    images = torch.from_numpy(np.ascontiguousarray(images_nhwc.transpose(0, 3, 1, 2))).to(device).float()
+    images = _extend(images, math.ceil(MIN_SIDE / min(1.0, *scales)))
+    size = (images.shape[2], images.shape[3])
     if at_grid:
         size, (height, width) = network.grid(size), network.grid((height, width))
     scores_of = network.logits if fusion == "max" else network.probabilities
@@ -129,7 +179,7 @@ def predict_scores(
     count = 0
     with torch.inference_mode():
         for scale in scales:
-            scaled = scale_images(image, scale)
+            scaled = scale_images(images, scale)
             for mirrored in (False, True) if flip else (False,):
                 scores = scores_of(scaled.flip(3), size).flip(3) if mirrored else scores_of(scaled, size)
                 count += 1
@@ -138,8 +188,8 @@ def predict_scores(
                 else:
                     fused = torch.maximum(fused, scores) if fusion == "max" else fused.add_(scores)
     if fused is None:
-        raise ValueError("predict_scores needs at least one scale")
-    fused = fused[0, :, :height, :width]
+        raise ValueError("inference needs at least one scale")
+    fused = fused[:, :, :height, :width]
     return fused if fusion == "max" else fused / count
 
 

@@ -20,6 +20,8 @@ from tasks.stage import CRF_MASK, PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
 from tasks.training.params import TrainParams
 
+IMAGES_AT_ONCE = 8
+"""Images that a GPU stage is handed together; those of one size share a pass."""
 Network = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
 
 
@@ -233,6 +235,8 @@ def predict(
         function="tasks.deeplab.inference:predict_item",
         holds_classes=True,
         uses_torch=True,
+        batch_function="tasks.deeplab.inference:predict_items",
+        images_at_once=IMAGES_AT_ONCE,
     )
 
 
@@ -252,6 +256,9 @@ def predict_probs(params: DeepLabParams, *, name: str = "deeplab-probs", lgsa: L
         function="tasks.deeplab.inference:probs_item",
         holds_classes=True,
         uses_torch=True,
+        batch_function="tasks.deeplab.inference:probs_items",
+        images_at_once=IMAGES_AT_ONCE,
+        heat=("probs_chw",),
     )
 
 

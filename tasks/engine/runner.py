@@ -243,7 +243,7 @@ class Runner:
         """
         file = Path(os.path.abspath(Path(path).expanduser()))
         tensors = self._sources.tensors(file)
-        stage = FitStage("file", 1, None, (), "")
+        stage = FitStage("file", 1, None, reads=(), function="")
         digest = digest_of(tensors)
         return FitHandle(str(file), stage, "file", digest, digest, str(file), part_digests=part_digests(tensors))
 

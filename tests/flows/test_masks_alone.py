@@ -55,11 +55,11 @@ def test_an_unknown_last_stage_is_refused_before_any_work(tmp_path: Path) -> Non
     assert behind.code == 2 and "this flow has grabcut" in behind.printed
 
 
-def stopped(*_: Any) -> NoReturn:
+def stopped(*_: Any, **__: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def failed(*_: Any) -> NoReturn:
+def failed(*_: Any, **__: Any) -> NoReturn:
     raise ValueError("out of luck")
 
 
@@ -74,7 +74,7 @@ def test_what_a_run_left_that_did_not_end_can_be_scored_and_exported(
 ) -> None:
     out = tmp_path / "run"
     cache = str(share_demo(tiny, out / "cache"))
-    monkeypatch.setattr("tasks.deeplab.network.train", how)
+    monkeypatch.setattr("tasks.deeplab.network.train_loop", how)
     done = run_cfs(out)
     assert (done.code, done.manifest["status"]) == (code, status), done.printed
     assert "scores" not in done.manifest and "masks" not in done.manifest
@@ -128,11 +128,11 @@ def test_while_it_runs_the_manifest_says_what_is_complete(
     share_demo(tiny, out / "cache")
     seen: list[dict[str, Any]] = []
 
-    def look(*_: Any) -> NoReturn:
+    def look(*_: Any, **__: Any) -> NoReturn:
         seen.append(Done(out, 0, "", "").manifest)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tasks.deeplab.network.train", look)
+    monkeypatch.setattr("tasks.deeplab.network.train_loop", look)
     assert run_cfs(out).code == 130
     (running,) = seen
     assert running["status"] == "running"

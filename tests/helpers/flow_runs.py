@@ -141,7 +141,7 @@ def copy_of(run: Done, to: Path) -> Path:
 
 def demo_tree(run: Done) -> Path:
     """The VOC tree of ``demo-tiny`` that a run made."""
-    (found,) = (run.out / "cache" / "demo-data").glob("demo-tiny*")
+    (found,) = (tree for tree in (run.out / "cache" / "demo-data").glob("demo-tiny*") if "auxiliary" not in tree.name)
     return found
 
 

@@ -360,7 +360,7 @@ def test_golden():
     assert fingerprint(np.roll(arrays["mask_hw"], 1, axis=1)) != GOLDEN
 
 
-GOLDEN = "cfff372873e3ff92850660e70b1b0f28bf370ae82b01f7d5a1b9eabf91657e56"
+GOLDEN = "c1497b78b21ceef71ebcaf245efca574ca89a9b0eb39d896c109ae4daf31896c"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"real pictures are not at {SHARED}")

@@ -54,7 +54,8 @@ def test_the_table_is_whole() -> None:
     assert {"TrainParams", "DeepLabParams", "TestTimeParams", "LGSAParams", "CFSParams"} <= names
     assert {"GrabCutParams", "RefineParams", "CRFParams", "PredictParams"} <= names
     assert len(numbers()) > 60
-    assert all(vars(cls).get("__pydantic_config__", PARAMS_CONFIG) == PARAMS_CONFIG for cls in params_classes())
+    # flows add to it what Prefect's form shows
+    assert all(PARAMS_CONFIG.items() <= cls.__pydantic_config__.items() for cls in params_classes())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("cls", "name"), numbers(), ids=lambda value: getattr(value, "__name__", value))

@@ -124,7 +124,7 @@ def test_a_class_has_the_same_colour_in_mask_and_overlay(here: Path) -> None:
         (("--image", "a.png", "--out", "m.png", "--marginals", "q.txt", "--probs", "p.npy"), "name an .npy file"),
         (
             ("--image", "a.png", "--out", "m.png", "--probs", "p.npy", "--gaussian-sxy", "0"),
-            "--gaussian-sxy 0.0 is out",
+            "--gaussian-sxy must be 0.01..10000, not 0.0",
         ),
         (("--image", "a.png", "--out", "m.png", "--probs", "p.npy", "--threads", "0"), "--threads 0"),
         (("--image", "a.png", "--out", "m.png", "--probs", "p.npy", "--floor", "0"), "--floor 0.0: give a number"),
@@ -271,10 +271,11 @@ def start_crf(*arguments: str) -> subprocess.Popen[str]:
     # Where the tests themselves run in the background, a shell has SIGINT ignored for all their children.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from flows.cli.main import main; sys.exit(main())"
+    path = os.pathsep.join([str(ROOT), os.environ["PYTHONPATH"]])
     return subprocess.Popen(
         [sys.executable, "-c", code, "crf", *arguments],
         # numpy's matrix products start no threads of their own: computing() counts threads
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -181,10 +181,10 @@ def test_both_masks_come_from_one_look_at_the_network(item: Item, fusion: Any, m
     params = dataclasses.replace(DEMO, test=TestTimeParams((1.0, 0.75), fusion=fusion))
     with_crf = deeplab.predict(params, crf=PRESETS["rrm-test"])
     looks = []
-    ask = inference.predict_scores
-    monkeypatch.setattr(inference, "predict_scores", lambda *a, **k: looks.append(ask(*a, **k)) or looks[-1])
+    ask = inference.batch_scores
+    monkeypatch.setattr(inference, "batch_scores", lambda *a, **k: looks.append(ask(*a, **k)) or looks[-1])
     out = check_outputs(with_crf, inference.predict_item(item, with_crf.params))
-    (scores,) = looks
+    ((scores,),) = looks
     probs = scores.softmax(0) if fusion == "max" else scores
     expected = dense_crf(IMAGE, from_probabilities(probs.numpy()), PRESETS["rrm-test"]).argmax(0)
     np.testing.assert_array_equal(out["mask_crf_hw"], expected)

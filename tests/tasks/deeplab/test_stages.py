@@ -160,6 +160,27 @@ def test_an_image_larger_than_the_crop_is_not_cropped(tiny: networks.DeepLab, tm
     assert out["mask_hw"].max() <= 3
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_together_are_predicted_as_one_by_one(tiny: networks.DeepLab, tmp_path: Path, flip: bool) -> None:
+    """Of any sizes, in their own order; on a GPU a stage is handed several."""
+    save_file(tiny.state_dict(), tmp_path / "weights.safetensors")
+    net = {"net": str(tmp_path / "weights.safetensors")}
+    sizes = [(40, 50), (9, 70), (40, 50), (64, 48), (9, 70)]
+    items = [
+        Item(f"d/{i}", Record(str(i), "a.jpg", tags=(1 + i % 3,)), ("x", "y", "z"), picture(*size, seed=i), nets=net)
+        for i, size in enumerate(sizes)
+    ]
+    params = dataclasses.replace(DEMO, test=TestTimeParams((1.0, 0.5), flip=flip))
+    for stage in (deeplab.predict(params), deeplab.predict_probs(params)):
+        assert stage.images_at_once > 1
+        together = resolve(stage.batch_function)(items, stage.params)
+        for item, arrays in zip(items, together, strict=True):
+            alone = check_outputs(stage, resolve(stage.function)(item, stage.params))
+            assert arrays.keys() == alone.keys()
+            for name, array in alone.items():
+                np.testing.assert_allclose(arrays[name].astype(float), array.astype(float), atol=2e-3)
+
+
 def test_a_checkpoint_of_other_classes_or_cut_short_is_named(tiny: networks.DeepLab, tmp_path: Path) -> None:
     file = tmp_path / "weights.safetensors"
     save_file(tiny.state_dict(), file)
