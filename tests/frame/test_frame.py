@@ -67,7 +67,7 @@ def test_the_soft_target_is_learnt_on_auxiliary_classes_and_drawn_as_a_heat_map(
 
 def test_one_round_shares_all_that_comes_before_the_second(toy: Done) -> None:
     plan = run_flow("toy", toy.out, "--dry-run", "--set", "params.rounds=1")
-    assert plan.code == 0 and "segmenter@2" not in plan.said
+    assert plan.code == 0 and "segmenter@2" not in plan.printed
     rows = [line.split() for line in plan.stdout.splitlines() if line.strip()]
     left = {row[0]: row[3] for row in rows if len(row) > 4 and row[1] in ("map", "fit")}
     assert {label: count for label, count in left.items() if count != "0"} == {"segmented": "8"}, (
@@ -77,4 +77,4 @@ def test_one_round_shares_all_that_comes_before_the_second(toy: Done) -> None:
 
 def test_without_auxiliary_data_it_says_what_to_set(tmp_path: Path) -> None:
     done = run_flow("toy", tmp_path, "--set", "data.aux=null")
-    assert done.code == 2 and "toy needs auxiliary data: set data.aux.source" in done.said
+    assert done.code == 2 and "toy needs auxiliary data: set data.aux.source" in done.printed
