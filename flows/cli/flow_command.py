@@ -12,6 +12,7 @@ from flows.cli import console as show
 from flows.config import as_yaml
 from flows.configure import Job, configure, load
 from flows.run_flow import Page, plan_page, read_sets, run_page
+from flows.server.environment import api_configured
 from tasks.engine.options import RunParams
 from tasks.engine.progress import Bars, Lines, Reporter
 
@@ -47,13 +48,6 @@ def run_flow_command(
     if summary["failures"]:
         return 1
     return 3 if summary["skips"] else 0
-
-
-def api_configured() -> bool:
-    """Whether a Prefect API is set, by the environment or by the active profile."""
-    from prefect.settings import get_current_settings
-
-    return bool(get_current_settings().api.url)
 
 
 def _as_flow_run(page: Page[Any], prefect_flow: Any, job: Job) -> dict[str, Any]:

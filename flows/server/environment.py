@@ -1,4 +1,4 @@
-"""Prefect's settings as environment variables: what every use of Prefect here wants. Imports no Prefect.
+"""Prefect's settings as environment variables: what every use of Prefect here wants. Loading it imports no Prefect.
 
 The environment is the one place that reaches all of Prefect's processes (server, runner, flow runs), and it has to be
 filled before Prefect is imported.
@@ -68,3 +68,10 @@ def server_settings(home: str, port: int, auth: str) -> dict[str, str]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
+
+
+def api_configured() -> bool:
+    """Whether a Prefect API is set, by the environment or by the active profile."""
+    from prefect.settings import get_current_settings
+
+    return bool(get_current_settings().api.url)

@@ -36,7 +36,7 @@ from flows.config import ConfigError, read_config
 from flows.configure import configure, load
 from flows.registry import FLOWS
 from flows.run_flow import plan_page, read_sets
-from flows.server.environment import SERVED, server_settings
+from flows.server.environment import SERVED, api_configured, server_settings
 from tasks.engine.children import Child, Stopped, Supervisor
 
 HEALTH_S = 180.0
@@ -274,8 +274,8 @@ def serve(
 
     ``server``: start one; ``None``: unless an API is configured.
     """
-    own = not command.api_configured() if server is None else server
-    if not own and not command.api_configured():
+    own = not api_configured() if server is None else server
+    if not own and not api_configured():
         raise ConfigError("--no-server: no Prefect API is configured; set PREFECT_API_URL, or let serve start a server")
     deployments = prepare(configs, schedule)
     place = Home.open(home)
