@@ -76,8 +76,8 @@ class MapStage:
     """Runs where torch is imported, and under the GPU lock when the device is a GPU."""
     batch_function: str = ""
     """``def f(items: list[Item], params) -> list[dict[str, ndarray]]``, in the items' order: used on a GPU, while the
-    next images are read. If it raises, its images go to ``function`` one by one. Like ``images_at_once`` it must not
-    change what comes out, and is no part of the address."""
+    next images are read. If it raises, its images go to ``function`` one by one. Like ``images_at_once`` it is no
+    part of the address: it may change the output by rounding only, as a GPU does anyway."""
     images_at_once: int = 1
     """Images of one call of ``batch_function``, at least 2 with one."""
     heat: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ from tasks.engine.progress import Reporter
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import StageReport
 from tasks.engine.workers import Workers
-from tasks.evaluate.finish import Result
+from tasks.evaluate.finish import Result, read_of
 from tasks.stage import FitHandle, Handle
 
 AROUND = ""
@@ -170,21 +170,21 @@ def _seeds(variant: Variant, params: Any, sets: Sets, options: RunParams) -> set
 
 
 def weak_kinds(variant: Variant, sets: Sets, options: RunParams) -> set[Kind]:
-    """The label kinds that the variant's stages declare: what its pictures may show."""
-    return {kind for handle in _planned(variant, sets, options) for kind in handle.stage.reads}
+    """The label kinds that the variant's stages read of the training images: what its pictures may show."""
+    return read_of(_planned(variant, sets, options), sets.train)
 
 
 def _planned(variant: Variant, sets: Sets, options: RunParams) -> list[Handle]:
     """The handles of the variant's page, planned only."""
     kept: list[Handle] = []
 
-    def looked_at(run: Runner, sets: Sets, params: Any) -> Result:
+    def recorded(run: Runner, sets: Sets, params: Any) -> Result:
         try:
             return variant.page(run, sets, params)
         finally:  # options.until ends the page early
             kept.extend(run.handles)
 
-    plan_page(variant.flow, looked_at, sets, variant.params, replace(options, rerun=()))
+    plan_page(variant.flow, recorded, sets, variant.params, replace(options, rerun=()))
     return kept
 
 

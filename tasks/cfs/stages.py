@@ -37,6 +37,7 @@ class CFSParams(TrainParams):
     """
 
     NAME: ClassVar[str] = "cfs"
+    DECAYS_BY_EPOCH: ClassVar[bool] = True
 
     network: Network = field(default="resnet50", metadata={"help": "encoder of the U-Net; the paper's is resnet50"})
     width: int = number(16, 4, 256, "channels of the tiny network's stem")
@@ -174,7 +175,7 @@ def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
     inputs: dict[str, Path] = {}
     if weights.path is not None:
         inputs["weights"] = weights_files.require_file(weights.path, f"params.{name}.weights")
-    semantic = dataclasses.replace(params, weights=weights.semantic, test_flip=False)
+    semantic = dataclasses.replace(params.semantic(), weights=weights.semantic, test_flip=False)
     return FitStage(
         name=name,
         version=2,

@@ -70,13 +70,14 @@ def probs_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
         return [_probs(*one, params) for one in zip(part, _scores(part, params, at_grid=True), strict=True)]
 
     for item in items:
-        if item.record.tags is None:
+        if params.keep == "tags" and item.record.tags is None:
             raise SkipImage(f"{item.key}: no tags are known for this image, so the classes to keep are unknown")
     return _by_size(items, of_one_size)
 
 
 def _probs(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
-    classes_c = np.array([0, *sorted(set(item.record.tags or ()))], np.uint8)
+    own = set(item.record.tags or ()) if params.keep == "tags" else range(1, len(item.classes) + 1)
+    classes_c = np.array([0, *sorted(own)], np.uint8)
     probs_chw = _probabilities(scores, params)[torch.from_numpy(classes_c.astype(np.int64)).to(scores.device)]
     return {"probs_chw": probs_chw.to("cpu").numpy().astype(np.float16), "classes_c": classes_c}
 

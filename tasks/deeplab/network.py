@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from artifacts.records import UNDECIDED, DataError
 from models.deeplab import MultiScaleInputs
 from models.network import Segmenter
 from models.normalise import Normalisation
@@ -18,7 +16,7 @@ from tasks.deeplab.build import build_network
 from tasks.deeplab.inference import val_miou
 from tasks.deeplab.lgsa import warmed_up
 from tasks.deeplab.stages import DeepLabFitParams
-from tasks.training.augment import Augmentation, augment
+from tasks.training.augment import Augmentation, augment, check_labels
 from tasks.training.context import FitContext, FitData
 from tasks.training.loop import Batch, Nets, poly, train_loop
 from tasks.training.networks import fill_rgb, initial_network
@@ -86,16 +84,3 @@ def sampler(data: FitData, params: DeepLabFitParams, fill: tuple[int, int, int])
         return {"image": drawn.image, **drawn.labels}
 
     return sample
-
-
-def check_labels(mask_hw: NDArray[np.uint8], image_rgb: NDArray[np.uint8], k: int, key: str) -> None:
-    """Raise ``DataError`` naming ``key`` if the label map has another size, or a value that is no class and not 255.
-
-    On a GPU a label out of range is an assertion without a name that takes the process along.
-    """
-    if mask_hw.shape != image_rgb.shape[:2]:
-        raise DataError(f"{key}: label map is {mask_hw.shape}, its image {image_rgb.shape[:2]} (height, width)")
-    foreign = (mask_hw > k) & (mask_hw != UNDECIDED)
-    if foreign.any():
-        y, x = np.argwhere(foreign)[0]
-        raise DataError(f"{key}: label {mask_hw[y, x]} at x={x}, y={y}, but classes are 0..{k} and {UNDECIDED}")

@@ -20,6 +20,8 @@ from tasks.stage import CRF_MASK, PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
 from tasks.training.params import TrainParams
 
+Keep = Literal["tags", "all"]
+"""Classes whose probabilities are kept: background and the image's tags, or every class."""
 IMAGES_AT_ONCE = 8
 """Images that a GPU stage is handed together; those of one size share a pass."""
 Network = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
@@ -141,6 +143,8 @@ class PredictParams:
     """A dense CRF behind the network."""
     floor: float = field(default=1e-5, metadata={**WHEN_SET, "bounds": (1e-30, 0.99)})
     """Floor of the probabilities that enter the CRF (pydensecrf's)."""
+    keep: Keep = field(default="tags", metadata=WHEN_SET)
+    """As :func:`predict_probs` has it."""
 
     def __post_init__(self) -> None:
         bounded(self, "predict")
@@ -201,7 +205,8 @@ def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None
     inputs: dict[str, Path] = {}
     if weights.path is not None:
         inputs["weights"] = weights_files.require_file(weights.path, f"params.{name}.weights")
-    own = {entry.name: getattr(params, entry.name) for entry in dataclasses.fields(DeepLabParams)}
+    semantic = params.semantic()
+    own = {entry.name: getattr(semantic, entry.name) for entry in dataclasses.fields(DeepLabParams)}
     own |= {"weights": weights.semantic, "test": TestTimeParams()}
     return FitStage(
         name=name,
@@ -240,18 +245,23 @@ def predict(
     )
 
 
-def predict_probs(params: DeepLabParams, *, name: str = "deeplab-probs", lgsa: LGSAParams | None = None) -> MapStage:
-    """The stage that gives probabilities of an image's own classes: role ``net`` is the fit.
+def predict_probs(
+    params: DeepLabParams, *, name: str = "deeplab-probs", lgsa: LGSAParams | None = None, keep: Keep = "tags"
+) -> MapStage:
+    """The stage that keeps probabilities: role ``net`` is the fit.
 
-    ``probs_chw`` float16, background first, and ``classes_c`` uint8, their class numbers: background and the image's
-    tags. They do not add up to 1 where the network finds another class. At the network's output grid:
+    ``probs_chw`` float16, background first, and ``classes_c`` uint8, their class numbers. At the network's output grid:
     resize bilinearly (``align_corners=False``) for the image's size. ``lgsa`` as the fit had it.
+
+    ``keep="tags"``: background and the image's tags, for images whose tags may be used: those learnt from. They do not
+    add up to 1 where the network finds another class. ``keep="all"``: every class, for images that are scored; their
+    tags would be truth.
     """
     return MapStage(
         name=name,
         version=1,
-        params=_predict_params(params, None, lgsa),
-        reads=("image", "tags"),
+        params=dataclasses.replace(_predict_params(params, None, lgsa), keep=keep),
+        reads=("image", "tags") if keep == "tags" else ("image",),
         outputs=("probs_chw", "classes_c"),
         function="tasks.deeplab.inference:probs_item",
         holds_classes=True,

@@ -156,7 +156,7 @@ class OfRun:
 
 
 @dataclass
-class Work:
+class FitRun:
     """One fit that has to be done."""
 
     of_run: OfRun

@@ -26,7 +26,7 @@ from artifacts.cache.runs import RunFolder, library_versions, write_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import ImageDigests
 from artifacts.records import DataError, RecordSet, Sets, Skip
-from tasks.engine import fit_launch as fitting
+from tasks.engine import fit_launch
 from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.gpus import check_device
 from tasks.engine.map_work import MapWork
@@ -199,7 +199,7 @@ class Runner:
         usable = fit_members(stage, label, train, upstream, self._sources)
         report = StageReport(label, "fit", address, 1)
         self._begin(report, train)
-        plan = fitting.plan(self.cache, stage, address, train, usable, above, self._sources, self.options)
+        plan = fit_launch.plan(self.cache, stage, address, train, usable, above, self._sources, self.options)
         if self._wants(label):
             plan = plan.again()
         report.stamps, report.pinned = plan.stamp or "", plan.pinned
@@ -212,7 +212,7 @@ class Runner:
             self.skips.extend(usable.skips)
             started = time.monotonic()
             if plan.publication is None:
-                run = fitting.OfRun(
+                run = fit_launch.OfRun(
                     self.cache,
                     self.options,
                     self.reporter,
@@ -220,7 +220,7 @@ class Runner:
                     supervisor=lambda: self.supervisor,
                     folder=lambda: self.folder.path,
                 )
-                work = fitting.Work(run, plan, stage, address, label, train, monitor, usable.members)
+                work = fit_launch.FitRun(run, plan, stage, address, label, train, monitor, usable.members)
                 plan = self._skin.fit(label, work.run)
                 report.computed = 1
             else:
@@ -245,6 +245,7 @@ class Runner:
         tensors = self._sources.tensors(file)
         stage = FitStage("file", 1, None, reads=(), function="")
         digest = digest_of(tensors)
+        self.facts.setdefault("loaded", []).append({"path": str(file), "digest": digest})
         return FitHandle(str(file), stage, "file", digest, digest, str(file), part_digests=part_digests(tensors))
 
     # -- book-keeping ------------------------------------------------------------------------------------------------

@@ -97,8 +97,8 @@ class WorkUnit:
         self, store: MaskStore, report: Report, poisoned: Mapping[str, str]
     ) -> Iterator[tuple[ImageTask, Arrays | Skip]]:
         """Each image's arrays, or why there are none, in order."""
-        if self.together > 1 and not poisoned:
-            yield from self._in_batches(store, report)
+        if self.device == "cuda" and not self.singly and not poisoned:
+            yield from self._read_ahead(store, report)
             return
         for task in self.tasks:
             report(task.key)
@@ -107,8 +107,8 @@ class WorkUnit:
             else:
                 yield task, self._guarded(store, task, partial(self._one, store, task))
 
-    def _in_batches(self, store: MaskStore, report: Report) -> Iterator[tuple[ImageTask, Arrays | Skip]]:
-        """As :meth:`_outcomes`, several images in one call; a thread reads the next ones meanwhile."""
+    def _read_ahead(self, store: MaskStore, report: Report) -> Iterator[tuple[ImageTask, Arrays | Skip]]:
+        """As :meth:`_outcomes`, perhaps several images in one call; a thread reads the next ones meanwhile."""
 
         def read(batch: Sequence[ImageTask]) -> list[Item | Skip]:
             return [self._guarded(store, task, partial(self._item, store, task)) for task in batch]
@@ -128,6 +128,9 @@ class WorkUnit:
         self, store: MaskStore, batch: Sequence[ImageTask], items: Sequence[Item | Skip], report: Report
     ) -> list[Arrays | Skip]:
         """One call for all items; one by one where it fails, so that a bad image costs no other."""
+        if self.together == 1:
+            pairs = zip(batch, items, strict=True)
+            return [i if isinstance(i, Skip) else self._guarded(store, t, partial(self._call, i)) for t, i in pairs]
         good = [item for item in items if isinstance(item, Item)]
         try:
             found = resolve(self.stage.batch_function)(good, self.stage.params) if good else []

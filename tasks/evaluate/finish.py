@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from artifacts.cache.store import CorruptSegment
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
-from artifacts.records import DataError, MaskHW, Record, RecordSet, Sets
+from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import plain_skip, unique_skips
 from tasks.evaluate.object_iou import Window
@@ -188,7 +188,7 @@ def write_manifest(
     found: Evaluation | None = None,
 ) -> dict[str, Any]:
     """The manifest of a finished run; one written after a later error or signal says the same."""
-    warnings = [warning for records in (sets.train, sets.val) for warning in records.warnings]
+    warnings = list(dict.fromkeys(warning for records in sets for warning in records.warnings))
     if masks is None and run.options.export:
         warnings.append("no dataset was exported: the run ended before there were masks of the training images")
     run.facts |= {
@@ -286,10 +286,11 @@ def draw(run: Runner, sets: Sets, samples: Mapping[str, MapHandle], out: Path) -
     stages = [h for h in run.handles if isinstance(h, MapHandle) and h.records is sets.train]
     columns = [column for handle in stages for column in _columns(handle, handle.label)]
     last = [column for name, handle in samples.items() for column in _columns(handle, name)]
+    kinds = read_of(run.handles, sets.train)
     rows = []
     for record in shown_records(sets.train):
         try:
-            rows.append(_row(run, record, [*columns, *last]))
+            rows.append(_row(run, record, [*columns, *last], kinds))
         except (DataError, OSError) as error:
             log.warning("contact sheet: %s left out: %s", record.image_id, error)
     if not rows:
@@ -308,7 +309,14 @@ def _columns(handle: MapHandle, name: str) -> list[Column]:
     return masks + [(handle, f"{name}: {array.rpartition('_')[0] or array}", array) for array in handle.stage.heat]
 
 
-def _row(run: Runner, record: Record, columns: list[Column]) -> report.SheetRow:
+def read_of(handles: Iterable[Handle], records: RecordSet) -> set[Kind]:
+    """The label kinds that stages read of a set, or of a part of it: what its pictures may show."""
+    whole = (records.dataset, records.split)
+    of_set = (h for h in handles if h.records is not None and (h.records.dataset, h.records.split) == whole)
+    return {kind for handle in of_set for kind in handle.stage.reads}
+
+
+def _row(run: Runner, record: Record, columns: list[Column], kinds: Collection[Kind]) -> report.SheetRow:
     """One picture: the weak labels that this flow's stages declare, each stage's masks and heat maps, truth."""
     truth_hw = record.truth.load() if record.truth is not None else None
     panels = []
@@ -321,7 +329,7 @@ def _row(run: Runner, record: Record, columns: list[Column]) -> report.SheetRow:
         if truth_hw is not None and array in MASKS:
             own = image_miou(stored[array], truth_hw, len(handle.records.classes))
         panels.append(report.Panel(name, stored[array], own, tuple(stored.get("classes_c", ()))))
-    seen = record.view({kind for handle in run.handles for kind in handle.stage.reads})
+    seen = record.view(kinds)
     return report.SheetRow(
         title=record.image_id,
         image_rgb=read_image_rgb(Path(record.image)),

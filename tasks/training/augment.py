@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from artifacts.records import UNDECIDED
+from artifacts.records import UNDECIDED, DataError
 
 
 class SoftMap(tv_tensors.Mask):  # type: ignore[misc]
@@ -108,12 +108,13 @@ def augment(
 
     ``labels`` are ``(H, W) uint8`` and moved to the nearest pixel, ``soft`` are floating, ``(H, W)`` or ``(C, H, W)``,
     and interpolated bilinearly. The same ``seed`` gives the same sample in any process, whichever maps there are; the
-    global generator, from which v2 draws, is left as it was. Raises ``ValueError`` naming a map of another size.
+    global generator, from which v2 draws, is left as it was. Raises :class:`DataError` naming a map of another size,
+    which leaves the image out.
     """
     size = image_rgb.shape[:2]
     for name, array in {**(labels or {}), **(soft or {})}.items():
         if array.shape[-2:] != size:
-            raise ValueError(f"{name} is {array.shape[-2:]}, its image {size} (height, width)")
+            raise DataError(f"{name} is {array.shape[-2:]}, its image {size} (height, width)")
     masks = {name: _mask(array) for name, array in (labels or {}).items()}
     maps = {name: SoftMap(torch.from_numpy(np.asarray(array, np.float32))) for name, array in (soft or {}).items()}
     image = tv_tensors.Image(torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1))))
@@ -132,5 +133,18 @@ def augment(
     )
 
 
+def check_labels(mask_hw: NDArray[np.uint8], image_rgb: NDArray[np.uint8], k: int, key: str) -> None:
+    """Raise ``DataError`` naming ``key`` if the label map has another size, or a value that is no class and not 255.
+
+    On a GPU a label out of range is an assertion without a name that takes the process along.
+    """
+    if mask_hw.shape != image_rgb.shape[:2]:
+        raise DataError(f"{key}: label map is {mask_hw.shape}, its image {image_rgb.shape[:2]} (height, width)")
+    foreign = (mask_hw > k) & (mask_hw != UNDECIDED)
+    if foreign.any():
+        y, x = np.argwhere(foreign)[0]
+        raise DataError(f"{key}: label {mask_hw[y, x]} at x={x}, y={y}, but classes are 0..{k} and {UNDECIDED}")
+
+
 def _mask(mask_hw: NDArray[np.uint8]) -> tv_tensors.Mask:
-    return tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask_hw)))
+    return tv_tensors.Mask(torch.from_numpy(np.ascontiguousarray(mask_hw, np.uint8)))

@@ -74,7 +74,7 @@ def train_loop(
         optimizers: name -> optimizer over parameters of ``modules``, with the learning rates of factor 1.
         sample: ``(index, epoch, generator) -> {name: Tensor}``, one sample of member ``index`` of ``data``;
             runs in loader workers. The numpy generator, and torch's, numpy's and Python's global ones, are
-            seeded by (seed, epoch, key). It may raise ``SkipImage``.
+            seeded by (seed, epoch, image id). It may raise ``SkipImage``.
         step: ``(nets, batch, step) -> {"loss": scalar, ...}``. The batch holds this rank's part of the global batch,
             on the device. ``"loss"`` is backpropagated, everything is logged. Averaging over ranks is by gradient:
             the loss should be a mean over the batch (over labelled pixels: :func:`models.losses.rank_share`).

@@ -6,8 +6,8 @@ No torch: params are described in processes that never load it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from artifacts.keys import OPERATIONAL
 from artifacts.records import DataError
@@ -26,6 +26,8 @@ class TrainParams:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
     NAME: ClassVar[str] = "train"
     """What errors call these params."""
+    DECAYS_BY_EPOCH: ClassVar[bool] = False
+    """Whether ``epochs`` decide the learning rate, also where ``iterations`` decide the length."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = field(
         default="sgd", metadata={"help": "sgd with momentum, adam, or adamw (weight decay decoupled from the gradient)"}
@@ -44,6 +46,14 @@ class TrainParams:
 
     def __post_init__(self) -> None:
         bounded(self, self.NAME)
+
+    def semantic(self) -> Self:
+        """The same training with every value that has no effect at its default: equal fits have one address."""
+        unused = {"betas" if self.optimizer == "sgd" else "momentum"}
+        if self.iterations and not self.DECAYS_BY_EPOCH:
+            unused.add("epochs")
+        defaults: dict[str, Any] = {entry.name: entry.default for entry in fields(self) if entry.name in unused}
+        return replace(self, **defaults)
 
     def total_iterations(self, samples: int) -> int:
         """Optimizer steps of a fit on ``samples`` samples: ``iterations`` if given, else enough for all epochs."""

@@ -37,10 +37,11 @@ class SampleData(Protocol):
         """Members; an epoch is each of them once."""
 
     def key(self, index: int) -> str:
-        """``<dataset>/<image id>`` of the member's image: its draws are seeded by it, its skips name it."""
+        """``<dataset>/<image id>`` of the member's image: its skips name it."""
 
     def record(self, index: int) -> Record:
-        """The record of the member's image."""
+        """The record of the member's image. Its id seeds the member's draws: several members of one image have equal
+        generators, and add what tells them apart (a box's id, a class)."""
 
 
 PREFETCH = 4

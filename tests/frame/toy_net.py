@@ -17,7 +17,7 @@ from models.losses import segmentation_loss
 from models.network import Network
 from models.normalise import IMAGENET, Normalisation, Normalise
 from tasks.stage import Arrays, Item
-from tasks.training.augment import Augmentation, augment
+from tasks.training.augment import Augmentation, augment, check_labels
 from tasks.training.context import FitContext
 from tasks.training.loop import Batch, Nets, poly, train_loop
 from tasks.training.networks import fill_rgb, initial_network, load_network
@@ -90,6 +90,7 @@ def learn(
         assert item.image_rgb is not None
         soft = {"soft": item.up["soft"]["object_hw"]} if "soft" in item.up else {}
         target = {"target": item.up["target"]["mask_hw"]}
+        check_labels(target["target"], item.image_rgb, len(item.classes), item.key)
         drawn = augment(transform, item.image_rgb, target, soft, seed=int(generator.integers(2**62)))
         return {"image": drawn.image, "inside": drawn.inside, **drawn.labels, **drawn.soft}
 

@@ -41,7 +41,7 @@ class ToyNet:
 
 def prior(params: ToyParams) -> FitStage:
     """Learns from auxiliary masks (role ``target``) what looks like an object, of whatever class."""
-    return FitStage("prior", 1, params, ("image",), "toy_net:train_prior", seed=params.seed)
+    return FitStage("prior", 1, params.semantic(), ("image",), "toy_net:train_prior", seed=params.seed)
 
 
 def objectness(params: ToyParams) -> MapStage:
@@ -67,7 +67,7 @@ def strokes() -> MapStage:
 
 def segmenter(params: ToyParams) -> FitStage:
     """Learns from label maps (role ``target``) and from a soft map of what is object (role ``soft``)."""
-    return FitStage("segmenter", 1, params, ("image",), "toy_net:train_segmenter", seed=params.seed)
+    return FitStage("segmenter", 1, params.semantic(), ("image",), "toy_net:train_segmenter", seed=params.seed)
 
 
 def predict(params: ToyParams) -> MapStage:

@@ -14,9 +14,10 @@ import pytest
 
 import tasks
 from tasks.bounds import bounded
+from tasks.cfs import stages as cfs
 from tasks.deeplab import stages as deeplab
 from tasks.engine.options import RunParams
-from tasks.stage import PARAMS_CONFIG
+from tasks.stage import PARAMS_CONFIG, stage_address
 
 EXAMPLES: dict[type, Any] = {deeplab.PredictParams: deeplab.predict(deeplab.DEMO).params}
 """Of the classes that cannot be made without arguments."""
@@ -104,3 +105,22 @@ def test_both_bounds_are_allowed_and_nothing_is_no_number() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Sample(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("params", "change", "same"),
+    [
+        (deeplab.DEMO, {"epochs": 3}, True),  # iterations are given
+        (deeplab.DEMO, {"momentum": 0.5}, True),  # AdamW has none
+        (deeplab.DEMO, {"betas": (0.5, 0.9)}, False),
+        (deeplab.VOC_RESNET101, {"momentum": 0.5}, False),
+        (deeplab.VOC_RESNET101, {"betas": (0.5, 0.9)}, True),
+        (dataclasses.replace(deeplab.DEMO, iterations=0), {"epochs": 3}, False),
+        (cfs.DEMO, {"epochs": 3}, False),  # they decide the learning rate's decay
+    ],
+)
+def test_a_value_without_effect_makes_no_fit_stale(params: Any, change: dict[str, Any], same: bool) -> None:
+    changed = dataclasses.replace(params, **change)
+    assert (params.semantic() == changed.semantic()) == same
+    describe = cfs.fit if isinstance(params, cfs.CFSParams) else deeplab.fit
+    assert (stage_address(describe(params), ("a",), {}) == stage_address(describe(changed), ("a",), {})) == same

@@ -278,6 +278,19 @@ def test_probabilities_of_an_image_without_known_classes_are_a_skip(tiny: networ
     assert probs_of(tiny, tmp_path, picture(20, 20), ())["classes_c"].tolist() == [0]
 
 
+def test_all_classes_are_kept_without_a_look_at_tags(tiny: networks.DeepLab, tmp_path: Path) -> None:
+    """Of images that are scored: their tags come from the truth."""
+    stage = deeplab.predict_probs(DEMO, keep="all")
+    assert stage.reads == ("image",) and deeplab.predict_probs(DEMO).reads == ("image", "tags")
+    assert stage_address(stage, ("x",), {}) != stage_address(deeplab.predict_probs(DEMO), ("x",), {})
+    save_file(tiny.state_dict(), tmp_path / "weights.safetensors")
+    net = {"net": str(tmp_path / "weights.safetensors")}
+    item = Item("d/a", Record("a", "a.jpg"), ("x", "y", "z"), picture(40, 40), nets=net)
+    found = check_outputs(stage, resolve(stage.function)(item, stage.params))
+    assert found["classes_c"].tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(found["probs_chw"].astype(float).sum(0), 1, atol=2e-3)
+
+
 def test_probabilities_go_into_the_crf_as_they_are(tiny: networks.DeepLab, tmp_path: Path) -> None:
     image = picture(50, 70)
     stage = from_probs()

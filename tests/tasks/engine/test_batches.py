@@ -136,6 +136,33 @@ def test_the_next_images_are_read_while_these_are_worked_on(tmp_path: Path, monk
     assert late == []
 
 
+def test_a_stage_without_a_batch_form_reads_ahead_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = unit(tmp_path, ["a", "broken", "c"])
+    given = replace(given, stage=replace(given.stage, batch_function="", images_at_once=1))
+    read = {f"d/{name}": threading.Event() for name in ("a", "broken", "c")}
+    load = work_unit.load_item
+
+    def loading(store: MaskStore, task: ImageTask, *rest: object, **more: object) -> Item:
+        try:
+            return load(store, task, *rest, **more)  # type: ignore[arg-type]
+        finally:
+            read[task.key].set()
+
+    monkeypatch.setattr(work_unit, "load_item", loading)
+    reported: list[tuple[str, int]] = []
+    late: list[str] = []
+
+    def working(item: Item, params: object) -> dict[str, np.ndarray]:
+        if item.key == "d/a" and not read["d/broken"].wait(10):
+            late.append("d/broken")
+        return {"mask_hw": np.zeros((1, 1), np.uint8)}
+
+    monkeypatch.setattr(work_unit, "resolve", lambda name: working)
+    result = given.run(lambda key, together=1: reported.append((key, together)), {})
+    assert late == [] and [skip.key for skip in result.skips] == ["d/broken"]
+    assert reported == [("d/a", 1), ("d/broken", 1), ("d/c", 1), ("", 1)]
+
+
 def test_a_crash_in_a_batch_costs_the_one_image_that_crashes(tmp_path: Path, counted: Path) -> None:
     stop = threading.Event()
     given = unit(tmp_path, ["a", "b", "abort", "d", "e"])

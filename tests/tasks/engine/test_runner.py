@@ -273,6 +273,8 @@ def test_a_file_of_networks_is_known_by_its_tensors(tmp_path: Path) -> None:
         net = run.load(tmp_path / "first.safetensors")
         for part in ("generator", "critic"):
             run.map(stage("first_weight", reads=()), records, net=net.part(part))
+        loaded = run.write_manifest("finished")["loaded"]
+    assert loaded == [{"path": str(tmp_path / "first.safetensors"), "digest": net.digest}]
     assert [report.computed for report in run.reports] == [0, 1], "a part is known by its own tensors"
 
 

@@ -220,3 +220,27 @@ def test_arrays_of_either_of_two_stages_can_be_above_a_prediction_and_are_no_mas
 def test_a_stage_declares_heat_maps_among_its_outputs() -> None:
     with pytest.raises(ValueError, match=r"heat maps \['cams'\], which are no outputs"):
         stage("cams", ("cams_chw",), heat=("cams",))
+
+
+def test_pictures_show_the_labels_that_stages_read_of_the_training_images(
+    tmp_path: Path, sets: Sets, rows: list[tuple[SheetRow, tuple[str, ...]]]
+) -> None:
+    """Tags that only a stage over the auxiliary data reads are none of the flow's on the training images."""
+    tagged = stage("threshold", reads=("image", "tags"))
+    assert sets.aux is not None
+    for records_read, shown in ((sets.aux, ()), (sets.train.only(["train 0"]), (1,))):
+        rows.clear()
+        with runner(tmp_path, sets) as run:
+            run.map(tagged, records_read, label="tagged")
+            finish(run, sets, run.map(THRESHOLD, sets.train))
+        assert {tuple(row.tags) for row, _ in rows} == {shown}
+
+
+def test_warnings_of_every_set_are_in_the_manifest_once(tmp_path: Path, sets: Sets) -> None:
+    assert sets.aux is not None
+    warned = Sets(
+        *(replace(one, warnings=("both", word)) for one, word in zip(sets, ("train", "val", "aux"), strict=True))
+    )
+    with runner(tmp_path, warned) as run:
+        result = finish(run, warned, run.map(THRESHOLD, warned.train))
+    assert result.manifest["warnings"] == ["both", "train", "val", "aux"]
