@@ -12,4 +12,5 @@ ENTRY = FlowEntry(
     labels=("scribbles",),
     method="a toy that the tests of the frame run",
     tiny=str(Path(__file__).with_name("toy-tiny.yaml")),
+    ranks=1,
 )
