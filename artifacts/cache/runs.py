@@ -7,6 +7,7 @@ the same, so that a nightly run over an unchanged folder adds one small manifest
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import platform
@@ -125,6 +126,7 @@ def last_seconds(cache: Path, flow: str) -> dict[str, tuple[float, int]]:
     return found
 
 
+@functools.cache  # a manifest is written after every stage, and versions do not change within a process
 def library_versions() -> dict[str, str]:
     """Versions of what the result depends on (by metadata: nothing heavy is imported)."""
     versions = {"python": platform.python_version()}
