@@ -279,8 +279,8 @@ def build(
     ``class_channel``: the one-hot class is an input. ``deep_refeed``: box mask (and class) enter the deepest map again.
     ``batch_norm`` of a pretrained encoder: trained (the paper says nothing and batches of 32 crops allow it [infer]) or
     frozen at the loaded weights. ``width`` matters to the tiny one. With 20 classes ResNet-50 has 32,635,234
-    parameters, ResNet-18 14,442,338, Lite0 5,252,482, the tiny one 327,890. Raises ``ValueError`` for an unknown encoder, one of timm's
-    that has no map per halving, or no class.
+    parameters, ResNet-18 14,442,338, Lite0 5,252,482, the tiny one 327,890. Raises ``ValueError`` for an unknown
+    encoder, one of timm's that has no map per halving, or no class.
     """
     if classes < 1:
         raise ValueError(f"classes {classes} must be at least 1")
