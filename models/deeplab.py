@@ -25,7 +25,7 @@ from models.backbones import (
 from models.groups import GroupRule
 from models.lite0 import Lite0Backbone
 from models.losses import LossAt, summed_loss
-from models.names import OutputStride, check_batch_norm, check_stride, has_free_norms, is_timm
+from models.names import OutputStride, check_choices, check_stride, is_free, is_timm
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize, scale_images
@@ -133,20 +133,21 @@ def build(
     width: int = 16,
     output_stride: OutputStride = 8,
     batch_norm: BatchNorm = "frozen",
+    head_multipliers: tuple[float, float] | None = None,
     loss_at: LossAt = "crop",
 ) -> DeepLab:
     """A DeepLab with ``outputs`` = K + 1 score maps, randomly initialised from torch's global generator.
 
     Sizes with 21 outputs: LargeFOV 20,505,429 parameters; ResNet-101 44,048,532, of which 105,344 are the frozen
     batch norms' affine ones; Lite0 3,200,852. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` to
-    the tiny one, ``batch_norm`` to ``lite0`` and ``timm:NAME``. ``loss_at``: see
+    the tiny one, ``batch_norm`` and ``head_multipliers`` (10 and 20) to ``lite0`` and ``timm:NAME``. ``loss_at``: see
     :func:`models.losses.segmentation_loss`. Raises ``ValueError`` for an unknown name, fewer than 2 outputs or a
     stride that the network has not.
     """
     if outputs < 2:
         raise ValueError(f"a segmenter needs background and at least one class: outputs {outputs} must be >= 2")
     check_stride(name, output_stride)
-    check_batch_norm(name, batch_norm)
+    check_choices(name, batch_norm, head_multipliers)
     if name == "largefov":
         vgg = VggBackbone()
         return DeepLab(
@@ -164,8 +165,11 @@ def build(
         body = ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
     rules = TINY_RULES if name == "tiny" else RESNET_RULES
     network = DeepLab(body, Aspp(body.channels, outputs, rates), rules, normalisation, loss_at=loss_at)
-    if has_free_norms(name):
-        network.rules = (*flat_rules("backbone", network, "backbone."), *RESNET_RULES[1:])
+    if is_free(name):
+        network.rules = (
+            *flat_rules("backbone", network, "backbone."),
+            *head_rules(*(head_multipliers or (10.0, 20.0))),
+        )
     return network
 
 
@@ -182,11 +186,15 @@ def _largefov_body(suffix: str) -> Callable[[str], bool]:
     return lambda name: not name.startswith("head.fc8.") and name.endswith(suffix)
 
 
-RESNET_RULES = (
-    GroupRule("backbone", _in("backbone."), 1.0),
-    GroupRule("head-weights", _in("head.", ".weight"), 10.0),
-    GroupRule("head-biases", _in("head.", ".bias"), 20.0, decay=False),
-)
+def head_rules(weights: float, biases: float) -> tuple[GroupRule, ...]:
+    """The head's groups with these multipliers of the learning rate; biases without decay."""
+    return (
+        GroupRule("head-weights", _in("head.", ".weight"), weights),
+        GroupRule("head-biases", _in("head.", ".bias"), biases, decay=False),
+    )
+
+
+RESNET_RULES = (GroupRule("backbone", _in("backbone."), 1.0), *head_rules(10.0, 20.0))
 """1/10/20: the backbone has no biases (its batch norms are frozen)."""
 
 
@@ -218,11 +226,7 @@ LARGEFOV_RULES = (
 )
 """1/2/10/20, biases without decay, fc6 and fc7 among the body: the released LargeFOV solver's ``lr_mult``."""
 
-TINY_RULES = (
-    GroupRule("backbone", _in("backbone."), 1.0),
-    GroupRule("head-weights", _in("head.", ".weight"), 1.0),
-    GroupRule("head-biases", _in("head.", ".bias"), 1.0, decay=False),
-)
+TINY_RULES = (GroupRule("backbone", _in("backbone."), 1.0), *head_rules(1.0, 1.0))
 """1/1/1: everything starts from scratch, so nothing has to catch up with a pretrained backbone."""
 
 

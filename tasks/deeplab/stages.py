@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from artifacts.keys import WHEN_SET
-from models.names import SEGMENTERS, OutputStride, check_batch_norm, check_stride, is_timm
+from models.names import SEGMENTERS, OutputStride, check_choices, check_stride, is_timm
 from tasks.bounds import bounded, number
 from tasks.crf.params import CRFParams
 from tasks.deeplab.lgsa import AttentionNet, LGSAParams, net_of
@@ -76,6 +76,15 @@ class DeepLabParams(TrainParams):
             "tiny's trained",
         },
     )
+    head_multipliers: tuple[float, float] | None = field(
+        default=None,
+        metadata={
+            **WHEN_SET,
+            "bounds": (0.0, 1000.0),
+            "help": "lite0 and timm:NAME: factors of the learning rate for the head's weights and biases; "
+            "null: 10, 20; take 1, 1 with adamw",
+        },
+    )
     atrous: Literal["paper", "exact"] = field(
         default="paper",
         metadata={
@@ -119,7 +128,7 @@ class DeepLabParams(TrainParams):
         if low > high:
             raise ValueError(f"deeplab.scale_range {self.scale_range!r} must be low <= high")
         check_stride(self.network, self.output_stride)
-        check_batch_norm(self.network, self.batch_norm)
+        check_choices(self.network, self.batch_norm, self.head_multipliers)
         if weights_files.parse(self.weights).kind == "imagenet" and self.network == "tiny":
             raise ValueError(
                 "deeplab.weights 'imagenet' with network 'tiny': there are none for it; set weights='none'"
