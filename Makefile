@@ -40,7 +40,7 @@ demo-cfs: $(READY)
 	$(BIN)/maskmill cfs --config demo-cfs --out $(DEMO_CFS_OUT)
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(READY)
 	$(BIN)/ruff check .
