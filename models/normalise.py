@@ -28,7 +28,19 @@ IMAGENET = Normalisation("imagenet", (123.675, 116.28, 103.53), (58.395, 57.12, 
 CAFFE = Normalisation("caffe", (122.679, 116.669, 104.008), (1.0, 1.0, 1.0), bgr=True)
 """Caffe's: BGR on 0..255, the mean subtracted (the weights that the DeepLab papers started from)."""
 
-NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE)}
+LITE0 = Normalisation("lite0", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+"""EfficientNet-Lite's, from TensorFlow."""
+
+HALF = Normalisation("half", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+"""To -1..1: a quarter of timm's models."""
+
+CLIP = Normalisation("clip", (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305))
+"""OpenAI CLIP's: timm's models that were trained with it."""
+
+UNIT = Normalisation("unit", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+"""To 0..1: a few of timm's models."""
+
+NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE, LITE0, HALF, CLIP, UNIT)}
 
 
 class Normalise(nn.Module):
