@@ -7,6 +7,7 @@ with it: a checkpoint cannot be read with another normalisation than the one it 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,24 @@ IMAGENET = Normalisation("imagenet", (123.675, 116.28, 103.53), (58.395, 57.12, 
 CAFFE = Normalisation("caffe", (122.679, 116.669, 104.008), (1.0, 1.0, 1.0), bgr=True)
 """Caffe's: BGR on 0..255, the mean subtracted (the weights that the DeepLab papers started from)."""
 
-NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE)}
+LITE0 = Normalisation("lite0", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
+"""EfficientNet-Lite's: RGB, (x - 127) / 128."""
+
+NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE, LITE0)}
+
+
+def named(name: str) -> Normalisation:
+    """One of :data:`NORMALISATIONS`, or ``timm:NAME``: what timm says of that network's weights.
+
+    Raises ``RuntimeError`` for a network that timm does not have.
+    """
+    if not name.startswith("timm:"):
+        return NORMALISATIONS[name]
+    import timm  # half a second, for timm's networks alone
+
+    config: Any = timm.get_pretrained_cfg(name.removeprefix("timm:"), allow_unregistered=False)
+    mean, std = ([255 * value for value in values] for values in (config.mean, config.std))
+    return Normalisation(name, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
 
 
 class Normalise(nn.Module):
