@@ -11,9 +11,9 @@ from rich.markup import escape
 
 from artifacts.records import DataError
 from flows.cli.cache import size
-from tasks.training.weights import WeightsError, known_row
+from tasks.training.weights import WeightsError, known_row, table
 from tasks.training.weights.here import cache_folder, look
-from tasks.training.weights.table import ROWS, TIMM, Row, timm_row
+from tasks.training.weights.table import TIMM, Row, timm_row
 
 app = App(name="weights", help="List the pretrained weights that there are, and get them.")
 
@@ -73,7 +73,7 @@ _OPEN: dict[str, Any] = {
 def _rows() -> list[Row]:
     """The table's, then those of timm's networks that are here."""
     files = sorted((cache_folder() / "timm").glob("*.safetensors"))
-    return [*ROWS, *(timm_row(f"{TIMM}{file.stem}") for file in files)]
+    return [*table.ROWS, *(timm_row(f"{TIMM}{file.stem}") for file in files)]
 
 
 def _entry(row: Row) -> dict[str, Any]:

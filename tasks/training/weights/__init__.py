@@ -77,6 +77,8 @@ class Source:
     path: Path | None = None
     """A file that is known by its content: an input of the stage."""
     row: Row | None = None
+    key: str = "weights"
+    """Config key, for messages."""
 
     @property
     def inputs(self) -> dict[str, Path]:
@@ -90,7 +92,7 @@ class Source:
         """
         if self.path is not None:
             return read_state(self.path)
-        return {} if self.row is None else _state(self.row, "weights")
+        return {} if self.row is None else _state(self.row, self.key)
 
 
 def parse(text: str) -> Weights:
@@ -151,13 +153,13 @@ def resolve(weights: str, network: str, key: str, *, given: Path | str | None = 
             _say_download(row, key)
         elif found.problem:
             here.require(row, key)
-        return Source(row.normalisation, "imagenet", f"torchvision's {network}", row=row)
+        return Source(row.normalisation, "imagenet", f"torchvision's {network}", row=row, key=key)
     if row.origin == "timm":
         path = Path(given) if given is not None else here.require(row, key).path
-        return Source(row.normalisation, "imagenet", str(path), path, row)
+        return Source(row.normalisation, "imagenet", str(path), path, row, key)
     found = here.require(row, key)
     # The table's digest, not the file's: the package and the file converted from it hold the same weights.
-    return Source(row.normalisation, row.fingerprint, f"{row.name} ({found.path})", row=row)
+    return Source(row.normalisation, row.fingerprint, f"{row.name} ({found.path})", row=row, key=key)
 
 
 def state_of(name: str, key: str = "weights") -> dict[str, Tensor]:

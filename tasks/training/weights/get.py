@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib.util
+import logging
 import subprocess
 import sys
 import tempfile
@@ -118,6 +119,8 @@ def timm_state(row: Row) -> dict[str, Tensor]:
     if name not in known and name not in {one.partition(".")[0] for one in known}:
         close = ", ".join(f"{TIMM}{one}" for one in difflib.get_close_matches(name, known, n=3))
         raise WeightsError(f"timm has no pretrained network {name!r}{f'; close: {close}' if close else ''}")
+    # Its retries would be printed twice each; what became of them is in the message.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # the hub's client and what it stands on raise types of their own
