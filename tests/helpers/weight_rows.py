@@ -34,9 +34,10 @@ def make_wheel(folder: Path) -> Row:
     content = h5.read_bytes()
     h5.unlink()
     info = f"{NAME.replace('-', '_')}-{VERSION}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\nRequires-Dist: no-such\n"
     files = {
         INSIDE: content,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {VERSION}\nRequires-Dist: no-such\n".encode(),
+        f"{info}/METADATA": metadata.encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = [f"{path},sha256={_urlsafe(data)},{len(data)}" for path, data in files.items()]

@@ -62,7 +62,7 @@ def test_every_row_is_complete() -> None:
 
 def test_the_page_has_every_row_as_it_is() -> None:
     text = (Path(__file__).parents[3] / "docs" / "weights.md").read_text()
-    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    lines = [line for line in text.partition("## Name them")[0].splitlines() if line.startswith("| `")]
     for row in table.ROWS:
         (line,) = [line for line in lines if f"`{row.name}`" in line.split("|")[1]]
         assert f"{row.bytes / 1e6:.0f}" in line and row.licence.partition(" (")[0] in line
