@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from models.backbones import BatchNorm, Pretrained
 from models.names import TIMM
-from models.normalise import NORMALISATIONS, Normalisation
 
 
 class TimmBody(Pretrained):
@@ -134,17 +133,6 @@ def reductions(network: str, output_stride: int) -> list[int]:
     if output_stride < 32 and found[-1] != output_stride:
         raise ValueError(_no_stride(network, output_stride))
     return found
-
-
-def normalisation_of(network: str) -> Normalisation:
-    """What ``timm:NAME``'s pretrained weights were trained with. ``ValueError`` where that has no name here."""
-    config = _config(network)
-    mean, std = (tuple(255.0 * value for value in values) for values in (config.mean, config.std))
-    for one in NORMALISATIONS.values():
-        pairs = zip((*one.mean_rgb, *one.std_rgb), (*mean, *std), strict=True)
-        if not one.bgr and all(abs(a - b) < 1e-3 for a, b in pairs):
-            return one
-    raise ValueError(f"network {network!r}: mean {config.mean}, std {config.std} of its weights is no known one")
 
 
 def _features(network: str, output_stride: int, indices: Sequence[int] | None) -> nn.Module:
