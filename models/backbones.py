@@ -2,28 +2,45 @@
 
 ``load_state_dict`` of a torchvision ImageNet checkpoint works on each of them without renaming (the classifier's
 own keys left out, :data:`EXTRA_KEYS`). Chen et al., "DeepLab", arXiv 1606.00915, and its v1, arXiv 1412.7062.
+EfficientNet-Lite0 is :mod:`models.lite0`, timm's models are :mod:`models.timm_backbone`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
 Atrous = Literal["paper", "exact"]
+BatchNorm = Literal["trained", "frozen"]
 
 EXTRA_KEYS = ("fc.", "classifier.")
 """Prefixes in torchvision's files that belong to the ImageNet classifier, not to the backbone."""
 
 
+class Pretrained(nn.Module):
+    """The part of a network that a provider's ImageNet weights fill; see :func:`models.deeplab.load_part`."""
+
+    EXTRA: ClassVar[tuple[str, ...]] = EXTRA_KEYS
+
+    def provider_names(self) -> dict[str, str]:
+        """Name of each tensor here -> its name in the provider's state dict."""
+        return {name: name for name in self.state_dict()}
+
+    def left_out(self, provided: Iterable[str]) -> set[str]:
+        """Those of the provider's names that are left out on purpose: the classifier's."""
+        return {name for name in provided if name.startswith(self.EXTRA)}
+
+
 class FrozenBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that is a fixed affine map: running statistics, no gradient, ``train()`` changes nothing."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, eps)
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         super().train(False)
@@ -31,6 +48,29 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
     def train(self, mode: bool = True) -> FrozenBatchNorm2d:
         """Stays in eval mode, whatever ``mode`` is."""
         return super().train(False)
+
+
+class SameConv2d(nn.Conv2d):
+    """Convolution with TensorFlow's "same" padding: ``ceil(side / stride)`` cells, an odd pixel behind."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, h, w)`` -> ``(N, outputs, ceil(h/stride), ceil(w/stride))``."""
+        (top, bottom), (left, right) = (
+            same_padding(side, *each)
+            for side, each in zip(
+                x.shape[2:], zip(self.kernel_size, self.stride, self.dilation, strict=True), strict=True
+            )
+        )
+        if top == bottom and left == right:
+            return F.conv2d(x, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups)
+        padded = F.pad(x, (left, right, top, bottom))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def same_padding(side: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
+    """Zeros that "same" padding puts before and behind an axis of ``side`` cells."""
+    total = max(0, (-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side)
+    return total // 2, total - total // 2
 
 
 def make_atrous(layer: nn.Module, dilation: int, previous: int) -> None:
@@ -49,7 +89,7 @@ def make_atrous(layer: nn.Module, dilation: int, previous: int) -> None:
             convolution.dilation = convolution.padding = (rate, rate)
 
 
-class ResNetBackbone(nn.Module):
+class ResNetBackbone(Pretrained):
     """ResNet-18, -50 or -101, layer3 dilated 2 and layer4 4, output stride 8, batch norm frozen.
 
     ``atrous="paper"``: every 3x3 of layer3/4 has dilation 2/4 (DeepLab v2). ``"exact"``: the first 3x3 keeps the
@@ -76,7 +116,7 @@ class ResNetBackbone(nn.Module):
         return -(-side // 8)
 
 
-class VggBackbone(nn.Module):
+class VggBackbone(Pretrained):
     """VGG-16 as DeepLab-LargeFOV has it: 3x3 pools, the last two of stride 1, conv5 dilated 2, an average pool last."""
 
     def __init__(self) -> None:
@@ -127,7 +167,7 @@ class TinyBlock(nn.Module):
         return cast(Tensor, self.relu(y + self.match(x)))
 
 
-class TinyBackbone(nn.Module):
+class TinyBackbone(Pretrained):
     """A backbone that trains from scratch in a minute on a CPU: ``width``, then 2 and 4 times it.
 
     Output stride 8, or 4: the last halving is left out, what follows sees the finer map.

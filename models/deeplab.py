@@ -1,7 +1,7 @@
-"""DeepLab: LargeFOV on VGG-16, v2 on ResNet-18/50/101, and a tiny one, in one class.
+"""DeepLab: LargeFOV on VGG-16, v2 on ResNet-18/50/101, v2's head on other backbones, and a tiny one, in one class.
 
 ``network(images)`` is ``head(features(images))``, so that a module (LGSA, say) can be put between the two. Logits
-are given at the output grid (stride 8; the tiny one's can be 4); :mod:`models.losses` brings them to the labels' size.
+are given at the output grid (:data:`models.names.SEGMENTERS`); :mod:`models.losses` brings them to the labels' size.
 """
 
 from __future__ import annotations
@@ -13,16 +13,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones import EXTRA_KEYS, Atrous, ResNetBackbone, TinyBackbone, VggBackbone, convolutions
+from models.backbones import (
+    Atrous,
+    BatchNorm,
+    Pretrained,
+    ResNetBackbone,
+    TinyBackbone,
+    VggBackbone,
+    convolutions,
+)
 from models.groups import GroupRule
+from models.lite0 import Lite0Backbone
 from models.losses import LossAt, summed_loss
+from models.names import OutputStride, check_batch_norm, check_stride, has_free_norms, is_timm
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize, scale_images
-
-NetworkName = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
+from models.timm_backbone import TimmBackbone
 
 ASPP_RATES = (6, 12, 18, 24)
+"""DeepLab v2's, at output stride 8."""
 TINY_RATES = (1, 2, 3, 4)
 INPUT_SCALES = (1.0, 0.75, 0.5)
 """DeepLab v2's multi-scale inputs, the full one first."""
@@ -75,7 +85,7 @@ class DeepLab(Segmenter):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Pretrained,
         head: nn.Module,
         rules: Sequence[GroupRule],
         normalisation: Normalisation,
@@ -114,47 +124,54 @@ class DeepLab(Segmenter):
 
 
 def build(
-    name: NetworkName,
+    name: str,
     outputs: int,
     *,
     normalisation: Normalisation = IMAGENET,
     atrous: Atrous = "paper",
     dropout: float = 0.5,
     width: int = 16,
-    output_stride: Literal[4, 8] = 8,
+    output_stride: OutputStride = 8,
+    batch_norm: BatchNorm = "frozen",
     loss_at: LossAt = "crop",
 ) -> DeepLab:
     """A DeepLab with ``outputs`` = K + 1 score maps, randomly initialised from torch's global generator.
 
     Sizes with 21 outputs: LargeFOV 20,505,429 parameters; ResNet-101 44,048,532, of which 105,344 are the frozen
-    batch norms' affine ones. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` and
-    ``output_stride`` to the tiny one: the others have 8. ``loss_at``: see :func:`models.losses.segmentation_loss`.
-    Raises ``ValueError`` for an unknown name, fewer than 2 outputs or a stride that the network has not.
+    batch norms' affine ones; Lite0 4,617,364. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` to
+    the tiny one, ``batch_norm`` to ``lite0`` and ``timm:NAME``. ``loss_at``: see
+    :func:`models.losses.segmentation_loss`. Raises ``ValueError`` for an unknown name, fewer than 2 outputs or a
+    stride that the network has not.
     """
     if outputs < 2:
         raise ValueError(f"a segmenter needs background and at least one class: outputs {outputs} must be >= 2")
     check_stride(name, output_stride)
-    body: VggBackbone | TinyBackbone | ResNetBackbone
-    head: nn.Module
-    rules: Sequence[GroupRule]
+    check_batch_norm(name, batch_norm)
     if name == "largefov":
-        body = VggBackbone()
-        head, rules = LargeFovHead(body.channels, outputs, dropout), LARGEFOV_RULES
-    elif name == "tiny":
-        body = TinyBackbone(width, output_stride)
-        head, rules = Aspp(body.channels, outputs, TINY_RATES), TINY_RULES
-    elif name in ("resnet18", "resnet50", "resnet101"):
-        body = ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
-        head, rules = Aspp(body.channels, outputs, ASPP_RATES), RESNET_RULES
+        vgg = VggBackbone()
+        return DeepLab(
+            vgg, LargeFovHead(vgg.channels, outputs, dropout), LARGEFOV_RULES, normalisation, loss_at=loss_at
+        )
+    body: TinyBackbone | ResNetBackbone | Lite0Backbone | TimmBackbone
+    rates: Sequence[int] = aspp_rates(output_stride)
+    if name == "tiny":
+        body, rates = TinyBackbone(width, cast(Literal[4, 8], output_stride)), TINY_RATES
+    elif name == "lite0":
+        body = Lite0Backbone(cast(Literal[8, 16, 32], output_stride), batch_norm)
+    elif is_timm(name):
+        body = TimmBackbone(name, output_stride, batch_norm)
     else:
-        raise ValueError(f"unknown network {name!r}; known: tiny, largefov, resnet18, resnet50, resnet101")
-    return DeepLab(body, head, rules, normalisation, loss_at=loss_at)
+        body = ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
+    rules = TINY_RULES if name == "tiny" else RESNET_RULES
+    network = DeepLab(body, Aspp(body.channels, outputs, rates), rules, normalisation, loss_at=loss_at)
+    if has_free_norms(name):
+        network.rules = (*flat_rules("backbone", network, "backbone."), *RESNET_RULES[1:])
+    return network
 
 
-def check_stride(name: NetworkName, output_stride: int) -> None:
-    """Raise ``ValueError`` unless the network can have this output stride: 8, the tiny one 4 too."""
-    if output_stride not in ((4, 8) if name == "tiny" else (8,)):
-        raise ValueError(f"output_stride {output_stride} with network {name!r}: 8, or 4 with tiny")
+def aspp_rates(output_stride: int) -> tuple[int, ...]:
+    """DeepLab v2's rates, the same in pixels of the image: 6 to 24 at stride 8, half of them at 16."""
+    return tuple(round(rate * 8 / output_stride) for rate in ASPP_RATES)
 
 
 def _in(prefix: str, suffix: str = "") -> Callable[[str], bool]:
@@ -171,6 +188,27 @@ RESNET_RULES = (
     GroupRule("head-biases", _in("head.", ".bias"), 20.0, decay=False),
 )
 """1/10/20: the backbone has no biases (its batch norms are frozen)."""
+
+
+def flat_rules(name: str, network: nn.Module, prefixes: str | tuple[str, ...]) -> tuple[GroupRule, ...]:
+    """Groups of a pretrained part of any family: weights, and norms and biases (all that is flat) without decay.
+
+    Names differ from family to family, shapes do not. A group that would be empty is left out: with frozen batch norms
+    there may be nothing flat to train. ``prefixes``: of the part's names in the network.
+    """
+    trained = {
+        own: parameter.ndim
+        for own, parameter in network.named_parameters()
+        if parameter.requires_grad and own.startswith(prefixes)
+    }
+    weights = frozenset(own for own, ndim in trained.items() if ndim > 1)
+    flat = frozenset(trained) - weights
+    found = (
+        GroupRule(name, weights.__contains__, 1.0),
+        GroupRule(f"{name}-norms-and-biases", flat.__contains__, 1.0, decay=False),
+    )
+    return found if flat else found[:1]
+
 
 LARGEFOV_RULES = (
     GroupRule("weights", _largefov_body(".weight"), 1.0),
@@ -215,19 +253,27 @@ def fuse_max(logits: Sequence[Tensor]) -> Tensor:
 
 
 def load_backbone(network: Segmenter, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load a torchvision ImageNet state dict into ``network.backbone`` (and VGG's fc6/fc7 into LargeFOV's head).
+    """:func:`load_part` of ``network.backbone``; VGG's fc6/fc7 go into LargeFOV's head, too."""
+    load_part(cast(Pretrained, network.backbone), state, source=source)
+    if isinstance(network.head, LargeFovHead) and "classifier.0.weight" in state:
+        decimate_fc(network.head, state)
+
+
+def load_part(part: Pretrained, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load the ImageNet state dict of the part's provider: torchvision's names, Lite0's package's, or timm's.
 
     The classifier's keys are left out, everything else must match. Raises ``ValueError`` naming ``source`` and
     the first missing, surplus or differently shaped keys.
     """
-    backbone = {name: value for name, value in state.items() if not name.startswith(EXTRA_KEYS)}
-    own = network.backbone.state_dict()
-    # Old torchvision files lack this counter, which a frozen batch norm never uses.
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
-    check_same_keys({k: v for k, v in own.items() if k not in counters}, backbone, counters, source)
-    network.backbone.load_state_dict({**own, **backbone})
-    if isinstance(network.head, LargeFovHead) and "classifier.0.weight" in state:
-        decimate_fc(network.head, state)
+    own = part.state_dict()
+    names = part.provider_names()
+    left_out = part.left_out(state)
+    found = {name: value for name, value in state.items() if name not in left_out}
+    # Old torchvision files lack this counter; with torch's fixed momentum it changes nothing.
+    counters = {name for name in names.values() if name.endswith("num_batches_tracked")}
+    expected = {names[name]: value for name, value in own.items() if names[name] not in counters}
+    check_same_keys(expected, found, counters, source)
+    part.load_state_dict({**own, **{name: found[theirs] for name, theirs in names.items() if theirs in found}})
 
 
 def decimate_fc(head: LargeFovHead, state: Mapping[str, Tensor]) -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from models import deeplab
-from models.backbones import Atrous
-from models.deeplab import DeepLab, NetworkName, load_backbone
+from models.backbones import Atrous, BatchNorm
+from models.deeplab import DeepLab, load_backbone
 from models.groups import GroupRule
 from models.lgsa import (
     PIECE,
@@ -28,6 +28,7 @@ from models.lgsa import (
     walked_cross_entropy,
 )
 from models.losses import LossAt, rank_share, segmentation_loss
+from models.names import OutputStride
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation
 from models.resample import resize, sample_labels
@@ -182,7 +183,7 @@ def cell_under(yx: tuple[float, float], image_hw: tuple[int, int], grid_hw: tupl
 
 
 def build(
-    name: NetworkName,
+    name: str,
     outputs: int,
     *,
     modules: int = 2,
@@ -197,7 +198,8 @@ def build(
     atrous: Atrous = "paper",
     dropout: float = 0.5,
     width: int = 16,
-    output_stride: Literal[4, 8] = 8,
+    output_stride: OutputStride = 8,
+    batch_norm: BatchNorm = "frozen",
     loss_at: LossAt = "crop",
 ) -> LGSADeepLab:
     """A DeepLab (see :func:`models.deeplab.build`) with ``modules`` >= 0 self-attention modules in cascade.
@@ -220,6 +222,7 @@ def build(
         dropout=dropout,
         width=width,
         output_stride=output_stride,
+        batch_norm=batch_norm,
         loss_at=loss_at,
     )
     channels = int(cast(int, plain.backbone.channels))

@@ -15,22 +15,22 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from models.backbones import EXTRA_KEYS, FrozenBatchNorm2d, TinyBlock, convolutions
-from models.deeplab import check_same_keys
+from models.backbones import BatchNorm, FrozenBatchNorm2d, Pretrained, TinyBlock, convolutions, same_padding
+from models.deeplab import flat_rules, load_part
 from models.groups import GroupRule
+from models.lite0 import Lite0Encoder
 from models.losses import cross_entropy, rank_share
+from models.names import ENCODERS, check_name
 from models.network import Network
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize
-
-EncoderName = Literal["tiny", "resnet18", "resnet50"]
-BatchNorm = Literal["trained", "frozen"]
+from models.timm_backbone import TimmEncoder, pad_to
 
 RESNET_DECODER = (256, 128, 64, 32, 16)
 """Channels of the decoder's blocks, from a sixteenth of the input's side to the whole."""
 
 
-class ResNetEncoder(nn.Module):
+class ResNetEncoder(Pretrained):
     """ResNet-18 or -50 whole, with its strides, under torchvision's names; gives one map per halving."""
 
     def __init__(self, depth: Literal[18, 50], batch_norm: BatchNorm = "trained") -> None:
@@ -53,7 +53,7 @@ class ResNetEncoder(nn.Module):
         return maps
 
 
-class TinyEncoder(nn.Module):
+class TinyEncoder(Pretrained):
     """For small crops, from scratch on a CPU: ``width``, 2, 4 and 4 times it at strides 2, 4, 8, 16."""
 
     def __init__(self, width: int = 16) -> None:
@@ -90,25 +90,33 @@ class PriorStem(nn.Module):
     def __init__(self, conv1: nn.Conv2d, classes: int) -> None:
         super().__init__()
         size = cast("tuple[int, int]", conv1.kernel_size)
-        self.stride, self.padding = int(conv1.stride[0]), int(conv1.padding[0])
+        self.stride = int(conv1.stride[0])
+        # TensorFlow's "same": our convolution, or timm's of the other name.
+        same = type(conv1).__name__ in ("SameConv2d", "Conv2dSame")
+        self.padding = None if same else int(conv1.padding[0])
         self.box = nn.Parameter(torch.zeros(conv1.out_channels, 1, *size))
         self.classes = nn.Parameter(torch.zeros(conv1.out_channels, classes, *size)) if classes else None
 
     def forward(self, boxes_n1hw: Tensor, classes_n: Tensor) -> Tensor:
         """``(N, 1, H, W)`` 0/1 and ``(N,)`` int64 1..K -> ``(N, C, h, w)`` at conv1's output grid."""
-        response = F.conv2d(boxes_n1hw, self.box, stride=self.stride, padding=self.padding)
+        size = (boxes_n1hw.shape[2], boxes_n1hw.shape[3])
+        if self.padding is None:
+            (top, bottom), (left, right) = (same_padding(side, self.box.shape[2], self.stride) for side in size)
+            response = F.conv2d(F.pad(boxes_n1hw, (left, right, top, bottom)), self.box, stride=self.stride)
+        else:
+            response = F.conv2d(boxes_n1hw, self.box, stride=self.stride, padding=self.padding)
         if self.classes is None:
             return response
         kernels_nckk = self.classes.index_select(1, classes_n - 1).transpose(0, 1)
-        size = (boxes_n1hw.shape[2], boxes_n1hw.shape[3])
         return response + constant_response(kernels_nckk, size, self.stride, self.padding)
 
 
-def constant_response(kernels_nckk: Tensor, size_hw: tuple[int, int], stride: int, padding: int) -> Tensor:
+def constant_response(kernels_nckk: Tensor, size_hw: tuple[int, int], stride: int, padding: int | None) -> Tensor:
     """What zero-padded convolutions make of an input that is 1 everywhere: ``(N, C, k, k)`` -> ``(N, C, h, w)``.
 
-    A sum of the kernel's weights that lie inside the picture. K one-hot maps as real channels would cost K
-    convolutions for the same numbers (at 80 classes, most of the network's time).
+    ``padding``: of every side; ``None``: "same" (:func:`models.backbones.same_padding`). A sum of the kernel's weights
+    that lie inside the picture. K one-hot maps as real channels would cost K convolutions for the same numbers (at 80
+    classes, most of the network's time).
     """
     rows, columns = (
         taps_inside(size, kernel, stride, padding).to(kernels_nckk)
@@ -117,10 +125,11 @@ def constant_response(kernels_nckk: Tensor, size_hw: tuple[int, int], stride: in
     return torch.einsum("yi,ncij,xj->ncyx", rows, kernels_nckk, columns)
 
 
-def taps_inside(size: int, kernel: int, stride: int, padding: int) -> Tensor:
+def taps_inside(size: int, kernel: int, stride: int, padding: int | None) -> Tensor:
     """``(out, kernel)`` bool: whether tap ``j`` of output position ``i`` lies in an axis of ``size`` pixels."""
-    outputs = (size + 2 * padding - kernel) // stride + 1
-    position = torch.arange(outputs)[:, None] * stride - padding + torch.arange(kernel)
+    before, behind = same_padding(size, kernel, stride) if padding is None else (padding, padding)
+    outputs = (size + before + behind - kernel) // stride + 1
+    position = torch.arange(outputs)[:, None] * stride - before + torch.arange(kernel)
     return (position >= 0) & (position < size)
 
 
@@ -144,6 +153,9 @@ class UpBlock(nn.Module):
         return cast(Tensor, self.relu(self.bn2(self.conv2(x))))
 
 
+Encoder = ResNetEncoder | TinyEncoder | Lite0Encoder | TimmEncoder
+
+
 class UNet(Network):
     """CFS (section 3.2, Fig. 2). ``classes`` K; see :func:`build` for the switches. ``rules`` as DeepLab's."""
 
@@ -151,7 +163,7 @@ class UNet(Network):
 
     def __init__(
         self,
-        encoder: ResNetEncoder | TinyEncoder,
+        encoder: Encoder,
         widths: Sequence[int],
         classes: int,
         *,
@@ -176,10 +188,13 @@ class UNet(Network):
         nn.init.kaiming_normal_(self.head.weight, nonlinearity="linear")
         nn.init.zeros_(cast(Tensor, self.head.bias))
         self.rules = RULES
+        if isinstance(encoder, Lite0Encoder | TimmEncoder):
+            # Their norms and biases learn without decay; the priors are weights.
+            self.rules = (*flat_rules("encoder", self, ("encoder.", "prior.")), *RULES[1:])
 
     def load_pretrained(self, state: Mapping[str, Tensor], *, source: str) -> None:
-        """See :func:`load_encoder`."""
-        load_encoder(self, state, source=source)
+        """See :func:`models.deeplab.load_part`. conv1's further channels are :class:`PriorStem`'s and stay."""
+        load_part(self.encoder, state, source=source)
 
     def forward(self, images_nchw: Tensor, boxes_nhw: Tensor, classes_n: Tensor) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255, ``(N, H, W)`` box masks B_exp, ``(N,)`` classes -> logits ``(N, 2, H, W)``.
@@ -192,13 +207,16 @@ class UNet(Network):
         self._check(images_nchw, boxes_nhw, classes_n)
         images = self.normalise(images_nchw)
         boxes = boxes_nhw[:, None].to(images.dtype)
+        if isinstance(self.encoder, TimmEncoder):
+            images, boxes = pad_to(images, self.encoder.multiple), pad_to(boxes, self.encoder.multiple)
+        padded = (images.shape[2], images.shape[3])
         classes = classes_n.long()
         maps = self.encoder(images, self.prior(boxes, classes))
         x = self._refeed(maps.pop(), boxes, classes)
         for block in self.decoder:
             skip = maps.pop() if maps else None
-            x = block(x, size if skip is None else (skip.shape[2], skip.shape[3]), skip)
-        return cast(Tensor, self.head(x))
+            x = block(x, padded if skip is None else (skip.shape[2], skip.shape[3]), skip)
+        return cast(Tensor, self.head(x))[:, :, : size[0], : size[1]]
 
     def _refeed(self, deepest: Tensor, boxes_n1hw: Tensor, classes_n: Tensor) -> Tensor:
         """The deepest map with the box mask (area-averaged) and the one-hot class beside it.
@@ -247,7 +265,7 @@ def foreground_probability(logits_n2hw: Tensor) -> Tensor:
 
 
 def build(
-    encoder: EncoderName,
+    encoder: str,
     classes: int,
     *,
     class_channel: bool = True,
@@ -259,21 +277,25 @@ def build(
     """A CFS network for ``classes`` K, randomly initialised from torch's global generator.
 
     ``class_channel``: the one-hot class is an input. ``deep_refeed``: box mask (and class) enter the deepest map again.
-    ``batch_norm`` of a ResNet encoder: trained (the paper says nothing and batches of 32 crops allow it [infer]) or
+    ``batch_norm`` of a pretrained encoder: trained (the paper says nothing and batches of 32 crops allow it [infer]) or
     frozen at the loaded weights. ``width`` matters to the tiny one. With 20 classes ResNet-50 has 32,635,234
-    parameters, ResNet-18 14,442,338, the tiny one 327,890. Raises ``ValueError`` for an unknown encoder or no class.
+    parameters, ResNet-18 14,442,338, the tiny one 327,890. Raises ``ValueError`` for an unknown encoder, one of timm's
+    that has no map per halving, or no class.
     """
     if classes < 1:
         raise ValueError(f"classes {classes} must be at least 1")
-    body: ResNetEncoder | TinyEncoder
-    widths: Sequence[int]
-    if encoder == "tiny":
+    kind = check_name(encoder, ENCODERS)
+    body: Encoder
+    widths: Sequence[int] = RESNET_DECODER
+    if kind == "tiny":
         body, widths = TinyEncoder(width), (4 * width, 2 * width, width, max(4, width // 2))
-    elif encoder in ("resnet18", "resnet50"):
-        depth = cast(Literal[18, 50], int(encoder.removeprefix("resnet")))
-        body, widths = ResNetEncoder(depth, batch_norm), RESNET_DECODER
+    elif kind == "lite0":
+        body = Lite0Encoder(batch_norm)
+    elif kind == "timm:NAME":
+        body = TimmEncoder(encoder, batch_norm)
+        widths = RESNET_DECODER[-len(body.channels) :]
     else:
-        raise ValueError(f"unknown encoder {encoder!r}; known: tiny, resnet18, resnet50")
+        body = ResNetEncoder(cast(Literal[18, 50], int(encoder.removeprefix("resnet"))), batch_norm)
     return UNet(
         body,
         widths,
@@ -295,20 +317,6 @@ RULES = (
     ),
 )
 """One rate for all, as the paper gives one (0.005); biases of the new layers without decay."""
-
-
-def load_encoder(network: UNet, state: Mapping[str, Tensor], *, source: str) -> None:
-    """Load a torchvision ImageNet state dict into ``network.encoder``; the classifier's keys are left out.
-
-    conv1's further channels are :class:`PriorStem`'s and stay as they are. Raises ``ValueError`` naming ``source`` and
-    the first missing, surplus or differently shaped keys.
-    """
-    found = {name: value for name, value in state.items() if not name.startswith(EXTRA_KEYS)}
-    own = network.encoder.state_dict()
-    # Old torchvision files lack this counter; with torch's fixed momentum it changes nothing.
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
-    check_same_keys({k: v for k, v in own.items() if k not in counters}, found, counters, source)
-    network.encoder.load_state_dict({**own, **found})
 
 
 def init_body(module: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from artifacts.objects import pack_objects, paste_object, unpack_objects
 from artifacts.records import Box, DataError, ImageRGB
 from models import unet
+from models.backbones import BatchNorm
 from models.normalise import IMAGENET, Normalisation
 from tasks.boxes import paint, pixel_window, usable_boxes
 from tasks.cfs.box_crop import BoxCrop
@@ -107,7 +108,7 @@ class NetworkParams(Protocol):
     """The part of a params class that decides the architecture."""
 
     @property
-    def network(self) -> unet.EncoderName: ...  # noqa: D102
+    def network(self) -> str: ...  # noqa: D102
     @property
     def width(self) -> int: ...  # noqa: D102
     @property
@@ -121,7 +122,7 @@ def build_network(
     classes: int,
     normalisation: Normalisation = IMAGENET,
     *,
-    batch_norm: unet.BatchNorm = "trained",
+    batch_norm: BatchNorm = "trained",
 ) -> unet.UNet:
     """The network that ``params`` describe, randomly initialised from torch's global generator.
 

@@ -18,13 +18,12 @@ from typing import ClassVar, Literal
 
 from artifacts.keys import OPERATIONAL
 from artifacts.records import Box
+from models.names import ENCODERS, check_name, is_timm
 from tasks.bounds import number
 from tasks.boxes import LABEL_OUTPUTS
 from tasks.stage import PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
 from tasks.training.params import TrainParams
-
-Network = Literal["tiny", "resnet18", "resnet50"]
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,17 @@ class CFSParams(TrainParams):
     NAME: ClassVar[str] = "cfs"
     DECAYS_BY_EPOCH: ClassVar[bool] = True
 
-    network: Network = field(default="resnet50", metadata={"help": "encoder of the U-Net; the paper's is resnet50"})
+    network: str = field(
+        default="resnet50",
+        metadata={"help": f"encoder of the U-Net: {', '.join(ENCODERS)}; the paper's is resnet50"},
+    )
     width: int = number(16, 4, 256, "channels of the tiny network's stem")
     weights: str = field(
         default="imagenet",
         metadata={"help": weights_files.HELP},
     )
     batch_norm: Literal["trained", "frozen"] = field(
-        default="trained", metadata={"help": "batch norms of the ResNet encoder: trained, or frozen as loaded"}
+        default="trained", metadata={"help": "batch norms of a pretrained encoder: trained, or frozen as loaded"}
     )
     class_channel: bool = field(default=True, metadata={"help": "the box's class is an input of the network"})
     deep_refeed: bool = field(default=True, metadata={"help": "box and class are inputs of the deep layers, too"})
@@ -77,6 +79,7 @@ class CFSParams(TrainParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_name(self.network, ENCODERS)
         weights_files.check_fits(self.weights, self.network, "cfs.weights")
 
     @property
@@ -85,10 +88,13 @@ class CFSParams(TrainParams):
 
         The deepest map has a thirty-second of the crop's side, the tiny network's a sixteenth. Where the encoder's
         batch norms are frozen, the decoder's first, at a sixteenth, is still trained. Sides are rounded up, by the tiny
-        stem down.
+        stem down; for timm's models crops are padded to multiples of 32. Some of them have no batch norm and could do
+        with less.
         """
         if self.network == "tiny":
             return 18
+        if is_timm(self.network):
+            return 1 if self.batch_norm == "frozen" else 33
         return 17 if self.batch_norm == "frozen" else 33
 
     def refusal(self, devices: int, name: str) -> str:
@@ -108,7 +114,7 @@ class CFSPredictParams:
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
-    network: Network
+    network: str
     width: int
     class_channel: bool
     deep_refeed: bool

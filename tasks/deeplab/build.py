@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol
 
 from models import deeplab, lgsa_deeplab
+from models.backbones import BatchNorm
 from models.losses import LossAt
+from models.names import OutputStride
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation
 from tasks.deeplab.lgsa import AttentionNet, LGSAParams
@@ -15,11 +17,11 @@ class NetworkParams(Protocol):
     """The part of a params class that decides the architecture."""
 
     @property
-    def network(self) -> deeplab.NetworkName: ...  # noqa: D102
+    def network(self) -> str: ...  # noqa: D102
     @property
     def width(self) -> int: ...  # noqa: D102
     @property
-    def output_stride(self) -> Literal[4, 8]: ...  # noqa: D102
+    def output_stride(self) -> OutputStride: ...  # noqa: D102
     @property
     def atrous(self) -> Literal["paper", "exact"]: ...  # noqa: D102
     @property
@@ -32,18 +34,20 @@ def build_network(
     normalisation: Normalisation = IMAGENET,
     *,
     loss_at: LossAt = "crop",
+    batch_norm: BatchNorm = "frozen",
     guidance: LGSAParams | None = None,
 ) -> Segmenter:
     """The network that ``params`` describe, randomly initialised from torch's global generator.
 
-    Backbone and head are the same numbers with self-attention and without. ``loss_at`` and ``guidance`` (the attention
-    loss) are for a network that is to learn.
+    Backbone and head are the same numbers with self-attention and without. ``loss_at``, ``batch_norm`` and
+    ``guidance`` (the attention loss) are for a network that is to learn.
     """
     shared: dict[str, Any] = {
         "normalisation": normalisation,
         "atrous": params.atrous,
         "width": params.width,
         "output_stride": params.output_stride,
+        "batch_norm": batch_norm,
         "loss_at": loss_at,
     }
     attention = params.attention

@@ -5,6 +5,8 @@ The network is :mod:`tasks.deeplab.build`'s; what it gives for an image is :mod:
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -33,7 +35,8 @@ def train(context: FitContext) -> dict[str, Tensor]:
 
     def build(normalisation: Normalisation) -> Segmenter:
         outputs = len(context.classes) + 1
-        return build_network(params, outputs, normalisation, loss_at=params.loss_at, guidance=params.lgsa)
+        learning: dict[str, Any] = {"loss_at": params.loss_at, "batch_norm": params.batch_norm, "guidance": params.lgsa}
+        return build_network(params, outputs, normalisation, **learning)
 
     network = initial_network(context, params, build, key="params.deeplab.weights")
     if params.channels_last:

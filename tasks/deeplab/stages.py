@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from artifacts.keys import WHEN_SET
+from models.names import SEGMENTERS, OutputStride, check_batch_norm, check_stride
 from tasks.bounds import bounded, number
 from tasks.crf.params import CRFParams
 from tasks.deeplab.lgsa import AttentionNet, LGSAParams, net_of
@@ -23,7 +24,6 @@ Keep = Literal["tags", "all"]
 """Classes whose probabilities are kept: background and the image's tags, or every class."""
 IMAGES_AT_ONCE = 8
 """Images that a GPU stage is handed together; those of one size share a pass."""
-Network = Literal["tiny", "largefov", "resnet18", "resnet50", "resnet101"]
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,28 @@ class DeepLabParams(TrainParams):
 
     NAME: ClassVar[str] = "deeplab"
 
-    network: Network = field(default="resnet50", metadata={"help": "largefov is VGG-16; resnet* are DeepLab v2"})
+    network: str = field(
+        default="resnet50",
+        metadata={
+            "help": f"{', '.join(SEGMENTERS)}; largefov is VGG-16, resnet* are DeepLab v2, lite0 is EfficientNet-Lite0 "
+            "(light: for CPUs), timm:NAME any of timm's models"
+        },
+    )
     width: int = number(16, 4, 256, "channels of the tiny network's stem")
-    output_stride: Literal[4, 8] = field(
-        default=8, metadata={"help": "pixels of the image to a cell of the network's map; 4 with the tiny network only"}
+    output_stride: OutputStride = field(
+        default=8,
+        metadata={
+            "help": "pixels of the image to a cell of the network's map: 8; tiny also 4; lite0 and timm:NAME also 16 "
+            "(several times faster on a CPU) and 32"
+        },
+    )
+    batch_norm: Literal["trained", "frozen"] = field(
+        default="frozen",
+        metadata={
+            **WHEN_SET,
+            "help": "batch norms of lite0 and timm:NAME: frozen as loaded, or trained; those of resnet* are frozen, "
+            "tiny's trained",
+        },
     )
     atrous: Literal["paper", "exact"] = field(
         default="paper",
@@ -99,8 +117,8 @@ class DeepLabParams(TrainParams):
         low, high = self.scale_range
         if low > high:
             raise ValueError(f"deeplab.scale_range {self.scale_range!r} must be low <= high")
-        if self.output_stride not in ((4, 8) if self.network == "tiny" else (8,)):
-            raise ValueError(f"output_stride {self.output_stride} with network {self.network!r}: 8, or 4 with tiny")
+        check_stride(self.network, self.output_stride)
+        check_batch_norm(self.network, self.batch_norm)
         weights_files.check_fits(self.weights, self.network, "deeplab.weights")
 
 
@@ -128,9 +146,9 @@ class PredictParams:
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
-    network: Network
+    network: str
     width: int
-    output_stride: Literal[4, 8]
+    output_stride: OutputStride
     atrous: Literal["paper", "exact"]
     test: TestTimeParams
     attention: AttentionNet | None = field(default=None, metadata=WHEN_SET)

@@ -12,7 +12,6 @@ from torch import nn
 
 from models import deeplab
 from models.backbones import EXTRA_KEYS, FrozenBatchNorm2d, ResNetBackbone, VggBackbone, convolutions
-from models.deeplab import NetworkName
 from models.groups import GroupRule, parameter_groups
 from models.losses import segmentation_loss
 from models.normalise import CAFFE, IMAGENET, Normalise
@@ -35,7 +34,7 @@ def count(module: nn.Module, trainable: bool | None = None) -> int:
     ("name", "total", "frozen"),
     [("largefov", 20_505_429, 0), ("resnet101", 44_048_532, 105_344)],
 )
-def test_full_size_networks_count_and_train_at_the_papers_crop(name: NetworkName, total: int, frozen: int) -> None:
+def test_full_size_networks_count_and_train_at_the_papers_crop(name: str, total: int, frozen: int) -> None:
     network = deeplab.build(name, 21).train()
     assert count(network) == total
     assert count(network, trainable=False) == frozen
@@ -50,7 +49,7 @@ def test_full_size_networks_count_and_train_at_the_papers_crop(name: NetworkName
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_small_resnets_keep_output_stride_8(name: NetworkName) -> None:
+def test_small_resnets_keep_output_stride_8(name: str) -> None:
     network = deeplab.build(name, 3).eval()
     with torch.no_grad():
         assert network(torch.zeros(1, 3, 65, 57)).shape == (1, 3, 9, 8)
@@ -159,7 +158,7 @@ MULTIPLIERS = {
 
 
 @pytest.mark.parametrize("name", list(MULTIPLIERS))
-def test_every_trainable_parameter_is_in_one_declared_group(name: NetworkName) -> None:
+def test_every_trainable_parameter_is_in_one_declared_group(name: str) -> None:
     with torch.device("meta"):
         network = deeplab.build(name, 21)
     found = parameter_groups(network, network.rules, lr=0.5, weight_decay=0.25)
@@ -241,7 +240,7 @@ def test_the_fused_gradient_goes_to_one_scale_under_ties() -> None:
 @pytest.mark.parametrize(
     ("name", "theirs"), [("resnet101", "resnet101"), ("resnet18", "resnet18"), ("largefov", "vgg16")]
 )
-def test_backbone_keys_are_torchvisions(name: NetworkName, theirs: str) -> None:
+def test_backbone_keys_are_torchvisions(name: str, theirs: str) -> None:
     with torch.device("meta"):
         reference = getattr(torchvision.models, theirs)().state_dict()
         ours = deeplab.build(name, 2).backbone.state_dict()
@@ -285,13 +284,13 @@ def test_the_tiny_networks_output_stride_can_be_4_with_the_same_weights() -> Non
     with torch.no_grad():
         assert fine(torch.zeros(1, 3, 96, 66)).shape == (1, 3, 24, 17)
         assert coarse(torch.zeros(1, 3, 96, 66)).shape == (1, 3, 12, 9)
-    with pytest.raises(ValueError, match="output_stride 4 with network 'resnet18'"):
+    with pytest.raises(ValueError, match="output_stride 4 with network 'resnet18': it can be 8$"):
         deeplab.build("resnet18", 3, output_stride=4)
 
 
 def test_unknown_network_and_too_few_outputs_are_refused() -> None:
     with pytest.raises(ValueError, match="vgg19"):
-        deeplab.build(cast(NetworkName, "vgg19"), 21)
+        deeplab.build("vgg19", 21)
     with pytest.raises(ValueError, match="outputs 1"):
         deeplab.build("tiny", 1)
 

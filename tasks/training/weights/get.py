@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 
 from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.fit_store import digest_of, tensor_digests
+from models.names import TIMM
 from tasks.stage import resolve as function_named
 from tasks.training.weights import here
 from tasks.training.weights.files import WeightsError
 from tasks.training.weights.here import CONTENT, SOURCE, Here
-from tasks.training.weights.table import TIMM, URL, Row
+from tasks.training.weights.table import URL, Row
 
 if TYPE_CHECKING:
     from torch import Tensor

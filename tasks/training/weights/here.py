@@ -14,8 +14,9 @@ from typing import Literal
 
 from artifacts.cache.fit_store import digest_of, tensor_digests
 from artifacts.records import DataError
+from models.names import TIMM
 from tasks.training.weights.files import WeightsError
-from tasks.training.weights.table import TIMM, Row
+from tasks.training.weights.table import Row
 
 SOURCE, CONTENT = "source", "content"
 """Metadata of a converted file: SHA-256 of what it was made from, digest of its own tensors."""

@@ -34,7 +34,7 @@ from tasks.training.weights import WeightsError
         ("scale_range", (1.5, 0.5), "scale_range"),
         ("weights", "imagenet", "tiny"),
         ("weights", "", "weights is empty"),
-        ("output_stride", 16, "output_stride 16 with network 'tiny': 8, or 4 with tiny"),
+        ("output_stride", 16, "output_stride 16 with network 'tiny': it can be 4 or 8"),
     ],
 )
 def test_impossible_values_name_field_and_value(field: str, value: Any, message: str) -> None:

@@ -181,7 +181,7 @@ def test_a_file_is_read_for_its_digest_once_while_it_stays_the_same(
         ("hed", "resnet18", r"w 'hed' with network 'resnet18': they fit hed"),
         ("lite0", "resnet18", r"they fit lite0"),
         ("imagenet", "hed", r"w 'imagenet' with network 'hed': there are none"),
-        ("timm:a", "timm:b", r"they fit timm:a"),
+        ("timm:resnet18", "timm:resnet26", r"they fit timm:resnet18"),
     ],
 )
 def test_weights_of_another_network_are_refused(name: str, network: str, message: str) -> None:
@@ -275,7 +275,7 @@ def test_timms_weights_are_kept_by_name_and_known_by_content(tmp_path: Path, mon
     assert asked == [("test_resnet.r160_in1k", True)]
     assert found.path == tmp_path / "maskmill" / "weights" / "timm" / "test_resnet.r160_in1k.safetensors"
     source = weights.resolve("imagenet", network, "w")
-    assert (source.semantic, source.normalisation, source.inputs) == ("imagenet", network, {"weights": found.path})
+    assert (source.semantic, source.normalisation, source.inputs) == ("imagenet", "half", {"weights": found.path})
     assert source == weights.resolve(network, network, "w")
     assert source.state().keys() == create("test_resnet.r160_in1k").state_dict().keys()
 
