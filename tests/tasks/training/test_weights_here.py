@@ -292,5 +292,5 @@ def test_offline_timms_hub_is_named_with_file_and_option(tmp_path: Path, monkeyp
         get(weights.known_row("timm:resnet18"))
     for part in ("no route to the hub)", "timm/resnet18.safetensors", "weights=FILE"):
         assert part in str(caught.value)
-    with pytest.raises(WeightsError, match=r"no pretrained network 'resnet18x'; close: timm:resnet18\."):
+    with pytest.raises(WeightsError, match=r"'timm:resnet18x': timm has no such model; close: timm:resnet18"):
         get(weights.known_row("timm:resnet18x"))
