@@ -29,7 +29,7 @@ def check_name(network: str, known: Iterable[str]) -> str:
     """``network`` as ``known`` lists it, any of timm's as ``timm:NAME``. ``ValueError`` that lists them otherwise."""
     kind = "timm:NAME" if is_timm(network) and network != TIMM else network
     if kind not in known or network == "timm:NAME":
-        raise ValueError(f"unknown network {network!r}; known: {', '.join(known)} (any of timm's models)")
+        raise ValueError(f"network {network!r} is unknown; known: {', '.join(known)} (any of timm's models)")
     return kind
 
 

@@ -7,7 +7,6 @@ with it: a checkpoint cannot be read with another normalisation than the one it 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,23 +29,18 @@ CAFFE = Normalisation("caffe", (122.679, 116.669, 104.008), (1.0, 1.0, 1.0), bgr
 """Caffe's: BGR on 0..255, the mean subtracted (the weights that the DeepLab papers started from)."""
 
 LITE0 = Normalisation("lite0", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
-"""EfficientNet-Lite's: RGB, (x - 127) / 128."""
+"""EfficientNet-Lite's, from TensorFlow."""
 
-NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE, LITE0)}
+HALF = Normalisation("half", (127.5, 127.5, 127.5), (127.5, 127.5, 127.5))
+"""To -1..1: a quarter of timm's models."""
 
+CLIP = Normalisation("clip", (122.7709383, 116.7460125, 104.09373615), (68.5005327, 66.6321579, 70.32316305))
+"""OpenAI CLIP's: timm's models that were trained with it."""
 
-def named(name: str) -> Normalisation:
-    """One of :data:`NORMALISATIONS`, or ``timm:NAME``: what timm says of that network's weights.
+UNIT = Normalisation("unit", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+"""To 0..1: a few of timm's models."""
 
-    Raises ``RuntimeError`` for a network that timm does not have.
-    """
-    if not name.startswith("timm:"):
-        return NORMALISATIONS[name]
-    import timm  # half a second, for timm's networks alone
-
-    config: Any = timm.get_pretrained_cfg(name.removeprefix("timm:"), allow_unregistered=False)
-    mean, std = ([255 * value for value in values] for values in (config.mean, config.std))
-    return Normalisation(name, (mean[0], mean[1], mean[2]), (std[0], std[1], std[2]))
+NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE, LITE0, HALF, CLIP, UNIT)}
 
 
 class Normalise(nn.Module):

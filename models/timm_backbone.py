@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from models.backbones import BatchNorm, Pretrained
 from models.names import TIMM
+from models.normalise import NORMALISATIONS, Normalisation
+
+PROBE = 128
+"""Side of the picture without numbers that a model's maps are measured with."""
 
 
 class TimmBody(Pretrained):
@@ -46,9 +50,7 @@ class TimmBody(Pretrained):
 
     def maps(self, images_nchw: Tensor) -> list[Tensor]:
         """``(N, 3, H, W)`` normalised -> the levels' maps, ``(N, C, h, w)``."""
-        found = cast(Sequence[Tensor], self.net(images_nchw))
-        last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
-        return [x.permute(0, 3, 1, 2) if last else x for x in found]
+        return _maps(self.net, images_nchw)
 
     def provider_names(self) -> dict[str, str]:
         """timm's names: its feature extractors write other dots and underscores than the whole model."""
@@ -81,21 +83,13 @@ class TimmBackbone(TimmBody):
 class TimmEncoder(TimmBody):
     """The U-Net's: one map per halving, from stride 2 or 4 on. Sides must be multiples of ``multiple``.
 
-    Raises ``ValueError`` for a model that has not such maps, or whose first layer is no convolution.
+    Raises ``ValueError`` as :func:`levels`, and for a model whose first layer is no convolution.
     """
 
     def __init__(self, network: str, batch_norm: BatchNorm = "trained") -> None:
-        strides = reductions(network, 32)
-        levels = [level for level, stride in enumerate(strides) if stride > 1]
-        found = [strides[level] for level in levels]
-        if len(found) < 3 or found[0] > 4 or any(b != 2 * a for a, b in pairwise(found)):
-            raise ValueError(
-                f"network {network!r} has no map per halving (strides {', '.join(map(str, strides))}), which a U-Net"
-                " needs; set network to a model with a feature pyramid, timm:resnet18 say"
-            )
-        super().__init__(network, 32, levels, batch_norm)
+        super().__init__(network, 32, levels(network), batch_norm)
         self.channels = tuple(int(channels) for channels in _info(self.net).channels())
-        self.multiple = found[-1]
+        self.multiple = 32
         self.first = self._first_convolution()
 
     def _first_convolution(self) -> str:
@@ -127,12 +121,47 @@ def pad_to(images_nchw: Tensor, multiple: int) -> Tensor:
 
 
 def reductions(network: str, output_stride: int) -> list[int]:
-    """Strides of a model's maps, the last of which must be ``output_stride``; errors as :class:`TimmBody`'s."""
+    """Strides of a model's maps, the last of which is ``output_stride``. No weights are made.
+
+    ``ValueError`` as :class:`TimmBody`'s, and for maps that do not divide the picture into whole cells.
+    """
     with torch.device("meta"):
-        found = [int(stride) for stride in _info(_features(network, output_stride, None)).reduction()]
-    if output_stride < 32 and found[-1] != output_stride:
-        raise ValueError(_no_stride(network, output_stride))
+        net = _features(network, output_stride, None).eval()
+        found = [int(stride) for stride in _info(net).reduction()]
+        sides = [int(x.shape[2]) for x in _maps(net, torch.zeros(1, 3, PROBE, PROBE))]
+    if found[-1] != output_stride:
+        raise ValueError(_no_stride(network, output_stride, found[-1]))
+    if sides != [PROBE // stride for stride in found]:
+        raise ValueError(f"network {network!r} crops the picture's rim from its maps; set network to another model")
     return found
+
+
+def levels(network: str) -> list[int]:
+    """Which of a model's maps a U-Net takes: one per halving. ``ValueError`` for a model that has no such maps."""
+    strides = reductions(network, 32)
+    found = [level for level, stride in enumerate(strides) if stride > 1]
+    if strides[found[0]] > 4 or any(strides[b] != 2 * strides[a] for a, b in pairwise(found)):
+        raise ValueError(
+            f"network {network!r} has no map per halving (strides {', '.join(map(str, strides))}), which a U-Net needs;"
+            " set network to a model with a feature pyramid, timm:resnet18 say"
+        )
+    return found
+
+
+def normalisation_of(network: str) -> Normalisation:
+    """What ``timm:NAME``'s pretrained weights were trained with. ``ValueError`` where that has no name here."""
+    config = _config(network)
+    mean, std = (tuple(255.0 * value for value in values) for values in (config.mean, config.std))
+    for one in NORMALISATIONS.values():
+        pairs = zip((*one.mean_rgb, *one.std_rgb), (*mean, *std), strict=True)
+        if not one.bgr and all(abs(a - b) < 1e-3 for a, b in pairs):
+            return one
+    raise ValueError(f"network {network!r}: mean {config.mean}, std {config.std} of its weights is no known one")
+
+
+def _maps(net: nn.Module, images_nchw: Tensor) -> list[Tensor]:
+    channels_behind = str(getattr(net, "output_fmt", "NCHW")).endswith("NHWC")
+    return [x.permute(0, 3, 1, 2) if channels_behind else x for x in cast(Sequence[Tensor], net(images_nchw))]
 
 
 def _features(network: str, output_stride: int, indices: Sequence[int] | None) -> nn.Module:
@@ -173,10 +202,14 @@ def _known(network: str) -> str:
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
-        raise ValueError(f"timm has no model {name!r}; close: {', '.join(TIMM + one for one in near) or 'none'}")
+        raise ValueError(
+            f"network {network!r}: timm has no such model; close: {', '.join(TIMM + one for one in near) or 'none'}"
+        )
     tagged = timm.list_pretrained(f"{architecture}.*") if tag else []
     if tag and name not in tagged:
-        raise ValueError(f"timm has no weights {name!r}; it has {', '.join(TIMM + one for one in tagged) or 'none'}")
+        raise ValueError(
+            f"network {network!r}: timm has no such weights, only {', '.join(TIMM + one for one in tagged) or 'none'}"
+        )
     return name
 
 
@@ -188,8 +221,9 @@ def _config(network: str) -> Any:
     return found
 
 
-def _no_stride(network: str, output_stride: int) -> str:
-    return f"network {network!r} cannot give output_stride {output_stride}; set output_stride to 32, or another network"
+def _no_stride(network: str, output_stride: int, own: int = 32) -> str:
+    change = f"output_stride to {own}, or " if own in (8, 16, 32) else ""
+    return f"network {network!r} cannot give output_stride {output_stride}; set {change}network to one that can"
 
 
 def _whole_names(network: str) -> list[str]:

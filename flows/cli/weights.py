@@ -11,9 +11,10 @@ from rich.markup import escape
 
 from artifacts.records import DataError
 from flows.cli.cache import size
+from models.names import TIMM
 from tasks.training.weights import WeightsError, known_row, table
 from tasks.training.weights.here import cache_folder, look
-from tasks.training.weights.table import TIMM, Row, timm_row
+from tasks.training.weights.table import Row, timm_row
 
 app = App(name="weights", help="List the pretrained weights that there are, and get them.")
 

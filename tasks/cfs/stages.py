@@ -98,7 +98,14 @@ class CFSParams(TrainParams):
         return 17 if self.batch_norm == "frozen" else 33
 
     def refusal(self, devices: int, name: str) -> str:
-        """Batch norm cannot train on one small crop per device."""
+        """One of timm's models that is no encoder; batch norm cannot train on one small crop per device."""
+        if is_timm(self.network):
+            from models.timm_backbone import levels  # timm brings torch
+
+            try:
+                levels(self.network)
+            except ValueError as error:
+                return f"params.{name}: {error}"
         if self.batch != devices or self.crop >= self.smallest_alone:
             return ""
         return (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from artifacts.keys import WHEN_SET
-from models.names import SEGMENTERS, OutputStride, check_batch_norm, check_stride
+from models.names import SEGMENTERS, OutputStride, check_batch_norm, check_stride, is_timm
 from tasks.bounds import bounded, number
 from tasks.crf.params import CRFParams
 from tasks.deeplab.lgsa import AttentionNet, LGSAParams, net_of
@@ -120,6 +120,18 @@ class DeepLabParams(TrainParams):
         check_stride(self.network, self.output_stride)
         check_batch_norm(self.network, self.batch_norm)
         weights_files.check_fits(self.weights, self.network, "deeplab.weights")
+
+    def refusal(self, devices: int, name: str) -> str:
+        """One of timm's models that does not exist, or cannot have this output stride."""
+        if not is_timm(self.network):
+            return ""
+        from models.timm_backbone import reductions  # timm brings torch
+
+        try:
+            reductions(self.network, self.output_stride)
+        except ValueError as error:
+            return f"params.{name}: {error}"
+        return ""
 
 
 @dataclass(frozen=True)

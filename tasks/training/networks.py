@@ -13,7 +13,7 @@ from torch import Tensor
 from models.backbones import FrozenBatchNorm2d
 from models.deeplab import check_same_keys
 from models.network import Network
-from models.normalise import Normalisation, named
+from models.normalise import NORMALISATIONS, Normalisation
 from tasks.training import rng
 from tasks.training import weights as weights_files
 from tasks.training.context import FitContext
@@ -46,7 +46,7 @@ def initial_network(context: FitContext, params: InitialParams, build: Callable[
     source = weights_files.resolve(params.weights, params.network, key, given=context.inputs.get("weights"))
     with rng.preserved():
         rng.seed_all(context.seed, "weights")
-        network = build(named(source.normalisation))
+        network = build(NORMALISATIONS[source.normalisation])
     if (state := context.initial_weights()) is not None:
         load_into(network, state, str(context.init), start=True)
     elif "weights" in context.inputs:

@@ -4,7 +4,7 @@ A user names them by one string: ``none``, ``imagenet`` (those of the chosen net
 (:mod:`tasks.training.weights.table`), or a file. A file has the normalisation of the network's ImageNet weights, unless
 another is named before it: ``caffe:/data/vgg16_bgr.safetensors``.
 
-No torch here: stages are described in processes that never load it.
+No torch here, but for networks of timm: stages are described in processes that never load it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from models.names import is_timm
 from tasks.stage import resolve as function_named
 from tasks.training.weights import here, table
 from tasks.training.weights.files import WeightsError, read_part, read_state, require_file
@@ -42,7 +43,7 @@ __all__ = [
     "state_of",
 ]
 
-PRESETS = ("imagenet", "caffe", "lite0")
+PRESETS = ("imagenet", "caffe", "lite0", "half", "clip", "unit")
 """Names of :data:`models.normalise.NORMALISATIONS`."""
 HELP = (
     "none, imagenet (those of the network), a name of `maskmill weights`, a file, or a file with another normalisation"
@@ -70,7 +71,7 @@ class Source:
     """Where the initial weights of one network come from."""
 
     normalisation: str
-    """Name in :data:`models.normalise.NORMALISATIONS`; of a network of timm, ``timm:NAME``."""
+    """Name in :data:`models.normalise.NORMALISATIONS`."""
     semantic: str
     """The string as it enters an address: no path, and it can be resolved again in the fit."""
     description: str
@@ -136,14 +137,13 @@ def resolve(weights: str, network: str, key: str, *, given: Path | str | None = 
     Raises :class:`WeightsError` naming the file, and the command or the key that helps.
     """
     parsed = parse(weights)
-    own = table.imagenet_row(network)
-    own_normalisation = "imagenet" if own is None else own.normalisation
+    own = _own_normalisation(network, key)
     if parsed.kind == "none":
-        return Source(own_normalisation, "none", "random weights")
+        return Source(own, "none", "random weights")
     if parsed.path is not None:
         path = Path(given) if given is not None else require_file(parsed.path, key)
-        normalisation = parsed.preset or own_normalisation
-        semantic = "file" if normalisation == own_normalisation else f"{normalisation}:file"
+        normalisation = parsed.preset or own
+        semantic = "file" if normalisation == own else f"{normalisation}:file"
         return Source(normalisation, semantic, str(path), path)
     row = _row(parsed, network, key)
     assert row is not None, "neither none nor a file"
@@ -156,7 +156,7 @@ def resolve(weights: str, network: str, key: str, *, given: Path | str | None = 
         return Source(row.normalisation, "imagenet", f"torchvision's {network}", row=row, key=key)
     if row.origin == "timm":
         path = Path(given) if given is not None else here.require(row, key).path
-        return Source(row.normalisation, "imagenet", str(path), path, row, key)
+        return Source(own, "imagenet", str(path), path, row, key)
     found = here.require(row, key)
     # The table's digest, not the file's: the package and the file converted from it hold the same weights.
     return Source(row.normalisation, row.fingerprint, f"{row.name} ({found.path})", row=row, key=key)
@@ -193,6 +193,19 @@ def _row(parsed: Weights, network: str, key: str) -> Row | None:
             )
         return row
     return None
+
+
+def _own_normalisation(network: str, key: str) -> str:
+    """That of the network's ImageNet weights."""
+    if is_timm(network):
+        from models.timm_backbone import normalisation_of  # timm brings torch
+
+        try:
+            return normalisation_of(network).name
+        except ValueError as error:
+            raise WeightsError(f"{key}: {error}") from error
+    row = table.imagenet_row(network)
+    return "imagenet" if row is None else row.normalisation
 
 
 def _state(row: Row, key: str) -> dict[str, Tensor]:

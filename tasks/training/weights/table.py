@@ -10,10 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from models.names import TIMM, is_timm
+
 URL = "https://download.pytorch.org/models/"
 """Where torchvision's loader finds the files of its rows."""
-TIMM = "timm:"
-"""Beginning of the names of timm's networks and of their weights."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Row:
     """Networks that they fit; to these, ``imagenet`` means this row."""
     licence: str
     normalisation: str
-    """Name in :data:`models.normalise.NORMALISATIONS`; a timm row's own name (timm says mean and deviation)."""
+    """Name in :data:`models.normalise.NORMALISATIONS`; of a timm row not known here (timm says it)."""
     file: str = ""
     """torchvision: the file's name; package: the path inside it."""
     sha256: str = ""
@@ -111,7 +111,9 @@ ROWS = (
 
 def timm_row(name: str) -> Row:
     """The row of ``timm:NAME``: any network of timm with weights on its hub."""
-    return Row(name, f"{name.removeprefix(TIMM)}, as timm has it", "timm", (name,), "see its page on timm's hub", name)
+    return Row(
+        name, f"{name.removeprefix(TIMM)}, as timm has it", "timm", (name,), "see its page on timm's hub", "timm's"
+    )
 
 
 def find(name: str) -> Row | None:
@@ -123,7 +125,7 @@ def find(name: str) -> Row | None:
 
 def imagenet_row(network: str) -> Row | None:
     """The ImageNet weights of a network."""
-    if network.startswith(TIMM):
+    if is_timm(network):
         return find(network)
     return next((row for row in ROWS if network in row.networks and row.imagenet), None)
 

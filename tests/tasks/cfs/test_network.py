@@ -301,7 +301,15 @@ GOLDEN_PROBS = [
 
 @pytest.mark.parametrize(
     ("network", "batch_norm"),
-    [("tiny", "trained"), ("tiny", "frozen"), ("resnet18", "trained"), ("resnet18", "frozen")],
+    [
+        ("tiny", "trained"),
+        ("tiny", "frozen"),
+        ("resnet18", "trained"),
+        ("resnet18", "frozen"),
+        ("lite0", "trained"),
+        ("lite0", "frozen"),
+        ("timm:mobilenetv3_small_050", "trained"),
+    ],
 )
 def test_the_smallest_crop_that_is_learnt_from_alone(network: Any, batch_norm: Any) -> None:
     side = CFSParams(network=network, weights="none", batch_norm=batch_norm).smallest_alone

@@ -30,6 +30,11 @@ class TestParams:
         [
             ("weights", "imagenet", "with network 'tiny'"),
             ("weights", "", "weights is empty"),
+            (
+                "network",
+                "resnet101",
+                "network 'resnet101' is unknown; known: tiny, resnet18, resnet50, lite0, timm:NAME",
+            ),
         ],
     )
     def test_impossible_values_name_field_and_value(self, field: str, value: Any, message: str) -> None:
@@ -65,6 +70,12 @@ class TestParams:
             check_run(params, options, name="cfs")
         check_run(dataclasses.replace(params, crop=crop + 1), options, name="cfs")
         check_run(dataclasses.replace(params, batch=2 * devices), options, name="cfs")
+
+    def test_a_timm_model_that_is_no_encoder_is_refused_before_any_work(self) -> None:
+        params = CFSParams(network="timm:rsnet18", weights="none")
+        with pytest.raises(DataError, match=r"params\.cfs: network 'timm:rsnet18': .* close: timm:resnet18"):
+            check_run(params, RunParams(), name="cfs")
+        check_run(dataclasses.replace(params, network="timm:resnet18"), RunParams(), name="cfs")
 
     def test_describing_a_stage_loads_no_torch(self) -> None:
         code = (

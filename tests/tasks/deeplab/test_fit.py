@@ -19,7 +19,7 @@ from artifacts.records import MaskRef, Record
 from models import deeplab as networks
 from models.groups import parameter_groups
 from tasks.deeplab import stages as deeplab
-from tasks.deeplab.inference import predict_item
+from tasks.deeplab.inference import predict_item, predict_scores
 from tasks.deeplab.stages import DEMO, DeepLabParams
 from tasks.stage import Item
 from tasks.training.optim import make_optimizer
@@ -165,6 +165,22 @@ def test_the_optimizer_gets_every_group_with_momentum_and_decay_in_their_places(
     assert sum(len(g["params"]) for g in optimizer.param_groups) + len(declared.frozen) == len(
         list(network.parameters())
     )
+
+
+@pytest.mark.parametrize("network", ["lite0", "timm:mobilenetv3_small_050", "timm:convnext_atto"])
+def test_other_backbones_are_fitted_and_their_checkpoint_predicts(fit: Fit, network: str) -> None:
+    """A checkpoint is read into a network that was built empty: nothing of it may be missing in the state dict."""
+    params = dataclasses.replace(SMALL, network=network, output_stride=16, batch_norm="trained", crop=48)
+    weights = str(fit(params).weights)
+    image = scene(0)[0]
+    item = Item("d/0", Record("0", ""), CLASSES, image, nets={"net": weights})
+    torch.manual_seed(1)
+    by_hand = networks.build(network, 3, output_stride=16).eval()
+    by_hand.load_state_dict(load_file(weights))
+    expected = predict_scores(by_hand, image, flip=True)
+    predicted = predict_item(item, deeplab.predict(params).params)["mask_hw"]
+    assert (predicted == expected.argmax(0).numpy()).mean() > 0.999
+    assert torch.isfinite(expected).all()
 
 
 def test_a_frozen_resnet_without_weights_is_warned_about(fit: Fit) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from artifacts import keys
-from artifacts.records import Record
+from artifacts.records import DataError, Record
 from models import deeplab as networks
 from tasks.crf.dense_crf import from_probs, resize_probabilities
 from tasks.deeplab import inference
@@ -21,8 +21,10 @@ from tasks.deeplab import stages as deeplab
 from tasks.deeplab.build import build_network
 from tasks.deeplab.lgsa import Attention, LGSAParams, chosen
 from tasks.deeplab.stages import DEMO, PRESETS, DeepLabParams, TestTimeParams
+from tasks.engine.options import RunParams
 from tasks.stage import Item, SkipImage, check_outputs, resolve, stage_address
 from tasks.training.networks import load_network
+from tasks.training.params import check_run
 from tasks.training.weights import WeightsError
 
 # Params and addresses
@@ -34,6 +36,8 @@ from tasks.training.weights import WeightsError
         ("scale_range", (1.5, 0.5), "scale_range"),
         ("weights", "imagenet", "tiny"),
         ("weights", "", "weights is empty"),
+        ("network", "resnet34", "network 'resnet34' is unknown; known: tiny, .*, resnet101, lite0, timm:NAME"),
+        ("batch_norm", "trained", "batch_norm 'trained' with network 'tiny': only lite0 and timm:NAME"),
         ("output_stride", 16, "output_stride 16 with network 'tiny': it can be 4 or 8"),
     ],
 )
@@ -80,6 +84,22 @@ def test_how_the_network_is_asked_does_not_touch_the_fit() -> None:
     assert fit_address(dataclasses.replace(DEMO, lr=1e-3)) != fit_address(DEMO)
     predicting = [keys.digest(deeplab.predict(p).params) for p in (DEMO, other, dataclasses.replace(DEMO, lr=1e-3))]
     assert predicting[0] == predicting[2] != predicting[1]
+
+
+def test_batch_norms_count_where_they_can_be_chosen_and_nowhere_else() -> None:
+    lite0 = dataclasses.replace(DEMO, network="lite0", output_stride=16)
+    trained = dataclasses.replace(lite0, batch_norm="trained")
+    assert fit_address(trained) != fit_address(lite0)
+    # The same numbers are asked in the same way.
+    assert keys.digest(deeplab.predict(trained).params) == keys.digest(deeplab.predict(lite0).params)
+    assert "batch_norm" not in keys.canonical(deeplab.fit(DEMO).params)
+
+
+def test_a_timm_model_that_cannot_be_is_refused_before_any_work() -> None:
+    params = dataclasses.replace(DEMO, network="timm:densenet121", output_stride=16)
+    with pytest.raises(DataError, match=r"params\.deeplab: network .* cannot give output_stride 16; set output_stride"):
+        check_run(params, RunParams(), name="deeplab")
+    check_run(dataclasses.replace(params, output_stride=32), RunParams(), name="deeplab")
 
 
 def test_a_weights_file_is_an_input_known_by_content_not_by_path(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def resnet18() -> dict[str, torch.Tensor]:
         ("a.pth", "lite0", "file", "lite0", "a.pth", "file"),
         ("lite0:a.pth", "lite0", "file", "lite0", "a.pth", "file"),
         ("imagenet:a.pth", "lite0", "file", "imagenet", "a.pth", "imagenet:file"),
-        ("a.pth", "timm:resnet26", "file", "timm:resnet26", "a.pth", "file"),
+        ("a.pth", "timm:mixer_s32_224", "file", "half", "a.pth", "file"),
         ("none", "lite0", "none", "lite0", None, "none"),
     ],
 )

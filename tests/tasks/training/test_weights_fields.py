@@ -13,7 +13,7 @@ import toy_net
 import toy_stage
 from safetensors.torch import save_file
 
-from models.normalise import Normalisation, named
+from models.normalise import Normalisation
 from tasks.cfs import stages as cfs
 from tasks.deeplab import stages as deeplab
 from tasks.stage import FitStage, stage_address
@@ -75,14 +75,6 @@ def test_a_fit_starts_from_a_row_with_its_normalisation(row: Row) -> None:
     here.cached_file(row).unlink()
     with pytest.raises(WeightsError, match=r"params\.toy\.weights: .*`maskmill weights get fake`"):
         initial_network(context, chosen, build, key="params.toy.weights")
-
-
-def test_a_network_of_timm_has_timms_normalisation() -> None:
-    """Half grey is 0 where mean and deviation are .5."""
-    found = named("timm:tf_efficientnet_lite0")
-    assert (found.mean_rgb, found.std_rgb, found.bgr) == ((127.5,) * 3, (127.5,) * 3, False)
-    assert named("timm:resnet18").mean_rgb == pytest.approx(named("imagenet").mean_rgb)
-    assert named("caffe").bgr
 
 
 def test_the_toys_weights_file_reaches_its_network(tmp_path: Path) -> None:

