@@ -121,7 +121,8 @@ def evaluate(claims: Claims, scores: Scores) -> dict[str, Any]:
         found = scores.get(row.name, {})
         own = {what: spread_dict(values) for what, values in found.items() if values}
         paper = dict(row.paper)
-        rows.append({"name": row.name, "sets": list(row.sets), "main": row.main, "paper": paper, "scores": own})
+        one = {"name": row.name, "sets": list(row.sets), "main": row.main, "paper": paper, "scores": own}
+        rows.append({**one, "share": share_of_ceiling(claims, scores, row.name)})
     orderings = []
     for one in claims.orderings:
         result = paired(
@@ -146,12 +147,20 @@ def evaluate(claims: Claims, scores: Scores) -> dict[str, Any]:
     return {"valid": not invalid, "not_valid": invalid, "columns": columns, "rows": rows, "orderings": orderings}
 
 
+def share_of_ceiling(claims: Claims, scores: Scores, name: str) -> float | None:
+    """Weak over full supervision: a row's mean mIoU over the fully supervised row's, of the seeds that both have."""
+    own, full = (scores.get(row, {}).get(claims.ceiling, {}) for row in (name, SUPERVISED))
+    if not (seeds := own.keys() & full.keys()) or name == SUPERVISED:
+        return None
+    return sum(own[seed] for seed in seeds) / sum(full[seed] for seed in seeds)
+
+
 def as_markdown(figures: Mapping[str, Any]) -> str:
     """Both tables as text. The paper's numbers are of other data and another network: compare the signs."""
     parts = [] if figures["valid"] else [f"**Not valid: {figures['not_valid']}.**\n"]
     columns = figures["columns"]
     printed = [column for column in columns if any(column in row["paper"] for row in figures["rows"])]
-    head = ["row", "sets", "seeds", *columns, *(f"paper: {column}" for column in printed)]
+    head = ["row", "sets", "seeds", *columns, "weak / full", *(f"paper: {column}" for column in printed)]
     parts += [markdown([head, *(_row_cells(row, columns, printed) for row in figures["rows"])])]
     head = ["claim", "of", "difference", "verdict", "paper", "where"]
     parts += [markdown([head, *map(_ordering_cells, figures["orderings"])])]
@@ -162,7 +171,8 @@ def _row_cells(row: Mapping[str, Any], columns: Sequence[str], printed: Sequence
     seeds = max((len(found["seeds"]) for found in row["scores"].values()), default=0)
     sets = " ".join(f"`{one}`" for one in row["sets"])
     papers = [f"{row['paper'][column]:.1f}" if column in row["paper"] else DASH for column in printed]
-    return [row["name"], sets, str(seeds), *(_mean(row["scores"].get(column)) for column in columns), *papers]
+    share = DASH if row.get("share") is None else f"{row['share']:.2f}"
+    return [row["name"], sets, str(seeds), *(_mean(row["scores"].get(column)) for column in columns), share, *papers]
 
 
 def _mean(found: Mapping[str, Any] | None) -> str:

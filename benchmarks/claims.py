@@ -44,10 +44,12 @@ def main(given: Sequence[str] | None = None) -> int:
     """Plan, print the estimated time, run, evaluate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("flow", choices=[name for name, entry in FLOWS.items() if entry.claims])
-    parser.add_argument("--config", help="default: the flow's own for claims")
+    tables = sorted({table for entry in FLOWS.values() for table in entry.claims})
+    parser.add_argument("--table", choices=tables, help="default: the flow's first (drawn pictures)")
+    parser.add_argument("--config", help="default: the table's own")
     parser.add_argument("--data", help="other data than the configuration's")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="one value for all rows")
-    parser.add_argument("--out", type=Path, help="default: runs/claims-<flow>")
+    parser.add_argument("--out", type=Path, help="default: runs/claims-<flow>, with the table's name behind")
     parser.add_argument("--seeds", default="0,1,2", help="of the main rows; default 0,1,2")
     parser.add_argument("--secondary-seeds", help="of the other rows; default: 0, all of --seeds with a GPU")
     parser.add_argument("--main-only", action="store_true", help="leave the other rows out")
@@ -125,8 +127,11 @@ class Table:
 
 def prepare(args: argparse.Namespace) -> Table:
     """The rows as variants. Raises :class:`DataError` for any fault of the command."""
-    claims: Claims = importlib.import_module(FLOWS[args.flow].claims).CLAIMS
-    out = args.out or Path("runs") / f"claims-{args.flow}"
+    tables = FLOWS[args.flow].claims
+    if args.table is not None and args.table not in tables:
+        raise DataError(f"flow {args.flow!r} has no table {args.table!r}; there are {', '.join(tables)}")
+    claims: Claims = importlib.import_module(tables[args.table or next(iter(tables))]).CLAIMS
+    out = args.out or Path("runs") / "-".join(filter(None, ("claims", args.flow, args.table)))
     options = {"out": str(out), "device": args.device, "workers": args.workers}
     options |= {"progress": False} if args.quiet else {}
     config = args.config or claims.config

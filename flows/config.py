@@ -238,8 +238,8 @@ def _fault(kind: type[Any], section: str, fault: Any, layers: list[Layer]) -> st
     """One of pydantic's errors as a Maskmill message, with its place."""
     steps = [str(step) for step in fault["loc"] if not str(step).startswith(("function-", "dataclass"))]
     message = str(fault["msg"]).removeprefix("Value error, ")
-    # A check of the whole object begins with the field's name, so that its place is known.
-    named = message.partition("=")[0].partition(" ")[0]
+    # A check of the whole object begins with the field's name, alone or behind a dot, so that its place is known.
+    named = message.partition("=")[0].partition(" ")[0].rpartition(".")[2]
     path = (section, *steps, *([named] if named in field_names(kind, steps) else []))
     where = f"{place_of(path, layers)}: {'.'.join(path)}"
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

@@ -25,6 +25,7 @@ from tasks.engine.skin import Skin
 from tasks.engine.stage_report import StageReport
 from tasks.engine.workers import Workers
 from tasks.evaluate.finish import Result, dataset_folder, finish, so_far
+from tasks.training.weights.files import WeightsError
 
 P = TypeVar("P")
 Page = Callable[[Runner, Sets, P], Result]
@@ -106,7 +107,10 @@ def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParam
     :class:`DataError` where no image of a set has a label kind that the page needs of it.
     """
     with Runner(options, flow=name, planning=True, sets=sets) as run:
-        _to_its_end(run, page, sets, params)
+        try:
+            _to_its_end(run, page, sets, params)
+        except WeightsError as error:
+            raise ConfigError(str(error)) from error
         run.check_until()
         run.check_rerun()
     _check_labels(name, run, sets)

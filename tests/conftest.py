@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
     from flow_runs import Done, Runs
+    from xdist.scheduler import LoadScopeScheduling
 
 # OpenMP's threads spin while they wait for each other. On cores that others use too, that made a training step
 # 20 to 40 times slower than letting them sleep (measured). Read once, when torch is loaded.
@@ -23,6 +24,22 @@ sys.path[:0] = FOLDERS
 os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, *filter(None, [os.environ.get("PYTHONPATH")])])
 # The toy is a flow like the shipped ones: every test that takes its flows from the registry runs it.
 os.environ["MASKMILL_FLOWS"] = "toy:ENTRY"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Two workers share the suite file by file, in the order of collection: a file's fixtures are made once.
+
+    All files that need the Prefect server go to one worker, so that there is ONE server.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "server" if file.startswith("tests/flows/server/") else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

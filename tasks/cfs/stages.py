@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from artifacts.keys import OPERATIONAL
@@ -45,7 +44,7 @@ class CFSParams(TrainParams):
     width: int = number(16, 4, 256, "channels of the tiny network's stem")
     weights: str = field(
         default="imagenet",
-        metadata={"help": "none, imagenet (torchvision's IMAGENET1K_V1), a file, or caffe:FILE (BGR, mean subtracted)"},
+        metadata={"help": weights_files.HELP},
     )
     batch_norm: Literal["trained", "frozen"] = field(
         default="trained", metadata={"help": "batch norms of a pretrained encoder: trained, or frozen as loaded"}
@@ -81,8 +80,7 @@ class CFSParams(TrainParams):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.network, ENCODERS)
-        if weights_files.parse(self.weights).kind == "imagenet" and self.network == "tiny":
-            raise ValueError("cfs.weights 'imagenet' with network 'tiny': there are none for it; set weights='none'")
+        weights_files.check_fits(self.weights, self.network, "cfs.weights")
 
     @property
     def smallest_alone(self) -> int:
@@ -182,13 +180,10 @@ def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
     """The stage that learns foreground inside boxes: role ``coarse`` gives one mask per object (packed objects).
 
     Inference parameters are no part of it. A weights file is an input, identified by its content.
-    Raises :class:`tasks.training.weights.WeightsError` if a named file is not there.
+    Raises :class:`tasks.training.weights.WeightsError` if named weights are not there or are not what they should be.
     """
-    weights = weights_files.parse(params.weights)
-    inputs: dict[str, Path] = {}
-    if weights.path is not None:
-        inputs["weights"] = weights_files.require_file(weights.path, f"params.{name}.weights")
-    semantic = dataclasses.replace(params.semantic(), weights=weights.semantic, test_flip=False)
+    source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
+    semantic = dataclasses.replace(params.semantic(), weights=source.semantic, test_flip=False)
     return FitStage(
         name=name,
         version=2,
@@ -196,7 +191,7 @@ def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
         reads=("image", "boxes"),
         function="tasks.cfs.network:train",
         seed=params.seed,
-        inputs=inputs,
+        inputs=source.inputs,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from artifacts.keys import WHEN_SET
@@ -94,7 +93,7 @@ class DeepLabParams(TrainParams):
     )
     weights: str = field(
         default="imagenet",
-        metadata={"help": "none, imagenet (torchvision's IMAGENET1K_V1), a file, or caffe:FILE (BGR, mean subtracted)"},
+        metadata={"help": weights_files.HELP},
     )
     crop: int = number(321, 16, 4096, "side of the training crop, pixels")
     scale_range: tuple[float, float] = number((0.5, 1.5), 0.1, 4.0, "random scale before the crop")
@@ -129,10 +128,7 @@ class DeepLabParams(TrainParams):
             raise ValueError(f"deeplab.scale_range {self.scale_range!r} must be low <= high")
         check_stride(self.network, self.output_stride)
         check_choices(self.network, self.batch_norm, self.head_multipliers)
-        if weights_files.parse(self.weights).kind == "imagenet" and self.network == "tiny":
-            raise ValueError(
-                "deeplab.weights 'imagenet' with network 'tiny': there are none for it; set weights='none'"
-            )
+        weights_files.check_fits(self.weights, self.network, "deeplab.weights")
 
     def refusal(self, devices: int, name: str) -> str:
         """One of timm's models that does not exist, or cannot have this output stride."""
@@ -237,16 +233,13 @@ def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None
 
     With ``lgsa`` (:func:`tasks.deeplab.lgsa.chosen`'s) the network has self-attention, and the label maps guide it,
     too. Inference parameters are no part of the stage. A weights file is an input, identified by its content.
-    Raises :class:`tasks.training.weights.WeightsError` if a named file is not there, ``ValueError`` for multi-scale
-    inputs with self-attention.
+    Raises :class:`tasks.training.weights.WeightsError` if named weights are not there or are not what they should be,
+    ``ValueError`` for multi-scale inputs with self-attention.
     """
-    weights = weights_files.parse(params.weights)
-    inputs: dict[str, Path] = {}
-    if weights.path is not None:
-        inputs["weights"] = weights_files.require_file(weights.path, f"params.{name}.weights")
+    source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
     semantic = params.semantic()
     own = {entry.name: getattr(semantic, entry.name) for entry in dataclasses.fields(DeepLabParams)}
-    own |= {"weights": weights.semantic, "test": TestTimeParams()}
+    own |= {"weights": source.semantic, "test": TestTimeParams()}
     return FitStage(
         name=name,
         version=2,
@@ -254,7 +247,7 @@ def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None
         reads=("image",),
         function="tasks.deeplab.network:train",
         seed=params.seed,
-        inputs=inputs,
+        inputs=source.inputs,
     )
 
 

@@ -8,11 +8,16 @@ from typing import Any, ClassVar, Literal
 
 from artifacts import keys
 from artifacts.export.items import FORMATS
+from tasks.bounds import bounded, number
 from tasks.stage import PARAMS_CONFIG
 
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={**keys.OPERATIONAL, "help": text})
+
+
+def _number(default: Any, low: float, high: float, text: str) -> Any:
+    return number(default, low, high, text, operational=True)
 
 
 @dataclass(frozen=True)
@@ -23,35 +28,28 @@ class RunParams:
 
     cache: str = _option("maskmill-cache", "folder of the mask cache")
     out: str = _option("", "folder for report, pictures and exports; default: the run's folder in the cache")
-    workers: int = _option(-1, "worker processes of map stages; -1: one per core, 0: in this process")
+    workers: int = _number(-1, -1, 1024, "worker processes of map stages; -1: one per core, 0: in this process")
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where networks run; auto: a GPU if there is one")
-    devices: int = _option(1, "GPUs (or CPU ranks) that one fit uses")
-    threads: int = _option(-1, "CPU threads of one fit; -1: one per core")
+    devices: int = _number(1, 1, 1024, "GPUs (or CPU ranks) that one fit uses")
+    threads: int = _number(-1, -1, 4096, "CPU threads of one fit; -1: one per core")
     launch: Literal["process", "inline"] = _option("process", "each fit in a process of its own, or inline")
     rerun: tuple[str, ...] = _option((), "labels of stages to run again although they are cached")
     until: str = _option("", "label of the last stage; the results up to it are scored, drawn and exported")
     refit: Literal["changed", "never", "share_new"] = _option(
         "changed", "fit again when the data changed, never, or when the share of new images reaches share_new"
     )
-    share_new: float = _option(0.1, "with refit=share_new: share of images that are new since the last fit")
-    loader_workers: int = _option(-1, "loader processes of one fit; -1: none on a CPU, up to 8 on a GPU")
-    checkpoint_every_s: float = _option(60.0, "seconds between a fit's checkpoints")
-    image_timeout_s: float = _option(
-        120.0, "seconds for an image of a map stage; slower ones are retried alone, then skipped"
+    share_new: float = _number(0.1, 0.0, 1.0, "with refit=share_new: share of images that are new since the last fit")
+    loader_workers: int = _number(-1, -1, 1024, "loader processes of one fit; -1: none on a CPU, up to 8 on a GPU")
+    checkpoint_every_s: float = _number(60.0, 0.0, 1e9, "seconds between a fit's checkpoints")
+    image_timeout_s: float = _number(
+        120.0, 0.1, 1e6, "seconds for an image of a map stage; slower ones are retried alone, then skipped"
     )
     verify_inputs: bool = _option(False, "read every image's bytes again instead of trusting size and time")
     export: tuple[str, ...] = _option((), "dataset formats to export at the end: voc, voc-server, coco, hdf5")
     progress: bool = _option(True, "show progress")
 
     def __post_init__(self) -> None:
-        _at_least("workers", self.workers, -1)
-        _at_least("devices", self.devices, 1)
-        _at_least("threads", self.threads, -1)
-        _at_least("loader_workers", self.loader_workers, -1)
-        _at_least("checkpoint_every_s", self.checkpoint_every_s, 0)
-        _at_least("image_timeout_s", self.image_timeout_s, 0.1)
-        if not 0 <= self.share_new <= 1:
-            raise ValueError(f"share_new={self.share_new} must lie in 0..1")
+        bounded(self, "options")
         if unknown := [name for name in self.export if name not in FORMATS]:
             raise ValueError(f"export {', '.join(unknown)}: there are {', '.join(FORMATS)}")
 
@@ -64,11 +62,6 @@ class RunParams:
     def thread_count(self) -> int:
         """``threads`` with -1 resolved."""
         return _cores() if self.threads < 0 else max(1, self.threads)
-
-
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:  # nan, too
-        raise ValueError(f"{name}={value} must be at least {least}")
 
 
 def _cores() -> int:

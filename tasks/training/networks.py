@@ -36,23 +36,23 @@ def initial_network(context: FitContext, params: InitialParams, build: Callable[
 
     Args:
         context: the fit. A weights file is its input ``weights``.
-        params: name of the network, and its weights (:func:`tasks.training.weights.parse`).
+        params: name of the network, and its weights (:func:`tasks.training.weights.resolve`).
         build: makes the network with a normalisation, random weights from torch's global generator. They come from
             the fit's seed alone; the generator is left as it was.
         key: config key of the weights, for messages: ``params.deeplab.weights``, say.
 
     Raises :class:`tasks.training.weights.WeightsError` where the weights are of another network or cannot be had.
     """
-    weights = weights_files.parse(params.weights)
+    source = weights_files.resolve(params.weights, params.network, key, given=context.inputs.get("weights"))
     with rng.preserved():
         rng.seed_all(context.seed, "weights")
-        network = build(NORMALISATIONS[weights.normalisation])
+        network = build(NORMALISATIONS[source.normalisation])
     if (state := context.initial_weights()) is not None:
         load_into(network, state, str(context.init), start=True)
-    elif weights.kind == "imagenet":
-        load_into(network, weights_files.imagenet_state(params.network, key), f"torchvision's {params.network}")
-    elif weights.kind == "file":
+    elif "weights" in context.inputs:
         load_into(network, context.input_weights("weights"), context.inputs["weights"], start=True)
+    elif source.row is not None:
+        load_into(network, source.state(), source.description)
     elif any(isinstance(module, FrozenBatchNorm2d) for module in network.modules()):
         context.warn(
             f"{params.network} starts from random weights although its batch norms are frozen, and will train badly; "

@@ -6,7 +6,7 @@ labels, and two rounds of learning. docs/house.md walks through its files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from artifacts.datasets.scribblesup import rasterize
 from artifacts.records import UNDECIDED
 from tasks.stage import PARAMS_CONFIG, Arrays, FitStage, Item, MapStage, SkipImage
+from tasks.training import weights as weights_files
 from tasks.training.params import TrainParams
 
 
@@ -24,7 +25,7 @@ class ToyParams(TrainParams):
     NAME: ClassVar[str] = "toy"
 
     network: Literal["toy"] = field(default="toy", metadata={"help": "the only one there is"})
-    weights: str = field(default="none", metadata={"help": "none, or a checkpoint of this network"})
+    weights: str = field(default="none", metadata={"help": weights_files.HELP})
     width: int = field(default=8, metadata={"help": "channels", "bounds": (1, 64)})
     crop: int = field(default=48, metadata={"help": "side of the training crop, pixels", "bounds": (16, 512)})
     soft_weight: float = field(default=1.0, metadata={"help": "of the soft target's loss", "bounds": (0.0, 1e3)})
@@ -41,7 +42,7 @@ class ToyNet:
 
 def prior(params: ToyParams) -> FitStage:
     """Learns from auxiliary masks (role ``target``) what looks like an object, of whatever class."""
-    return FitStage("prior", 1, params.semantic(), ("image",), "toy_net:train_prior", seed=params.seed)
+    return _fit("prior", params, "toy_net:train_prior")
 
 
 def objectness(params: ToyParams) -> MapStage:
@@ -67,7 +68,13 @@ def strokes() -> MapStage:
 
 def segmenter(params: ToyParams) -> FitStage:
     """Learns from label maps (role ``target``) and from a soft map of what is object (role ``soft``)."""
-    return FitStage("segmenter", 1, params.semantic(), ("image",), "toy_net:train_segmenter", seed=params.seed)
+    return _fit("segmenter", params, "toy_net:train_segmenter")
+
+
+def _fit(name: str, params: ToyParams, function: str) -> FitStage:
+    source = weights_files.resolve(params.weights, params.network, "params.toy.weights")
+    semantic = replace(params.semantic(), weights=source.semantic)
+    return FitStage(name, 1, semantic, ("image",), function, seed=params.seed, inputs=source.inputs)
 
 
 def predict(params: ToyParams) -> MapStage:

@@ -16,7 +16,6 @@ import tasks
 from tasks.bounds import bounded
 from tasks.cfs import stages as cfs
 from tasks.deeplab import stages as deeplab
-from tasks.engine.options import RunParams
 from tasks.stage import PARAMS_CONFIG, stage_address
 
 EXAMPLES: dict[type, Any] = {deeplab.PredictParams: deeplab.predict(deeplab.DEMO).params}
@@ -24,13 +23,13 @@ EXAMPLES: dict[type, Any] = {deeplab.PredictParams: deeplab.predict(deeplab.DEMO
 
 
 def params_classes() -> list[type]:
-    """All params classes of ``tasks``. (How a run is done, :class:`RunParams`, is no params class.)"""
+    """All params classes of ``tasks``, :class:`RunParams` among them."""
     found: dict[type, None] = {}
     for module in pkgutil.walk_packages(tasks.__path__, "tasks."):
         for value in vars(importlib.import_module(module.name)).values():
             if isinstance(value, type) and dataclasses.is_dataclass(value) and hasattr(value, "__pydantic_config__"):
                 found[value] = None
-    return sorted(set(found) - {RunParams}, key=lambda cls: cls.__name__)
+    return sorted(found, key=lambda cls: cls.__name__)
 
 
 def kinds(hint: Any) -> set[type]:

@@ -373,8 +373,8 @@ def test_all_images_broken(tiny: Done, tmp_path: Path) -> None:
     [
         ("params: {grabcut: {working_sise: 64}}", "did you mean 'working_size'?"),
         ("params: {deeplab: {iterations: many}}", "params.deeplab.iterations"),
-        ("params: {deeplab: {iterations: -1}}", "deeplab.iterations must be 0..10000000, not -1"),
-        ("options: {workers: -7}", "workers=-7 must be at least -1"),
+        ("params: {deeplab: {iterations: -1}}", "line 1: params.deeplab.iterations: deeplab.iterations must be 0..1"),
+        ("options: {workers: -7}", "options.workers must be -1..1024, not -7"),
         ("option: {workers: 1}", "unknown section 'option' (did you mean 'options'?)"),
         ("flow: rrm", "flow 'rrm'"),
         ("data: {source: 'nowhere:/x'}", "source must start with one of voc"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import urllib.error
 from pathlib import Path
@@ -15,7 +16,8 @@ from safetensors.torch import save_file
 from models import deeplab
 from tasks.training import weights
 from tasks.training.networks import load_into
-from tasks.training.weights import WeightsError
+from tasks.training.weights import WeightsError, table
+from tasks.training.weights.here import hub_file
 
 
 @pytest.fixture(scope="module")
@@ -26,22 +28,33 @@ def resnet18() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind", "normalisation", "path", "semantic"),
+    ("text", "network", "kind", "normalisation", "path", "semantic"),
     [
-        ("none", "none", "imagenet", None, "none"),
-        ("imagenet", "imagenet", "imagenet", None, "imagenet"),
-        ("/data/r101.pth", "file", "imagenet", "/data/r101.pth", "file"),
-        ("caffe:/data/v:16.pth", "file", "caffe", "/data/v:16.pth", "caffe:file"),
-        ("imagenet:a.pth", "file", "imagenet", "a.pth", "file"),
-        ("odd:name.pth", "file", "imagenet", "odd:name.pth", "file"),
+        ("none", "resnet18", "none", "imagenet", None, "none"),
+        ("/data/r101.pth", "resnet18", "file", "imagenet", "/data/r101.pth", "file"),
+        ("caffe:/data/v:16.pth", "resnet18", "file", "caffe", "/data/v:16.pth", "caffe:file"),
+        ("imagenet:a.pth", "resnet18", "file", "imagenet", "a.pth", "file"),
+        ("lite0:a.pth", "tiny", "file", "lite0", "a.pth", "lite0:file"),
+        ("odd:name.pth", "tiny", "file", "imagenet", "odd:name.pth", "file"),
+        ("./resnet50", "resnet50", "file", "imagenet", "./resnet50", "file"),
+        ("a.pth", "lite0", "file", "lite0", "a.pth", "file"),
+        ("lite0:a.pth", "lite0", "file", "lite0", "a.pth", "file"),
+        ("imagenet:a.pth", "lite0", "file", "imagenet", "a.pth", "imagenet:file"),
+        ("a.pth", "timm:mixer_s32_224", "file", "half", "a.pth", "file"),
+        ("none", "lite0", "none", "lite0", None, "none"),
     ],
 )
 def test_a_string_names_source_normalisation_and_no_path_in_the_address(
-    text: str, kind: str, normalisation: str, path: str | None, semantic: str
+    text: str, network: str, kind: str, normalisation: str, path: str | None, semantic: str
 ) -> None:
+    """A file has the normalisation of the network's ImageNet weights, unless it names another."""
     parsed = weights.parse(text)
-    assert (parsed.kind, parsed.normalisation, parsed.semantic) == (kind, normalisation, semantic)
-    assert parsed.path == (None if path is None else Path(path))
+    assert (parsed.kind, parsed.path) == (kind, None if path is None else Path(path))
+    source = weights.resolve(text, network, "w", given="there.pth")
+    assert (source.normalisation, source.semantic) == (normalisation, semantic)
+    assert source.inputs == ({} if path is None else {"weights": Path("there.pth")})
+    again = weights.resolve(source.semantic, network, "w", given="there.pth")
+    assert again == weights.resolve(text, network, "w", given="there.pth"), "the fit sees this string alone"
 
 
 @pytest.mark.parametrize("text", ["", "  ", "caffe:"])
@@ -56,9 +69,14 @@ def test_presets_are_the_networks_normalisations() -> None:
     assert set(weights.PRESETS) == set(NORMALISATIONS)
 
 
-def test_file_names_are_torchvisions() -> None:
-    for enumeration, file in weights.TORCHVISION.values():
-        assert getattr(torchvision.models, enumeration).IMAGENET1K_V1.url == weights.URL + file
+def test_file_names_and_sizes_are_torchvisions() -> None:
+    rows = [row for row in table.ROWS if row.origin == "torchvision"]
+    assert {network for row in rows for network in row.networks} == {"largefov", "resnet18", "resnet50", "resnet101"}
+    for row in rows:
+        member = getattr(torchvision.models, row.enumeration).IMAGENET1K_V1
+        assert member.url == table.URL + row.file
+        assert row.bytes / 2**20 == pytest.approx(member.meta["_file_size"], abs=1e-3)
+        assert row.file.endswith(f"-{row.sha256}.pth") and len(row.sha256) == 8
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pth", "wrapped.pth"])
@@ -127,30 +145,44 @@ def test_offline_says_which_file_to_put_where(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    source = weights.resolve("imagenet", "resnet101", "deeplab.weights")
     with pytest.raises(WeightsError) as caught:
-        weights.imagenet_state("resnet101", "deeplab.weights")
+        source.state()
     message = str(caught.value)
     assert "no route to host" in message
-    assert weights.URL + "resnet101-63fe2227.pth" in message
+    assert table.URL + "resnet101-63fe2227.pth" in message
     assert str(tmp_path / "hub" / "checkpoints" / "resnet101-63fe2227.pth") in message
     assert "deeplab.weights=/path/to/resnet101-63fe2227.pth" in message
-    with pytest.raises(WeightsError, match="no ImageNet weights for 'tiny'"):
-        weights.imagenet_state("tiny")
+
+
+def test_a_download_to_come_is_said_once_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for _ in "12":
+        weights.resolve("imagenet", "resnet50", "once.weights")
+    (told,) = [record.getMessage() for record in caplog.records]
+    for part in ("once.weights", "resnet50-0676ba61.pth (103 MB)", "`maskmill weights get resnet50`", str(tmp_path)):
+        assert part in told
 
 
 def test_the_hub_file_is_used_where_torchvision_looks_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resnet18: dict[str, torch.Tensor]
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert weights.hub_path("resnet18") == Path(torch.hub.get_dir()) / "checkpoints" / "resnet18-f37072fd.pth"
-    weights.hub_path("resnet18").parent.mkdir(parents=True)
-    torch.save(resnet18, weights.hub_path("resnet18"))
+    (row,) = [row for row in table.ROWS if row.name == "resnet18"]
+    path = hub_file(row)
+    assert path == Path(torch.hub.get_dir()) / "checkpoints" / "resnet18-f37072fd.pth"
+    path.parent.mkdir(parents=True)
+    torch.save(resnet18, path)
     with pytest.raises(
-        WeightsError, match=r"resnet18-f37072fd\.pth is not what its name says.*expected f37072fd; .*w="
+        WeightsError, match=r"resnet18-f37072fd\.pth is not the file.*expected f37072fd; .*get resnet18`.* w=FILE"
     ):
-        weights.imagenet_state("resnet18", "w")
-    content = hashlib.sha256(weights.hub_path("resnet18").read_bytes()).hexdigest()
-    true_name = weights.hub_path("resnet18").with_name(f"resnet18-{content[:8]}.pth")
-    weights.hub_path("resnet18").rename(true_name)
-    monkeypatch.setitem(weights.TORCHVISION, "resnet18", ("ResNet18_Weights", true_name.name))
-    assert torch.equal(weights.imagenet_state("resnet18")["conv1.weight"], resnet18["conv1.weight"])
+        weights.resolve("imagenet", "resnet18", "w")
+    monkeypatch.setattr(
+        table, "ROWS", (dataclasses.replace(row, sha256=hashlib.sha256(path.read_bytes()).hexdigest()[:8]),)
+    )
+    for name in ("imagenet", "resnet18"):
+        source = weights.resolve(name, "resnet18", "w")
+        assert (source.semantic, source.normalisation, source.inputs) == ("imagenet", "imagenet", {})
+        assert torch.equal(source.state()["conv1.weight"], resnet18["conv1.weight"])

@@ -1,0 +1,136 @@
+"""Where a row's weights lie on this machine, and whether they are what the table says. No torch."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from artifacts.cache.fit_store import digest_of, tensor_digests
+from artifacts.records import DataError
+from models.names import TIMM
+from tasks.training.weights.files import WeightsError
+from tasks.training.weights.table import Row
+
+SOURCE, CONTENT = "source", "content"
+"""Metadata of a converted file: SHA-256 of what it was made from, digest of its own tensors."""
+
+
+@dataclass(frozen=True)
+class Here:
+    """A row's file on this machine."""
+
+    path: Path
+    place: Literal["cache", "package", "hub"]
+    """Our own cache folder (safetensors), an installed package, or torchvision's cache."""
+    problem: str = ""
+    """Why it cannot be used; empty: it is what the table says."""
+
+
+def cache_folder() -> Path:
+    """Where ``maskmill weights get`` keeps what it converted: ``$XDG_CACHE_HOME/maskmill/weights``."""
+    return _user_cache() / "maskmill" / "weights"
+
+
+def cached_file(row: Row) -> Path:
+    """The converted file of a row. The digest is in its name: other weights under an old name are other weights."""
+    if row.origin == "timm":
+        return cache_folder() / "timm" / f"{row.name.removeprefix(TIMM)}.safetensors"
+    return cache_folder() / f"{row.name}-{row.sha256[:8]}.safetensors"
+
+
+def hub_file(row: Row) -> Path:
+    """Where torchvision's loader keeps the file of a row (``$TORCH_HOME/hub/checkpoints``)."""
+    home = os.environ.get("TORCH_HOME", str(_user_cache() / "torch"))
+    return Path(home).expanduser() / "hub" / "checkpoints" / row.file
+
+
+def package_file(distribution: str, inside: str) -> Path | None:
+    """The file ``inside`` an installed distribution, which is not imported; ``None`` if there is none."""
+    try:
+        path = Path(str(importlib.metadata.distribution(distribution).locate_file(inside)))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return path if path.is_file() else None
+
+
+def look(row: Row) -> Here | None:
+    """The file that would be used, read whole and compared with the table; the cache goes before the package."""
+    if row.origin == "torchvision":
+        path = hub_file(row)
+        return Here(path, "hub", _checked(path, row)) if path.is_file() else None
+    path = cached_file(row)
+    if path.is_file():
+        return Here(path, "cache", _checked(path, row))
+    installed = package_file(row.package, row.file) if row.origin == "package" else None
+    return None if installed is None else Here(installed, "package", _checked(installed, row))
+
+
+def require(row: Row, key: str) -> Here:
+    """:func:`look`'s, sound; else :class:`WeightsError` with the command that gets it. ``key``: where it was named."""
+    found = look(row)
+    if found is None:
+        wheel = f", or install the wheel of {row.package} {row.version} without dependencies" if row.package else ""
+        raise WeightsError(
+            f"{key}: the weights {row.name} ({row.what}) are not on this machine; `{row.get}` gets them. Without"
+            f" network, run that on another machine and copy the safetensors file to {cached_file(row)}{wheel}"
+        )
+    if found.problem:
+        raise WeightsError(f"{found.path} {found.problem}: `{row.get}` gets it again, or name a file with {key}=FILE")
+    return found
+
+
+def problem_of(path: Path, sha256: str) -> str:
+    """Why the file is not the one whose SHA-256 (or the beginning of it) is given; empty if it is."""
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    if found.startswith(sha256):
+        return ""
+    shown = max(8, min(len(sha256), 16))
+    return (
+        f"is not the file that was meant: its SHA-256 begins with {found[:shown]}, expected {sha256[:shown]}; it is"
+        " cut short or another file"
+    )
+
+
+def _checked(path: Path, row: Row) -> str:
+    state = path.stat()
+    converted = path == cached_file(row) and row.origin != "torchvision"
+    return _checked_once(path, row.sha256, converted, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _checked_once(path: Path, sha256: str, converted: bool, mtime_ns: int, size: int) -> str:
+    """Once a process and state of the file."""
+    return _problem_of_converted(path, sha256) if converted else problem_of(path, sha256)
+
+
+def _problem_of_converted(path: Path, sha256: str) -> str:
+    """A converted file says what it was made from, and what its tensors were then."""
+    try:
+        data = path.read_bytes()
+        content = digest_of(tensor_digests(data, "the file"))
+        (length,) = struct.unpack("<Q", data[:8])
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except DataError as error:
+        return f"is damaged ({error})"
+    if metadata.get(CONTENT) != content:
+        return "is damaged: its tensors are not those that were written"
+    if sha256 and metadata.get(SOURCE) != sha256:
+        return f"was made from other weights than the table's ({str(metadata.get(SOURCE))[:16]})"
+    return ""
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
