@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ORIENTATION_SIGMA = 2.0
-"""Pixels of blur before the curvature is taken; HED's crests are 3 to 5 pixels wide."""
+"""Pixels over which gradients vote; HED's crests are 3 to 5 pixels wide."""
 MARGIN = 1.01
 """A crest may be this factor below its neighbours: a flat top of two equal pixels is kept, not lost."""
 
@@ -27,16 +27,14 @@ def smooth(edges_hw: NDArray[Any]) -> NDArray[np.float32]:
 def normals(edges_hw: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Unit vectors ``(y, x)`` across the crest at each pixel, float32 (H, W) each.
 
-    They are the direction in which the blurred map is curved down most: the eigenvector of its matrix of second
-    derivatives with the smaller eigenvalue, in closed form.
+    They are the main direction of the gradients around: the eigenvector of the blurred structure tensor with the
+    larger eigenvalue, in closed form. Unlike the curvature's, it does not turn by 90 degrees on a crest's flanks.
     """
-    blurred = cv2.GaussianBlur(edges_hw.astype(np.float32), (0, 0), ORIENTATION_SIGMA, borderType=cv2.BORDER_REPLICATE)
-    dy, dx = np.gradient(blurred) if min(blurred.shape) > 1 else (np.zeros_like(blurred),) * 2
-    if min(blurred.shape) > 1:
-        (dyy, dyx), dxx = np.gradient(dy), np.gradient(dx, axis=1)
-    else:
-        dyy = dyx = dxx = np.zeros_like(blurred)
-    angle = 0.5 * np.arctan2(-2 * dyx, dyy - dxx)  # from the x axis
+    blurred = cv2.GaussianBlur(edges_hw.astype(np.float32), (0, 0), 1.0, borderType=cv2.BORDER_REPLICATE)
+    dy = cv2.Sobel(blurred, cv2.CV_32F, 0, 1, borderType=cv2.BORDER_REPLICATE)
+    dx = cv2.Sobel(blurred, cv2.CV_32F, 1, 0, borderType=cv2.BORDER_REPLICATE)
+    xx, yy, xy = (cv2.GaussianBlur(one, (0, 0), ORIENTATION_SIGMA) for one in (dx * dx, dy * dy, dx * dy))
+    angle = 0.5 * np.arctan2(2 * xy, xx - yy)  # from the x axis
     return np.sin(angle).astype(np.float32), np.cos(angle).astype(np.float32)
 
 
