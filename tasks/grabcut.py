@@ -2,7 +2,7 @@
 
 The usual call ("plain": the whole image, the box as rectangle) collapses to almost nothing in 4 of 10 boxes of
 real pictures: where the colours do not separate, the shortest cut is no object at all. The default ("crop") differs
-in five ways, each chosen on pictures that are not those it is reported on (benchmarks/grabcut.py measures):
+in four ways, each chosen on pictures that are not those it is reported on (benchmarks/grabcut.py measures):
 
 1. The box with some context is scaled to one working size. OpenCV's smoothness weight is fixed at 50 a pixel edge, so
    the size decides how much a long outline costs against the colours: small objects gain most from being enlarged.
@@ -14,7 +14,6 @@ in five ways, each chosen on pictures that are not those it is reported on (benc
    with fewer pixels is the likelier. Where nothing lies outside the box the inverted mask would win: no rivals there.
 4. Smaller objects that lie inside a box are in front of the larger one: its mask leaves out their pixels. (As certain
    background of the cut they would spoil the larger object's colours: the masks lose more than they gain.)
-5. What masks of boxes that merely overlap both claim goes to one of them (:func:`contested`).
 
 One iteration is enough for the cut itself: more of them move less than the difference between two seeds.
 """
@@ -98,7 +97,9 @@ class GrabCutParams(CutParams):
     inner_boxes: bool = field(
         default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}
     )
-    compete: bool = field(default=True, metadata={"help": "a pixel of two overlapping boxes belongs to one of them"})
+    compete: bool = field(
+        default=False, metadata={"help": "no two masks of one class share a pixel: it goes to the nearest box's middle"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
