@@ -21,6 +21,7 @@ One iteration is enough for the cut itself: more of them move less than the diff
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -94,6 +95,7 @@ class GrabCutParams(CutParams):
     )
     rival_context: float = number(1.0, 0.0, 4.0, "context of the wide rival, fraction of the box's side")
     share_weight: float = number(0.6, 0.0, 4.0, "tightness: rows and columns reached, less this times the share kept")
+    rival_margin: float = number(0.02, 0.0, 2.0, "a rival must be tighter than the cut by this much")
     inner_boxes: bool = field(
         default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}
     )
@@ -176,9 +178,16 @@ def core_for(share: float, params: GrabCutParams) -> float:
 
 
 def tightest(masks: Sequence[MaskBool | None], params: GrabCutParams) -> MaskBool | None:
-    """The mask of the highest :func:`tightness` among those that keep enough, the first of equals; else the first."""
-    kept = [mask for mask in masks if mask is not None and not keeps_too_little(mask, params)]
-    return max(kept, key=lambda mask: tightness(mask, params.share_weight), default=masks[0])
+    """The mask of the highest :func:`tightness` among those that keep enough, the first of equals; else the first.
+
+    The first is the cut itself: it is finer, so a rival must be tighter by ``rival_margin``.
+    """
+    scores = [
+        -math.inf if mask is None or keeps_too_little(mask, params) else tightness(mask, params.share_weight)
+        for mask in masks
+    ]
+    scores[0] += params.rival_margin
+    return masks[scores.index(max(scores))]
 
 
 def tightness(mask_hw: MaskBool, share_weight: float) -> float:
