@@ -403,7 +403,7 @@ def test_golden():
     assert fingerprint(np.roll(arrays["mask_hw"], 1, axis=1)) != GOLDEN
 
 
-GOLDEN = "80f344f4f0124ade5101e0757735a9762cf008607701b8edc0fa0c77dda472f4"
+GOLDEN = "c1497b78b21ceef71ebcaf245efca574ca89a9b0eb39d896c109ae4daf31896c"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"real pictures are not at {SHARED}")
