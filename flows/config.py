@@ -80,7 +80,8 @@ def read_config(name_or_path: str) -> Layer:
         raise ConfigError(f"{path}, line {line}: not UTF-8 text: byte 0x{error.object[error.start]:02x}") from error
     except OSError as error:
         raise ConfigError(
-            f"--config {name_or_path}: {error.strerror or error}; give a YAML file or one of {', '.join(packaged())}"
+            f"--config {name_or_path}: {error.strerror or error}{_meant(name_or_path, packaged())}; give a YAML file or"
+            f" one of {', '.join(packaged())}"
         ) from error
 
 

@@ -36,7 +36,7 @@ from artifacts.datasets.coco_json import NO_CATEGORY, OTHER_CLASS, CocoTable, an
 from artifacts.datasets.coco_masks import MaskBool, decode_segmentation, paint
 from artifacts.datasets.coco_writer import CocoImage, CocoObject, write_coco
 from artifacts.datasets.paths import Notes, check_relative, dataset_name, image_ids, read_skip, require_some
-from artifacts.datasets.splits import EVERYTHING, SplitRule, select
+from artifacts.datasets.splits import EVERYTHING, NO_LISTS, SplitRule, select
 from artifacts.records import Box, DataError, MaskHW, MaskRef, Record, RecordSet, Skip
 
 __all__ = ["CocoImage", "CocoObject", "load_truth", "load_truth_objects", "read", "read_coco", "write_coco"]
@@ -101,6 +101,7 @@ def read_coco(
         annotations.parent if rule else None,
     )
     notes.add_all(f"image in {split}.txt that {annotations.name} does not list", chosen.unmatched)
+    notes.add_all(NO_LISTS, [chosen.hashed] if chosen.hashed else [])
     rows = [usable.rows[i] for i in chosen.rows]
     skips = [usable.missing[row] for row in rows if row in usable.missing]
     rows = [row for row in rows if row not in usable.missing]

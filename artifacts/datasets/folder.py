@@ -39,7 +39,7 @@ from artifacts.datasets.paths import (
     require_some,
     without_suffix,
 )
-from artifacts.datasets.splits import EVERYTHING, Selection, SplitRule, select
+from artifacts.datasets.splits import EVERYTHING, NO_LISTS, Selection, SplitRule, select
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
 from artifacts.datasets.voc_tree import read_classes
 from artifacts.records import Box, DataError, MaskHW, MaskRef, Record, RecordSet
@@ -150,6 +150,7 @@ def _choose(root: Path, every: Sequence[str], split: str, rule: SplitRule, table
         return Selection(rows, "column split")
     chosen = select(every, split, rule, root)
     notes.add_all(f"image in {split}.txt that is not there", chosen.unmatched)
+    notes.add_all(NO_LISTS, [chosen.hashed] if chosen.hashed else [])
     return chosen
 
 
@@ -185,6 +186,9 @@ def _record(
         size_hw = image_size_hw(path)
         clipped = (_clip(box, numbers[box.name], size_hw, notes) for box in tables.boxes[row])
         every = [box for box in clipped if box is not None]
+        if not every and (row in tables.damaged or tables.boxes[row]):
+            # Without any of its boxes the whole picture would become background.
+            raise DataError(f"{path}: none of its rows in boxes.csv can be used; correct them")
         boxes = tuple(box for box in every if keep(box))
         tags = {box.class_id for box in every}
     if tables.tags is not None:

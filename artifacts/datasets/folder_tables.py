@@ -43,6 +43,8 @@ class Tables:
     tags: dict[int, list[tuple[str, str]]] | None = None
     """row -> (place, class name); ``None`` without ``tags.csv``."""
     boxes: dict[int, list[BoxRow]] | None = None
+    damaged: set[int] = field(default_factory=set)
+    """Rows of pictures of which a box was dropped, as its numbers cannot be used."""
     splits: dict[int, str] = field(default_factory=dict)
     has_splits: bool = False
 
@@ -68,6 +70,7 @@ class Tables:
                     boxes.append(_parse_box(place, cells, index))
                 except DataError as error:
                     notes.add(ROW_DROPPED, str(error))
+                    tables.damaged.add(picture)
         return tables
 
     def _rows(

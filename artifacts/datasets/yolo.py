@@ -41,7 +41,7 @@ from artifacts.datasets.paths import (
     require_some,
     without_suffix,
 )
-from artifacts.datasets.splits import SplitRule, list_file, read_names, read_text, select
+from artifacts.datasets.splits import NO_LISTS, SplitRule, list_file, read_names, read_text, select
 from artifacts.records import Box, DataError, Record, RecordSet, Skip
 
 DROPPED = "label line dropped"
@@ -93,6 +93,7 @@ def read_yolo(
     table = classes or class_names(root)
     layout = _find_layout(root, images, split, rule or SplitRule())
     notes.add_all(f"image in {split}.txt that {layout.images} does not hold", layout.unmatched)
+    notes.add_all(NO_LISTS, [layout.hashed] if layout.hashed else [])
     found: list[Record] = []
     skips: list[Skip] = [
         read_skip(dataset, ascii(name), layout.images / ascii(name), "the file name is not UTF-8; rename the file")
@@ -130,6 +131,8 @@ class _Layout:
     """(relative path, image id) of those in the split."""
     unusable: list[str]
     unmatched: tuple[str, ...] = ()
+    hashed: str = ""
+    """As :attr:`artifacts.datasets.splits.Selection.hashed`."""
 
     def label_file(self, relative: str) -> Path:
         return self.labels / f"{without_suffix(relative)}.txt"
@@ -155,7 +158,7 @@ def _find_layout(root: Path, images: Path | None, split: str, rule: SplitRule) -
         selection = select(every, split, rule, root)
         ids = image_ids(every)
         chosen = [(every[row], ids[row]) for row in selection.rows]
-        return _Layout(top, root / "labels", every, chosen, unusable, selection.unmatched)
+        return _Layout(top, root / "labels", every, chosen, unusable, selection.unmatched, selection.hashed)
     every, unusable = list_images(top)
     ids = [prefix + image_id for image_id in image_ids(every)]
     return _Layout(top, labels, every, list(zip(every, ids, strict=True)), unusable)

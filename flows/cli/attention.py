@@ -51,7 +51,7 @@ def attention(
         caption = "" if share is None else f"{100 * share:.0f} % of the weight on the pixel's class"
         panels.append(HeatPanel(title_of(manifest), weights_hw, caption))
     heat_sheet(rgb, xy, panels, out)
-    console = Console()
+    console = Console(emoji=False)
     for panel in panels:
         console.print(escape(f"{panel.title}: {panel.caption or 'no truth mask'}"), soft_wrap=True)
     console.print(f"heat map: {escape(str(out))}", soft_wrap=True)

@@ -98,7 +98,7 @@ def crf(
     job = Job(image, source, out, overlay, marginals)
     check_targets(job)
     run_one("masks", job, partial(work, settings=settings))
-    Console().print(f"mask: {escape(str(out))}", soft_wrap=True)
+    Console(emoji=False).print(f"mask: {escape(str(out))}", soft_wrap=True)
     return 0
 
 

@@ -49,7 +49,7 @@ def edges(
     except ValueError as error:
         raise DataError(f"--{str(error).partition('edges.')[2] or error}") from error
     if not image.exists():
-        raise DataError(f"--image {image}: no such file or folder")
+        raise DataError(f"{image}: no such file or folder")
     if image.is_dir():
         jobs, skips = folder_jobs(image, out, overlay)
         check_writable(out=out, overlay=overlay)
@@ -62,7 +62,7 @@ def edges(
     if image.is_dir():  # the network itself uses all cores
         return run_jobs("edges", "edge maps", jobs, skips, one, 1, out, quiet=quiet)
     run_one("edge maps", jobs[0], one)
-    Console().print(f"edges: {escape(str(out))}", soft_wrap=True)
+    Console(emoji=False).print(f"edges: {escape(str(out))}", soft_wrap=True)
     return 0
 
 

@@ -38,13 +38,13 @@ def run_flow_command(
     page, _, prefect_flow = load(flow)
     if dry_run:
         plan = plan_page(flow, page, read_sets(job.data, job.options), job.params, job.options)
-        show.plan(plan, Console())
+        show.plan(plan, Console(emoji=False))
         return 0
     if prefect or api_configured():
         summary = _as_flow_run(page, prefect_flow, job)
     else:
         summary = run_page(flow, page, job.data, job.params, job.options, reporter=_reporter(job.options)).summary()
-    show.summary(summary, Console())
+    show.summary(summary, Console(emoji=False))
     if summary["failures"]:
         return 1
     return 3 if summary["skips"] else 0

@@ -153,8 +153,8 @@ def export(
 
     folder, note = write(cache, run, stage, format_, to, images=images, crf=crf)
     if note:
-        Console().print(escape(note), soft_wrap=True, highlight=False)
-    Console().print(f"exported: {escape(str(folder))}", soft_wrap=True)
+        Console(emoji=False).print(escape(note), soft_wrap=True, highlight=False)
+    Console(emoji=False).print(f"exported: {escape(str(folder))}", soft_wrap=True)
     return OK
 
 
@@ -203,7 +203,7 @@ def score(
         scores, scored = next(iter(found.masks.values()))
         if len(found.masks) > 1:
             with_crf, _ = found.masks[CRF_MASK]
-    console = Console()
+    console = Console(emoji=False)
     if note:
         console.print(escape(note), soft_wrap=True, highlight=False)
     console.print(score_table(scores, title=title))
@@ -244,7 +244,7 @@ def serve(
         home=home or serving.default_home(),
         port=port,
         server=False if no_server else None,
-        console=Console(),
+        console=Console(emoji=False),
     )
 
 
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=os.environ.get("MASKMILL_LOG", "WARNING").upper(),
         format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False)],
+        handlers=[RichHandler(console=Console(emoji=False, stderr=True), show_path=False, show_level=False)],
     )
     before = signal.signal(signal.SIGTERM, _terminate)
     set_defaults(PRIVATE, QUIET)
@@ -282,7 +282,9 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _say(message: object, code: int) -> int:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]maskmill:[/] {escape(str(message))}")
+    Console(emoji=False, stderr=True, highlight=False, soft_wrap=True).print(
+        f"[bold red]maskmill:[/] {escape(str(message))}"
+    )
     return code
 
 

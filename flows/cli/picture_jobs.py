@@ -76,7 +76,7 @@ def run_jobs(
         reporter.done(name)
     finally:
         reporter.close()
-    console = Console()
+    console = Console(emoji=False)
     console.print(f"{what}: {writes.done}, skipped: {len(left)}")
     for path, why in left:
         console.print(f"skipped {escape(str(path))}: {escape(why)}", soft_wrap=True)
@@ -104,7 +104,7 @@ def _stoppable(what: str, out: Path, total: int, reporter: Reporter) -> Iterator
             message = "nothing was written; the same command starts from the beginning"
         elif total == 1:
             message = f"{out} was written"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
+        Console(emoji=False, stderr=True, highlight=False, soft_wrap=True).print(
             f"[bold red]maskmill:[/] stopped ({name}); {escape(message)}"
         )
 

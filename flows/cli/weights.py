@@ -38,7 +38,7 @@ def get(name: Annotated[str, Parameter(help="a name of `maskmill weights`; timm:
     """Get weights onto this machine: downloaded, checked against the table's digest, kept for all later runs."""
     from tasks.training.weights.get import get as get_row
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(emoji=False, highlight=False, soft_wrap=True)
     try:
         row = known_row(name)
         found = look(row)
@@ -96,7 +96,7 @@ def _entry(row: Row) -> dict[str, Any]:
 
 
 def _print(entries: list[dict[str, Any]]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(emoji=False, highlight=False, soft_wrap=True)
     for entry in [*entries, _OPEN]:
         if entry["problem"]:
             state = f"[red]{escape(entry['path'])} {escape(entry['problem'])}[/]: `{entry['get']}` gets them again"

@@ -83,7 +83,7 @@ def compare(
     built = build_variants(flow, given, parse_seeds(seeds), data=data, config=config, sets=set_, options=options)
     sets = read_sets(job.data, job.options)
     trials = make_trials(built, sets, job.options)
-    console = Console()
+    console = Console(emoji=False)
     history = History(Path(job.options.cache), [flow])
     forecast_table(trials, sets, job, history, console)
     if dry_run:

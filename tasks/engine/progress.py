@@ -111,7 +111,7 @@ class Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[note]}"),
-            console=console or Console(stderr=True),
+            console=console or Console(emoji=False, stderr=True),
         )
         self._tasks: dict[str, TaskID] = {}
         self._progress.start()

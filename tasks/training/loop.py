@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,8 @@ Nets = Mapping[str, Any]
 Step = Callable[[Nets, Batch, int], Mapping[str, Tensor]]
 Schedule = Callable[[int], float]
 Monitor = Callable[[], Mapping[str, float]]
+
+log = logging.getLogger("maskmill")
 
 
 class Diverged(ArithmeticError):
@@ -106,6 +109,8 @@ def train_loop(
     wrapped = {name: fabric.setup_optimizers(optimizer) for name, optimizer in optimizers.items()}
     state = _State(context, fabric, modules, optimizers)
     start = state.resume()
+    if start and context.is_main:
+        log.info("%s: resumes after step %d of %d", context.label, start, iterations)
     observe = _Observer(context, modules, monitor, monitor_every, iterations)
     window = _Window(context, fabric, log_every, state.window)
     network = next(iter(nets.values()))

@@ -11,6 +11,7 @@ from PIL import Image
 from artifacts.datasets import DataParams, folder
 from artifacts.datasets.folder import read_folder, write_boxes, write_folder_labels, write_tags
 from artifacts.datasets.paths import Notes, check_relative, list_images
+from artifacts.datasets.splits import SplitRule
 from artifacts.records import Box, DataError, Record
 
 COCO_MINI = Path(__file__).parents[3] / "../shared/data/coco-mini"
@@ -133,8 +134,27 @@ def test_box_ids_count_the_rows_of_the_picture_broken_ones_too(tmp_path):
 
 def test_an_unreadable_flag_names_its_column(tmp_path):
     pictures(tmp_path, "a.jpg")
-    table(tmp_path / "boxes.csv", "image,class,x0,y0,x1,y1,difficult\na,cat,0,0,1,1,maybe\n")
+    table(tmp_path / "boxes.csv", "image,class,x0,y0,x1,y1,difficult\na,cat,0,0,1,1,maybe\na,cat,0,0,1,1,1\n")
     assert "difficult is 'maybe'; write 0 or 1" in read(tmp_path).warnings[0]
+
+
+@pytest.mark.parametrize("row", ["a,cat,60,2,70,4", "a,cat,12x3,2,30,4", "a,cat,30,2,12,4"])
+def test_a_picture_without_any_of_its_boxes_is_a_skip_not_background(tmp_path, row):
+    pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    table(tmp_path / "boxes.csv", f"image,class,x0,y0,x1,y1\n{row}\nb,cat,0,0,9,9\nc,,,,,\n")
+    found = read(tmp_path)
+    assert [(record.image_id, len(record.boxes)) for record in found.records] == [("b", 1), ("c", 0)]
+    (skip,) = found.skips
+    assert skip.key == "d/a" and "none of its rows in boxes.csv can be used" in skip.reason
+
+
+def test_a_split_by_hash_is_said_once_with_its_share(tmp_path):
+    pictures(tmp_path, *(f"{n}.jpg" for n in range(10)))
+    (warning,) = read(tmp_path, "train").warnings
+    count = len(read(tmp_path, "train").records)
+    assert 0 < count < 10 and f"'train' is {count} of 10 images" in warning and "data.val_share=0" in warning
+    assert read(tmp_path, "val").warnings == read(tmp_path, "all").warnings == ()
+    assert read(tmp_path, "train", rule=SplitRule(val_share=0.0)).warnings == ()
 
 
 def test_boxes_that_stick_out_are_clipped_and_said(tmp_path):
