@@ -149,8 +149,10 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
                 held = [other for other in WHERE_LABELS if _labelled(records, other)]
                 source = f"{records.format}:{records.root}" if records.root else records.dataset
                 has = f" (it has {', '.join(held)})" if held else ""
+                # A table whose names fit no picture is there, too: what reading complained about says so.
+                said = "".join(f"; {warning}" for warning in records.warnings)
                 raise DataError(
-                    f"{name} needs {kind}, and split {records.split} of {source} has none{has}: add {where}"
+                    f"{name} needs {kind}, and split {records.split} of {source} has none{has}: add {where}{said}"
                 )
 
 
