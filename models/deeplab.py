@@ -138,7 +138,7 @@ def build(
     """A DeepLab with ``outputs`` = K + 1 score maps, randomly initialised from torch's global generator.
 
     Sizes with 21 outputs: LargeFOV 20,505,429 parameters; ResNet-101 44,048,532, of which 105,344 are the frozen
-    batch norms' affine ones; Lite0 4,617,364. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` to
+    batch norms' affine ones; Lite0 3,200,852. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` to
     the tiny one, ``batch_norm`` to ``lite0`` and ``timm:NAME``. ``loss_at``: see
     :func:`models.losses.segmentation_loss`. Raises ``ValueError`` for an unknown name, fewer than 2 outputs or a
     stride that the network has not.

@@ -22,6 +22,10 @@ PROBE = 128
 """Side of the picture without numbers that a model's maps are measured with."""
 
 
+WHOLE = 32
+"""Sides that are multiples of this are halved without a rest."""
+
+
 class TimmBody(Pretrained):
     """A model's maps at the levels ``indices`` (all: ``None``).
 
@@ -81,7 +85,7 @@ class TimmBackbone(TimmBody):
 
 
 class TimmEncoder(TimmBody):
-    """The U-Net's: one map per halving, from stride 2 or 4 on. Sides must be multiples of ``multiple``.
+    """The U-Net's: one map per halving, from stride 2 or 4 on. Sides must be multiples of :data:`WHOLE`.
 
     Raises ``ValueError`` as :func:`levels`, and for a model whose first layer is no convolution.
     """
@@ -89,7 +93,6 @@ class TimmEncoder(TimmBody):
     def __init__(self, network: str, batch_norm: BatchNorm = "trained") -> None:
         super().__init__(network, 32, levels(network), batch_norm)
         self.channels = tuple(int(channels) for channels in _info(self.net).channels())
-        self.multiple = 32
         self.first = self._first_convolution()
 
     def _first_convolution(self) -> str:
@@ -173,13 +176,9 @@ def _features(network: str, output_stride: int, indices: Sequence[int] | None) -
         options["output_stride"] = output_stride
     try:
         net: nn.Module = timm.create_model(name, pretrained=False, features_only=True, **options)
-    except (TypeError, AssertionError, NotImplementedError) as error:
+    except (TypeError, AssertionError, NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
         if output_stride != 32:
             raise ValueError(_no_stride(network, output_stride)) from error
-        raise ValueError(
-            f"network {network!r} gives no feature maps ({error}); set network to another model"
-        ) from error
-    except (RuntimeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"network {network!r} gives no feature maps ({error}); set network to another model"
         ) from error

@@ -24,7 +24,7 @@ from models.names import ENCODERS, check_name
 from models.network import Network
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize
-from models.timm_backbone import TimmEncoder, pad_to
+from models.timm_backbone import WHOLE, TimmEncoder, pad_to
 
 RESNET_DECODER = (256, 128, 64, 32, 16)
 """Channels of the decoder's blocks, from a sixteenth of the input's side to the whole."""
@@ -208,7 +208,7 @@ class UNet(Network):
         images = self.normalise(images_nchw)
         boxes = boxes_nhw[:, None].to(images.dtype)
         if isinstance(self.encoder, TimmEncoder):
-            images, boxes = pad_to(images, self.encoder.multiple), pad_to(boxes, self.encoder.multiple)
+            images, boxes = pad_to(images, WHOLE), pad_to(boxes, WHOLE)
         padded = (images.shape[2], images.shape[3])
         classes = classes_n.long()
         maps = self.encoder(images, self.prior(boxes, classes))
@@ -279,8 +279,8 @@ def build(
     ``class_channel``: the one-hot class is an input. ``deep_refeed``: box mask (and class) enter the deepest map again.
     ``batch_norm`` of a pretrained encoder: trained (the paper says nothing and batches of 32 crops allow it [infer]) or
     frozen at the loaded weights. ``width`` matters to the tiny one. With 20 classes ResNet-50 has 32,635,234
-    parameters, ResNet-18 14,442,338, the tiny one 327,890. Raises ``ValueError`` for an unknown encoder, one of timm's
-    that has no map per halving, or no class.
+    parameters, ResNet-18 14,442,338, Lite0 5,252,482, the tiny one 327,890. Raises ``ValueError`` for an unknown
+    encoder, one of timm's that has no map per halving, or no class.
     """
     if classes < 1:
         raise ValueError(f"classes {classes} must be at least 1")

@@ -154,7 +154,14 @@ def test_a_cell_sees_the_picture_around_its_own_middle(output_stride: int, side:
     assert abs((int(seen[0]) + int(seen[-1]) + 1) / 2 - output_stride * (cell + 0.5)) <= 0.5
 
 
-# Batch norms, groups
+# Batch norms
+
+
+def test_the_segmenter_counts() -> None:
+    with torch.device("meta"):
+        network = deeplab.build("lite0", 21, output_stride=16)
+    assert sum(parameter.numel() for parameter in network.parameters()) == 3_200_852
+    assert sum(parameter.numel() for parameter in network.parameters() if not parameter.requires_grad) == 39_456
 
 
 def test_norms_are_tensorflows_trained_or_frozen() -> None:

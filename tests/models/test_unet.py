@@ -51,7 +51,7 @@ def test_full_size_network_counts_and_trains_at_the_papers_crop() -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize(("name", "total"), [("tiny", 327_890), ("resnet18", 14_442_338)])
+@pytest.mark.parametrize(("name", "total"), [("tiny", 327_890), ("lite0", 5_252_482), ("resnet18", 14_442_338)])
 def test_the_smaller_networks_count(name: str, total: int) -> None:
     with torch.device("meta"):
         assert sum(p.numel() for p in unet.build(name, 20).parameters()) == total
