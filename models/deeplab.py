@@ -29,7 +29,10 @@ from models.names import OutputStride, check_batch_norm, check_stride, has_free_
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize, scale_images
+from models.resnet38 import ResNet38Backbone
 from models.timm_backbone import TimmBackbone
+
+Body = VggBackbone | TinyBackbone | Lite0Backbone | TimmBackbone | ResNet38Backbone | ResNetBackbone
 
 ASPP_RATES = (6, 12, 18, 24)
 """DeepLab v2's, at output stride 8."""
@@ -145,28 +148,40 @@ def build(
     """
     if outputs < 2:
         raise ValueError(f"a segmenter needs background and at least one class: outputs {outputs} must be >= 2")
-    check_stride(name, output_stride)
-    check_batch_norm(name, batch_norm)
+    body = build_backbone(name, atrous=atrous, width=width, output_stride=output_stride, batch_norm=batch_norm)
     if name == "largefov":
-        vgg = VggBackbone()
-        return DeepLab(
-            vgg, LargeFovHead(vgg.channels, outputs, dropout), LARGEFOV_RULES, normalisation, loss_at=loss_at
-        )
-    body: TinyBackbone | ResNetBackbone | Lite0Backbone | TimmBackbone
-    rates: Sequence[int] = aspp_rates(output_stride)
-    if name == "tiny":
-        body, rates = TinyBackbone(width, cast(Literal[4, 8], output_stride)), TINY_RATES
-    elif name == "lite0":
-        body = Lite0Backbone(cast(Literal[8, 16, 32], output_stride), batch_norm)
-    elif is_timm(name):
-        body = TimmBackbone(name, output_stride, batch_norm)
-    else:
-        body = ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
+        head = LargeFovHead(body.channels, outputs, dropout)
+        return DeepLab(body, head, LARGEFOV_RULES, normalisation, loss_at=loss_at)
+    rates = TINY_RATES if name == "tiny" else aspp_rates(output_stride)
     rules = TINY_RULES if name == "tiny" else RESNET_RULES
     network = DeepLab(body, Aspp(body.channels, outputs, rates), rules, normalisation, loss_at=loss_at)
     if has_free_norms(name):
         network.rules = (*flat_rules("backbone", network, "backbone."), *RESNET_RULES[1:])
     return network
+
+
+def build_backbone(
+    name: str,
+    *,
+    atrous: Atrous = "paper",
+    width: int = 16,
+    output_stride: OutputStride = 8,
+    batch_norm: BatchNorm = "frozen",
+) -> Body:
+    """The backbone alone, options as :func:`build`'s; any of :data:`models.names.SEGMENTERS`."""
+    check_stride(name, output_stride)
+    check_batch_norm(name, batch_norm)
+    if name == "largefov":
+        return VggBackbone()
+    if name == "tiny":
+        return TinyBackbone(width, cast(Literal[4, 8], output_stride))
+    if name == "lite0":
+        return Lite0Backbone(cast(Literal[8, 16, 32], output_stride), batch_norm)
+    if is_timm(name):
+        return TimmBackbone(name, output_stride, batch_norm)
+    if name == "resnet38":
+        return ResNet38Backbone()
+    return ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
 
 
 def aspp_rates(output_stride: int) -> tuple[int, ...]:

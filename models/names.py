@@ -16,6 +16,7 @@ SEGMENTERS: dict[str, tuple[int, ...]] = {
     "resnet18": (8,),
     "resnet50": (8,),
     "resnet101": (8,),
+    "resnet38": (8,),
     "lite0": (8, 16, 32),
     "timm:NAME": (8, 16, 32),
 }
