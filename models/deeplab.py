@@ -155,8 +155,7 @@ def build(
     rates = TINY_RATES if name == "tiny" else aspp_rates(output_stride)
     rules = TINY_RULES if name == "tiny" else RESNET_RULES
     network = DeepLab(body, Aspp(body.channels, outputs, rates), rules, normalisation, loss_at=loss_at)
-    if has_free_norms(name):
-        network.rules = (*flat_rules("backbone", network, "backbone."), *RESNET_RULES[1:])
+    network.rules = (*backbone_rules(name, network), *rules[1:])
     return network
 
 
@@ -223,6 +222,18 @@ def flat_rules(name: str, network: nn.Module, prefixes: str | tuple[str, ...]) -
         GroupRule(f"{name}-norms-and-biases", flat.__contains__, 1.0, decay=False),
     )
     return found if flat else found[:1]
+
+
+def backbone_rules(name: str, network: nn.Module) -> tuple[GroupRule, ...]:
+    """Groups of the part under ``backbone.`` of a network on the backbone ``name``; its heads add theirs."""
+    if has_free_norms(name):
+        return flat_rules("backbone", network, "backbone.")
+    if name == "largefov":
+        return (
+            GroupRule("backbone-weights", _in("backbone.", ".weight"), 1.0),
+            GroupRule("backbone-biases", _in("backbone.", ".bias"), 2.0, decay=False),
+        )
+    return RESNET_RULES[:1]
 
 
 LARGEFOV_RULES = (

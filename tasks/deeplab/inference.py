@@ -9,14 +9,13 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from artifacts.records import DataError, ImageRGB
 from models.lgsa_deeplab import LGSADeepLab
 from models.network import Segmenter
-from models.resample import scale_images
+from models.resample import extend, scale_images
 from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
 from tasks.deeplab.build import build_network
 from tasks.deeplab.stages import PredictParams
@@ -171,7 +170,7 @@ def batch_scores(
     device = next(network.parameters()).device
     height, width = images_nhwc.shape[1:3]
     images = torch.from_numpy(np.ascontiguousarray(images_nhwc.transpose(0, 3, 1, 2))).to(device).float()
-    images = _extend(images, math.ceil(MIN_SIDE / min(1.0, *scales)))
+    images = extend(images, math.ceil(MIN_SIDE / min(1.0, *scales)))
     size = (images.shape[2], images.shape[3])
     if at_grid:
         size, (height, width) = network.grid(size), network.grid((height, width))
@@ -205,9 +204,3 @@ def attention_maps(network: Segmenter, image_rgb: ImageRGB, xy: tuple[float, flo
     image = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None].to(device).float()
     with torch.inference_mode():
         return [row[0].cpu().numpy() for row in network.attention_rows(image, (xy[1], xy[0]))]
-
-
-def _extend(image_nchw: Tensor, side: int) -> Tensor:
-    below = max(0, side - image_nchw.shape[2])
-    right = max(0, side - image_nchw.shape[3])
-    return F.pad(image_nchw, (0, right, 0, below), mode="replicate") if below or right else image_nchw
