@@ -13,10 +13,10 @@ TIMM = "timm:"
 SEGMENTERS: dict[str, tuple[int, ...]] = {
     "tiny": (4, 8),
     "largefov": (8,),
+    "resnet38": (8,),
     "resnet18": (8,),
     "resnet50": (8,),
     "resnet101": (8,),
-    "resnet38": (8,),
     "lite0": (8, 16, 32),
     "timm:NAME": (8, 16, 32),
 }
