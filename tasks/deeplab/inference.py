@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
 from tasks.deeplab.build import build_network
 from tasks.deeplab.stages import PredictParams
 from tasks.evaluate.score import confusion, read_as_wrong
-from tasks.stage import CRF_MASK, Arrays, Item, SkipImage
+from tasks.stage import CRF_MASK, Arrays, Item, SkipImage, by_size, image_of
 from tasks.training.context import FitData
 from tasks.training.loop import Monitor
 from tasks.training.networks import load_network
@@ -42,7 +42,7 @@ def predict_item(item: Item, params: PredictParams) -> Arrays:
 
 def predict_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
     """Batch form of :func:`predict_item`: images of one size go through the network together."""
-    return _by_size(items, lambda part: [_masks(*one, params) for one in zip(part, _scores(part, params), strict=True)])
+    return by_size(items, lambda part: [_masks(*one, params) for one in zip(part, _scores(part, params), strict=True)])
 
 
 def _masks(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
@@ -50,7 +50,7 @@ def _masks(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
     if params.crf is not None:
         unary = from_probabilities(_probabilities(scores, params).to("cpu").numpy(), params.floor)
         device = stage_device(params.crf, item.device)
-        arrays[CRF_MASK] = dense_crf(_image(item), unary, params.crf, device=device).argmax(0).astype(np.uint8)
+        arrays[CRF_MASK] = dense_crf(image_of(item), unary, params.crf, device=device).argmax(0).astype(np.uint8)
     return arrays
 
 
@@ -71,7 +71,7 @@ def probs_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
     for item in items:
         if params.keep == "tags" and item.record.tags is None:
             raise SkipImage(f"{item.key}: no tags are known for this image, so the classes to keep are unknown")
-    return _by_size(items, of_one_size)
+    return by_size(items, of_one_size)
 
 
 def _probs(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
@@ -81,29 +81,12 @@ def _probs(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
     return {"probs_chw": probs_chw.to("cpu").numpy().astype(np.float16), "classes_c": classes_c}
 
 
-def _by_size(items: Sequence[Item], of_one_size: Callable[[Sequence[Item]], list[Arrays]]) -> list[Arrays]:
-    """Results in the items' order of a function that takes images of one size only."""
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, item in enumerate(items):
-        places.setdefault(_image(item).shape, []).append(place)
-    found: dict[int, Arrays] = {}
-    for part in places.values():
-        found |= zip(part, of_one_size([items[place] for place in part]), strict=True)
-    return [found[place] for place in range(len(items))]
-
-
-def _image(item: Item) -> ImageRGB:
-    if item.image_rgb is None:
-        raise ValueError(f"{item.key}: a segmenter's inference needs the image, but the stage does not read it")
-    return item.image_rgb
-
-
 def _scores(items: Sequence[Item], params: PredictParams, *, at_grid: bool = False) -> Tensor:
     """Fused scores ``(N, K+1, H, W)`` by the network of role ``net``, of images of one size."""
     first, test = items[0], params.test
     prefix = first.prefixes.get("net", "")
     network = load_network(first.nets["net"], build_network, params, len(first.classes) + 1, first.device, prefix)
-    images = np.stack([_image(item) for item in items])
+    images = np.stack([image_of(item) for item in items])
     return batch_scores(network, images, test.scales, test.flip, test.fusion, at_grid=at_grid)
 
 
