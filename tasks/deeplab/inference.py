@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -27,6 +27,9 @@ from tasks.training.networks import load_network
 
 log = logging.getLogger("maskmill")
 
+Build = Callable[[PredictParams, int], Segmenter]
+"""Params and number of outputs -> network."""
+
 MIN_SIDE = 16
 """Smallest side of a network's input; a thinner image is extended by its border and the result cut back."""
 
@@ -40,15 +43,22 @@ def predict_item(item: Item, params: PredictParams) -> Arrays:
     return predict_items([item], params)[0]
 
 
-def predict_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
-    """Batch form of :func:`predict_item`: images of one size go through the network together."""
-    return by_size(items, lambda part: [_masks(*one, params) for one in zip(part, _scores(part, params), strict=True)])
+def predict_items(items: Sequence[Item], params: PredictParams, build: Build = build_network) -> list[Arrays]:
+    """Batch form of :func:`predict_item`: images of one size go through the network together.
+
+    ``build`` makes the network; it is a function of a module.
+    """
+
+    def of_one_size(part: Sequence[Item]) -> list[Arrays]:
+        return [_masks(*one, params) for one in zip(part, scores_of(part, params, build), strict=True)]
+
+    return by_size(items, of_one_size)
 
 
 def _masks(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
     arrays = {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
     if params.crf is not None:
-        unary = from_probabilities(_probabilities(scores, params).to("cpu").numpy(), params.floor)
+        unary = from_probabilities(probabilities_of(scores, params).to("cpu").numpy(), params.floor)
         device = stage_device(params.crf, item.device)
         arrays[CRF_MASK] = dense_crf(image_of(item), unary, params.crf, device=device).argmax(0).astype(np.uint8)
     return arrays
@@ -66,7 +76,7 @@ def probs_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
     """Batch form of :func:`probs_item`."""
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
-        return [_probs(*one, params) for one in zip(part, _scores(part, params, at_grid=True), strict=True)]
+        return [_probs(*one, params) for one in zip(part, scores_of(part, params, at_grid=True), strict=True)]
 
     for item in items:
         if params.keep == "tags" and item.record.tags is None:
@@ -77,20 +87,22 @@ def probs_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
 def _probs(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
     own = set(item.record.tags or ()) if params.keep == "tags" else range(1, len(item.classes) + 1)
     classes_c = np.array([0, *sorted(own)], np.uint8)
-    probs_chw = _probabilities(scores, params)[torch.from_numpy(classes_c.astype(np.int64)).to(scores.device)]
+    probs_chw = probabilities_of(scores, params)[torch.from_numpy(classes_c.astype(np.int64)).to(scores.device)]
     return {"probs_chw": probs_chw.to("cpu").numpy().astype(np.float16), "classes_c": classes_c}
 
 
-def _scores(items: Sequence[Item], params: PredictParams, *, at_grid: bool = False) -> Tensor:
+def scores_of(
+    items: Sequence[Item], params: PredictParams, build: Build = build_network, *, at_grid: bool = False
+) -> Tensor:
     """Fused scores ``(N, K+1, H, W)`` by the network of role ``net``, of images of one size."""
     first, test = items[0], params.test
     prefix = first.prefixes.get("net", "")
-    network = load_network(first.nets["net"], build_network, params, len(first.classes) + 1, first.device, prefix)
+    network = load_network(first.nets["net"], build, params, len(first.classes) + 1, first.device, prefix)
     images = np.stack([image_of(item) for item in items])
     return batch_scores(network, images, test.scales, test.flip, test.fusion, at_grid=at_grid)
 
 
-def _probabilities(scores: Tensor, params: PredictParams) -> Tensor:
+def probabilities_of(scores: Tensor, params: PredictParams) -> Tensor:
     """Maxima of logits are no probabilities yet; means of probabilities are."""
     return scores.softmax(0) if params.test.fusion == "max" else scores
 
