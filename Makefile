@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PHOTOS ?= voc:../shared/data/voc-animals
 DEMO_OUT ?= demo-out
 DEMO_CFS_OUT ?= demo-cfs-out
 
-.PHONY: help setup demo demo-cfs test lint format bench soak-kill claims-cfs clean
+.PHONY: help setup demo demo-cfs test lint format bench soak-kill claims-cfs claims-photo clean
 
 help:
 	@echo "make demo       set up, then boxes -> GrabCut -> masks -> DeepLab -> scores on the embedded demo data"
@@ -15,6 +16,7 @@ help:
 	@echo "make lint       ruff, mypy --strict, import-linter"
 	@echo "make bench      benchmarks, as ratios against a peer in the same run"
 	@echo "make claims-cfs the paper's orderings against ours, with a table; BUDGET=30m stops in time, again goes on"
+	@echo "make claims-photo the same on photographs; PHOTOS=voc:PATH (default $(PHOTOS)), BUDGET=30m"
 	@echo "make soak-kill  kill the demo at every named point and 20 times at random; compare byte for byte"
 
 setup: $(READY)
@@ -57,6 +59,9 @@ bench: $(READY)
 
 claims-cfs: $(READY)
 	$(BIN)/python -m benchmarks.claims cfs --name claims_cfs $(if $(BUDGET),--budget $(BUDGET))
+
+claims-photo: $(READY)
+	$(BIN)/python -m benchmarks.claims cfs --table photo --data $(PHOTOS) --name claims_cfs_photo $(if $(BUDGET),--budget $(BUDGET))
 
 soak-kill: $(READY)
 	$(BIN)/python -m benchmarks.soak_kill

@@ -73,6 +73,12 @@ def same_padding(side: int, kernel: int, stride: int, dilation: int = 1) -> tupl
     return total // 2, total - total // 2
 
 
+def has_frozen_norms(network: nn.Module) -> bool:
+    """Whether batch norms are fixed affine maps, of whatever class: random weights behind them train badly."""
+    norms = (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return any(norm.affine and not norm.weight.requires_grad for norm in norms)
+
+
 def make_atrous(layer: nn.Module, dilation: int, previous: int) -> None:
     """Take a ResNet stage's stride away and dilate its 3x3 convolutions instead, in place.
 

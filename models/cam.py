@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones import Atrous, BatchNorm, Pretrained
-from models.deeplab import backbone_rules, build_backbone, init_classifier, load_part
+from models.deeplab import backbone_rules, build_backbone, init_classifier, load_part, multipliers_of
 from models.groups import GroupRule
-from models.names import OutputStride
+from models.names import OutputStride, check_choices
 from models.network import BackboneNetwork
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import extend, resize, scale_images
@@ -147,6 +147,7 @@ def build(
     width: int = 16,
     output_stride: OutputStride = 8,
     batch_norm: BatchNorm = "frozen",
+    head_multipliers: tuple[float, float] | None = None,
 ) -> CamNet:
     """A classifier of ``classes`` K on any of DeepLab's backbones; options as :func:`models.deeplab.build`'s.
 
@@ -154,12 +155,14 @@ def build(
     """
     if classes < 1:
         raise ValueError(f"classes {classes} must be at least 1")
+    check_choices(name, batch_norm, head_multipliers)
     body = build_backbone(name, atrous=atrous, width=width, output_stride=output_stride, batch_norm=batch_norm)
     network = CamNet(body, body.channels, classes, normalisation)
-    network.rules = (*backbone_rules(name, network), classifier_rule(name))
+    network.rules = (*backbone_rules(name, network), classifier_rule(name, head_multipliers))
     return network
 
 
-def classifier_rule(name: str) -> GroupRule:
-    """The classifier's group: 10 times the backbone's rate, or the same where all starts from scratch."""
-    return GroupRule("classifier", lambda own: own.startswith("classifier."), 1.0 if name == "tiny" else 10.0)
+def classifier_rule(name: str, head_multipliers: tuple[float, float] | None) -> GroupRule:
+    """The classifier's group: as a head's weights, 10 times the backbone's rate by default."""
+    multiplier, _ = multipliers_of(name, head_multipliers)
+    return GroupRule("classifier", lambda own: own.startswith("classifier."), multiplier)

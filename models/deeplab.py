@@ -25,7 +25,7 @@ from models.backbones import (
 from models.groups import GroupRule
 from models.lite0 import Lite0Backbone
 from models.losses import LossAt, summed_loss
-from models.names import OutputStride, check_batch_norm, check_stride, has_free_norms, is_timm
+from models.names import OutputStride, check_choices, check_stride, is_free, is_timm
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize, scale_images
@@ -136,26 +136,27 @@ def build(
     width: int = 16,
     output_stride: OutputStride = 8,
     batch_norm: BatchNorm = "frozen",
+    head_multipliers: tuple[float, float] | None = None,
     loss_at: LossAt = "crop",
 ) -> DeepLab:
     """A DeepLab with ``outputs`` = K + 1 score maps, randomly initialised from torch's global generator.
 
     Sizes with 21 outputs: LargeFOV 20,505,429 parameters; ResNet-101 44,048,532, of which 105,344 are the frozen
     batch norms' affine ones; Lite0 3,200,852. ``atrous`` matters to the ResNets, ``dropout`` to LargeFOV, ``width`` to
-    the tiny one, ``batch_norm`` to ``lite0`` and ``timm:NAME``. ``loss_at``: see
+    the tiny one, ``batch_norm`` and ``head_multipliers`` (10 and 20) to ``lite0`` and ``timm:NAME``. ``loss_at``: see
     :func:`models.losses.segmentation_loss`. Raises ``ValueError`` for an unknown name, fewer than 2 outputs or a
     stride that the network has not.
     """
     if outputs < 2:
         raise ValueError(f"a segmenter needs background and at least one class: outputs {outputs} must be >= 2")
+    check_choices(name, batch_norm, head_multipliers)
     body = build_backbone(name, atrous=atrous, width=width, output_stride=output_stride, batch_norm=batch_norm)
     if name == "largefov":
         head = LargeFovHead(body.channels, outputs, dropout)
         return DeepLab(body, head, LARGEFOV_RULES, normalisation, loss_at=loss_at)
     rates = TINY_RATES if name == "tiny" else aspp_rates(output_stride)
-    rules = TINY_RULES if name == "tiny" else RESNET_RULES
-    network = DeepLab(body, Aspp(body.channels, outputs, rates), rules, normalisation, loss_at=loss_at)
-    network.rules = (*backbone_rules(name, network), *rules[1:])
+    network = DeepLab(body, Aspp(body.channels, outputs, rates), RESNET_RULES, normalisation, loss_at=loss_at)
+    network.rules = (*backbone_rules(name, network), *head_rules(*multipliers_of(name, head_multipliers)))
     return network
 
 
@@ -169,7 +170,7 @@ def build_backbone(
 ) -> Body:
     """The backbone alone, options as :func:`build`'s; any of :data:`models.names.SEGMENTERS`."""
     check_stride(name, output_stride)
-    check_batch_norm(name, batch_norm)
+    check_choices(name, batch_norm, None)
     if name == "largefov":
         return VggBackbone()
     if name == "tiny":
@@ -196,11 +197,23 @@ def _largefov_body(suffix: str) -> Callable[[str], bool]:
     return lambda name: not name.startswith("head.fc8.") and name.endswith(suffix)
 
 
-RESNET_RULES = (
-    GroupRule("backbone", _in("backbone."), 1.0),
-    GroupRule("head-weights", _in("head.", ".weight"), 10.0),
-    GroupRule("head-biases", _in("head.", ".bias"), 20.0, decay=False),
-)
+def head_rules(weights: float, biases: float) -> tuple[GroupRule, ...]:
+    """The head's groups with these multipliers of the learning rate; biases without decay."""
+    return (
+        GroupRule("head-weights", _in("head.", ".weight"), weights),
+        GroupRule("head-biases", _in("head.", ".bias"), biases, decay=False),
+    )
+
+
+def multipliers_of(name: str, chosen: tuple[float, float] | None) -> tuple[float, float]:
+    """What a head's weights and biases learn faster than the backbone ``name``: as chosen, else as printed.
+
+    1 where everything starts from scratch, so that nothing has to catch up with a pretrained backbone.
+    """
+    return chosen or ((1.0, 1.0) if name == "tiny" else (10.0, 20.0))
+
+
+RESNET_RULES = (GroupRule("backbone", _in("backbone."), 1.0), *head_rules(10.0, 20.0))
 """1/10/20: the backbone has no biases (its batch norms are frozen)."""
 
 
@@ -226,7 +239,7 @@ def flat_rules(name: str, network: nn.Module, prefixes: str | tuple[str, ...]) -
 
 def backbone_rules(name: str, network: nn.Module) -> tuple[GroupRule, ...]:
     """Groups of the part under ``backbone.`` of a network on the backbone ``name``; its heads add theirs."""
-    if has_free_norms(name):
+    if is_free(name):
         return flat_rules("backbone", network, "backbone.")
     if name == "largefov":
         return (
@@ -243,13 +256,6 @@ LARGEFOV_RULES = (
     GroupRule("classifier-biases", _in("head.fc8.", ".bias"), 20.0, decay=False),
 )
 """1/2/10/20, biases without decay, fc6 and fc7 among the body: the released LargeFOV solver's ``lr_mult``."""
-
-TINY_RULES = (
-    GroupRule("backbone", _in("backbone."), 1.0),
-    GroupRule("head-weights", _in("head.", ".weight"), 1.0),
-    GroupRule("head-biases", _in("head.", ".bias"), 1.0, decay=False),
-)
-"""1/1/1: everything starts from scratch, so nothing has to catch up with a pretrained backbone."""
 
 
 class MultiScaleInputs(nn.Module):

@@ -200,15 +200,16 @@ def build(
     width: int = 16,
     output_stride: OutputStride = 8,
     batch_norm: BatchNorm = "frozen",
+    head_multipliers: tuple[float, float] | None = None,
     loss_at: LossAt = "crop",
 ) -> LGSADeepLab:
     """A DeepLab (see :func:`models.deeplab.build`) with ``modules`` >= 0 self-attention modules in cascade.
 
     ``embedding``: C', 512 or the backbone's channels if those are fewer [infer]. ``multipliers``: of the
-    learning rate for the modules' weights and biases; by default the classifier's (10 and 20; 1 and 1 for the tiny
-    network) [infer]. ``alpha``, ``alpha_scaled``: see :class:`LGSADeepLab`. ``piece``: the largest part of W computed
-    at once, in numbers; changes memory and time only. A module on ResNet-101 has 4,197,888 parameters. Raises
-    ``ValueError`` for impossible numbers and names.
+    learning rate for the modules' weights and biases; by default the classifier's (10 and 20, or ``head_multipliers``;
+    1 and 1 for the tiny network) [infer]. ``alpha``, ``alpha_scaled``: see :class:`LGSADeepLab`. ``piece``: the largest
+    part of W computed at once, in numbers; changes memory and time only. A module on ResNet-101 has 4,197,888
+    parameters. Raises ``ValueError`` for impossible numbers and names.
     """
     if modules < 0:
         raise ValueError(f"modules {modules} must not be negative")
@@ -223,9 +224,12 @@ def build(
         width=width,
         output_stride=output_stride,
         batch_norm=batch_norm,
+        head_multipliers=head_multipliers,
         loss_at=loss_at,
     )
     channels = int(cast(int, plain.backbone.channels))
+    if multipliers is None:
+        multipliers = (1.0, 1.0) if name == "tiny" else head_multipliers or (10.0, 20.0)
     return LGSADeepLab(
         plain,
         channels,
@@ -233,7 +237,7 @@ def build(
         embedding=min(512, channels) if embedding is None else embedding,
         walk=walk,
         guided=guided,
-        multipliers=((1.0, 1.0) if name == "tiny" else (10.0, 20.0)) if multipliers is None else multipliers,
+        multipliers=multipliers,
         alpha=alpha,
         alpha_scaled=alpha_scaled,
         piece=piece,

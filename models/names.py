@@ -42,14 +42,17 @@ def check_stride(network: str, output_stride: int) -> None:
         raise ValueError(f"output_stride {output_stride} with network {network!r}: it can be {allowed}")
 
 
-def check_batch_norm(network: str, batch_norm: str) -> None:
-    """Raise ``ValueError`` where a segmenter's batch norms are not for the user to choose."""
-    if batch_norm != "frozen" and not has_free_norms(network):
-        raise ValueError(f"batch_norm {batch_norm!r} with network {network!r}: only lite0 and timm:NAME can choose it")
+def check_choices(network: str, batch_norm: str, head_multipliers: tuple[float, float] | None) -> None:
+    """Raise ``ValueError`` where a segmenter's batch norms or rates are not for the user to choose."""
+    if is_free(network):
+        return
+    for name, value, printed in (("batch_norm", batch_norm, "frozen"), ("head_multipliers", head_multipliers, None)):
+        if value != printed:
+            raise ValueError(f"{name} {value!r} with network {network!r}: only lite0 and timm:NAME can choose it")
 
 
-def has_free_norms(network: str) -> bool:
-    """Whether a segmenter's batch norms can be frozen or trained: those of the papers are as they are there."""
+def is_free(network: str) -> bool:
+    """Whether a segmenter's batch norms and rates can be chosen: those of the papers are as they are there."""
     return network == "lite0" or is_timm(network)
 
 

@@ -28,6 +28,9 @@ IMAGENET = Normalisation("imagenet", (123.675, 116.28, 103.53), (58.395, 57.12, 
 CAFFE = Normalisation("caffe", (122.679, 116.669, 104.008), (1.0, 1.0, 1.0), bgr=True)
 """Caffe's: BGR on 0..255, the mean subtracted (the weights that the DeepLab papers started from)."""
 
+HED = Normalisation("hed", (122.67892, 116.66877, 104.00699), (1.0, 1.0, 1.0), bgr=True)
+"""HED's, of its released solver: Caffe's with two digits more."""
+
 LITE0 = Normalisation("lite0", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
 """EfficientNet-Lite's, from TensorFlow."""
 
@@ -40,7 +43,7 @@ CLIP = Normalisation("clip", (122.7709383, 116.7460125, 104.09373615), (68.50053
 UNIT = Normalisation("unit", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 """To 0..1: a few of timm's models."""
 
-NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE, LITE0, HALF, CLIP, UNIT)}
+NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE, HED, LITE0, HALF, CLIP, UNIT)}
 
 
 class Normalise(nn.Module):

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from models.backbones import Atrous, BatchNorm, Pretrained
 from models.cam import class_scores, classifier_rule, multi_scale_maps, multilabel_soft_margin
 from models.crf.energy import dense_energy_loss
-from models.deeplab import backbone_rules, build_backbone, init_classifier, load_part
-from models.groups import GroupRule
+from models.deeplab import backbone_rules, build_backbone, head_rules, init_classifier, load_part, multipliers_of
 from models.losses import UNDECIDED, balanced_cross_entropy
-from models.names import OutputStride
+from models.names import OutputStride, check_choices
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize
@@ -152,25 +151,20 @@ def build(
     width: int = 16,
     output_stride: OutputStride = 8,
     batch_norm: BatchNorm = "frozen",
+    head_multipliers: tuple[float, float] | None = None,
 ) -> RRM:
     """RRM of ``classes`` K on any of DeepLab's backbones; options as :func:`models.deeplab.build`'s.
 
     The head's dilation is the same in pixels at every stride, 96. On the tiny backbone, whose maps are 12 cells wide,
-    it is 3, and the hidden layer as wide as the map. Random numbers come from torch's global generator.
+    it is 3, and the hidden layer as wide as the map. Rates are 1 for the backbone, 10 for weights and 20 for biases of
+    the rest [code]. Random numbers come from torch's global generator.
     """
     if classes < 1:
         raise ValueError(f"classes {classes} must be at least 1")
+    check_choices(name, batch_norm, head_multipliers)
     body = build_backbone(name, atrous=atrous, width=width, output_stride=output_stride, batch_norm=batch_norm)
     hidden, rate = (body.channels, 3) if name == "tiny" else (HIDDEN, round(RATE * 8 / output_stride))
     network = RRM(body, body.channels, classes, hidden, rate, normalisation)
-    network.rules = (*backbone_rules(name, network), classifier_rule(name), *head_rules(name))
+    heads = (classifier_rule(name, head_multipliers), *head_rules(*multipliers_of(name, head_multipliers)))
+    network.rules = (*backbone_rules(name, network), *heads)
     return network
-
-
-def head_rules(name: str) -> tuple[GroupRule, ...]:
-    """The head's groups: weights 10, biases 20 and without decay [code]; 1 where all starts from scratch."""
-    weights, biases = (1.0, 1.0) if name == "tiny" else (10.0, 20.0)
-    return (
-        GroupRule("head-weights", lambda own: own.startswith("head.") and own.endswith(".weight"), weights),
-        GroupRule("head-biases", lambda own: own.startswith("head.") and own.endswith(".bias"), biases, decay=False),
-    )

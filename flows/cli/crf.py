@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +16,9 @@ from rich.markup import escape
 
 from artifacts.records import UNDECIDED, DataError
 from flows.cli.crf_files import Job, check_targets, check_writable, pair_folders, source_of
-from flows.cli.stopping import Writes, stopping
+from flows.cli.picture_jobs import run_jobs, run_one, write_named
+from flows.cli.stopping import Writes
 from tasks.crf.params import PRESETS, Backend, CRFParams, Normalisation, Preset
-from tasks.engine.progress import Bars, Lines, Reporter, Silent
 
 DEFAULT: Preset = "ahn-kwak-cam"
 
@@ -96,10 +94,10 @@ def crf(
     if image.is_dir():
         jobs, skips = pair_folders(image, source, out, overlay, marginals, ".png" if labels is not None else ".npy")
         check_writable(out=out, overlay=overlay, marginals=marginals)
-        return run_jobs(jobs, skips, settings, threads, out, quiet=quiet)
+        return run_jobs("crf", "masks", jobs, skips, partial(work, settings=settings), threads, out, quiet=quiet)
     job = Job(image, source, out, overlay, marginals)
     check_targets(job)
-    run_one(job, settings)
+    run_one("masks", job, partial(work, settings=settings))
     Console().print(f"mask: {escape(str(out))}", soft_wrap=True)
     return 0
 
@@ -107,7 +105,7 @@ def crf(
 # --- one picture ----------------------------------------------------------------------------------------------------
 
 
-def work(job: Job, settings: Settings, writes: Writes) -> None:
+def work(job: Job, writes: Writes, *, settings: Settings) -> None:
     """Read, compute, write. Raises ``DataError`` naming the file, ``OSError`` where one cannot be read or written."""
     from artifacts.cache.atomic import write_atomic, write_bytes_atomic
     from artifacts.datasets.voc_writer import write_class_mask
@@ -125,18 +123,12 @@ def work(job: Job, settings: Settings, writes: Writes) -> None:
     shown = picture(image_rgb, mask_hw, job.overlay.suffix) if job.overlay is not None else b""
     with writes.one():
         if job.marginals is not None:
-            _write(job.marginals, lambda path: write_atomic(path, lambda file: np.save(file, q_khw), durable=False))
+            write_named(
+                job.marginals, lambda path: write_atomic(path, lambda file: np.save(file, q_khw), durable=False)
+            )
         if job.overlay is not None:
-            _write(job.overlay, lambda path: write_bytes_atomic(path, shown, durable=False))
-        _write(job.out, lambda path: write_class_mask(path, mask_hw))
-
-
-def _write(path: Path, write: Callable[[Path], None]) -> None:
-    """Raises ``OSError`` that names ``path``: the system's own names the temporary file, or none (a full disk)."""
-    try:
-        write(path)
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+            write_named(job.overlay, lambda path: write_bytes_atomic(path, shown, durable=False))
+        write_named(job.out, lambda path: write_class_mask(path, mask_hw))
 
 
 def read_probs(job: Job, settings: Settings, size_hw: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -209,78 +201,3 @@ def picture(image_rgb: NDArray[np.uint8], mask_hw: NDArray[np.uint8], suffix: st
     if not good:
         raise DataError(f"the overlay cannot be written as {suffix}")
     return data.tobytes()
-
-
-# --- folders --------------------------------------------------------------------------------------------------------
-
-
-def run_jobs(
-    jobs: Sequence[Job],
-    skips: Iterable[tuple[Path, str]],
-    settings: Settings,
-    threads: int,
-    out: Path,
-    *,
-    quiet: bool,
-) -> int:
-    """All pictures; one that fails is a skip. Returns the exit code: 0, 3 with skips, 1 if nothing was done."""
-    from tasks.crf.batch import in_threads
-
-    left = list(skips)
-    reporter = Silent() if quiet else Bars() if sys.stderr.isatty() else Lines()
-    reporter.stage("crf", 0, 0, "pictures")  # nothing is cached here
-    reporter.total("crf", len(jobs))
-    try:
-        with _stoppable(out, len(jobs), reporter) as writes:
-            for outcome in in_threads(lambda job: work(job, settings, writes), jobs, threads):
-                if isinstance(outcome.error, ValueError | OSError | MemoryError):
-                    path = jobs[outcome.index].image
-                    left.append((path, reason(outcome.error, path)))
-                elif outcome.error is not None:
-                    raise outcome.error
-                reporter.advance("crf", outcome.index + 1)
-        reporter.done("crf")
-    finally:
-        reporter.close()
-    console = Console()
-    console.print(f"masks: {writes.done}, skipped: {len(left)}")
-    for path, why in left:
-        console.print(f"skipped {escape(str(path))}: {escape(why)}", soft_wrap=True)
-    return (3 if left else 0) if writes.done else 1
-
-
-def run_one(job: Job, settings: Settings) -> None:
-    """One picture, in a thread as well: the main one hears signals while it computes."""
-    from tasks.crf.batch import in_threads
-
-    with _stoppable(job.out, 1, Silent()) as writes:
-        for outcome in in_threads(lambda job: work(job, settings, writes), [job], 1):
-            outcome.get()
-
-
-@contextmanager
-def _stoppable(out: Path, total: int, reporter: Reporter) -> Iterator[Writes]:
-    """Within, a signal ends the command with a message on what was written."""
-    writes = Writes()
-
-    def on_stop(name: str) -> None:
-        reporter.close()
-        message = f"{out} holds {writes.done} of {total} complete masks; the same command computes all of them again"
-        if not writes.done:
-            message = "nothing was written; the same command starts from the beginning"
-        elif total == 1:
-            message = f"{out} was written"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"[bold red]maskmill:[/] stopped ({name}); {escape(message)}"
-        )
-
-    with stopping(writes, on_stop):
-        yield writes
-
-
-def reason(error: Exception, path: Path) -> str:
-    """The error, for a line that begins with ``path``: the path is not repeated."""
-    if isinstance(error, OSError) and error.strerror:
-        other = error.filename is not None and str(error.filename) != str(path)
-        return f"{error.filename}: {error.strerror}" if other else error.strerror
-    return str(error).removeprefix(f"{path}: ") or type(error).__name__

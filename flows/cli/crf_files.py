@@ -46,9 +46,9 @@ def pair_folders(
     for folder in (out, overlay, marginals):
         if folder is not None and folder.exists() and not folder.is_dir():
             raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
-    _check_apart([images, sources] if suffix == ".png" else [images], out, overlay)
+    check_apart([images, sources] if suffix == ".png" else [images], out, overlay)
     if suffix == ".npy":
-        _check_apart([sources], marginals)
+        check_apart([sources], marginals)
     found = {path.stem: path for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix}
     jobs: list[Job] = []
     skips: list[tuple[Path, str]] = []
@@ -80,7 +80,7 @@ def check_targets(job: Job) -> None:
         raise DataError(f"--overlay {job.overlay}: name a .png or .jpg file")
     if job.marginals is not None and job.marginals.suffix.lower() != ".npy":
         raise DataError(f"--marginals {job.marginals}: name an .npy file")
-    _check_apart([job.image, job.source], job.out, job.overlay, job.marginals)
+    check_apart([job.image, job.source], job.out, job.overlay, job.marginals)
     folders: dict[str, Path | None] = {}
     for name, path in (("out", job.out), ("overlay", job.overlay), ("marginals", job.marginals)):
         if path is not None and path.is_dir():
@@ -115,7 +115,8 @@ def check_writable(**folders: Path | None) -> None:
             ) from error
 
 
-def _check_apart(read: Sequence[Path], *written: Path | None) -> None:
+def check_apart(read: Sequence[Path], *written: Path | None) -> None:
+    """Raise ``DataError`` where a file or folder is written that is read too, or is written twice."""
     targets = [path for path in written if path is not None]
     for path in targets:
         for other in [*read, *(one for one in targets if one is not path)]:

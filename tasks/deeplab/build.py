@@ -35,12 +35,13 @@ def build_network(
     *,
     loss_at: LossAt = "crop",
     batch_norm: BatchNorm = "frozen",
+    head_multipliers: tuple[float, float] | None = None,
     guidance: LGSAParams | None = None,
 ) -> Segmenter:
     """The network that ``params`` describe, randomly initialised from torch's global generator.
 
-    Backbone and head are the same numbers with self-attention and without. ``loss_at``, ``batch_norm`` and
-    ``guidance`` (the attention loss) are for a network that is to learn.
+    Backbone and head are the same numbers with self-attention and without. What follows
+    ``normalisation`` is for a network that is to learn; ``guidance`` is the attention loss.
     """
     shared: dict[str, Any] = {
         "normalisation": normalisation,
@@ -48,6 +49,7 @@ def build_network(
         "width": params.width,
         "output_stride": params.output_stride,
         "batch_norm": batch_norm,
+        "head_multipliers": head_multipliers,
         "loss_at": loss_at,
     }
     attention = params.attention

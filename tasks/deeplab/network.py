@@ -35,7 +35,8 @@ def train(context: FitContext) -> dict[str, Tensor]:
 
     def build(normalisation: Normalisation) -> Segmenter:
         outputs = len(context.classes) + 1
-        learning: dict[str, Any] = {"loss_at": params.loss_at, "batch_norm": params.batch_norm, "guidance": params.lgsa}
+        learning: dict[str, Any] = {"loss_at": params.loss_at, "guidance": params.lgsa}
+        learning |= {"batch_norm": params.batch_norm, "head_multipliers": params.head_multipliers}
         return build_network(params, outputs, normalisation, **learning)
 
     network = initial_network(context, params, build, key="params.deeplab.weights")

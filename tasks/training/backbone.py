@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from artifacts.keys import WHEN_SET
-from models.names import SEGMENTERS, OutputStride, check_batch_norm, check_stride, is_timm
+from models.names import SEGMENTERS, OutputStride, check_choices, check_stride, is_timm
 from tasks.bounds import number
 from tasks.training import weights as weights_files
 from tasks.training.params import TrainParams
@@ -41,6 +41,15 @@ class BackboneParams(TrainParams):
             "tiny's trained",
         },
     )
+    head_multipliers: tuple[float, float] | None = field(
+        default=None,
+        metadata={
+            **WHEN_SET,
+            "bounds": (0.0, 1000.0),
+            "help": "lite0 and timm:NAME: factors of the learning rate for the head's weights and biases; "
+            "null: 10, 20; take 1, 1 with adamw",
+        },
+    )
     atrous: Literal["paper", "exact"] = field(
         default="paper",
         metadata={
@@ -62,7 +71,7 @@ class BackboneParams(TrainParams):
         if low > high:
             raise ValueError(f"{self.NAME}.scale_range {self.scale_range!r} must be low <= high")
         check_stride(self.network, self.output_stride)
-        check_batch_norm(self.network, self.batch_norm)
+        check_choices(self.network, self.batch_norm, self.head_multipliers)
         weights_files.check_fits(self.weights, self.network, f"{self.NAME}.weights")
 
     def refusal(self, devices: int, name: str) -> str:
@@ -79,6 +88,6 @@ class BackboneParams(TrainParams):
 
     @property
     def backbone_options(self) -> dict[str, Any]:
-        """What :func:`models.deeplab.build_backbone` takes beside the name."""
-        names = ("atrous", "width", "output_stride", "batch_norm")
+        """What decides a network on this backbone beside its name, and its groups."""
+        names = ("atrous", "width", "output_stride", "batch_norm", "head_multipliers")
         return {name: getattr(self, name) for name in names}

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from models.backbones import FrozenBatchNorm2d
+from models.backbones import has_frozen_norms
 from models.deeplab import check_same_keys
 from models.network import Network
 from models.normalise import NORMALISATIONS, Normalisation
@@ -53,7 +53,7 @@ def initial_network(context: FitContext, params: InitialParams, build: Callable[
         load_into(network, context.input_weights("weights"), context.inputs["weights"], start=True)
     elif source.row is not None:
         load_into(network, source.state(), source.description)
-    elif any(isinstance(module, FrozenBatchNorm2d) for module in network.modules()):
+    elif has_frozen_norms(network):
         context.warn(
             f"{params.network} starts from random weights although its batch norms are frozen, and will train badly; "
             f"set {key}=imagenet or to a file"

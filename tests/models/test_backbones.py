@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from models import deeplab, lgsa_deeplab, unet
-from models.names import ENCODERS, SEGMENTERS, check_batch_norm, check_name, check_stride
+from models.groups import parameter_groups
+from models.names import ENCODERS, SEGMENTERS, check_choices, check_name, check_stride
 
 STRIDES = [
     ("lite0", 8),
@@ -62,12 +63,33 @@ def test_strides_are_allowed_as_listed(name: str, strides: tuple[int, ...]) -> N
             continue
         with pytest.raises(ValueError, match=rf"output_stride {stride} with network '{network}': it can be"):
             check_stride(network, stride)
-    if name in ("lite0", "timm:NAME"):
-        check_batch_norm(network, "trained")
-        return
-    check_batch_norm(network, "frozen")
-    with pytest.raises(ValueError, match=f"batch_norm 'trained' with network '{network}': only lite0 and timm:NAME"):
-        deeplab.build(network, 3, batch_norm="trained")
+
+
+@pytest.mark.parametrize("name", list(SEGMENTERS))
+def test_norms_and_rates_of_the_papers_networks_are_not_for_choice(name: str) -> None:
+    network = name.replace("NAME", "resnet18")
+    check_choices(network, "frozen", None)
+    choices: tuple[dict[str, Any], ...] = ({"batch_norm": "trained"}, {"head_multipliers": (1.0, 2.0)})
+    for choice in choices:
+        if name in ("lite0", "timm:NAME"):
+            check_choices(network, **{"batch_norm": "frozen", "head_multipliers": None, **choice})
+            continue
+        (field,) = choice
+        with pytest.raises(ValueError, match=f"{field} .* with network '{network}': only lite0 and timm:NAME"):
+            deeplab.build(network, 3, **choice)
+
+
+def test_the_heads_rates_are_as_chosen_and_the_attentions_too() -> None:
+    with torch.device("meta"):
+        network = lgsa_deeplab.build("lite0", 3, output_stride=16, head_multipliers=(3.0, 4.0))
+    groups = parameter_groups(network, network.rules, lr=1.0, weight_decay=0.0).groups
+    assert {group["name"]: group["lr"] for group in groups} == {
+        "backbone": 1.0,
+        "head-weights": 3.0,
+        "head-biases": 4.0,
+        "attention-weights": 3.0,
+        "attention-biases": 4.0,
+    }
 
 
 @pytest.mark.parametrize("network", ["vgg19", "timm:", "timm:NAME", "lite1", ""])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models import deeplab, unet
+from models.backbones import has_frozen_norms
 from models.deeplab import load_part
 from models.groups import parameter_groups
 from models.timm_backbone import TimmBackbone, TimmEncoder, levels, normalisation_of, reductions
@@ -81,9 +82,10 @@ def test_batch_norms_are_frozen_or_trained_and_other_norms_are_trained(name: str
     if batch_norm == "frozen" and before:
         norms = {key.rpartition(".")[0] for key in before}
         assert frozen == {f"{norm}.{part}" for norm in norms for part in ("weight", "bias")}
+        assert has_frozen_norms(network)
         assert all(torch.equal(network.state_dict()[key], value) for key, value in before.items())
     else:
-        assert not frozen
+        assert not frozen and not has_frozen_norms(network)
         assert not any(torch.equal(network.state_dict()[key], value) for key, value in before.items())
     for key, parameter in network.named_parameters():
         assert (parameter.grad is not None) is parameter.requires_grad, key

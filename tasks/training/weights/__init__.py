@@ -43,7 +43,7 @@ __all__ = [
     "state_of",
 ]
 
-PRESETS = ("imagenet", "caffe", "lite0", "half", "clip", "unit")
+PRESETS = ("imagenet", "caffe", "hed", "lite0", "half", "clip", "unit")
 """Names of :data:`models.normalise.NORMALISATIONS`."""
 HELP = (
     "none, imagenet (those of the network), a name of `maskmill weights`, a file, or a file with another normalisation"

@@ -170,7 +170,9 @@ def test_the_optimizer_gets_every_group_with_momentum_and_decay_in_their_places(
 @pytest.mark.parametrize("network", ["lite0", "timm:mobilenetv3_small_050", "timm:convnext_atto"])
 def test_other_backbones_are_fitted_and_their_checkpoint_predicts(fit: Fit, network: str) -> None:
     """A checkpoint is read into a network that was built empty: nothing of it may be missing in the state dict."""
-    params = dataclasses.replace(SMALL, network=network, output_stride=16, batch_norm="trained", crop=48)
+    params = dataclasses.replace(
+        SMALL, network=network, output_stride=16, batch_norm="trained", head_multipliers=(1.0, 1.0), crop=48
+    )
     weights = str(fit(params).weights)
     image = scene(0)[0]
     item = Item("d/0", Record("0", ""), CLASSES, image, nets={"net": weights})

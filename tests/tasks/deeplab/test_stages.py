@@ -38,6 +38,7 @@ from tasks.training.weights import WeightsError
         ("weights", "", "weights is empty"),
         ("network", "resnet34", "network 'resnet34' is unknown; known: tiny, .*, resnet101, lite0, timm:NAME"),
         ("batch_norm", "trained", "batch_norm 'trained' with network 'tiny': only lite0 and timm:NAME"),
+        ("head_multipliers", (1.0, 1.0), "head_multipliers .* with network 'tiny': only lite0 and timm:NAME"),
         ("output_stride", 16, "output_stride 16 with network 'tiny': it can be 4 or 8"),
     ],
 )
@@ -86,13 +87,14 @@ def test_how_the_network_is_asked_does_not_touch_the_fit() -> None:
     assert predicting[0] == predicting[2] != predicting[1]
 
 
-def test_batch_norms_count_where_they_can_be_chosen_and_nowhere_else() -> None:
+def test_norms_and_rates_count_where_they_can_be_chosen_and_nowhere_else() -> None:
     lite0 = dataclasses.replace(DEMO, network="lite0", output_stride=16)
     trained = dataclasses.replace(lite0, batch_norm="trained")
     assert fit_address(trained) != fit_address(lite0)
+    assert fit_address(dataclasses.replace(lite0, head_multipliers=(1.0, 1.0))) != fit_address(lite0)
     # The same numbers are asked in the same way.
     assert keys.digest(deeplab.predict(trained).params) == keys.digest(deeplab.predict(lite0).params)
-    assert "batch_norm" not in keys.canonical(deeplab.fit(DEMO).params)
+    assert not {"batch_norm", "head_multipliers"} & set(keys.canonical(deeplab.fit(DEMO).params))
 
 
 def test_a_timm_model_that_cannot_be_is_refused_before_any_work() -> None:

