@@ -190,7 +190,13 @@ def reliable_regions(
     maps = normalised_maps(maps_khw)
     probs = with_background(maps, params.gamma)
     own = probs if params.label_gamma is None else with_background(maps, params.label_gamma)
-    labels = reliable_labels(own, params.share, rank_above=params.rank_above, background_above=params.background_above)
+    labels = reliable_labels(
+        own,
+        params.share,
+        rank_above=params.rank_above,
+        background_above=params.background_above,
+        ties=params.ties,
+    )
     if params.agreement:
         marginals = crf_marginals(image_rgb, probs, params)
         labels = agreeing(labels, marginals.argmax(axis=0))

@@ -188,6 +188,20 @@ def test_no_class_at_all_is_decided_nowhere_by_share_and_everywhere_by_score() -
     assert (module.reliable_regions(image, none, (), ReliableParams(share=1.0)) == 0).all()
 
 
+def test_each_rule_is_reached_by_its_parameter() -> None:
+    image, labels = scene(48, 64, 12)
+    maps = maps_of(labels, (1, 2))  # zero far from the objects: a background of score 1
+    plain = module.reliable_regions(image, maps, (1, 2), CAM_ALONE)
+    assert 0 not in plain
+    for change in ({"ties": "all"}, {"background_above": 0.8}, {"rank_above": 0.5}, {"share": 0.2}):
+        params = dataclasses.replace(CAM_ALONE, **change)
+        found = module.reliable_regions(image, maps, (1, 2), params)
+        rules = {name: getattr(params, name) for name in ("rank_above", "background_above", "ties")}
+        probs = module.with_background(module.normalised_maps(maps), 4.0)
+        assert np.array_equal(found, reliable_labels(probs, params.share, **rules))
+        assert not np.array_equal(found, plain), change
+
+
 def test_an_uncertain_crf_can_leave_pixels_undecided() -> None:
     image, labels = scene(48, 64, 12)
     maps = maps_of(labels, (1, 2))
