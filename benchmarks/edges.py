@@ -26,32 +26,33 @@ RADIUS = 0.0075
 THRESHOLDS = np.linspace(0, 1, 35)[1:-1]
 
 
-def matched(found_hw: NDArray[np.bool_], truth_hw: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], int]:
-    """Which found pixels (in ``argwhere`` order) have a partner, and how many; each pixel has one at most."""
-    found, truth = np.argwhere(found_hw), np.argwhere(truth_hw)
-    hit = np.zeros(len(found), bool)
-    if not len(found) or not len(truth):
-        return hit, 0
-    pairs = cKDTree(found).query_ball_tree(cKDTree(truth), RADIUS * float(np.hypot(*found_hw.shape)))
-    ends = np.concatenate([[0], np.cumsum([len(one) for one in pairs])])
-    columns = np.fromiter((n for one in pairs for n in one), np.int32, count=ends[-1])
-    graph = csr_matrix((np.ones(len(columns), bool), columns, ends), shape=(len(found), len(truth)))
-    hit = maximum_bipartite_matching(graph, perm_type="column") >= 0
-    return hit, int(hit.sum())
+def candidates(found: NDArray[np.int64], truth: NDArray[np.int64], radius: float) -> csr_matrix:
+    """(found, truth) bool: pairs of pixels, given as (n, 2) rows and columns, that are near enough to be one."""
+    pairs = cKDTree(found).sparse_distance_matrix(cKDTree(truth), radius, output_type="coo_matrix")
+    # The matrix leaves out pairs at distance 0, the best of all.
+    same = cKDTree(found).query(truth, distance_upper_bound=0.5)
+    hit = np.flatnonzero(np.isfinite(same[0]))
+    rows, columns = np.concatenate([pairs.row, same[1][hit]]), np.concatenate([pairs.col, hit])
+    return csr_matrix((np.ones(len(rows), bool), (rows, columns)), shape=(len(found), len(truth)))
 
 
 def counts(edges_hw: NDArray[np.float32], truths: NDArray[np.bool_]) -> NDArray[np.int64]:
     """(thresholds, 4): found that match any annotator, found, drawn that are matched, drawn."""
     thinned = thin(edges_hw)
+    pixels = np.argwhere(thinned >= THRESHOLDS[0])
+    number_hw = np.full(thinned.shape, -1)
+    number_hw[tuple(pixels.T)] = np.arange(len(pixels))
+    radius = RADIUS * float(np.hypot(*thinned.shape))
+    graphs = [candidates(pixels, np.argwhere(truth), radius) for truth in truths]
     rows = []
     for threshold in THRESHOLDS:
-        found = skeleton(thinned >= threshold)
-        some = np.zeros(int(found.sum()), bool)
+        found = number_hw[skeleton(thinned >= threshold)]
+        some = np.zeros(len(found), bool)
         recalled = 0
-        for truth in truths:
-            hit, count = matched(found, truth)
+        for graph in graphs:
+            hit = maximum_bipartite_matching(graph[found], perm_type="column") >= 0
             some |= hit
-            recalled += count
+            recalled += int(hit.sum())
         rows.append((int(some.sum()), len(some), recalled, int(truths.sum())))
     return np.array(rows, np.int64)
 

@@ -2,21 +2,26 @@
 
 The usual call ("plain": the whole image, the box as rectangle) collapses to almost nothing in 4 of 10 boxes of
 real pictures: where the colours do not separate, the shortest cut is no object at all. The default ("crop") differs
-in three ways, each chosen on pictures that are not those it is reported on (benchmarks/grabcut.py measures):
+in four ways, each chosen on pictures that are not those it is reported on (benchmarks/grabcut.py measures):
 
 1. The box with some context is scaled to one working size. OpenCV's smoothness weight is fixed at 50 a pixel edge, so
    the size decides how much a long outline costs against the colours: small objects gain most from being enlarged.
 2. A probe, a small cut with nothing certain inside the box, shows how far the colours separate. The less of the
    box it keeps, the larger the ellipse in the middle of the box that is certain foreground in the real cut.
-3. Smaller objects that lie inside a box are in front of the larger one: its mask leaves out their pixels. (As certain
+3. A certain core is wrong where the middle of the box is background (an aeroplane's sky). So the cut has rivals of the
+   probe's size: the probe, one with more context, and two with a small and a large core. The tightest wins
+   (:func:`tightness`): a box is tight, so an object reaches into all of its rows and columns; of two that do, the one
+   with fewer pixels is the likelier. Where nothing lies outside the box the inverted mask would win: no rivals there.
+4. Smaller objects that lie inside a box are in front of the larger one: its mask leaves out their pixels. (As certain
    background of the cut they would spoil the larger object's colours: the masks lose more than they gain.)
 
-One iteration is enough then: more of them move less than the difference between two seeds.
+One iteration is enough for the cut itself: more of them move less than the difference between two seeds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -28,15 +33,13 @@ from numpy.typing import NDArray
 from artifacts.objects import Window
 from artifacts.records import Box, ImageRGB
 from tasks.bounds import bounded, number
-from tasks.boxes import LABEL_OUTPUTS, label_arrays, lies_inside, pixel_window, usable_boxes
+from tasks.boxes import LABEL_OUTPUTS, label_arrays, pixel_window, usable_boxes
 from tasks.crop import Crop, MaskBool
+from tasks.overlap import Proposal, contested, without_inner
 from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
 
 Trimap = NDArray[np.uint8]
 """OpenCV's mask values: GC_BGD 0, GC_FGD 1 (certain), GC_PR_BGD 2, GC_PR_FGD 3 (to be decided)."""
-
-Proposal = tuple[Window, MaskBool, bool]
-"""Window in the image, mask in the window, and whether the fallback was taken instead of the cut."""
 
 PLAIN_ITERATIONS = 5
 """``variant="plain"`` is a named baseline: nothing of it is a parameter but the fallback."""
@@ -86,8 +89,18 @@ class GrabCutParams(CutParams):
     )
     probe_share: float = number(0.2, 0.0, 1.0, "a probe that keeps less than this share of the box enlarges the core")
     core_collapsed: float = number(0.8, 0.0, 1.0, "core where the probe keeps nothing")
+    rivals: bool = field(
+        default=True,
+        metadata={"help": "small cuts from other starts stand against the cut, the tightest wins (needs the probe)"},
+    )
+    rival_context: float = number(1.0, 0.0, 4.0, "context of the wide rival, fraction of the box's side")
+    share_weight: float = number(0.6, 0.0, 4.0, "tightness: rows and columns reached, less this times the share kept")
+    rival_margin: float = number(0.02, 0.0, 2.0, "a rival must be tighter than the cut by this much")
     inner_boxes: bool = field(
         default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}
+    )
+    compete: bool = field(
+        default=False, metadata={"help": "no two masks of one class share a pixel: it goes to the nearest box's middle"}
     )
 
     def __post_init__(self) -> None:
@@ -138,13 +151,21 @@ def _plain(image_rgb: ImageRGB, window_xyxy: Window, seed: int) -> MaskBool | No
 
 
 def _cropped(image_rgb: ImageRGB, window_xyxy: Window, params: GrabCutParams, seed: int) -> MaskBool | None:
-    core = params.core
-    if params.probe_size:
-        size = min(params.probe_size, params.working_size)  # a probe never costs more than the cut
-        probe = _cut_crop(image_rgb, window_xyxy, size, 0.0, params, seed)
-        share = 0.0 if probe is None else float(probe.mean())
-        core = core_for(share, params)
-    return _cut_crop(image_rgb, window_xyxy, params.working_size, core, params, seed)
+    """The cut, or a rival that is tighter; there are none without a probe, nor where nothing lies outside the box."""
+
+    def cropped(size: int, core: float, context: float = params.context) -> MaskBool | None:
+        return _cut_crop(image_rgb, window_xyxy, context, size, core, params.iterations, seed)
+
+    size = min(params.probe_size, params.working_size)  # a probe never costs more than the cut
+    if not size:
+        return cropped(params.working_size, params.core)
+    probe = cropped(size, 0.0)
+    core = core_for(0.0 if probe is None else float(probe.mean()), params)
+    found = cropped(params.working_size, core)
+    if not params.rivals or window_xyxy == (0, 0, image_rgb.shape[1], image_rgb.shape[0]):
+        return found
+    cores = [cropped(size, params.core), cropped(size, params.core_collapsed)]
+    return tightest([found, probe, cropped(size, 0.0, params.rival_context), *cores], params)
 
 
 def core_for(share: float, params: GrabCutParams) -> float:
@@ -156,13 +177,35 @@ def core_for(share: float, params: GrabCutParams) -> float:
     return params.core + doubt * (params.core_collapsed - params.core)
 
 
+def tightest(masks: Sequence[MaskBool | None], params: GrabCutParams) -> MaskBool | None:
+    """The mask of the highest :func:`tightness` among those that keep enough, the first of equals; else the first.
+
+    The first is the cut itself: it is finer, so a rival must be tighter by ``rival_margin``.
+    """
+    scores = [
+        -math.inf if mask is None or keeps_too_little(mask, params) else tightness(mask, params.share_weight)
+        for mask in masks
+    ]
+    scores[0] += params.rival_margin
+    return masks[scores.index(max(scores))]
+
+
+def tightness(mask_hw: MaskBool, share_weight: float) -> float:
+    """Share of the box's rows that the mask reaches, plus that of its columns, less ``share_weight`` x share of pixels.
+
+    Tight boxes as a cue for the cut: Lempitsky et al. 2009, "Image segmentation with a bounding box prior".
+    """
+    reached = float(mask_hw.any(axis=0).mean()) + float(mask_hw.any(axis=1).mean())
+    return reached - share_weight * float(mask_hw.mean())
+
+
 def _cut_crop(
-    image_rgb: ImageRGB, window_xyxy: Window, size: int, core: float, params: GrabCutParams, seed: int
+    image_rgb: ImageRGB, window_xyxy: Window, context: float, size: int, core: float, iterations: int, seed: int
 ) -> MaskBool | None:
     """Cut on the box with context, longest side scaled to ``size``; the mask comes back in the window's pixels."""
-    crop = Crop.around(window_xyxy, size_of(image_rgb), params.context, size)
+    crop = Crop.around(window_xyxy, size_of(image_rgb), context, size)
     trimap = box_trimap(crop.scaled_hw, crop.scaled(window_xyxy), core)
-    cut_hw = cut(crop.scale(image_rgb), trimap, params.iterations, seed)
+    cut_hw = cut(crop.scale(image_rgb), trimap, iterations, seed)
     return None if cut_hw is None else crop.back(cut_hw, window_xyxy)
 
 
@@ -258,7 +301,7 @@ def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
     """Boxes -> coarse masks."""
     return MapStage(
         name="grabcut",
-        version=2,
+        version=3,
         params=params,
         reads=("image", "boxes"),
         outputs=OUTPUTS,
@@ -284,32 +327,9 @@ def propose_item(item: Item, params: GrabCutParams) -> Arrays:
     }
     if params.inner_boxes and params.variant == "crop":
         found = without_inner(boxes, found)
+    if params.compete and params.variant == "crop":
+        found = contested(boxes, found)
     return object_arrays(boxes, found, size_of(item.image_rgb))
-
-
-def without_inner(boxes: Sequence[Box], found: Mapping[int, Proposal]) -> dict[int, Proposal]:
-    """Masks without the pixels of smaller objects inside their boxes (all of them as they were found).
-
-    A mask of which nothing would be left stays as it is.
-    """
-    cleared: dict[int, Proposal] = {}
-    for box in boxes:
-        window_xyxy, mask_hw, fell_back = found[box.id]
-        left = mask_hw.copy()
-        for other in boxes:
-            if other.id != box.id and lies_inside(other, box):
-                _remove(left, window_xyxy, found[other.id][1], found[other.id][0])
-        cleared[box.id] = window_xyxy, left if left.any() else mask_hw, fell_back
-    return cleared
-
-
-def _remove(mask_hw: MaskBool, window_xyxy: Window, other_hw: MaskBool, other_xyxy: Window) -> None:
-    """Clear in ``mask_hw`` what ``other_hw`` covers; both windows lie in the image."""
-    x0, y0 = max(window_xyxy[0], other_xyxy[0]), max(window_xyxy[1], other_xyxy[1])
-    x1, y1 = min(window_xyxy[2], other_xyxy[2]), min(window_xyxy[3], other_xyxy[3])
-    if x0 < x1 and y0 < y1:
-        covered = other_hw[y0 - other_xyxy[1] : y1 - other_xyxy[1], x0 - other_xyxy[0] : x1 - other_xyxy[0]]
-        mask_hw[y0 - window_xyxy[1] : y1 - window_xyxy[1], x0 - window_xyxy[0] : x1 - window_xyxy[0]] &= ~covered
 
 
 def object_arrays(boxes: Sequence[Box], found: Mapping[int, Proposal], size_hw: tuple[int, int]) -> Arrays:

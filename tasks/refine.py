@@ -22,7 +22,6 @@ from tasks.crop import Crop, extend
 from tasks.grabcut import (
     OUTPUTS,
     CutParams,
-    Proposal,
     Trimap,
     cut,
     foreground,
@@ -33,6 +32,7 @@ from tasks.grabcut import (
     size_of,
     whole_box,
 )
+from tasks.overlap import Proposal
 from tasks.stage import Arrays, Item, MapStage
 
 

@@ -19,6 +19,13 @@ def disc_image(size=80, radius=22, centre=(40, 40), noise=12):
     return image.clip(0, 255).astype(np.uint8), truth
 
 
+def painted(truth, foreground, background, noise=8):
+    """An object of one colour on a ground of one colour, noise on both."""
+    rng = np.random.default_rng(0)
+    image = np.where(truth[..., None], foreground, background) + rng.normal(0, noise, (*truth.shape, 3))
+    return image.clip(0, 255).astype(np.uint8)
+
+
 def whole(window, mask, size_hw):
     image = np.zeros(size_hw, dtype=bool)
     image[window[1] : window[3], window[0] : window[2]] = mask

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from grabcut_scenes import disc_image, fingerprint, iou, item, whole
+from grabcut_scenes import disc_image, fingerprint, iou, item, painted, whole
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,6 +158,60 @@ class TestProbe:
                     assert found[y, x] == (r <= share**2 or (y, x) == (h // 2, w // 2))
 
 
+class TestRivals:
+    """Where the middle of the box is background, the certain core is wrong; where all is right, nothing is lost."""
+
+    def both(self, image, box):
+        """Whole masks with and without rivals."""
+        params = FAST, dataclasses.replace(FAST, rivals=False)
+        return [whole(*propose_object(image, box, one, 1)[:2], image.shape[:2]) for one in params]
+
+    def test_an_aeroplane_keeps_no_sky(self):
+        # Two bars at the rim of the box, as a fuselage and a wing; its middle is sky.
+        y, x = np.mgrid[:96, :96] + 0.5
+        truth = (abs(x - 20) < 6) & (abs(y - 48) < 32) | (abs(y - 76) < 6) & (x > 14) & (x < 82)
+        image = painted(truth, (90, 90, 110), (120, 160, 220))
+        found, without = self.both(image, (14, 16, 82, 82))
+        assert iou(without, truth) < 0.7, "a scene where the core is right shows nothing"
+        assert iou(found, truth) > 0.95
+
+    def test_a_ring_at_the_rim_of_the_picture_is_not_filled(self):
+        # The picture ends with the box on two sides, so there is little background beside the ring.
+        y, x = np.mgrid[:80, :80] + 0.5
+        truth = (r := np.hypot(x - 35, y - 35)) < 35
+        truth &= (r > 24) & ~((x > 35) & (abs(y - 35) < 10))
+        found, without = self.both(painted(truth, (90, 90, 110), (120, 160, 220)), (0, 0, 70, 70))
+        assert iou(without, truth) < 0.7
+        assert iou(found, truth) > 0.8
+
+    def test_a_box_as_large_as_the_picture_has_no_rivals(self):
+        # Nothing is certain outside: the inverted mask touches every side as well.
+        y, x = np.mgrid[:96, :96] + 0.5
+        truth = (abs(x - 48) < 26) & (y > 34) | (np.hypot(x - 48, y - 24) < 16)
+        image = painted(truth, (60, 50, 45), (230, 225, 220))
+        found, without = self.both(image, (0, 0, 96, 96))
+        assert iou(found, truth) > 0.9 and (found == without).all()
+
+    def test_tightness_by_hand(self):
+        mask = np.zeros((4, 5), dtype=bool)
+        assert grabcut.tightness(mask, 0.5) == 0
+        mask[1, 1] = mask[2, 1] = mask[2, 3] = True  # 2 of 4 rows, 2 of 5 columns, 3 of 20 pixels
+        assert grabcut.tightness(mask, 0.5) == pytest.approx(0.5 + 0.4 - 0.5 * 0.15)
+
+    def test_the_tightest_of_those_that_keep_enough(self):
+        cross, full, corner = np.eye(10, dtype=bool), np.ones((10, 10), dtype=bool), np.zeros((10, 10), dtype=bool)
+        corner[:3, :3] = True
+        params = GrabCutParams()
+        assert grabcut.tightest([corner, full, None, cross], params) is cross
+        assert grabcut.tightest([corner, full], params) is full
+        assert grabcut.tightest([corner, full], dataclasses.replace(params, share_weight=2.0)) is corner
+        assert grabcut.tightest([full, full.copy()], params) is full, "the cut itself is the first of equals"
+        strict = dataclasses.replace(params, fallback_share=0.2)
+        assert grabcut.tightest([corner, cross, full], strict) is full
+        assert grabcut.tightest([corner, cross], strict) is corner  # the fallback replaces it
+        assert grabcut.tightest([None, cross], strict) is None
+
+
 class TestFallback:
     def mask(self, kept, extent):
         """A mask in a 10 x 10 box that keeps ``kept`` pixels inside its top-left ``extent`` x ``extent`` corner."""
@@ -256,29 +310,6 @@ class TestImage:
             propose_item(item(disc_image()[0], [Box(0, 1, 10, 10, 70, 70)], key=key), FAST)
         assert seeds[0] == seeds[1] != seeds[2]
 
-    def test_a_smaller_object_inside_is_not_part_of_the_larger(self):
-        boxes = [Box(0, 1, 2, 1, 8, 7), Box(1, 2, 1, 2, 5, 4), Box(2, 2, 5, 1, 12, 7)]
-        windows = [(2, 1, 8, 7), (1, 2, 5, 4), (5, 1, 12, 7)]
-        found = {
-            b.id: (w, np.ones((w[3] - w[1], w[2] - w[0]), bool), False) for b, w in zip(boxes, windows, strict=True)
-        }
-        cleared = grabcut.without_inner(boxes, found)
-        expected = np.ones((6, 6), dtype=bool)
-        expected[1:3, 0:3] = False
-        inside = lies_inside(boxes[1], boxes[0])
-        assert not inside and cleared[0][1].all()
-        closer = [boxes[0], dataclasses.replace(boxes[1], x0=1.8), boxes[2]]
-        assert (grabcut.without_inner(closer, found)[0][1] == expected).all()
-        assert cleared[1][1].all() and cleared[2][1].all()  # a box beside it takes nothing
-        assert found[0][1].all()  # what was found is left alone
-
-    def test_a_mask_of_which_nothing_is_left_stays(self):
-        mask = np.zeros((9, 9), dtype=bool)
-        mask[0, 0] = True
-        boxes = [Box(0, 1, 0, 0, 9, 9), Box(1, 2, 0, 0, 3, 3)]
-        found = {0: ((0, 0, 9, 9), mask, False), 1: ((0, 0, 3, 3), np.ones((3, 3), bool), False)}
-        assert (grabcut.without_inner(boxes, found)[0][1] == mask).all()
-
     def test_inner_boxes_is_a_parameter(self):
         image, _ = disc_image(size=120, radius=45, centre=(60, 60))
         boxes = [Box(0, 1, 15, 15, 105, 105), Box(1, 2, 50, 50, 70, 70)]
@@ -289,6 +320,18 @@ class TestImage:
             for on in (True, False)
         }
         assert not middle[True].any() and middle[False].all()
+
+    def test_two_overlapping_objects_share_no_pixel_if_asked(self):
+        # One colour, one class: the two discs are one region, and either mask would take what both boxes hold.
+        y, x = np.mgrid[:80, :120] + 0.5
+        image = painted((np.hypot(x - 45, y - 40) < 25) | (np.hypot(x - 78, y - 40) < 25), (200, 40, 40), (40, 150, 60))
+        boxes = [Box(0, 1, 20, 15, 70, 65), Box(1, 1, 53, 15, 103, 65)]
+        params = dataclasses.replace(FAST, compete=True)
+        for one, shared in ((params, False), (dataclasses.replace(params, compete=False), True)):
+            objects = unpack_objects(propose_item(item(image, boxes), one))
+            first, second = (whole(o.window_xyxy, o.mask_hw, (80, 120)) for o in objects)
+            assert (first & second).any() == shared
+            assert first[40, 25:60].all() and second[40, 63:98].all()
 
 
 class TestGeometry:
@@ -356,7 +399,7 @@ def test_golden():
     image, _ = disc_image(size=40, radius=11, centre=(21, 19), noise=70)
     boxes = [Box(0, 1, 8, 6, 34, 32), Box(1, 2, 0, 0, 12, 12), Box(2, 3, 16, 15, 24, 22)]
     arrays = propose_item(item(image, boxes), FAST)
-    assert (grabcut.propose(FAST).version, fingerprint(arrays["mask_hw"])) == (2, GOLDEN)
+    assert (grabcut.propose(FAST).version, fingerprint(arrays["mask_hw"])) == (3, GOLDEN)
     assert fingerprint(np.roll(arrays["mask_hw"], 1, axis=1)) != GOLDEN
 
 
