@@ -131,10 +131,10 @@ def test_a_thin_picture_has_maps_of_its_own_size(size: tuple[int, int]) -> None:
     assert found.shape == (1, 3, *size) and torch.isfinite(found).all()
 
 
-@pytest.mark.parametrize("name", [name.replace("NAME", "resnet18") for name in SEGMENTERS])
+@pytest.mark.parametrize("name", [name for name in SEGMENTERS if name != "timm:NAME"])
 def test_on_every_backbone_each_parameter_is_in_a_group_and_the_map_has_the_backbones_grid(name: str) -> None:
     with torch.device("meta"):
-        network = cam.build(name, 20, output_stride=16 if name.startswith("timm") else 8).eval()
+        network = cam.build(name, 20, output_stride=16 if name == "lite0" else 8).eval()
         assert network.features(torch.zeros(1, 3, 65, 90)).shape[2:] == network.grid((65, 90))
     groups = {g["name"]: g["lr"] for g in parameter_groups(network, network.rules, lr=1.0, weight_decay=0.0).groups}
     assert groups["classifier"] == (1.0 if name == "tiny" else 10.0) and len(groups) > 1

@@ -49,12 +49,12 @@ def item(seed: int, net: Path, tags: tuple[int, ...] | None) -> Item:
 
 
 def test_it_learns_from_tags_what_and_where(fit: Fit) -> None:
-    params = dataclasses.replace(SMALL, width=12, iterations=80, lr=5e-3, warmup_epochs=20.0)
+    params = dataclasses.replace(SMALL, iterations=50, lr=1e-2, warmup_epochs=20.0)
     publication = fit(params, tagged(monitor=True))
     lines = [line for line in metrics(publication) if "loss" in line]
     assert {"class", "ce", "energy", "labelled", "lr"} <= set(lines[0])
     assert lines[0]["ce"] == lines[0]["labelled"] == lines[0]["energy"] == 0, "warm-up"
-    assert lines[-1]["class"] < 0.3 * lines[0]["class"] and 0.02 < lines[-1]["labelled"] < 0.45
+    assert lines[-1]["class"] < 0.3 * lines[0]["class"] and 0.02 < lines[-1]["labelled"] < 0.9
     assert [line for line in metrics(publication) if "val_miou" in line][-1]["val_miou"] > 0.5
     for seed in range(4):
         found = masks_item(item(seed, publication.weights, tags_of(seed)), stages.masks(params).params)["mask_hw"]
@@ -64,7 +64,7 @@ def test_it_learns_from_tags_what_and_where(fit: Fit) -> None:
 def test_offline_it_learns_from_the_regions_that_are_given(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = [dataclasses.replace(scene, stored={"mask_hw": painted(i)[1]}) for i, scene in enumerate(tagged())]
     monkeypatch.setattr("tasks.rrm.mining.mine", None)  # nothing is mined
-    params = dataclasses.replace(SMALL, mining="offline", iterations=40, lr=5e-3, energy_weight=0.0)
+    params = dataclasses.replace(SMALL, mining="offline", iterations=40, crop=32, lr=5e-3, energy_weight=0.0)
     publication = fit(params, scenes)
     lines = [line for line in metrics(publication) if "loss" in line]
     assert lines[-1]["ce"] < 0.5 * lines[0]["ce"] and "energy" not in lines[0]
@@ -221,4 +221,4 @@ def test_golden(fit: Fit) -> None:
     assert (stages.fit(DEMO).version, stages.predict(DEMO).version, stages.masks(DEMO).version) == (1, 1, 1)
     losses = [line for line in metrics(fit(dataclasses.replace(SMALL, iterations=20))) if "loss" in line]
     found = [losses[-1][name] for name in ("class", "ce", "energy", "labelled")]
-    assert found == pytest.approx([0.65999, 2.79920, 1.92051, 0.27361], rel=0.01)
+    assert found == pytest.approx([0.66123, 2.74097, 1.65535, 0.43848], rel=0.01)
