@@ -91,6 +91,16 @@ SHIPPED = (
         figure=("params.proposals=cfs-refined", "params.attention=lgsa"),
         claims={"drawn": "benchmarks.claims_cfs", "photo": "benchmarks.claims_photo"},
     ),
+    FlowEntry(
+        name="rrm",
+        module="flows.rrm",
+        params="RRMFlowParams",
+        help="Tags -> reliable regions -> a network of two branches -> masks -> DeepLab -> scores.",
+        labels=("tags",),
+        method="CAM, dense CRF, reliable regions, dense energy loss (Zhang et al., AAAI 2020)",
+        tiny="demo-tiny-rrm",
+        figure=("params.rrm.mining=online",),
+    ),
 )
 """The flows that come with Maskmill."""
 

@@ -29,7 +29,10 @@ from models.names import OutputStride, check_choices, check_stride, is_free, is_
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.resample import resize, scale_images
+from models.resnet38 import ResNet38Backbone
 from models.timm_backbone import TimmBackbone
+
+Body = VggBackbone | TinyBackbone | Lite0Backbone | TimmBackbone | ResNet38Backbone | ResNetBackbone
 
 ASPP_RATES = (6, 12, 18, 24)
 """DeepLab v2's, at output stride 8."""
@@ -146,31 +149,39 @@ def build(
     """
     if outputs < 2:
         raise ValueError(f"a segmenter needs background and at least one class: outputs {outputs} must be >= 2")
-    check_stride(name, output_stride)
     check_choices(name, batch_norm, head_multipliers)
+    body = build_backbone(name, atrous=atrous, width=width, output_stride=output_stride, batch_norm=batch_norm)
     if name == "largefov":
-        vgg = VggBackbone()
-        return DeepLab(
-            vgg, LargeFovHead(vgg.channels, outputs, dropout), LARGEFOV_RULES, normalisation, loss_at=loss_at
-        )
-    body: TinyBackbone | ResNetBackbone | Lite0Backbone | TimmBackbone
-    rates: Sequence[int] = aspp_rates(output_stride)
-    if name == "tiny":
-        body, rates = TinyBackbone(width, cast(Literal[4, 8], output_stride)), TINY_RATES
-    elif name == "lite0":
-        body = Lite0Backbone(cast(Literal[8, 16, 32], output_stride), batch_norm)
-    elif is_timm(name):
-        body = TimmBackbone(name, output_stride, batch_norm)
-    else:
-        body = ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
-    rules = TINY_RULES if name == "tiny" else RESNET_RULES
-    network = DeepLab(body, Aspp(body.channels, outputs, rates), rules, normalisation, loss_at=loss_at)
-    if is_free(name):
-        network.rules = (
-            *flat_rules("backbone", network, "backbone."),
-            *head_rules(*(head_multipliers or (10.0, 20.0))),
-        )
+        head = LargeFovHead(body.channels, outputs, dropout)
+        return DeepLab(body, head, LARGEFOV_RULES, normalisation, loss_at=loss_at)
+    rates = TINY_RATES if name == "tiny" else aspp_rates(output_stride)
+    network = DeepLab(body, Aspp(body.channels, outputs, rates), RESNET_RULES, normalisation, loss_at=loss_at)
+    network.rules = (*backbone_rules(name, network), *head_rules(*multipliers_of(name, head_multipliers)))
     return network
+
+
+def build_backbone(
+    name: str,
+    *,
+    atrous: Atrous = "paper",
+    width: int = 16,
+    output_stride: OutputStride = 8,
+    batch_norm: BatchNorm = "frozen",
+) -> Body:
+    """The backbone alone, options as :func:`build`'s; any of :data:`models.names.SEGMENTERS`."""
+    check_stride(name, output_stride)
+    check_choices(name, batch_norm, None)
+    if name == "largefov":
+        return VggBackbone()
+    if name == "tiny":
+        return TinyBackbone(width, cast(Literal[4, 8], output_stride))
+    if name == "lite0":
+        return Lite0Backbone(cast(Literal[8, 16, 32], output_stride), batch_norm)
+    if is_timm(name):
+        return TimmBackbone(name, output_stride, batch_norm)
+    if name == "resnet38":
+        return ResNet38Backbone()
+    return ResNetBackbone(cast(Literal[18, 50, 101], int(name.removeprefix("resnet"))), atrous)
 
 
 def aspp_rates(output_stride: int) -> tuple[int, ...]:
@@ -192,6 +203,14 @@ def head_rules(weights: float, biases: float) -> tuple[GroupRule, ...]:
         GroupRule("head-weights", _in("head.", ".weight"), weights),
         GroupRule("head-biases", _in("head.", ".bias"), biases, decay=False),
     )
+
+
+def multipliers_of(name: str, chosen: tuple[float, float] | None) -> tuple[float, float]:
+    """What a head's weights and biases learn faster than the backbone ``name``: as chosen, else as printed.
+
+    1 where everything starts from scratch, so that nothing has to catch up with a pretrained backbone.
+    """
+    return chosen or ((1.0, 1.0) if name == "tiny" else (10.0, 20.0))
 
 
 RESNET_RULES = (GroupRule("backbone", _in("backbone."), 1.0), *head_rules(10.0, 20.0))
@@ -218,6 +237,18 @@ def flat_rules(name: str, network: nn.Module, prefixes: str | tuple[str, ...]) -
     return found if flat else found[:1]
 
 
+def backbone_rules(name: str, network: nn.Module) -> tuple[GroupRule, ...]:
+    """Groups of the part under ``backbone.`` of a network on the backbone ``name``; its heads add theirs."""
+    if is_free(name):
+        return flat_rules("backbone", network, "backbone.")
+    if name == "largefov":
+        return (
+            GroupRule("backbone-weights", _in("backbone.", ".weight"), 1.0),
+            GroupRule("backbone-biases", _in("backbone.", ".bias"), 2.0, decay=False),
+        )
+    return RESNET_RULES[:1]
+
+
 LARGEFOV_RULES = (
     GroupRule("weights", _largefov_body(".weight"), 1.0),
     GroupRule("biases", _largefov_body(".bias"), 2.0, decay=False),
@@ -225,9 +256,6 @@ LARGEFOV_RULES = (
     GroupRule("classifier-biases", _in("head.fc8.", ".bias"), 20.0, decay=False),
 )
 """1/2/10/20, biases without decay, fc6 and fc7 among the body: the released LargeFOV solver's ``lr_mult``."""
-
-TINY_RULES = (GroupRule("backbone", _in("backbone."), 1.0), *head_rules(1.0, 1.0))
-"""1/1/1: everything starts from scratch, so nothing has to catch up with a pretrained backbone."""
 
 
 class MultiScaleInputs(nn.Module):

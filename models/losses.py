@@ -53,6 +53,21 @@ def segmentation_loss(logits_nkhw: Tensor, labels_nhw: Tensor, at: LossAt = "cro
     return cross_entropy(logits, labels) * rank_share(labels)
 
 
+def balanced_cross_entropy(logits_nkhw: Tensor, labels_nhw: Tensor, ignore: int = UNDECIDED) -> Tensor:
+    """RRM, eq. 9: mean over the background's pixels + mean over all other labelled pixels, in float32.
+
+    "Cross entropy loss is computed for background and foreground individually" (Zhang et al., AAAI 2020). Both means
+    are over the whole batch, other ranks' pixels included; a half without a pixel is 0. Sizes must be equal.
+    """
+    labels = labels_nhw.long()
+    each = F.cross_entropy(logits_nkhw.float(), labels, ignore_index=ignore, reduction="none")
+    halves = []
+    for half in (labels == 0, (labels != 0) & (labels != ignore)):
+        counted = torch.where(half, 0, ignore)
+        halves.append((each * half).sum() / half.sum().clamp(min=1) * rank_share(counted, ignore))
+    return halves[0] + halves[1]
+
+
 def summed_loss(logits: Tensor | Sequence[Tensor], labels_nhw: Tensor, at: LossAt = "crop") -> Tensor:
     """:func:`segmentation_loss`, summed over the outputs where there are several (multi-scale inputs)."""
     outputs = [logits] if isinstance(logits, Tensor) else list(logits)

@@ -13,6 +13,7 @@ TIMM = "timm:"
 SEGMENTERS: dict[str, tuple[int, ...]] = {
     "tiny": (4, 8),
     "largefov": (8,),
+    "resnet38": (8,),
     "resnet18": (8,),
     "resnet50": (8,),
     "resnet101": (8,),

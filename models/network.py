@@ -33,25 +33,18 @@ class Network(nn.Module):
 
 
 class Backbone(Protocol):
-    """What a segmenter needs of its backbone."""
+    """What such a network needs of its backbone."""
 
     def cells(self, side: int) -> int:
         """Cells of the feature map along ``side`` pixels of the image."""
 
 
-class Segmenter(Network):
-    """A network that gives each pixel a class, background first; called with images and, to be trained, labels.
-
-    ``network(images, labels)`` gives what :meth:`losses` takes. Labels are no input of a prediction: only networks
-    that are guided by them in training use them.
-    """
+class BackboneNetwork(Network):
+    """A network whose heads stand on the feature map of one backbone."""
 
     PRETRAINED = "backbone."
 
     backbone: nn.Module
-    head: nn.Module
-    loss_at: LossAt
-    """Where the loss is taken, see :func:`models.losses.segmentation_loss`."""
 
     def features(self, images_nchw: Tensor) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at the output grid."""
@@ -61,6 +54,18 @@ class Segmenter(Network):
         """Height and width of the output grid for images of ``size_hw``, at least one cell."""
         backbone = cast(Backbone, self.backbone)
         return max(1, backbone.cells(size_hw[0])), max(1, backbone.cells(size_hw[1]))
+
+
+class Segmenter(BackboneNetwork):
+    """A network that gives each pixel a class, background first; called with images and, to be trained, labels.
+
+    ``network(images, labels)`` gives what :meth:`losses` takes. Labels are no input of a prediction: only networks
+    that are guided by them in training use them.
+    """
+
+    head: nn.Module
+    loss_at: LossAt
+    """Where the loss is taken, see :func:`models.losses.segmentation_loss`."""
 
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255 -> ``(N, K+1, *size_hw)`` float32, whose softmax are the probabilities."""

@@ -24,6 +24,13 @@ def scale_images(images_nchw: Tensor, scale: float) -> Tensor:
     return F.interpolate(images_nchw, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
+def extend(images_nchw: Tensor, side: int) -> Tensor:
+    """Images of at least ``side`` pixels a side: thinner ones go on below and on the right as their border is."""
+    below = max(0, side - images_nchw.shape[2])
+    right = max(0, side - images_nchw.shape[3])
+    return F.pad(images_nchw, (0, right, 0, below), mode="replicate") if below or right else images_nchw
+
+
 def sample_labels(labels_nhw: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Labels at another grid by nearest sampling at the cells' centres: never a label that was not there."""
     if tuple(labels_nhw.shape[1:]) == tuple(size_hw):

@@ -14,6 +14,11 @@ def number(default: Any, low: float, high: float, text: str, *, operational: boo
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def help_of(params: type, name: str) -> dict[str, Any]:
+    """Metadata of a field of a params class: for a subclass with another default."""
+    return dict(next(field.metadata for field in dataclasses.fields(params) if field.name == name))
+
+
 def bounded(params: object, name: str) -> None:
     """Raise ``ValueError``, as ``name.field``, where a field of ``params`` is outside of its ``bounds`` metadata.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,24 @@ class Item:
     prefixes: Mapping[str, str] = field(default_factory=dict)
     """role -> beginning of the names of the tensors that are meant, where ``net.part("x")`` was given."""
     device: str = "cpu"
+
+
+def image_of(item: Item) -> ImageRGB:
+    """The item's image. ``ValueError`` where its stage does not read it."""
+    if item.image_rgb is None:
+        raise ValueError(f"{item.key}: this needs the image, but the stage does not read it")
+    return item.image_rgb
+
+
+def by_size(items: Sequence[Item], of_one_size: Callable[[Sequence[Item]], list[Arrays]]) -> list[Arrays]:
+    """Results in the items' order of a function that takes images of one size only: for a ``batch_function``."""
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, item in enumerate(items):
+        places.setdefault(image_of(item).shape, []).append(place)
+    found: dict[int, Arrays] = {}
+    for part in places.values():
+        found |= zip(part, of_one_size([items[place] for place in part]), strict=True)
+    return [found[place] for place in range(len(items))]
 
 
 @dataclass(frozen=True)

@@ -9,24 +9,26 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from artifacts.records import DataError, ImageRGB
 from models.lgsa_deeplab import LGSADeepLab
 from models.network import Segmenter
-from models.resample import scale_images
+from models.resample import extend, scale_images
 from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
 from tasks.deeplab.build import build_network
 from tasks.deeplab.stages import PredictParams
 from tasks.evaluate.score import confusion, read_as_wrong
-from tasks.stage import CRF_MASK, Arrays, Item, SkipImage
+from tasks.stage import CRF_MASK, Arrays, Item, SkipImage, by_size, image_of
 from tasks.training.context import FitData
 from tasks.training.loop import Monitor
 from tasks.training.networks import load_network
 
 log = logging.getLogger("maskmill")
+
+Build = Callable[[PredictParams, int], Segmenter]
+"""Params and number of outputs -> network."""
 
 MIN_SIDE = 16
 """Smallest side of a network's input; a thinner image is extended by its border and the result cut back."""
@@ -41,17 +43,24 @@ def predict_item(item: Item, params: PredictParams) -> Arrays:
     return predict_items([item], params)[0]
 
 
-def predict_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
-    """Batch form of :func:`predict_item`: images of one size go through the network together."""
-    return _by_size(items, lambda part: [_masks(*one, params) for one in zip(part, _scores(part, params), strict=True)])
+def predict_items(items: Sequence[Item], params: PredictParams, build: Build = build_network) -> list[Arrays]:
+    """Batch form of :func:`predict_item`: images of one size go through the network together.
+
+    ``build`` makes the network; it is a function of a module.
+    """
+
+    def of_one_size(part: Sequence[Item]) -> list[Arrays]:
+        return [_masks(*one, params) for one in zip(part, scores_of(part, params, build), strict=True)]
+
+    return by_size(items, of_one_size)
 
 
 def _masks(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
     arrays = {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
     if params.crf is not None:
-        unary = from_probabilities(_probabilities(scores, params).to("cpu").numpy(), params.floor)
+        unary = from_probabilities(probabilities_of(scores, params).to("cpu").numpy(), params.floor)
         device = stage_device(params.crf, item.device)
-        arrays[CRF_MASK] = dense_crf(_image(item), unary, params.crf, device=device).argmax(0).astype(np.uint8)
+        arrays[CRF_MASK] = dense_crf(image_of(item), unary, params.crf, device=device).argmax(0).astype(np.uint8)
     return arrays
 
 
@@ -67,48 +76,33 @@ def probs_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
     """Batch form of :func:`probs_item`."""
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
-        return [_probs(*one, params) for one in zip(part, _scores(part, params, at_grid=True), strict=True)]
+        return [_probs(*one, params) for one in zip(part, scores_of(part, params, at_grid=True), strict=True)]
 
     for item in items:
         if params.keep == "tags" and item.record.tags is None:
             raise SkipImage(f"{item.key}: no tags are known for this image, so the classes to keep are unknown")
-    return _by_size(items, of_one_size)
+    return by_size(items, of_one_size)
 
 
 def _probs(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
     own = set(item.record.tags or ()) if params.keep == "tags" else range(1, len(item.classes) + 1)
     classes_c = np.array([0, *sorted(own)], np.uint8)
-    probs_chw = _probabilities(scores, params)[torch.from_numpy(classes_c.astype(np.int64)).to(scores.device)]
+    probs_chw = probabilities_of(scores, params)[torch.from_numpy(classes_c.astype(np.int64)).to(scores.device)]
     return {"probs_chw": probs_chw.to("cpu").numpy().astype(np.float16), "classes_c": classes_c}
 
 
-def _by_size(items: Sequence[Item], of_one_size: Callable[[Sequence[Item]], list[Arrays]]) -> list[Arrays]:
-    """Results in the items' order of a function that takes images of one size only."""
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, item in enumerate(items):
-        places.setdefault(_image(item).shape, []).append(place)
-    found: dict[int, Arrays] = {}
-    for part in places.values():
-        found |= zip(part, of_one_size([items[place] for place in part]), strict=True)
-    return [found[place] for place in range(len(items))]
-
-
-def _image(item: Item) -> ImageRGB:
-    if item.image_rgb is None:
-        raise ValueError(f"{item.key}: a segmenter's inference needs the image, but the stage does not read it")
-    return item.image_rgb
-
-
-def _scores(items: Sequence[Item], params: PredictParams, *, at_grid: bool = False) -> Tensor:
+def scores_of(
+    items: Sequence[Item], params: PredictParams, build: Build = build_network, *, at_grid: bool = False
+) -> Tensor:
     """Fused scores ``(N, K+1, H, W)`` by the network of role ``net``, of images of one size."""
     first, test = items[0], params.test
     prefix = first.prefixes.get("net", "")
-    network = load_network(first.nets["net"], build_network, params, len(first.classes) + 1, first.device, prefix)
-    images = np.stack([_image(item) for item in items])
+    network = load_network(first.nets["net"], build, params, len(first.classes) + 1, first.device, prefix)
+    images = np.stack([image_of(item) for item in items])
     return batch_scores(network, images, test.scales, test.flip, test.fusion, at_grid=at_grid)
 
 
-def _probabilities(scores: Tensor, params: PredictParams) -> Tensor:
+def probabilities_of(scores: Tensor, params: PredictParams) -> Tensor:
     """Maxima of logits are no probabilities yet; means of probabilities are."""
     return scores.softmax(0) if params.test.fusion == "max" else scores
 
@@ -171,7 +165,7 @@ def batch_scores(
     device = next(network.parameters()).device
     height, width = images_nhwc.shape[1:3]
     images = torch.from_numpy(np.ascontiguousarray(images_nhwc.transpose(0, 3, 1, 2))).to(device).float()
-    images = _extend(images, math.ceil(MIN_SIDE / min(1.0, *scales)))
+    images = extend(images, math.ceil(MIN_SIDE / min(1.0, *scales)))
     size = (images.shape[2], images.shape[3])
     if at_grid:
         size, (height, width) = network.grid(size), network.grid((height, width))
@@ -205,9 +199,3 @@ def attention_maps(network: Segmenter, image_rgb: ImageRGB, xy: tuple[float, flo
     image = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None].to(device).float()
     with torch.inference_mode():
         return [row[0].cpu().numpy() for row in network.attention_rows(image, (xy[1], xy[0]))]
-
-
-def _extend(image_nchw: Tensor, side: int) -> Tensor:
-    below = max(0, side - image_nchw.shape[2])
-    right = max(0, side - image_nchw.shape[3])
-    return F.pad(image_nchw, (0, right, 0, below), mode="replicate") if below or right else image_nchw

@@ -54,8 +54,8 @@ def test_it_is_known_wherever_flows_are_named(
     assert (done.code, "sleepy 3" in done.printed) == (0, True), done.printed
     for wrong, message in (
         (("cfs", "--config", config), "this is for the flow 'slow': run `maskmill slow` instead of `maskmill cfs`"),
-        (("compare", "csf", "--config", config), "no flow 'csf'; there are cfs, slow"),
-        (("slow", "--config", config, "--set", "flow=rrm"), "no flow 'rrm'; there are cfs, slow"),
+        (("compare", "csf", "--config", config), "no flow 'csf'; there are cfs, rrm, slow"),
+        (("slow", "--config", config, "--set", "flow=bpg"), "no flow 'bpg'; there are cfs, rrm, slow"),
     ):
         done = maskmill(tmp_path, *wrong)
         assert (done.code, message in done.printed) == (2, True), done.printed

@@ -29,6 +29,7 @@ class Scene:
     image_rgb: np.ndarray
     stored: Mapping[str, np.ndarray]
     boxes: tuple[Box, ...] | None = None
+    tags: tuple[int, ...] | None = None
     truth: MaskRef | None = None
 
 
@@ -44,9 +45,11 @@ def fit_scenes(
     for i, scene in enumerate(scenes):
         picture = folder / f"{i}.png"
         cv2.imwrite(str(picture), scene.image_rgb[..., ::-1])
-        store.write_segment(f"{role}-0", [(f"d/{i}", f"s{i}", scene.stored)], meta={})
-        record = Record(str(i), str(picture), boxes=scene.boxes)
-        train.append(ImageTask(f"d/{i}", f"s{i}", record, {role: (f"{role}-0", f"s{i}")}))
+        if scene.stored:
+            store.write_segment(f"{role}-0", [(f"d/{i}", f"s{i}", scene.stored)], meta={})
+        record = Record(str(i), str(picture), boxes=scene.boxes, tags=scene.tags)
+        up = {role: (f"{role}-0", f"s{i}")} if scene.stored else {}
+        train.append(ImageTask(f"d/{i}", f"s{i}", record, up))
         if scene.truth is not None:
             monitor.append(ImageTask(f"d/{i}", f"s{i}", dataclasses.replace(record, truth=scene.truth)))
     params_type, plain = plain_params(stage.params)

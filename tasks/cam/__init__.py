@@ -1,0 +1,1 @@
+"""Class activation maps as two stages: learn which tags a picture has, show where."""

@@ -1,0 +1,154 @@
+"""RRM's fit, and what its trained head makes of an image. Imports torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from artifacts.records import MaskHW
+from models import rrm
+from models.losses import UNDECIDED
+from models.normalise import IMAGENET, Normalisation
+from models.rrm import LossWeights
+from tasks.cam.network import images_of, tagged_sampler
+from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
+from tasks.deeplab import inference
+from tasks.deeplab.inference import val_miou
+from tasks.deeplab.stages import PredictParams
+from tasks.rrm.mining import Miner, threads_of
+from tasks.rrm.stages import RRMParams
+from tasks.stage import Arrays, Item, SkipImage, by_size, image_of
+from tasks.training.context import FitContext
+from tasks.training.loop import Batch, Nets, poly, train_loop
+from tasks.training.networks import fill_rgb, initial_network
+from tasks.training.optim import make_optimizer
+
+
+def train(context: FitContext) -> dict[str, Tensor]:
+    """Learn both branches from tags; returns the network's tensors, its normalisation among them.
+
+    Logged beside the losses: ``labelled``, the share of the picture's pixels that have a reliable label.
+    """
+    params: RRMParams = context.params
+
+    def build(normalisation: Normalisation) -> rrm.RRM:
+        classes = len(context.classes)
+        return rrm.build(params.network, classes, normalisation=normalisation, **params.backbone_options)
+
+    network = initial_network(context, params, build, key="params.rrm.weights")
+    if params.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    network.weights = loss_weights(params)
+    iterations = params.total_iterations(len(context.train))
+    warm = math.ceil(params.warmup_epochs * len(context.train) / params.batch)
+    online = params.mining == "online"
+
+    def step(nets: Nets, batch: Batch, index: int) -> dict[str, Tensor]:
+        if index < warm:
+            return warm_up(nets["rrm"](images_of(batch, params), batch["inside"]), batch, network)
+        pending = miner.start(batch) if online else None
+        output = nets["rrm"](images_of(batch, params), batch["inside"])
+        if pending is not None:
+            batch["labels"] = pending()
+        inside = batch["inside"]
+        known = ((batch["labels"] != UNDECIDED) & inside).sum() / inside.sum().clamp(min=1)
+        return {**network.losses(output, batch), "labelled": known}
+
+    with Miner(network, params.reliable, params.mining_scales, params.mining_threads, params.precision) as miner:
+        return train_loop(
+            context,
+            modules={"rrm": network.train()},
+            optimizers={"rrm": make_optimizer(network, params)},
+            sample=tagged_sampler(context.train, params, fill_rgb(network), target=not online),
+            step=step,
+            iterations=iterations,
+            batch_size=params.batch,
+            schedule=poly(iterations, params.poly_power),
+            precision=params.precision,
+            monitor=val_miou(network, context.monitor),
+            monitor_every=params.monitor_every,
+            compile=params.compile,
+        )
+
+
+def warm_up(output: rrm.Output, batch: Batch, network: rrm.RRM) -> dict[str, Tensor]:
+    """The classifier's loss alone; the parts are the same as later, so that a window of the log may hold both.
+
+    The head stays in the graph with a gradient of zero: ranks wait for every parameter's.
+    """
+    labels = torch.full_like(batch["inside"], UNDECIDED, dtype=torch.uint8)
+    weights = LossWeights(network.weights.classes, network.weights.labels, 0.0)
+    found = rrm.joint_losses(output, {**batch, "labels": labels}, weights)
+    nothing = torch.zeros_like(found["ce"])
+    return found | {"labelled": nothing} | ({"energy": nothing} if network.weights.energy else {})
+
+
+def loss_weights(params: RRMParams) -> LossWeights:
+    """The params' losses."""
+    return LossWeights(
+        params.class_weight,
+        params.label_weight,
+        params.energy_weight,
+        params.sigma_xy,
+        params.sigma_rgb,
+        params.energy_scale,
+        threads_of(params.mining_threads),
+    )
+
+
+def build_network(params: PredictParams, outputs: int, normalisation: Normalisation = IMAGENET) -> rrm.RRM:
+    """The network of a checkpoint, for :func:`tasks.training.networks.load_network`."""
+    return rrm.build(
+        params.network,
+        outputs - 1,
+        normalisation=normalisation,
+        atrous=params.atrous,
+        width=params.width,
+        output_stride=params.output_stride,
+    )
+
+
+def predict_item(item: Item, params: PredictParams) -> Arrays:
+    """Map function of :func:`tasks.rrm.stages.predict`."""
+    return predict_items([item], params)[0]
+
+
+def predict_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
+    """Batch form of :func:`predict_item`."""
+    return inference.predict_items(items, params, build_network)
+
+
+def masks_item(item: Item, params: PredictParams) -> Arrays:
+    """Map function of :func:`tasks.rrm.stages.masks`. Raises ``SkipImage`` where the tags are not known."""
+    return masks_items([item], params)[0]
+
+
+def masks_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
+    """Batch form of :func:`masks_item`."""
+    for item in items:
+        if item.record.tags is None:
+            raise SkipImage(f"{item.key}: no tags are known for this image, so its classes are unknown")
+
+    def of_one_size(part: Sequence[Item]) -> list[Arrays]:
+        scores = inference.scores_of(part, params, build_network)
+        return [{"mask_hw": own_mask(*one, params)} for one in zip(part, scores, strict=True)]
+
+    return by_size(items, of_one_size)
+
+
+def own_mask(item: Item, scores_khw: Tensor, params: PredictParams) -> MaskHW:
+    """``mask_hw`` of background and the image's tags alone, by a CRF on their probabilities if there is one."""
+    classes = np.array([0, *sorted(set(item.record.tags or ()))], np.uint8)
+    own = torch.from_numpy(classes.astype(np.int64)).to(scores_khw.device)
+    probs = inference.probabilities_of(scores_khw, params)[own]
+    if params.crf is None:
+        best = probs.argmax(0).cpu().numpy()
+    else:
+        unary = from_probabilities(probs.cpu().numpy(), params.floor)
+        device = stage_device(params.crf, item.device)
+        best = dense_crf(image_of(item), unary, params.crf, device=device).argmax(0)
+    return np.asarray(classes[best], np.uint8)
