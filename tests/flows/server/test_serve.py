@@ -70,6 +70,7 @@ class Served:
             return client.create_flow_run_from_deployment(self.deployment.id, parameters=parameters)
 
 
+@pytest.mark.timeout(420)
 @pytest.mark.kills
 @pytest.mark.server
 def test_a_serve_from_its_kill_to_its_orderly_end(
@@ -93,7 +94,7 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
     settings = yaml.safe_load(config.read_text())
     config.write_text(yaml.safe_dump({**settings, "params": {"pace": {"level": 0}}}))
     again = start(*arguments, "--interval", "3", **server.client_env, **QUICK)
-    done = eventually(60, lambda: served.runs("COMPLETED"), "a scheduled run completed")
+    done = eventually(150, lambda: served.runs("COMPLETED"), "a scheduled run completed")
     assert done[0].auto_scheduled and done[0].state.message == "computed: sleepy 3"
     assert served.run(stale[0].id).state.type.value == "CRASHED"
     assert f"{stale[0].name} was left running by an earlier serve" in again.printed
@@ -120,7 +121,7 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
         client.set_flow_run_state(first.id, Cancelling())
     eventually(5, lambda: not any(child.is_running() for child in before), "its processes have ended")
     eventually(10, lambda: served.run(first.id).state.name == "Cancelled", "Cancelled")
-    eventually(60, lambda: served.run(second.id).state.name == "Running", "the second runs")
+    eventually(150, lambda: served.run(second.id).state.name == "Running", "the second runs")
 
     # Told to end: its run is cancelled, nothing is left, nothing is scheduled while it is away.
     assert again.end(signal.SIGTERM, within_s=15) == 0, again.printed
