@@ -317,7 +317,7 @@ def verdict(name: str, figures: Mapping[str, Any] | None) -> tuple[str, bool]:
 def main() -> int:
     """Measure, print, save; exit status 1 if a must is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=12, help="pictures (turns) of the one-thread rows")
+    parser.add_argument("--images", type=int, default=12, help="pictures (turns) of the one-thread rows, 4 or more")
     parser.add_argument("--batch", type=int, default=200, help="pictures of the batch row")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="rows, by how their names begin; not saved")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
