@@ -18,12 +18,10 @@ from models.groups import GroupRule
 from models.names import OutputStride, check_choices
 from models.network import BackboneNetwork
 from models.normalise import IMAGENET, Normalisation, Normalise
-from models.resample import extend, resize, scale_images
+from models.resample import MIN_SIDE, extend, resize, scale_images
 
 SCALES = (0.5, 1.0, 1.5, 2.0)
 """The paper's."""
-MIN_SIDE = 16
-"""Smallest side of a network's input; a thinner image is extended by its border."""
 
 
 def activation(features_nchw: Tensor, weight_kc: Tensor, size_hw: tuple[int, int]) -> Tensor:

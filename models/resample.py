@@ -24,6 +24,10 @@ def scale_images(images_nchw: Tensor, scale: float) -> Tensor:
     return F.interpolate(images_nchw, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
+MIN_SIDE = 16
+"""Smallest side of a network's input; a thinner image is extended by its border and the result cut back."""
+
+
 def extend(images_nchw: Tensor, side: int) -> Tensor:
     """Images of at least ``side`` pixels a side: thinner ones go on below and on the right as their border is."""
     below = max(0, side - images_nchw.shape[2])

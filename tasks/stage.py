@@ -24,6 +24,8 @@ from artifacts.records import KINDS, DataError, ImageRGB, Kind, Record, RecordSe
 Arrays = dict[str, NDArray[Any]]
 CRF_MASK = "mask_crf_hw"
 """Array of a stage that keeps its mask twice: ``mask_hw`` without, this one with a CRF."""
+IMAGES_AT_ONCE = 8
+"""Images that a GPU stage is handed together; those of one size share a pass."""
 MASKS: Mapping[str, str] = {"mask_hw": "", CRF_MASK: " + CRF"}
 """Arrays that are label masks -> what follows the name of their stage in scores and pictures."""
 PARAMS_CONFIG: dict[str, str] = {"extra": "forbid"}

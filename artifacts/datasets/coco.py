@@ -101,7 +101,7 @@ def read_coco(
         annotations.parent if rule else None,
     )
     notes.add_all(f"image in {split}.txt that {annotations.name} does not list", chosen.unmatched)
-    notes.add_all(NO_LISTS, [chosen.hashed] if chosen.hashed else [])
+    notes.add_all(NO_LISTS, chosen.hashed)
     rows = [usable.rows[i] for i in chosen.rows]
     skips = [usable.missing[row] for row in rows if row in usable.missing]
     rows = [row for row in rows if row not in usable.missing]

@@ -150,7 +150,7 @@ def _choose(root: Path, every: Sequence[str], split: str, rule: SplitRule, table
         return Selection(rows, "column split")
     chosen = select(every, split, rule, root)
     notes.add_all(f"image in {split}.txt that is not there", chosen.unmatched)
-    notes.add_all(NO_LISTS, [chosen.hashed] if chosen.hashed else [])
+    notes.add_all(NO_LISTS, chosen.hashed)
     return chosen
 
 

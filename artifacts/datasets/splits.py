@@ -45,8 +45,8 @@ class Selection:
     rows: list[int]
     how: str
     unmatched: tuple[str, ...] = ()
-    hashed: str = ""
-    """Which part a hash of the names chose, and how to have all; "" if nothing was left out by a hash."""
+    hashed: tuple[str, ...] = ()
+    """Which part a hash of the names chose, and how to have all; empty if nothing was left out by a hash."""
 
 
 NO_LISTS = "split without a list of its images"
@@ -78,11 +78,11 @@ def select(relatives: Sequence[str], split: str, rule: SplitRule, folder: Path |
     wants_val = split == rule.val
     rows = [i for i, r in enumerate(relatives) if (hash_share(without_suffix(r)) < rule.val_share) == wants_val]
     share = rule.val_share if wants_val else 1 - rule.val_share
-    hashed = ""
+    hashed: tuple[str, ...] = ()
     if not wants_val and len(rows) < len(relatives):  # said once, of the training images
         hashed = (
             f"{split!r} is {len(rows)} of {len(relatives)} images, by a hash of each name, and {rule.val!r}"
-            " the others; data.val_share=0 makes all of them training images"
+            " the others; data.val_share=0 makes all of them training images",
         )
     return Selection(rows, f"hash of the image name, share {share:g}", hashed=hashed)
 

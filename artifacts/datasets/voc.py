@@ -184,7 +184,8 @@ def _listed(tree: _Tree, split: str, data: DataParams) -> tuple[list[tuple[int, 
     ids = sorted(tree.images)
     selection = select(ids, split, SplitRule.of(data), None)
     if not lists:
-        tree.notes.add("no list of images in ImageSets", selection.hashed or f"split {split!r} is {selection.how}")
+        said = selection.hashed or (f"split {split!r} is {selection.how}",)
+        tree.notes.add_all("no list of images in ImageSets", said)
     return [(row + 1, ids[row]) for row in selection.rows], f"{tree.root}/JPEGImages ({selection.how})"
 
 

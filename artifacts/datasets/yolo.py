@@ -93,7 +93,7 @@ def read_yolo(
     table = classes or class_names(root)
     layout = _find_layout(root, images, split, rule or SplitRule())
     notes.add_all(f"image in {split}.txt that {layout.images} does not hold", layout.unmatched)
-    notes.add_all(NO_LISTS, [layout.hashed] if layout.hashed else [])
+    notes.add_all(NO_LISTS, layout.hashed)
     found: list[Record] = []
     skips: list[Skip] = [
         read_skip(dataset, ascii(name), layout.images / ascii(name), "the file name is not UTF-8; rename the file")
@@ -131,7 +131,7 @@ class _Layout:
     """(relative path, image id) of those in the split."""
     unusable: list[str]
     unmatched: tuple[str, ...] = ()
-    hashed: str = ""
+    hashed: tuple[str, ...] = ()
     """As :attr:`artifacts.datasets.splits.Selection.hashed`."""
 
     def label_file(self, relative: str) -> Path:

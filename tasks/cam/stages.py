@@ -12,12 +12,9 @@ from typing import ClassVar, Literal
 
 from models.names import OutputStride
 from tasks.bounds import bounded, help_of, number
-from tasks.stage import PARAMS_CONFIG, FitStage, MapStage
+from tasks.stage import IMAGES_AT_ONCE, PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
 from tasks.training.backbone import BackboneParams
-
-IMAGES_AT_ONCE = 8
-"""Images that a GPU stage is handed together; those of one size share a pass."""
 
 
 @dataclass(frozen=True)

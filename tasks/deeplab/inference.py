@@ -15,7 +15,7 @@ from torch import Tensor
 from artifacts.records import DataError, ImageRGB
 from models.lgsa_deeplab import LGSADeepLab
 from models.network import Segmenter
-from models.resample import extend, scale_images
+from models.resample import MIN_SIDE, extend, scale_images
 from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
 from tasks.deeplab.build import build_network
 from tasks.deeplab.stages import PredictParams
@@ -29,9 +29,6 @@ log = logging.getLogger("maskmill")
 
 Build = Callable[[PredictParams, int], Segmenter]
 """Params and number of outputs -> network."""
-
-MIN_SIDE = 16
-"""Smallest side of a network's input; a thinner image is extended by its border and the result cut back."""
 
 
 def predict_item(item: Item, params: PredictParams) -> Arrays:

@@ -16,14 +16,12 @@ from models.names import OutputStride
 from tasks.bounds import bounded, number
 from tasks.crf.params import CRFParams
 from tasks.deeplab.lgsa import AttentionNet, LGSAParams, net_of
-from tasks.stage import CRF_MASK, PARAMS_CONFIG, FitStage, MapStage
+from tasks.stage import CRF_MASK, IMAGES_AT_ONCE, PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
 from tasks.training.backbone import BackboneParams
 
 Keep = Literal["tags", "all"]
 """Classes whose probabilities are kept: background and the image's tags, or every class."""
-IMAGES_AT_ONCE = 8
-"""Images that a GPU stage is handed together; those of one size share a pass."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from artifacts.records import DataError, ImageRGB
+from artifacts.records import ImageRGB
 from models.hed import HED
 from models.resample import resize, scale_images
 from tasks.edges.stages import KEY, EdgesParams
-from tasks.stage import Arrays, Item
+from tasks.stage import Arrays, Item, by_size, image_of
 from tasks.training import weights as weights_files
 from tasks.training.networks import load_into
 
@@ -25,18 +25,13 @@ def edges_item(item: Item, params: EdgesParams) -> Arrays:
 
 def edges_items(items: Sequence[Item], params: EdgesParams) -> list[Arrays]:
     """Batch form of :func:`edges_item`: images of one size go through the network together."""
-    sizes: dict[tuple[int, ...], list[int]] = {}
-    for place, item in enumerate(items):
-        if item.image_rgb is None:
-            raise DataError(f"{item.key}: the stage must read the image")
-        sizes.setdefault(item.image_rgb.shape, []).append(place)
-    found: dict[int, Arrays] = {}
-    for places in sizes.values():
-        images = [image for place in places if (image := items[place].image_rgb) is not None]
-        network = load_hed(params.weights, items[places[0]].nets.get("weights"), items[places[0]].device)
-        for place, one in zip(places, draw(network, images, params.scales), strict=True):
-            found[place] = {"edges_hw": one.astype(np.float16)}
-    return [found[place] for place in range(len(items))]
+
+    def of_one_size(part: Sequence[Item]) -> list[Arrays]:
+        network = load_hed(params.weights, part[0].nets.get("weights"), part[0].device)
+        found = draw(network, [image_of(item) for item in part], params.scales)
+        return [{"edges_hw": one.astype(np.float16)} for one in found]
+
+    return by_size(items, of_one_size)
 
 
 def draw(network: HED, images_rgb: Sequence[ImageRGB], scales: Sequence[float] = (1.0,)) -> NDArray[np.float32]:

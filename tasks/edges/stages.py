@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from tasks.bounds import bounded, number
-from tasks.stage import PARAMS_CONFIG, MapStage
+from tasks.stage import IMAGES_AT_ONCE, PARAMS_CONFIG, MapStage
 from tasks.training import weights as weights_files
 
-IMAGES_AT_ONCE = 8
 KEY = "params.edges.weights"
 
 

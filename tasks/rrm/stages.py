@@ -15,9 +15,9 @@ from models.names import OutputStride
 from tasks.bounds import help_of, number
 from tasks.crf.params import PRESETS as CRF_PRESETS
 from tasks.crf.params import CRFParams
-from tasks.deeplab.stages import IMAGES_AT_ONCE, PredictParams, TestTimeParams
+from tasks.deeplab.stages import PredictParams, TestTimeParams
 from tasks.reliable import ReliableParams
-from tasks.stage import CRF_MASK, FitStage, MapStage
+from tasks.stage import CRF_MASK, IMAGES_AT_ONCE, FitStage, MapStage
 from tasks.training import weights as weights_files
 from tasks.training.backbone import BackboneParams
 
