@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,7 +51,6 @@ def draw(network: HED, images_rgb: Sequence[ImageRGB], scales: Sequence[float] =
     return found
 
 
-@functools.lru_cache(maxsize=1)
 def load_hed(weights: str, given: str | None, device: str) -> HED:
     """The network in eval mode on ``device``; kept for the process's next images.
 
@@ -61,6 +61,14 @@ def load_hed(weights: str, given: str | None, device: str) -> HED:
 
     Raises :class:`tasks.training.weights.WeightsError` where the weights are not here or are of another network.
     """
+    # By the file's state, too: another file in its place must not be answered with the old network.
+    file = Path(given or weights)
+    state = file.stat() if file.is_file() else None
+    return _load(weights, given, device, None if state is None else (state.st_mtime_ns, state.st_size))
+
+
+@functools.lru_cache(maxsize=1)
+def _load(weights: str, given: str | None, device: str, _file: tuple[int, int] | None) -> HED:
     source = weights_files.resolve(weights, "hed", KEY, given=given)
     network = HED()
     state = source.state()

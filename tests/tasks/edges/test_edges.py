@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ import torch
 from artifacts.records import Record
 from models.hed import HED
 from tasks.edges.hed_weights import VGG, read_hed_h5
+from tasks.edges.inference import load_hed
 from tasks.edges.stages import EdgesParams, edges
 from tasks.edges.thin import normals, smooth, thin
 from tasks.stage import Item, check_outputs, resolve
@@ -101,3 +103,14 @@ def test_smoothing_by_hand_and_maps_of_one_row() -> None:
     point[1, 1] = 16
     np.testing.assert_allclose(smooth(point), [[1, 2, 1], [2, 4, 2], [1, 2, 1]])
     assert thin(np.ones((1, 5))).shape == (1, 5)
+
+
+def test_another_file_in_the_same_place_is_another_network(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = tmp_path / "hed.safetensors"
+    for value in (0.25, 0.75):
+        state = {name: torch.full_like(tensor, value) for name, tensor in HED().state_dict().items()}
+        save_file({name: tensor for name, tensor in state.items() if not name.startswith("normalise.")}, path)
+        os.utime(path, (value, value))
+        assert float(load_hed(str(path), None, "cpu").fuse.bias) == value
