@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 from rich.markup import escape
 
 from artifacts.cache.fit_store import FitStore, Publication
@@ -15,6 +14,7 @@ from artifacts.images import read_image_rgb
 from artifacts.records import DataError, Record
 from artifacts.report.heat_sheet import HeatPanel, heat_sheet
 from flows.cli.export import finished
+from flows.cli.terminal import terminal
 from flows.config import Layer, build
 from tasks.deeplab import lgsa
 from tasks.deeplab import stages as deeplab
@@ -51,7 +51,7 @@ def attention(
         caption = "" if share is None else f"{100 * share:.0f} % of the weight on the pixel's class"
         panels.append(HeatPanel(title_of(manifest), weights_hw, caption))
     heat_sheet(rgb, xy, panels, out)
-    console = Console(emoji=False)
+    console = terminal()
     for panel in panels:
         console.print(escape(f"{panel.title}: {panel.caption or 'no truth mask'}"), soft_wrap=True)
     console.print(f"heat map: {escape(str(out))}", soft_wrap=True)

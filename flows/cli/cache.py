@@ -18,6 +18,7 @@ from rich.table import Table
 from artifacts.cache.fit_listing import FitInfo, FitsRemoved
 from artifacts.cache.store import MaskStore, StoreError
 from artifacts.records import DataError
+from flows.cli.terminal import terminal
 
 T = TypeVar("T")
 app = App(name="cache", help="List, inspect, check and clean up the mask cache.")
@@ -50,7 +51,7 @@ def ls(*, cache: Root = DEFAULT) -> int:
             size(info.bytes),
             duration(info.age_s),
         )
-    console = Console(emoji=False)
+    console = terminal()
     console.print(table)
     if fits := tools.list_fits(cache):
         console.print(_fits_table(fits))
@@ -90,7 +91,7 @@ def show(
     if (key is None) != (out is None):
         raise DataError("--key and --out go together: the image, and the file that shows its mask")
     store = _store(cache)
-    console = Console(emoji=False, highlight=False)
+    console = terminal(highlight=False)
     for address in _known(tools.resolve, store, [name]):
         if key is not None and out is not None:
             array = tools.save_picture(store, address, key, out, voc_palette().tolist())
@@ -123,7 +124,7 @@ def verify(
     with _bar() as progress:
         report = tools.verify(store, addresses, repair=repair, progress=progress)
         sound, damaged = tools.verify_fits(fits)
-    console = Console(emoji=False, highlight=False)
+    console = terminal(highlight=False)
     for problem in [*report.problems, *damaged]:
         console.print(
             f"[red]{escape(str(problem.segment))}[/] {escape(problem.key or '')}: {escape(problem.what)}",
@@ -157,7 +158,7 @@ def compact(*names: Names, cache: Root = DEFAULT) -> int:
         report = tools.compact(store, addresses, progress=progress)
     gone = tools.compact_fits(cache, fits)
     before, after = size(report.bytes_before), size(report.bytes_after)
-    console = Console(emoji=False, highlight=False)
+    console = terminal(highlight=False)
     console.print(
         f"fits: {gone.publications} superseded publications and {gone.works} abandoned checkpoints removed,"
         f" {size(gone.bytes)}"
@@ -185,7 +186,7 @@ def rm(
     addresses, fits = _known(tools.resolve_all, store, names)
     gone = tools.remove_fits(cache, fits, dry_run=dry_run)
     report = tools.remove(store, addresses, dry_run=dry_run)
-    console = Console(emoji=False, highlight=False)
+    console = terminal(highlight=False)
     done = "would remove" if dry_run else "removed"
     for info in report.addresses:
         console.print(f"{done} {info.address}: {info.images} images, {size(info.bytes)}", soft_wrap=True)
@@ -237,7 +238,7 @@ def _wanted(store: MaskStore, names: Sequence[str]) -> tuple[list[str] | None, l
 
 @contextmanager
 def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    with Progress(console=Console(emoji=False, stderr=True), transient=True) as progress:
+    with Progress(console=terminal(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 
         def moved(address: str, done: int, total: int) -> None:

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 
 from artifacts.records import UNDECIDED, DataError
 from flows.cli.crf_files import Job, check_targets, check_writable, pair_folders, source_of
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
+from flows.cli.terminal import terminal
 from tasks.crf.params import PRESETS, Backend, CRFParams, Normalisation, Preset
 
 DEFAULT: Preset = "ahn-kwak-cam"
@@ -98,7 +98,7 @@ def crf(
     job = Job(image, source, out, overlay, marginals)
     check_targets(job)
     run_one("masks", job, partial(work, settings=settings))
-    Console(emoji=False).print(f"mask: {escape(str(out))}", soft_wrap=True)
+    terminal().print(f"mask: {escape(str(out))}", soft_wrap=True)
     return 0
 
 

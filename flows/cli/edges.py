@@ -10,13 +10,13 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 
 from artifacts.records import DataError
 from flows.cli.crf_files import IMAGE_SUFFIXES, PICTURE_SUFFIXES, check_apart, check_writable
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
+from flows.cli.terminal import terminal
 from tasks.edges.stages import EdgesParams
 
 
@@ -62,7 +62,7 @@ def edges(
     if image.is_dir():  # the network itself uses all cores
         return run_jobs("edges", "edge maps", jobs, skips, one, 1, out, quiet=quiet)
     run_one("edge maps", jobs[0], one)
-    Console(emoji=False).print(f"edges: {escape(str(out))}", soft_wrap=True)
+    terminal().print(f"edges: {escape(str(out))}", soft_wrap=True)
     return 0
 
 

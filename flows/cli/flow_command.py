@@ -6,9 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
-
 from flows.cli import console as show
+from flows.cli.terminal import terminal
 from flows.config import as_yaml
 from flows.configure import Job, configure, load
 from flows.run_flow import Page, plan_page, read_sets, run_page
@@ -38,13 +37,13 @@ def run_flow_command(
     page, _, prefect_flow = load(flow)
     if dry_run:
         plan = plan_page(flow, page, read_sets(job.data, job.options), job.params, job.options)
-        show.plan(plan, Console(emoji=False))
+        show.plan(plan, terminal())
         return 0
     if prefect or api_configured():
         summary = _as_flow_run(page, prefect_flow, job)
     else:
         summary = run_page(flow, page, job.data, job.params, job.options, reporter=_reporter(job.options)).summary()
-    show.summary(summary, Console(emoji=False))
+    show.summary(summary, terminal())
     if summary["failures"]:
         return 1
     return 3 if summary["skips"] else 0

@@ -17,11 +17,11 @@ from types import FrameType
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
 from artifacts.records import DataError
+from flows.cli.terminal import terminal
 from flows.registry import FLOWS
 from flows.server.environment import PRIVATE, QUIET, set_defaults
 from tasks.engine.gpus import NoDevice
@@ -153,8 +153,8 @@ def export(
 
     folder, note = write(cache, run, stage, format_, to, images=images, crf=crf)
     if note:
-        Console(emoji=False).print(escape(note), soft_wrap=True, highlight=False)
-    Console(emoji=False).print(f"exported: {escape(str(folder))}", soft_wrap=True)
+        terminal().print(escape(note), soft_wrap=True, highlight=False)
+    terminal().print(f"exported: {escape(str(folder))}", soft_wrap=True)
     return OK
 
 
@@ -203,7 +203,7 @@ def score(
         scores, scored = next(iter(found.masks.values()))
         if len(found.masks) > 1:
             with_crf, _ = found.masks[CRF_MASK]
-    console = Console(emoji=False)
+    console = terminal()
     if note:
         console.print(escape(note), soft_wrap=True, highlight=False)
     console.print(score_table(scores, title=title))
@@ -244,7 +244,7 @@ def serve(
         home=home or serving.default_home(),
         port=port,
         server=False if no_server else None,
-        console=Console(emoji=False),
+        console=terminal(),
     )
 
 
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=os.environ.get("MASKMILL_LOG", "WARNING").upper(),
         format="%(message)s",
-        handlers=[RichHandler(console=Console(emoji=False, stderr=True), show_path=False, show_level=False)],
+        handlers=[RichHandler(console=terminal(stderr=True), show_path=False, show_level=False)],
     )
     before = signal.signal(signal.SIGTERM, _terminate)
     set_defaults(PRIVATE, QUIET)
@@ -282,9 +282,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _say(message: object, code: int) -> int:
-    Console(emoji=False, stderr=True, highlight=False, soft_wrap=True).print(
-        f"[bold red]maskmill:[/] {escape(str(message))}"
-    )
+    terminal(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]maskmill:[/] {escape(str(message))}")
     return code
 
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from rich.console import Console
 from rich.markup import escape
 
 from flows.cli.stopping import Writes, stopping
+from flows.cli.terminal import terminal
 from tasks.engine.progress import Bars, Lines, Reporter, Silent
 
 
@@ -76,7 +76,7 @@ def run_jobs(
         reporter.done(name)
     finally:
         reporter.close()
-    console = Console(emoji=False)
+    console = terminal()
     console.print(f"{what}: {writes.done}, skipped: {len(left)}")
     for path, why in left:
         console.print(f"skipped {escape(str(path))}: {escape(why)}", soft_wrap=True)
@@ -104,7 +104,7 @@ def _stoppable(what: str, out: Path, total: int, reporter: Reporter) -> Iterator
             message = "nothing was written; the same command starts from the beginning"
         elif total == 1:
             message = f"{out} was written"
-        Console(emoji=False, stderr=True, highlight=False, soft_wrap=True).print(
+        terminal(stderr=True, highlight=False, soft_wrap=True).print(
             f"[bold red]maskmill:[/] stopped ({name}); {escape(message)}"
         )
 

@@ -6,11 +6,11 @@ import json as json_format
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter
-from rich.console import Console
 from rich.markup import escape
 
 from artifacts.records import DataError
 from flows.cli.cache import size
+from flows.cli.terminal import terminal
 from models.names import TIMM
 from tasks.training.weights import WeightsError, known_row, table
 from tasks.training.weights.here import cache_folder, look
@@ -38,7 +38,7 @@ def get(name: Annotated[str, Parameter(help="a name of `maskmill weights`; timm:
     """Get weights onto this machine: downloaded, checked against the table's digest, kept for all later runs."""
     from tasks.training.weights.get import get as get_row
 
-    console = Console(emoji=False, highlight=False, soft_wrap=True)
+    console = terminal(highlight=False, soft_wrap=True)
     try:
         row = known_row(name)
         found = look(row)
@@ -96,7 +96,7 @@ def _entry(row: Row) -> dict[str, Any]:
 
 
 def _print(entries: list[dict[str, Any]]) -> None:
-    console = Console(emoji=False, highlight=False, soft_wrap=True)
+    console = terminal(highlight=False, soft_wrap=True)
     for entry in [*entries, _OPEN]:
         if entry["problem"]:
             state = f"[red]{escape(entry['path'])} {escape(entry['problem'])}[/]: `{entry['get']}` gets them again"

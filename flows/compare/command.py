@@ -24,6 +24,7 @@ from artifacts.records import DataError, Kind, MaskHW, Record, Sets
 from artifacts.report.comparison import comparison_table, markdown_table, spread_dict
 from artifacts.report.contact_sheet import Panel, SheetRow
 from artifacts.report.html import duration
+from flows.cli.terminal import terminal
 from flows.compare.trials import Attempt, History, Trial, as_lines, forecast, make_trials, run_trials, weak_kinds
 from flows.compare.variants import Variant, build_variants, parse_budget, parse_seeds, parse_variant, read_variants
 from flows.config import ConfigError
@@ -83,7 +84,7 @@ def compare(
     built = build_variants(flow, given, parse_seeds(seeds), data=data, config=config, sets=set_, options=options)
     sets = read_sets(job.data, job.options)
     trials = make_trials(built, sets, job.options)
-    console = Console(emoji=False)
+    console = terminal()
     history = History(Path(job.options.cache), [flow])
     forecast_table(trials, sets, job, history, console)
     if dry_run:
