@@ -58,7 +58,7 @@ ORDERINGS = (
     Ordering("LGSA", "LGSA, walk on logits", "student", "ours"),
 )
 
-PRIOR_S = {"grabcut": 0.6, "cfs": 600, "cfs-predict": 0.1, "refine": 0.6, "deeplab": 420, "student": 0.1, "": 10}
+PRIOR_S = {"grabcut": 0.6, "cfs": 600, "cfs-predict": 0.1, "refine": 0.6, "deeplab": 300, "student": 0.1, "": 10}
 PRIOR_S |= {"box-masks": 0.01, "given-masks": 0.01, "student-shown": 0.1}
 """Estimated from parts, on two cores."""
 
