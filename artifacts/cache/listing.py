@@ -33,7 +33,7 @@ from artifacts.cache.runs import list_runs
 from artifacts.cache.segment_index import Entry, read_index, segment_names
 from artifacts.cache.segments import Segment, StoreError
 from artifacts.cache.store import MaskStore
-from artifacts.cache.verify import VerifyReport, verify
+from artifacts.cache.verify import VerifyReport, verify, verify_records
 
 __all__ = [
     "AddressDetail",
@@ -59,6 +59,7 @@ __all__ = [
     "show",
     "verify",
     "verify_fits",
+    "verify_records",
 ]
 
 # -- ls, show --------------------------------------------------------------------------------------------------------

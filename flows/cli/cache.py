@@ -114,9 +114,9 @@ def show(
 def verify(
     *names: Names,
     cache: Root = DEFAULT,
-    repair: Annotated[bool, Parameter(help="put damaged segments aside, keep their sound images", negative=())] = False,
+    repair: Annotated[bool, Parameter(help="put aside what is damaged, keep its sound images", negative=())] = False,
 ) -> int:
-    """Read every array and every fit's weights against their checksums. Exit code 1 if anything is damaged."""
+    """Read every array, every fit's weights and every record against their checksums; exit code 1 if one is damaged."""
     from artifacts.cache import listing as tools
 
     store = _store(cache)
@@ -124,27 +124,37 @@ def verify(
     with _bar() as progress:
         report = tools.verify(store, addresses, repair=repair, progress=progress)
         sound, damaged = tools.verify_fits(fits)
+    records, unsealed, aside = (0, [], []) if names else tools.verify_records(cache, repair=repair)
     console = terminal(highlight=False)
-    for problem in [*report.problems, *damaged]:
+    for problem in [*report.problems, *damaged, *unsealed]:
         console.print(
             f"[red]{escape(str(problem.segment))}[/] {escape(problem.key or '')}: {escape(problem.what)}",
             soft_wrap=True,
         )
-    problems = len(report.problems) + len(damaged)
+    for path in report.busy:
+        console.print(
+            f"{escape(str(path))}: busy, another program has it open for writing; its arrays are as written",
+            soft_wrap=True,
+        )
+    problems = len(report.problems) + len(damaged) + len(unsealed)
     console.print(
-        f"{report.segments} segments, {report.images} images as written, {sound} fits as published, {problems} problems"
+        f"{report.segments} segments, {report.images} images as written, {sound} fits as published,"
+        f" {records} records as written, {problems} problems",
+        soft_wrap=True,
     )
     if damaged:
         console.print("damaged fits are never used: the next run that needs one fits again")
     for path in report.quarantined:
         console.print(f"put aside: {escape(str(path))}; the next run computes its damaged images again", soft_wrap=True)
-    if report.problems and not repair:
+    for path in aside:
+        console.print(f"put aside: {escape(str(path))}", soft_wrap=True)
+    if (report.problems or unsealed) and not repair:
         console.print(
-            f"`maskmill cache verify --repair --cache {escape(shlex.quote(str(cache)))}` puts damaged segments aside,"
-            " so that the next run computes them again",
+            f"`maskmill cache verify --repair --cache {escape(shlex.quote(str(cache)))}` puts what is damaged aside,"
+            " so that the next run makes it again",
             soft_wrap=True,
         )
-    return 0 if report.ok and not damaged else 1
+    return 0 if report.ok and not damaged and len(aside) == len(unsealed) else 1
 
 
 @app.command

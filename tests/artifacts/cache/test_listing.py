@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from artifacts import keys
-from artifacts.cache import atomic, chunks, segments
+from artifacts.cache import atomic, chunks, sealed, segments
 from artifacts.cache import compact as cache_compact
 from artifacts.cache import listing as cache
 from artifacts.cache.segments import Segment
@@ -96,7 +95,7 @@ def test_show_tells_meta_arrays_entries_and_runs(filled: MaskStore) -> None:
     for run, address in (("20260101-000000-cfs-ab", A), ("20260102-000000-cfs-cd", B)):
         folder = filled.root / "runs" / run
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps({"stages": [{"label": "x", "address": address}]}))
+        (folder / "manifest.json").write_bytes(sealed.seal({"stages": [{"label": "x", "address": address}]}))
     shown = cache.show(filled, A)
     assert shown.meta == {"stage": "grabcut", "label": "coarse", "version": "2"}
     assert shown.codec == segments.best_codec()
