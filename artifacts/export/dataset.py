@@ -21,6 +21,7 @@ from artifacts import keys
 from artifacts.cache.atomic import (
     fsync_folder,
     kill_point,
+    naming,
     publish_folder,
     sweep_temporaries,
     temporary_beside,
@@ -128,15 +129,16 @@ def export_run(
     origin = _made_from(cache, manifest, stage, kind, source)
     if previous and json.loads(previous).items() >= origin.items():
         return out  # made from the same, and no file in it was touched since
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sweep_temporaries(out.parent)
     temporary = temporary_beside(out)
     try:
-        temporary.mkdir()
-        counts = WRITERS[kind](temporary, source)
-        kill_point("export.mid_export")
-        _write_manifest(temporary, origin, counts)
-        _replace(temporary, out)
+        with naming(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            sweep_temporaries(out.parent)
+            temporary.mkdir()
+            counts = WRITERS[kind](temporary, source)
+            kill_point("export.mid_export")
+            _write_manifest(temporary, origin, counts)
+            _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out

@@ -271,6 +271,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say("stopped (SIGTERM); finished work is kept, the same command resumes", 143)
     except BrokenPipeError:
         return FAILED
+    except OSError as error:
+        from artifacts.cache.cache_format import advice
+
+        log.debug("failed", exc_info=True)
+        return _say(f"{error.filename or ''}: {error.strerror or error}; {advice(error)}".removeprefix(": "), FAILED)
     except Exception as error:
         log.debug("failed", exc_info=True)
         return _say(f"{error or type(error).__name__}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
