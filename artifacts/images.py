@@ -105,6 +105,16 @@ def image_size_hw(path: Path, *, max_pixels: int | None = None) -> tuple[int, in
     return (width, height) if turned else (height, width)
 
 
+def exif_orientation(path: Path) -> int:
+    """How the file says that it is to be shown: EXIF's number, 1 (as stored) to 8; 1 where it says nothing."""
+    try:
+        with Image.open(path) as image:
+            found = image.getexif().get(ExifTags.Base.Orientation, 1) if image.format != "TIFF" else 1
+    except Exception:  # whatever is wrong with the file, who decodes it says so
+        return 1
+    return found if found in range(1, 9) else 1
+
+
 def _pixel_limit() -> int:
     text = os.environ.get(MAX_PIXELS_VARIABLE, "")
     if not text:

@@ -128,7 +128,7 @@ def evaluate(
         if found.scores.images:
             scores[name] = found.scores.as_dict(handle.records.classes)
         if id(handle) in named:
-            warnings += _unscored(name, found)
+            warnings += _unscored(name, found) + _nothing_found(name, found)
     return Evaluation(scores, tuple(warnings))
 
 
@@ -348,6 +348,14 @@ def _unscored(name: str, one: SetScores) -> list[str]:
         (len(one.without_mask), "images with truth got no mask and are not scored"),
     )
     return [f"{name}: {count} {what}" for count, what in counts if count]
+
+
+def _nothing_found(name: str, one: SetScores) -> list[str]:
+    """A word where every mask is background and the truth is not: a number alone would look like a poor network."""
+    matrix = one.scores.matrix
+    if matrix[:, 1:].any() or not matrix[1:].any():
+        return []
+    return [f"{name}: all masks are background; no class of the labels is left in any"]
 
 
 def _html(
