@@ -89,6 +89,20 @@ class DataParams:
             raise ValueError("aux must have no auxiliary data of its own; leave out aux.aux")
 
 
+def placed(data: DataParams, folder: str) -> DataParams:
+    """``data`` with its paths made absolute: what is relative lies below ``folder``."""
+
+    def whole(path: str) -> str:
+        return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+
+    form, _, place = data.source.partition(":")
+    source = data.source
+    if form in READERS:
+        source = f"{form}:{','.join(map(whole, place.split(',') if form == 'coco' else [place]))}"
+    aux = None if data.aux is None else placed(data.aux, folder)
+    return replace(data, source=source, sbd=whole(data.sbd) if data.sbd else "", aux=aux)
+
+
 def guess_format(path: str) -> str:
     """The format that the data at ``path`` most likely has, for error messages."""
     has = {name for name in ("JPEGImages", "labels", "data.yaml") if os.path.exists(os.path.join(path, name))}

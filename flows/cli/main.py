@@ -169,7 +169,10 @@ def score(
     masks: Annotated[
         Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
     ] = None,
-    data: Source = None,
+    data: Annotated[
+        str | None,
+        Parameter(name="--data", help="with --masks: the data set; of a run: where its data lie now, if they moved"),
+    ] = None,
     split: Annotated[str | None, Parameter(help="with --masks: the split to score; default val")] = None,
     json: Annotated[Path | None, Parameter(help="also write the scores to this file")] = None,
 ) -> int:
@@ -196,9 +199,9 @@ def score(
         )
         title = str(masks)
     else:
-        if data is not None or split is not None:
-            raise ConfigError("--data and --split need --masks; a run is scored against the truth of its own data")
-        found = score_run(cache, run or "latest", stage or "")
+        if split is not None:
+            raise ConfigError("--split needs --masks; a run is scored on the split that its stage went over")
+        found = score_run(cache, run or "latest", stage or "", data or "")
         note, title = found.note, f"{found.stage} of run {run or 'latest'}"
         scores, scored = next(iter(found.masks.values()))
         if len(found.masks) > 1:
@@ -240,7 +243,7 @@ def serve(
 
     return serving.serve(
         configs,
-        serving.Schedule(cron, interval, timezone or serving.local_timezone()),
+        serving.Schedule(cron, interval, timezone or (serving.local_timezone() if cron else "UTC")),
         home=home or serving.default_home(),
         port=port,
         server=False if no_server else None,
