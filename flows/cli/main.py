@@ -45,6 +45,7 @@ app.command(
     "flows.cli.attention:attention", name="attention", help="Draw a student's self-attention at a pixel as a heat map."
 )
 app.command("flows.cli.cache:app", name="cache", help="List, inspect, check and clean up the mask cache.")
+app.command("flows.cli.cam:cam", name="cam", help="Draw where a run's classifier of tags sees a class.")
 app.command(
     "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
