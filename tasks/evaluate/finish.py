@@ -56,6 +56,7 @@ class Result:
             "stages": self.manifest["stages"],
             "skips": self.manifest["skips"],
             "warnings": self.manifest.get("warnings", []),
+            "data": self.manifest.get("data", {}),
             "failures": list(self.failures),
             "seconds": self.manifest["seconds"],
         }
@@ -195,6 +196,7 @@ def write_manifest(
         "masks": "" if masks is None else masks.label,
         "predictions": {name: handle.label for name, handle in (predictions or {}).items()},
         "scores": {} if found is None else found.scores,
+        "data": sets.said(),
         "warnings": [*warnings, *(found.warnings if found is not None else ())],
     }
     return run.write_manifest("finished")
