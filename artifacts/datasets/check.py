@@ -48,9 +48,9 @@ def _check_masks(records: RecordSet, only_undecided: bool) -> None:
         table = ", ".join(_named(records, number) for number in range(1, min(len(records.classes), 4) + 1))
         raise DataError(
             f"{records.format}:{records.root}: masks and labels disagree in {len(wrong)} of {with_objects} images"
-            f" looked at: the mask of {record.image_id} holds {shown}, its labels say {tags}. The masks' numbers are read"
-            f" as {table}{', ...' if len(records.classes) > 4 else ''}; write classes.txt (one name a line, number 1"
-            " first), or give data.classes"
+            f" looked at: the mask of {record.image_id} holds {shown}, its labels say {tags}. The masks' numbers are"
+            f" read as {table}{', ...' if len(records.classes) > 4 else ''}; write classes.txt (one name a line, number"
+            " 1 first), or give data.classes"
         )
 
 

@@ -52,6 +52,8 @@ NO_PICTURES = frozenset(
     )
 )
 """Endings of files that lie in picture folders and are no pictures: not counted as left out."""
+NO_PICTURE_NAMES = frozenset(("readme", "license", "copying", "makefile"))
+NO_ENDING = "its ending is no picture's; rename it, or convert it to PNG or JPEG"
 _DRIVE = re.compile(r"^[A-Za-z]:(?=[/\\])")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://[^/]*/")
 
@@ -96,7 +98,7 @@ class Names:
     def say_respelled(self, notes: Notes) -> None:
         """Name the files that were found although their names are spelled otherwise."""
         for name, found in self.respelled.items():
-            notes.add("name found in another spelling", f"{ascii(name)} is {ascii(found)}")
+            notes.add("name found in another spelling", f"{name!a} is {found!a}")
 
     def _unique(self, name: str, any_ending: bool) -> str | None:
         if self._by_key is None or self._by_stem is None:
@@ -139,7 +141,7 @@ class Folder(Names):
         for relative in _walk(root, leave_out, self.unusable):
             suffix = os.path.splitext(relative)[1].lower()
             if suffixes is not None and suffix not in suffixes:
-                if suffix not in NO_PICTURES:
+                if may_be_picture(relative):
                     self.passed_over.append(relative)
                 continue
             try:
@@ -157,10 +159,16 @@ class Folder(Names):
         """Name the files that may be pictures and are not read, by ending; and those whose format is not known here."""
         how = unreadable_suffixes()
         for file in self.passed_over:
-            notes.add("file left out: its ending is no picture's (rename it, or convert it to PNG or JPEG)", file)
+            notes.add(f"file left out: {NO_ENDING}", file)
         for file in self.files if how else ():
             if reason := how.get(os.path.splitext(file)[1].lower()):
                 notes.add(f"picture that is not read here: {reason}", file)
+
+
+def may_be_picture(name: str) -> bool:
+    """Whether a file that has no picture's ending may be one all the same, so that it is named where it is left out."""
+    stem, suffix = os.path.splitext(name.rpartition("/")[2].lower())
+    return suffix not in NO_PICTURES and stem not in NO_PICTURE_NAMES
 
 
 def _walk(root: Path, leave_out: Collection[str], refused: list[tuple[str, str]]) -> Iterator[str]:

@@ -131,7 +131,12 @@ class _Tree:
         notes = Notes()
         files.say_left_out(notes)
         notes.add_all("file whose name cannot be used", (f"{file}: {reason}" for file, reason in files.unusable))
-        tags = read_tags(root, data.tag_separator, table.names if table.given else (), notes)
+        tags: dict[str, tuple[str, ...]] = {}
+        for cell, names in read_tags(root, data.tag_separator, table.names if table.given else (), notes).items():
+            if (file := images.get(cell) or files.find(cell, any_ending=True)) is not None:
+                tags.setdefault(without_suffix(file), names)
+            else:
+                notes.add("row of tags.csv for an image that is not there", files.tried(cell))
         return cls(root, name, data, table, numbers, files, images, tags, xml, masks, sbd, notes)
 
     def image(self, listed: Listed) -> str:

@@ -131,9 +131,9 @@ def read_index_png(
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             _check_size(path, image.size[::-1], size_hw)
-            if colours is not None and image.mode == "P":
-                image = image.convert("RGB")
-            mode, pixels = image.mode, np.asarray(image)
+            as_colours = colours is not None and image.mode == "P"
+            mode = "RGB" if as_colours else image.mode
+            pixels = np.asarray(image.convert("RGB") if as_colours else image)
     except DataError:
         raise
     except Exception as error:

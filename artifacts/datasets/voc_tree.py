@@ -266,7 +266,7 @@ def annotation_folder(root: Path) -> Path:
 def read_tags(
     root: Path, separator: str = "", known: Collection[str] = (), notes: Notes | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """``WeakTags/tags.csv`` (``image,tags``, names joined by ``;``) as image id -> class names; ``{}`` without it.
+    """``WeakTags/tags.csv`` (``image,tags``, names joined by ``;``): image as written -> class names; ``{}`` if missing.
 
     ``separator`` and ``known`` as in :func:`artifacts.datasets.tag_cells.split_tags`.
     """
@@ -282,5 +282,5 @@ def read_tags(
     rows = [row for row in rows[1:] if row]
     tags: dict[str, tuple[str, ...]] = {}
     for row, names in zip(rows, split_tags([row[1] for row in rows], separator, known, str(path), notes), strict=True):
-        tags.setdefault(without_suffix(row[0].strip()), tuple(names))
+        tags.setdefault(row[0], tuple(names))
     return tags

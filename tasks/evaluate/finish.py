@@ -17,6 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from artifacts import report
+from artifacts.cache.runs import write_origin
 from artifacts.cache.store import CorruptSegment
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
@@ -197,6 +198,7 @@ def write_manifest(
         "predictions": {name: handle.label for name, handle in (predictions or {}).items()},
         "scores": {} if found is None else found.scores,
         "data": sets.said(),
+        "origins": {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets},
         "warnings": [*warnings, *(found.warnings if found is not None else ())],
     }
     return run.write_manifest("finished")

@@ -24,6 +24,7 @@ from artifacts.records import Box, DataError
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 COCO_MINI = Path(__file__).parents[3] / "../shared/data/coco-mini"
+OWN = ({"id": 70, "name": "cat"}, {"id": 30, "name": "dog", "supercategory": "animal"})
 RECTANGLE = [[1, 1, 5, 1, 5, 4, 1, 4]]  # x 1..5, y 1..4
 
 
@@ -503,7 +504,7 @@ def test_objects_keep_mask_box_crowd_and_the_same_bytes(tmp_path):
     objects = [CocoObject(2, mask), CocoObject(1, mask, (0.5, 0.5, 6, 5)), CocoObject(1, mask, crowd=True)]
     objects.append(CocoObject(1, np.zeros((8, 10), bool)))
     images = [CocoImage("a.jpg", (8, 10), objects), CocoImage("b.jpg", (8, 10), mask_hw=mask.astype(np.uint8))]
-    counts, content = written(tmp_path, images, info={"description": "x"}, category_ids=[70, 30])
+    counts, content = written(tmp_path, images, info={"description": "x"}, categories=OWN)
     first = content["annotations"][0]
     assert first["bbox"] == [1, 1, 4, 3] and first["area"] == 12 and first["category_id"] == 30
     assert content["annotations"][1]["bbox"] == [0.5, 0.5, 5.5, 4.5] and content["annotations"][2]["iscrowd"] == 1
@@ -513,7 +514,7 @@ def test_objects_keep_mask_box_crowd_and_the_same_bytes(tmp_path):
         "annotations": "one per object; one per class and image in the 1 images without known objects",
     }
     before = (tmp_path / "i.json").read_bytes()
-    written(tmp_path, images, info={"description": "x"}, category_ids=[70, 30])
+    written(tmp_path, images, info={"description": "x"}, categories=OWN)
     assert (tmp_path / "i.json").read_bytes() == before
     from pycocotools.coco import COCO
 
