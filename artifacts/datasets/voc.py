@@ -1,9 +1,10 @@
 """PASCAL VOC trees as records, with SBD, tag files and ScribbleSup strokes where they lie in the tree.
 
 Boxes: 1-based and inclusive in the XML, so ``x0 = xmin - 1``, ``x1 = xmax``. An ``<object>`` without ``<bndbox>`` is a
-tag. Tags hold every class of the XML, difficult or not (``WeakTags/tags.csv`` is read instead where it is there). Boxes
-of difficult objects are kept by default: an object that is left out would be background, which is false; VOC's masks
-leave it undecided (``data.difficult``). No image is decoded; truth stays a reference until it is loaded.
+tag. Tags hold every class of the XML, difficult or not (``WeakTags/tags.csv`` is read instead where it is there; the
+class lists of ``ImageSets/Main`` in a tree without ``Annotations``). Boxes of difficult objects are kept by default: an
+object that is left out would be background, which is false; VOC's masks leave it undecided (``data.difficult``). No
+image is decoded; truth stays a reference until it is loaded.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from artifacts.datasets.voc_tree import (
     known_splits,
     list_path,
     parse_line,
+    read_class_lists,
     read_tags,
 )
 from artifacts.datasets.voc_writer import (
@@ -110,6 +112,8 @@ class _Tree:
     images: dict[str, str]
     """Image id -> file below ``JPEGImages``."""
     tags: dict[str, tuple[str, ...]]
+    tags_in: str
+    """Where they are from, below the root."""
     xml: Names
     masks: dict[str, Names]
     """Folder -> its PNGs."""
@@ -131,13 +135,17 @@ class _Tree:
         notes = Notes()
         files.say_left_out(notes)
         notes.add_all("file whose name cannot be used", (f"{file}: {reason}" for file, reason in files.unusable))
+        listed = read_tags(root, data.tag_separator, table.names if table.given else (), notes)
+        tags_in = "WeakTags/tags.csv"
+        if not listed and not xml.files:
+            listed, tags_in = read_class_lists(root), "ImageSets/Main"
         tags: dict[str, tuple[str, ...]] = {}
-        for cell, names in read_tags(root, data.tag_separator, table.names if table.given else (), notes).items():
+        for cell, names in listed.items():
             if (file := images.get(cell) or files.find(cell, any_ending=True)) is not None:
                 tags.setdefault(without_suffix(file), names)
             else:
-                notes.add("row of tags.csv for an image that is not there", files.tried(cell))
-        return cls(root, name, data, table, numbers, files, images, tags, xml, masks, sbd, notes)
+                notes.add(f"row of {tags_in} for an image that is not there", files.tried(cell))
+        return cls(root, name, data, table, numbers, files, images, tags, tags_in, xml, masks, sbd, notes)
 
     def image(self, listed: Listed) -> str:
         """Path of the image file. Raises ``FileNotFoundError`` if there is none of that id."""
@@ -277,12 +285,17 @@ class _Reader:
             names = tree.tags.get(image_id)
             if names is not None:
                 try:
-                    return tuple(sorted({tree.number(f"{tree.root}/WeakTags/tags.csv", image_id, n) for n in names}))
+                    return tuple(sorted({tree.number(f"{tree.root}/{tree.tags_in}", image_id, n) for n in names}))
                 except DataError as error:  # costs this image its tags; its other labels may be good
                     tree.notes.add("images without tags", str(error))
                     return None
-            tree.notes.add("images that WeakTags/tags.csv lacks, tags taken from the XML", image_id)
+            if annotation is not None:
+                tree.notes.add(f"images that {tree.tags_in} lacks, tags taken from the XML", image_id)
         if annotation is None:
+            if tree.tags:
+                tree.notes.add(
+                    "images without tags", f"{image_id}: not in {tree.tags_in} (class lists: in those of every class)"
+                )
             return None
         return tuple(sorted({tree.numbers[item.name] for item in annotation.objects}))
 

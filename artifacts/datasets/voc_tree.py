@@ -237,12 +237,17 @@ _NAME = re.compile(rb"<name>\s*([^<]*?)\s*</name>")
 def names_found(root: Path, separator: str = "") -> set[str]:
     """Class names in all annotations and in ``WeakTags/tags.csv``; files that cannot be read are passed over.
 
+    Without annotations those of ``ImageSets/Main``'s class lists count.
+
     A file is parsed only if its text shows a name that no parsed file has confirmed: 17,125 files take a second.
     """
     names = {name for tags in read_tags(root, separator).values() for name in tags}
     seen: set[bytes] = {name.encode() for name in names}
     folder = annotation_folder(root)
-    for relative in Folder.if_there(folder, (".xml",)).files:
+    annotations = Folder.if_there(folder, (".xml",)).files
+    if not annotations:
+        return names | {name for tags in read_class_lists(root).values() for name in tags}
+    for relative in annotations:
         path = folder / relative
         try:
             data = read_input(path, MOST_TEXT_BYTES)
@@ -266,7 +271,7 @@ def annotation_folder(root: Path) -> Path:
 def read_tags(
     root: Path, separator: str = "", known: Collection[str] = (), notes: Notes | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """``WeakTags/tags.csv`` (``image,tags``, names joined by ``;``): image as written -> class names; ``{}`` if missing.
+    """``WeakTags/tags.csv`` (``image,tags``, joined by ``;``): image as written -> class names; ``{}`` if missing.
 
     ``separator`` and ``known`` as in :func:`artifacts.datasets.tag_cells.split_tags`.
     """
@@ -284,3 +289,32 @@ def read_tags(
     for row, names in zip(rows, split_tags([row[1] for row in rows], separator, known, str(path), notes), strict=True):
         tags.setdefault(row[0], tuple(names))
     return tags
+
+
+_CLASS_LIST_SPLITS = ("train", "val", "trainval", "test")
+_CLASS_LIST_LINE = re.compile(r"(?P<image>.+?)\s+(?P<flag>-1|0|1)")
+
+
+def read_class_lists(root: Path) -> dict[str, tuple[str, ...]]:
+    """``ImageSets/Main/<class>_<split>.txt`` (``image flag``; 1 there, -1 not, 0 difficult alone) as :func:`read_tags`.
+
+    0 is a tag, as in the XML. An image that the lists of one class lack is left out: nobody has looked for that class.
+    Raises :class:`DataError` for a line of another form in a list that begins as one.
+    """
+    shown: dict[str, set[str]] = {}
+    listed: dict[str, set[str]] = {}
+    names: set[str] = set()
+    for path in sorted((root / "ImageSets" / "Main").glob("*_*.txt")):
+        name, _, split = path.stem.rpartition("_")
+        lines = [line.strip() for line in read_lines(path)]
+        if split not in _CLASS_LIST_SPLITS or not lines or not _CLASS_LIST_LINE.fullmatch(lines[0]):
+            continue  # a list of images
+        names.add(name)
+        for number, line in enumerate(lines, 1):
+            match = _CLASS_LIST_LINE.fullmatch(line)
+            if match is None:
+                raise DataError(f"{path}: line {number}: {line!r}; expected an image and -1, 0 or 1")
+            listed.setdefault(match["image"], set()).add(name)
+            if match["flag"] != "-1":
+                shown.setdefault(match["image"], set()).add(name)
+    return {image: tuple(sorted(shown.get(image, ()))) for image, found in listed.items() if found == names}

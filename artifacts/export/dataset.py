@@ -26,7 +26,7 @@ from artifacts.cache.atomic import (
     temporary_beside,
     write_text_atomic,
 )
-from artifacts.cache.runs import read_stamps
+from artifacts.cache.runs import read_origin, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.export.coco import write_coco_export
 from artifacts.export.hdf5 import write_hdf5_export
@@ -125,7 +125,7 @@ def export_run(
         read_stamps(cache, stage["stamps"]),
         with_images,
         array,
-        read_origin(cache, manifest, stage["set"]),
+        read_origin(cache, manifest, stage.get("set", "")),
     )
     origin = _made_from(cache, manifest, stage, kind, source)
     if previous and json.loads(previous).items() >= origin.items():

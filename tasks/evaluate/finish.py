@@ -332,7 +332,10 @@ def _row(run: Runner, record: Record, columns: list[Column], kinds: Collection[K
         own = None
         if truth_hw is not None and array in MASKS:
             own = image_miou(stored[array], truth_hw, len(handle.records.classes))
-        panels.append(report.Panel(name, stored[array], own, tuple(stored.get("classes_c", ()))))
+        shown = stored[array]
+        if array in handle.stage.heat and shown.dtype.kind == "u":
+            shown = shown / 255
+        panels.append(report.Panel(name, shown, own, tuple(stored.get("classes_c", ()))))
     seen = record.view(kinds)
     return report.SheetRow(
         title=record.image_id,

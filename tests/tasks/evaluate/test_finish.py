@@ -120,6 +120,8 @@ def test_rounds_predictions_by_name_and_heat_maps(
     kinds = {panel.name: (panel.is_heat_map, panel.iou, tuple(panel.classes)) for panel in row.panels}
     assert kinds["edges: edges"] == (True, None, ()) and kinds["cams: cams"] == (True, None, (1,))
     assert kinds["generator"] == (False, 1.0, ())
+    edges = row.panels[0].array
+    assert edges.dtype.kind == "f" and 1 / 255 < edges.max() <= 1, "kept in 255ths"
     shown = [report.label for report in run.reports][-3:]
     assert shown == ["first-shown", "second-shown", "third-shown"], "and what they were made from"
     page = (tmp_path / "out" / "index.html").read_text()
