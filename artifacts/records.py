@@ -194,7 +194,10 @@ class RecordSet:
                 f"{self.dataset}: {len(self.classes)} classes, but a uint8 mask holds at most {MAX_CLASSES}"
             )
         if wrong := [name for name in self.classes if has_control(name)]:
-            raise DataError(f"{self.dataset}: class names hold control characters: {wrong[:3]}; rename them")
+            place = self.root or self.dataset
+            raise DataError(f"{place}: class names hold control characters: {wrong[:3]}; rename them")
+                f"{self.root or self.dataset}: class names hold control characters: {wrong[:3]}; rename them"
+            )
 
     def __len__(self) -> int:
         return len(self.records)

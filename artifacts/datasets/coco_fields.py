@@ -136,7 +136,7 @@ def plain_list(raw: Any) -> list[Any]:
 
 def _root(found: dict[int, Any], annotations: Any) -> int | None:
     """The id of Roboflow's root category: the first, with no category above it and no annotations, and named as
-    that of all others, or as one of them.
+    that of all others, or (with the id 0) as one of them.
     """
     if len(found) < 2:
         return None
@@ -144,7 +144,8 @@ def _root(found: dict[int, Any], annotations: Any) -> int | None:
     root, others = found[number], [c for i, c in found.items() if i != number]
     if root.supercategory not in (None, "", "none"):
         return None
-    if not all(c.supercategory == root.name for c in others) and root.name not in {c.name for c in others}:
+    project = number == 0 and root.name in {c.name for c in others}
+    if not project and not all(c.supercategory == root.name for c in others):
         return None
     used = re.compile(rb'"category_id"\s*:\s*"?%d(?:\.0)?"?\s*[,}]' % number)
     return None if used.search(annotations) else number

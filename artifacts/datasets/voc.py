@@ -141,8 +141,8 @@ class _Tree:
             listed, tags_in = read_class_lists(root), "ImageSets/Main"
         tags: dict[str, tuple[str, ...]] = {}
         for cell, names in listed.items():
-            if (file := images.get(cell) or files.find(cell, any_ending=True)) is not None:
-                tags.setdefault(without_suffix(file), names)
+            if (found := images.get(cell) or files.find(cell, any_ending=True)) is not None:
+                tags.setdefault(without_suffix(found), names)
             else:
                 notes.add(f"row of {tags_in} for an image that is not there", files.tried(cell))
         return cls(root, name, data, table, numbers, files, images, tags, tags_in, xml, masks, sbd, notes)

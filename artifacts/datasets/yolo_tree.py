@@ -298,7 +298,8 @@ def _add(layout: Layout, root: Path, folder: Folder, rows: Sequence[int], prefix
         layout.chosen.append((top / relative, prefix + ids[row], label))
     for _, names in labels:
         names.say_respelled(notes)
-    if labels and labels[0][0] not in (top, root):  # in those lie other texts, too
+    # In the tree itself and beside pictures lie other texts, in labels/ those of other folders.
+    if labels and labels[0][0] not in (top, root, *([root / "labels"] if prefix else [])):
         strays = [name for name in labels[0][1].files if (0, name) not in used]
         said = (labels[0][0] / name for name in strays if name.rpartition("/")[2] != "classes.txt")
         notes.add_all("label file without an image", map(str, said))
