@@ -196,8 +196,6 @@ class RecordSet:
         if wrong := [name for name in self.classes if has_control(name)]:
             place = self.root or self.dataset
             raise DataError(f"{place}: class names hold control characters: {wrong[:3]}; rename them")
-                f"{self.root or self.dataset}: class names hold control characters: {wrong[:3]}; rename them"
-            )
 
     def __len__(self) -> int:
         return len(self.records)
