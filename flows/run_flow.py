@@ -164,9 +164,10 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
         for kind, where in WHERE_LABELS.items():
             if kind not in kinds:
                 continue
-            if _labelled(records, kind):
+            labelled = _labelled(records, kind)
+            if labelled or records.counts.dropped(kind):
                 _check_enough(name, records, kind)
-            else:
+            if not labelled:
                 held = [one for one in WHERE_LABELS if one != "truth" and _labelled(records, one)]
                 source = f"{records.format}:{records.root}" if records.root else records.dataset
                 has = f" (it has {', '.join(held)})" if held else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Selection:
     """Which part a hash of the names chose, and how to have all; empty if nothing was left out by a hash."""
 
 
-_SPLIT_FOLDERS = ("train", "val", "test")
+_SPLIT_FOLDER = re.compile(r"(train|val|test)(?:ing|id|idation)?[-_]?\d*")
 
 NO_LISTS = "split without a list of its images"
 """Kind of the complaint that :attr:`Selection.hashed` is."""
@@ -83,7 +84,8 @@ def select(names: Names, split: str, rule: SplitRule, folder: Path | None) -> Se
             f"unknown split {split!r}: {where}the split names are {rule.train!r} (data.train), "
             f"{rule.val!r} (data.val), {' and '.join(map(repr, EVERYTHING))} for every image"
         )
-    if {kind for top in tops for kind in _SPLIT_FOLDERS if top.lower().startswith(kind)} >= {"train", "val"}:
+    looks = {found[1] for top in tops if (found := _SPLIT_FOLDER.fullmatch(top.lower()))}
+    if looks >= {"train", "val"}:
         raise DataError(
             f"the folders {', '.join(sorted(tops))} look like splits, and nothing says which is which; write"
             f" {split}.txt (one image a line), or name them: data.train=, data.val="
@@ -106,7 +108,8 @@ def list_file(folder: Path, split: str, rule: SplitRule) -> Path | None:
     if path.is_file():
         return path
     others = [folder / f"{name}.txt" for name in (rule.train, rule.val) if name != split]
-    if split in (rule.train, rule.val) and (other := next((o for o in others if o.is_file()), None)):
+    own = split in (rule.train, rule.val) and split not in EVERYTHING
+    if own and (other := next((o for o in others if o.is_file()), None)):
         raise DataError(f"{other} exists but {path} does not; write it (one image a line), or remove {other.name}")
     return None
 
