@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import keys
+from artifacts.inputs import has_control
 
 Kind = Literal["image", "tags", "boxes", "scribbles", "truth", "truth_objects"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -135,6 +136,37 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How much of a split's labels could be read."""
+
+    listed: int = 0
+    """Images that the split lists, those that are not there included."""
+    without_label: int = 0
+    """Of these, images for which no label file (or entry) was found: taken as "holds nothing", or as unknown."""
+    labels: int = 0
+    """Labels that the files hold: lines, rows, objects, annotations."""
+    lost: tuple[tuple[str, int, str], ...] = ()
+    """(why, how many, of which kind of label; "": of all) of the labels that could not be used."""
+    first: tuple[str, ...] = ()
+    """The first of them word for word, three at most."""
+    least: float = 0.0
+    """``data.min_labelled``: the least share of images, and of labels, that must be readable."""
+
+    def dropped(self, kind: str) -> int:
+        """Labels that could not be used as ``kind``."""
+        return sum(number for _, number, of in self.lost if of in ("", kind))
+
+    def line(self, images: int) -> str:
+        """One line for a person; ``images`` is the number of those that were read."""
+        parts = [f"{images:,} of {self.listed:,} images"]
+        if self.without_label:
+            parts.append(f"{self.without_label:,} without a label file or entry")
+        if self.labels:
+            parts.append(f"{self.labels:,} labels")
+        return ", ".join(parts) + "".join(f"; lost: {number:,} x {why}" for why, number, _ in self.lost)
+
+
+@dataclass(frozen=True)
 class RecordSet:
     """An immutable set of records of one data set and split.
 
@@ -150,6 +182,9 @@ class RecordSet:
     format: str = ""
     root: str = ""
     warnings: tuple[str, ...] = ()
+    counts: Counts = Counts()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What the format says beside the labels and a writer of the same format gives back (COCO: ids, licences)."""
 
     def __post_init__(self) -> None:
         if not self.dataset or any(c in self.dataset for c in "/\\\0"):
@@ -158,6 +193,9 @@ class RecordSet:
             raise DataError(
                 f"{self.dataset}: {len(self.classes)} classes, but a uint8 mask holds at most {MAX_CLASSES}"
             )
+        if wrong := [name for name in self.classes if has_control(name)]:
+            place = self.root or self.dataset
+            raise DataError(f"{place}: class names hold control characters: {wrong[:3]}; rename them")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -188,6 +226,10 @@ class Sets:
 
     def __iter__(self) -> Iterator[RecordSet]:
         return (records for records in (self.train, self.val, self.aux) if records is not None)
+
+    def said(self) -> dict[str, str]:
+        """``train``, ``val``, ``aux`` -> how many images and labels there are, and what was lost, in a line."""
+        return {self.name_of(records): records.counts.line(len(records)) for records in self}
 
     def name_of(self, records: RecordSet) -> str:
         """``train``, ``val`` or ``aux``; "" for any other set of records, such as a part of these."""

@@ -20,6 +20,8 @@ from artifacts import keys
 from artifacts.cache import sealed
 from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.runs import last_classes
+from artifacts.datasets.check import check_set
+from artifacts.inputs import confined
 from artifacts.records import DataError, RecordSet
 
 DEMO_PREFIX = "demo"
@@ -59,6 +61,15 @@ class DataParams:
     include_crowd: bool = _option(False, "coco, folder: boxes of crowd regions too (their truth stays undecided)")
     val_share: float = _option(0.2, "share of images for val where the data has no lists (a hash of the name decides)")
     sbd: str = _option("", "voc: SBD folder (with cls/ and inst/); empty: SBD/ in or beside the tree, if there is one")
+    tag_separator: str = _option(
+        "", "what separates tags in a cell of tags.csv; empty: ';', else what is found (and said)"
+    )
+    min_labelled: float = _option(
+        0.5, "least share of the images, and of the labels, that must be readable: with fewer, nothing is done"
+    )
+    train_on_val: bool = _option(False, "allow images that are in train and in val")
+    only_undecided: bool = _option(False, "masks that hold only 0 and 255 are meant: 255 is undecided, not the object")
+    follow_links: bool = _option(False, "follow links that lead out of the data set's folder")
     scribbles: bool = _option(True, "voc: read ScribbleSup/ if the tree has it")
     scribble_origin: int = _option(0, "voc: number of the first pixel in ScribbleSup files, 0 or 1")
     aux: DataParams | None = field(
@@ -83,6 +94,8 @@ class DataParams:
             raise ValueError(f"classes must be different, non-empty names, not {self.classes}")
         if not 0 <= self.val_share < 1:
             raise ValueError(f"val_share must be in [0, 1), not {self.val_share}")
+        if not 0 <= self.min_labelled <= 1:
+            raise ValueError(f"min_labelled must be in [0, 1], not {self.min_labelled}")
         if self.scribble_origin not in (0, 1):
             raise ValueError(f"scribble_origin must be 0 or 1, not {self.scribble_origin}")
         if self.aux is not None and self.aux.aux is not None:
@@ -132,13 +145,24 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
     """
     form, _, place = data.source.partition(":")
     if form in READERS:
-        return _read(form, place, split, data, cache)
+        with confined(() if data.follow_links else _places(place, split, data)):
+            found = _read(form, place, split, data, cache)
+        check_set(found, only_undecided=data.only_undecided)
+        return replace(found, counts=replace(found.counts, least=data.min_labelled))
     from artifacts.demo.data import prepare_demo
 
     cache = Path(os.path.abspath(cache or DEFAULT_CACHE))
     root = prepare_demo(form, cache / "demo-data")
     found = _read("voc", str(root), split, replace(data, name=data.name or form), cache)
     return replace(found, format=DEMO_PREFIX)
+
+
+def _places(place: str, split: str, data: DataParams) -> list[str]:
+    """The folders and files that the user has named: links may lead from one to the other, and nowhere else."""
+    named = [place, *place.split(","), data.sbd]
+    paths = [os.path.expanduser(name.replace("{split}", split)) for name in named if name]
+    paths = [path for path in paths if os.path.exists(path)]
+    return [*paths, *(os.path.dirname(os.path.abspath(path)) for path in paths if os.path.isfile(path))]
 
 
 def _read(form: str, place: str, split: str, data: DataParams, cache: Path | None) -> RecordSet:

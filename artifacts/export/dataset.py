@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from artifacts.cache.atomic import (
     temporary_beside,
     write_text_atomic,
 )
-from artifacts.cache.runs import read_stamps
+from artifacts.cache.runs import read_origin, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.export.coco import write_coco_export
 from artifacts.export.hdf5 import write_hdf5_export
@@ -60,6 +60,7 @@ class StageSource:
     with_images: bool = True
     array: str = "mask_hw"
     """Which of the stage's masks; objects go with ``mask_hw`` alone, which they were painted to."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[ExportImage]:
         store = MaskStore(self.cache, readonly=True)
@@ -125,6 +126,7 @@ def export_run(
         read_stamps(cache, stage["stamps"]),
         with_images,
         array,
+        read_origin(cache, manifest, stage.get("set", "")),
     )
     origin = _made_from(cache, manifest, stage, kind, source)
     if previous and json.loads(previous).items() >= origin.items():
@@ -181,6 +183,7 @@ def _made_from(
         "addresses": {one["label"]: one["address"] for one in manifest["stages"]},
         "masks": keys.digest({key: entries[pair].output for key, pair in pairs.items() if pair in entries}),
         "images": _image_digests(cache, source) if source.with_images else None,
+        "origin": keys.digest(dict(source.origin)) if kind == "coco" else None,
         "fits": {one["label"]: one["output"] for one in manifest["stages"] if one["kind"] == "fit"},
         "recipe": manifest["recipe"],
         "libraries": manifest["libraries"],

@@ -17,6 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from artifacts import report
+from artifacts.cache.runs import write_origin
 from artifacts.cache.store import CorruptSegment
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
@@ -56,6 +57,7 @@ class Result:
             "stages": self.manifest["stages"],
             "skips": self.manifest["skips"],
             "warnings": self.manifest.get("warnings", []),
+            "data": self.manifest.get("data", {}),
             "failures": list(self.failures),
             "seconds": self.manifest["seconds"],
         }
@@ -195,6 +197,8 @@ def write_manifest(
         "masks": "" if masks is None else masks.label,
         "predictions": {name: handle.label for name, handle in (predictions or {}).items()},
         "scores": {} if found is None else found.scores,
+        "data": sets.said(),
+        "origins": {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets},
         "warnings": [*warnings, *(found.warnings if found is not None else ())],
     }
     return run.write_manifest("finished")
