@@ -98,8 +98,10 @@ SHIPPED = (
         help="Tags -> reliable regions -> a network of two branches -> masks -> DeepLab -> scores.",
         labels=("tags",),
         method="CAM, dense CRF, reliable regions, dense energy loss (Zhang et al., AAAI 2020)",
+        demo="demo-rrm",
         tiny="demo-tiny-rrm",
         figure=("params.rrm.mining=online",),
+        claims={"drawn": "benchmarks.claims_rrm", "photo": "benchmarks.claims_rrm_photo"},
     ),
 )
 """The flows that come with Maskmill."""
