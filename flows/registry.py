@@ -101,6 +101,16 @@ SHIPPED = (
         tiny="demo-tiny-rrm",
         figure=("params.rrm.mining=online",),
     ),
+    FlowEntry(
+        name="bpg",
+        module="flows.bpg",
+        params="BPGFlowParams",
+        help="Scribbles and edges -> DeepLab with refined scores and boundaries -> masks -> DeepLab -> scores.",
+        labels=("scribbles",),
+        method="HED edges; DeepLab with PRN and BRN (Wang et al., IJCAI 2019)",
+        demo="demo-bpg",
+        tiny="demo-tiny-bpg",
+    ),
 )
 """The flows that come with Maskmill."""
 

@@ -32,7 +32,7 @@ Page = Callable[[Runner, Sets, P], Result]
 WHERE_LABELS = {
     "tags": "tags.csv (folder:), Annotations or WeakTags (voc:)",
     "boxes": "boxes.csv (folder:) or Annotations (voc:)",
-    "scribbles": "ScribbleSup (voc:)",
+    "scribbles": "ScribbleSup (voc:) or data.scribble_files (any)",
 }
 """Weak label kind -> where readers look for it."""
 

@@ -59,7 +59,12 @@ class DataParams:
     val_share: float = _option(0.2, "share of images for val where the data has no lists (a hash of the name decides)")
     sbd: str = _option("", "voc: SBD folder (with cls/ and inst/); empty: SBD/ in or beside the tree, if there is one")
     scribbles: bool = _option(True, "voc: read ScribbleSup/ if the tree has it")
-    scribble_origin: int = _option(0, "voc: number of the first pixel in ScribbleSup files, 0 or 1")
+    scribble_files: str = _option(
+        "",
+        "scribbles for data of any format: a folder of ScribbleSup files (.xml) or index masks (.png, 255: nothing"
+        " drawn), named as the images; or a JSON of COCO-style polylines; empty: the tree's own",
+    )
+    scribble_origin: int = _option(0, "number of the first pixel in ScribbleSup files, 0 or 1")
     aux: DataParams | None = field(
         default=None,
         metadata={"help": "auxiliary data: a data set with classes of its own, of which train is used; null: none"},
@@ -115,6 +120,11 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
             is wrong with single images is in ``skips`` and ``warnings`` of the result.
         OSError: the place cannot be read.
     """
+    if data.scribble_files:
+        from artifacts.datasets.scribbles import with_scribbles
+
+        own = read_split(replace(data, scribble_files="", scribbles=False), split, cache=cache)
+        return with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
     form, _, place = data.source.partition(":")
     if form in READERS:
         return _read(form, place, split, data, cache)
