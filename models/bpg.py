@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ Channels = Literal["two", "all"]
 
 LOW_LEVEL_CONVOLUTIONS = 5
 """[paper]: "low-level features which pass through the given image with 5 convolutional operations"."""
+
+EDGE_SHARE = 0.1
+"""What BRN predicts everywhere at first, about HED's mean: else the first steps would only lower it from .5 [ours]."""
 
 LEAST_SHARE = 1e-3
 """The losses' sums are divided by the scribbled pixels, but never by fewer than this share of the picture's.
@@ -143,7 +146,9 @@ class BRN(nn.Module):
         super().__init__()
         self.channels = params.channels
         self.layers = stack(2 if params.channels == "two" else maps, params.width, 1, params.depth)
-        deeplab.init_classifier([*convolutions(self.layers)][-1])
+        last = [*convolutions(self.layers)][-1]
+        deeplab.init_classifier(last)
+        nn.init.constant_(cast(Tensor, last.bias), math.log(EDGE_SHARE / (1 - EDGE_SHARE)))
 
     def forward(self, scores_nkhw: Tensor) -> Tensor:
         """``(N, K+1, H, W)`` scores -> ``(N, H, W)`` logits of a boundary."""

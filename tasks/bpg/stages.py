@@ -105,16 +105,23 @@ DEMO = BPGParams(
     scale_range=(0.75, 1.33),
     colour_jitter=0.3,
     batch=16,
-    iterations=800,
+    iterations=1000,
     optimizer="adamw",
     lr=2e-3,
     weight_decay=0.05,
+    output_stride=4,
+    parts=PartsParams(prn_width=4, prn_depth=2, low_width=8, brn_width=8),
     test=TestTimeParams(flip=True),
 )
 """From scratch on 96 px pictures."""
 
 DEMO_TINY = dataclasses.replace(
-    DEMO, batch=4, iterations=20, crop=64, parts=PartsParams(prn_width=2, prn_depth=2, low_width=4, brn_width=4)
+    DEMO,
+    batch=4,
+    iterations=20,
+    crop=64,
+    output_stride=8,
+    parts=PartsParams(prn_width=2, prn_depth=2, low_width=4, brn_width=4),
 )
 """Twenty iterations: a check that everything runs; the masks are poor."""
 

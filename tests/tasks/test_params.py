@@ -13,8 +13,8 @@ from typing import Any, Literal
 import pytest
 
 import tasks
-from tasks.bpg import stages as bpg
 from tasks.bounds import bounded
+from tasks.bpg import stages as bpg
 from tasks.cfs import stages as cfs
 from tasks.deeplab import stages as deeplab
 from tasks.stage import PARAMS_CONFIG, stage_address
