@@ -110,6 +110,7 @@ SHIPPED = (
         method="HED edges; DeepLab with PRN and BRN (Wang et al., IJCAI 2019)",
         demo="demo-bpg",
         tiny="demo-tiny-bpg",
+        claims={"drawn": "benchmarks.claims_bpg", "photo": "benchmarks.claims_bpg_photo"},
     ),
 )
 """The flows that come with Maskmill."""
