@@ -14,7 +14,6 @@ A file whose content is not a whole image raises :class:`ImageError`, which is p
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 import warnings
@@ -26,6 +25,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from artifacts import keys
+from artifacts.cache import sealed
 from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.records import DataError, ImageRGB
 
@@ -233,15 +233,14 @@ class ImageDigests:
         if not self._changed:
             return
         self._forget_removed_files()
-        text = json.dumps({"version": self.VERSION, "files": self._remembered}, ensure_ascii=False)
-        # A file name need not be UTF-8; surrogateescape keeps its bytes.
-        write_bytes_atomic(self.path, text.encode(errors="surrogateescape"), durable=False)
+        content = {"version": self.VERSION, "files": self._remembered}
+        write_bytes_atomic(self.path, sealed.seal(content), durable=False)
         self._changed = False
 
     def _load(self) -> dict[str, tuple[int, int, str]]:
         """What is on disk; anything odd counts as nothing, since all of it can be computed again."""
         try:
-            stored = json.loads(self.path.read_bytes().decode(errors="surrogateescape"))
+            stored = sealed.unseal(self.path.read_bytes())
             if stored["version"] != self.VERSION:
                 return {}
             return {

@@ -11,6 +11,9 @@
   sorted names in the tables.
 
 Tables are UTF-8 with a header line; a byte order mark, CRLF, quotes, other columns and any order of columns are fine.
+Without any table, pictures in folders of classes (``cat/1.jpg``) have the folder's name as their tag; those of a folder
+``background`` show nothing, and those in no such folder have unknown tags.
+
 ``image`` is the relative path, with or without suffix. A row with an empty tag or class means "checked, holds
 nothing"; a picture that no row names has unknown labels. Where only boxes are given, tags are the boxes' classes. A row
 that cannot be used is dropped and named in a warning (file, line, fix). ``Box.id`` is the index among the picture's

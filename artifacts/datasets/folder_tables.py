@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts.cache.atomic import write_text_atomic
-from artifacts.datasets.paths import Notes, without_suffix
+from artifacts.datasets.paths import GENERIC_FOLDERS, Notes, without_suffix
 from artifacts.datasets.splits import read_text
 from artifacts.datasets.voc_tree import NO_CLASS
 from artifacts.records import DataError, Record
@@ -41,7 +42,9 @@ class Tables:
     """The content of the tables, by row of the picture list."""
 
     tags: dict[int, list[tuple[str, str]]] | None = None
-    """row -> (place, class name); ``None`` without ``tags.csv``."""
+    """row -> (place, class name); ``None`` without ``tags.csv`` and without folders of classes."""
+    from_folders: bool = False
+    """The tags are the names of folders."""
     boxes: dict[int, list[BoxRow]] | None = None
     damaged: set[int] = field(default_factory=set)
     """Rows of pictures of which a box was dropped, as its numbers cannot be used."""
@@ -71,6 +74,9 @@ class Tables:
                 except DataError as error:
                     notes.add(ROW_DROPPED, str(error))
                     tables.damaged.add(picture)
+        if tables.tags is None and tables.boxes is None:
+            tables.tags = folder_tags(every, notes)
+            tables.from_folders = tables.tags is not None
         return tables
 
     def _rows(
@@ -101,12 +107,39 @@ class Tables:
         if self.names() <= numbers.keys():
             return
         kind = f"class that the class table does not have, dropped (it has {', '.join(numbers)})"
-        for tags in (self.tags or {}).values():
-            notes.add_all(kind, [f"{place}: {name!r}" for place, name in tags if name not in numbers])
+        for row, tags in list((self.tags or {}).items()):
+            unknown = [f"{place}: {name!r}" for place, name in tags if name not in numbers]
+            notes.add_all(kind, unknown)
+            if unknown and self.from_folders and self.tags is not None:
+                del self.tags[row]  # nothing is known of what it shows
             tags[:] = [(place, name) for place, name in tags if name in numbers]
         for boxes in (self.boxes or {}).values():
             notes.add_all(kind, [f"{box.place}: {box.name!r}" for box in boxes if box.name not in numbers])
             boxes[:] = [box for box in boxes if box.name in numbers]
+
+
+def folder_tags(every: Sequence[str], notes: Notes) -> dict[int, list[tuple[str, str]]] | None:
+    """As :attr:`Tables.tags`, each picture's folder as its only tag; ``None`` where none lies in a folder of a class.
+
+    The class is the first folder of the path whose name is not that of a split or of pictures in general (``train/``).
+    A folder ``background`` holds pictures that show nothing.
+    """
+    found: dict[int, list[tuple[str, str]]] = {}
+    outside = []
+    for row, relative in enumerate(every):
+        folders = relative.split("/")[:-1]
+        name = next((folder for folder in folders if folder.lower() not in GENERIC_FOLDERS), None)
+        if name is None:
+            outside.append(relative)
+        else:
+            found[row] = [] if name.lower() in NO_CLASS else [(relative, name)]
+    if not found:
+        return None
+    counts = Counter(name for tags in found.values() for _, name in tags)
+    kind = "folder whose name was taken as its pictures' tag (tags.csv, with image,tags, says otherwise)"
+    notes.add_all(kind, [f"{name} ({count})" for name, count in sorted(counts.items())])
+    notes.add_all("picture without tags: in no class's folder", outside)
+    return found
 
 
 def _rows_by_name(every: Sequence[str]) -> dict[str, int]:

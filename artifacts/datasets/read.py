@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from artifacts import keys
-from artifacts.cache.atomic import write_text_atomic
+from artifacts.cache import sealed
+from artifacts.cache.atomic import write_bytes_atomic
+from artifacts.cache.runs import last_classes
 from artifacts.records import DataError, RecordSet
 
 DEMO_PREFIX = "demo"
@@ -176,7 +177,7 @@ def remember_dataset(cache: Path, records: RecordSet) -> None:
     images: dict[str, str] = dict(entry["images"]) if entry else {}
     paths = {record.image_id: record.image for record in records}
     sample = sorted(images.keys() & paths.keys())[:KNOWN_IMAGES]
-    if entry and (entry["format"], entry["root"]) != (records.format, records.root):
+    if entry and entry["format"] and (entry["format"], entry["root"]) != (records.format, records.root):
         if records.format == entry["format"] == DEMO_PREFIX:
             images, sample = {}, []  # another generator's tree: the cache's own, so the name is free
         else:
@@ -187,14 +188,14 @@ def remember_dataset(cache: Path, records: RecordSet) -> None:
         images = {}
     images |= {i: digest for i in sample if (digest := _digest(paths[i])) is not None}
     fresh = {
+        "name": records.dataset,
         "format": records.format,
         "root": records.root,
         "classes": list(records.classes),
         "images": dict(sorted(images.items())),
     }
     if fresh != entry:
-        text = json.dumps(fresh, indent=1, ensure_ascii=False) + "\n"
-        write_text_atomic(_entry_path(cache, records.dataset), text)
+        write_bytes_atomic(_entry_path(cache, records.dataset), sealed.seal(fresh, indent=1))
 
 
 def _check_moved(cache: Path, records: RecordSet, entry: Mapping[str, Any], here: Mapping[str, str]) -> None:
@@ -223,14 +224,19 @@ def _entry_path(cache: Path, dataset: str) -> Path:
 
 
 def _remembered(cache: Path, dataset: str) -> dict[str, Any] | None:
-    """The entry of ``dataset``; ``None`` if there is none. Raises :class:`DataError` if it is broken."""
+    """The entry of ``dataset``; ``None`` if there is none. A damaged one is put aside and made again."""
     path = _entry_path(cache, dataset)
     try:
-        entry = json.loads(path.read_text())
+        entry = sealed.unseal(path.read_bytes())
+        if entry.get("name") != dataset or not {"format", "root", "classes", "images"} <= entry.keys():
+            raise ValueError("it is of another data set, or not whole")
+        return entry
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise DataError(f"{path}: not readable ({error}); delete it, the next run writes it again") from error
-    if not isinstance(entry, dict) or not {"format", "root", "classes", "images"} <= entry.keys():
-        raise DataError(f"{path}: format, root, classes or images are missing; delete it, the next run writes it again")
+        aside = sealed.put_aside(path, error)
+    # Class numbers stay as they were: the runs know the table. Where the data lie, the next run notes.
+    entry = {"name": dataset, "format": "", "root": "", "classes": last_classes(cache, dataset), "images": {}}
+    if aside is not None:
+        write_bytes_atomic(path, sealed.seal(entry, indent=1))
     return entry

@@ -1,9 +1,10 @@
 """PASCAL VOC trees as records, with SBD, tag files and ScribbleSup strokes where they lie in the tree.
 
 Boxes: 1-based and inclusive in the XML, so ``x0 = xmin - 1``, ``x1 = xmax``. An ``<object>`` without ``<bndbox>`` is a
-tag. Tags hold every class of the XML, difficult or not (``WeakTags/tags.csv`` is read instead where it is there). Boxes
-of difficult objects are kept by default: an object that is left out would be background, which is false; VOC's masks
-leave it undecided (``data.difficult``). No image is decoded; truth stays a reference until it is loaded.
+tag. Tags hold every class of the XML, difficult or not (``WeakTags/tags.csv`` is read instead where it is there; the
+class lists of ``ImageSets/Main`` in a tree without ``Annotations``). Boxes of difficult objects are kept by default: an
+object that is left out would be background, which is false; VOC's masks leave it undecided (``data.difficult``). No
+image is decoded; truth stays a reference until it is loaded.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from artifacts.datasets.voc_tree import (
     known_splits,
     list_path,
     parse_line,
+    read_class_lists,
     read_tags,
 )
 from artifacts.datasets.voc_writer import (
@@ -104,6 +106,8 @@ class _Tree:
     images: dict[str, str]
     """Image id -> file below ``JPEGImages``."""
     tags: dict[str, tuple[str, ...]]
+    tags_in: str
+    """Where they are from, below the root."""
     masks: dict[str, frozenset[str]]
     """Folder -> ids for which it holds a PNG."""
     sbd: Path | None
@@ -120,7 +124,10 @@ class _Tree:
         sbd = find_sbd(root, data.sbd) if table.names == VOC_CLASSES or data.sbd else None
         numbers = {name: number for number, name in enumerate(table.names, 1)}
         name = data.name or dataset_name(root)
-        return cls(root, name, data, table, numbers, images, read_tags(root), masks, sbd, Notes())
+        tags, tags_in, notes = read_tags(root), "WeakTags/tags.csv", Notes()
+        if not tags and not (root / "Annotations").is_dir():
+            tags, tags_in = read_class_lists(root), "ImageSets/Main"
+        return cls(root, name, data, table, numbers, images, tags, tags_in, masks, sbd, notes)
 
     def line(self, number: int, text: str) -> Listed:
         """One line of a list. Where é is one character in the list and two in the file's name, the file's counts."""
@@ -267,12 +274,17 @@ class _Reader:
             names = tree.tags.get(image_id)
             if names is not None:
                 try:
-                    return tuple(sorted({tree.number(f"{tree.root}/WeakTags/tags.csv", image_id, n) for n in names}))
+                    return tuple(sorted({tree.number(f"{tree.root}/{tree.tags_in}", image_id, n) for n in names}))
                 except DataError as error:  # costs this image its tags; its other labels may be good
                     tree.notes.add("images without tags", str(error))
                     return None
-            tree.notes.add("images that WeakTags/tags.csv lacks, tags taken from the XML", image_id)
+            if annotation is not None:
+                tree.notes.add(f"images that {tree.tags_in} lacks, tags taken from the XML", image_id)
         if annotation is None:
+            if tree.tags:
+                tree.notes.add(
+                    "images without tags", f"{image_id}: not in {tree.tags_in} (class lists: in those of every class)"
+                )
             return None
         return tuple(sorted({tree.numbers[item.name] for item in annotation.objects}))
 

@@ -203,12 +203,16 @@ _NAME = re.compile(rb"<name>\s*([^<]*?)\s*</name>")
 def names_found(root: Path) -> set[str]:
     """Class names in all annotations and in ``WeakTags/tags.csv``; files that cannot be read are passed over.
 
+    Without annotations those of ``ImageSets/Main``'s class lists count.
+
     A file is parsed only if its text shows a name that no parsed file has confirmed: 17,125 files take a second.
     """
     names = {name for tags in read_tags(root).values() for name in tags}
     seen: set[bytes] = {name.encode() for name in names}
     folder = root / "Annotations"
-    for path in _files_below(folder) if folder.is_dir() else ():
+    if not folder.is_dir():
+        return names | {name for tags in read_class_lists(root).values() for name in tags}
+    for path in _files_below(folder):
         try:
             with open(path, "rb") as file:
                 data = file.read()
@@ -247,3 +251,32 @@ def read_tags(root: Path) -> dict[str, tuple[str, ...]]:
         names = tuple(name for name in (part.strip() for part in row[1].split(";")) if name)
         tags.setdefault(without_suffix(row[0].strip()), names)
     return tags
+
+
+_CLASS_LIST_SPLITS = ("train", "val", "trainval", "test")
+_CLASS_LIST_LINE = re.compile(r"(?P<image>.+?)\s+(?P<flag>-1|0|1)")
+
+
+def read_class_lists(root: Path) -> dict[str, tuple[str, ...]]:
+    """``ImageSets/Main/<class>_<split>.txt`` (``image flag``; 1 there, -1 not, 0 difficult alone) as :func:`read_tags`.
+
+    0 is a tag, as in the XML. An image that the lists of one class lack is left out: nobody has looked for that class.
+    Raises :class:`DataError` for a line of another form in a list that begins as one.
+    """
+    shown: dict[str, set[str]] = {}
+    listed: dict[str, set[str]] = {}
+    names: set[str] = set()
+    for path in sorted((root / "ImageSets" / "Main").glob("*_*.txt")):
+        name, _, split = path.stem.rpartition("_")
+        lines = read_lines(path)
+        if split not in _CLASS_LIST_SPLITS or not lines or not _CLASS_LIST_LINE.fullmatch(lines[0]):
+            continue  # a list of images
+        names.add(name)
+        for number, line in enumerate(lines, 1):
+            match = _CLASS_LIST_LINE.fullmatch(line)
+            if match is None:
+                raise DataError(f"{path}: line {number}: {line!r}; expected an image and -1, 0 or 1")
+            listed.setdefault(match["image"], set()).add(name)
+            if match["flag"] != "-1":
+                shown.setdefault(match["image"], set()).add(name)
+    return {image: tuple(sorted(shown.get(image, ()))) for image, found in listed.items() if found == names}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from artifacts.cache.fit_store import FitStore, Publication
 from artifacts.cache.runs import find_run, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.datasets import DataParams, read_split
@@ -93,6 +94,21 @@ def finished(cache: Path, run: str) -> dict[str, Any]:
             " run the flow again, or name a finished run with --run"
         )
     return manifest
+
+
+def published_fit(manifest: Mapping[str, Any], stage: Mapping[str, Any], cache: Path, what: str) -> Publication:
+    """The checkpoint of a run's fit: exactly that one, also if it was trained again since (``--rerun``).
+
+    Raises :class:`DataError` that calls it ``what`` where it is gone.
+    """
+    published = FitStore(cache).published(
+        stage["address"], stage["stamps"], accept=lambda one: one.digest == stage["output"]
+    )
+    if published is None:
+        raise DataError(
+            f"run {manifest['run']}: its {what}'s checkpoint is not in {cache} any more; run the flow again"
+        )
+    return published
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ app.command(
     "flows.cli.attention:attention", name="attention", help="Draw a student's self-attention at a pixel as a heat map."
 )
 app.command("flows.cli.cache:app", name="cache", help="List, inspect, check and clean up the mask cache.")
+app.command("flows.cli.cam:cam", name="cam", help="Draw where a run's classifier of tags sees a class.")
 app.command(
     "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
@@ -259,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     set_defaults(PRIVATE, QUIET)
     try:
+        _check_empty(sys.argv[1:] if argv is None else argv)
         add_flows()
         return app(argv, exit_on_error=False, result_action="return_value") or OK
     except CycloptsError:
@@ -276,6 +278,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(f"{error or type(error).__name__}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_empty(argv: Sequence[str]) -> None:
+    """Refuse ``--cache "$UNSET"``: an empty path would be the current folder, an empty name everything."""
+    for before, argument in zip(("", *argv), argv, strict=False):
+        option = argument.removesuffix("=")
+        if not argument.strip() or (argument.startswith("--") and option != argument):
+            what = f"after {before}" if before and not argument.strip() else option
+            raise DataError(f"an argument is empty ({what or 'the first'}): a variable that is not set?")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

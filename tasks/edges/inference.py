@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from artifacts.records import ImageRGB
-from models.hed import HED
+from models.hed import HED, EdgeNetwork
+from models.hed_lite import HEDLite
 from models.resample import resize, scale_images
 from tasks.edges.stages import KEY, EdgesParams, named_weights
 from tasks.edges.thin import to_uint8
@@ -19,7 +20,7 @@ from tasks.stage import Arrays, Item, by_size, image_of
 from tasks.training import weights as weights_files
 from tasks.training.networks import load_into
 
-NETWORKS = {"hed": HED}
+NETWORKS = {"hed": HED, "hed-lite": HEDLite}
 """Of :attr:`EdgesParams.network`."""
 
 
@@ -40,7 +41,7 @@ def edges_items(items: Sequence[Item], params: EdgesParams) -> list[Arrays]:
 
 
 def draw(
-    network: HED, images_rgb: Sequence[ImageRGB], scales: Sequence[float] = (1.0,), *, flip: bool = False
+    network: EdgeNetwork, images_rgb: Sequence[ImageRGB], scales: Sequence[float] = (1.0,), *, flip: bool = False
 ) -> NDArray[np.float32]:
     """``(N, H, W) float32`` probabilities of a boundary, for images ``(H, W, 3) uint8`` of one size.
 
@@ -61,7 +62,7 @@ def draw(
     return found
 
 
-def load_network(params: EdgesParams, given: str | None = None, device: str = "cpu") -> HED:
+def load_network(params: EdgesParams, given: str | None = None, device: str = "cpu") -> EdgeNetwork:
     """The network in eval mode on ``device``; kept for the process's next images.
 
     Args:
@@ -79,7 +80,7 @@ def load_network(params: EdgesParams, given: str | None = None, device: str = "c
 
 
 @functools.lru_cache(maxsize=2)
-def _load(name: str, weights: str, given: str | None, device: str, _file: tuple[int, int] | None) -> HED:
+def _load(name: str, weights: str, given: str | None, device: str, _file: tuple[int, int] | None) -> EdgeNetwork:
     source = weights_files.resolve(weights, name, KEY, given=given)
     network = NETWORKS[name]()
     state = source.state()

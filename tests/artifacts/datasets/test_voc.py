@@ -214,6 +214,30 @@ def test_an_unknown_tag_costs_the_image_its_tags_only(root: Path) -> None:
         read(root)
 
 
+def test_without_annotations_tags_are_in_the_class_lists(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    for name in ("a", "b", "c", "d", "e"):
+        image(root, name)
+    lists(root, "train", "a", "b", "c", "d", "e")
+    main = root / "ImageSets" / "Main"
+    main.mkdir()
+    (main / "train.txt").write_text("a\nb\n")
+    (main / "train_val.txt").write_text("a\nb\n")  # a list of images, not of trains
+    (main / "cat_train.txt").write_text("a  1\nb -1\nc  0\nd 1\n")  # 0: difficult cats alone
+    (main / "dog_train.txt").write_text("a  1\nb -1\nc -1\n")
+    found = read(root)
+    assert found.classes == voc_tree.VOC_CLASSES
+    assert [record.tags for record in found] == [(8, 12), (), (8,), None, None]
+    text = "\n".join(found.warnings)
+    assert "2 x images without tags: d: not in ImageSets/Main, for every class; e: not in" in text
+    (main / "dog_train.txt").write_text("a 1\nb maybe\n")
+    with pytest.raises(DataError, match=r"dog_train\.txt: line 2: 'b maybe'; expected an image and -1, 0 or 1"):
+        read(root)
+    (main / "dog_train.txt").write_text("a -1\n")
+    add(root, "a", [("cow", None, False)])  # an annotation says more than a list
+    assert read(root).records[0].tags == (10,)
+
+
 # --- class tables
 
 
