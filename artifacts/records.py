@@ -105,9 +105,15 @@ class Record:
     """Height and width as the annotation states them, if it does."""
     tags: tuple[int, ...] | None = None
     boxes: tuple[Box, ...] | None = None
-    scribbles: tuple[Scribble, ...] | None = None
+    scribbles: tuple[Scribble, ...] | MaskRef | None = None
+    """Strokes, or a mask of what is scribbled on (255: nothing), whose strokes are not known."""
     truth: MaskRef | None = None
     truth_objects: MaskRef | None = None
+
+    @property
+    def strokes(self) -> tuple[Scribble, ...]:
+        """The scribbles that are strokes; none where they are unknown, or a mask."""
+        return self.scribbles if isinstance(self.scribbles, tuple) else ()
 
     def view(self, kinds: Iterable[str]) -> Record:
         """The same image with only the declared label kinds: the input of a stage."""

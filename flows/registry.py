@@ -103,6 +103,17 @@ SHIPPED = (
         figure=("params.rrm.mining=online",),
         claims={"drawn": "benchmarks.claims_rrm", "photo": "benchmarks.claims_rrm_photo"},
     ),
+    FlowEntry(
+        name="bpg",
+        module="flows.bpg",
+        params="BPGFlowParams",
+        help="Scribbles and edges -> DeepLab with refined scores and boundaries -> masks -> DeepLab -> scores.",
+        labels=("scribbles",),
+        method="HED edges; DeepLab with PRN and BRN (Wang et al., IJCAI 2019)",
+        demo="demo-bpg",
+        tiny="demo-tiny-bpg",
+        claims={"drawn": "benchmarks.claims_bpg", "photo": "benchmarks.claims_bpg_photo"},
+    ),
 )
 """The flows that come with Maskmill."""
 

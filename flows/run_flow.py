@@ -32,7 +32,7 @@ Page = Callable[[Runner, Sets, P], Result]
 WHERE_LABELS = {
     "tags": "tags.csv (folder:), Annotations or WeakTags (voc:)",
     "boxes": "boxes.csv (folder:) or Annotations (voc:)",
-    "scribbles": "ScribbleSup (voc:)",
+    "scribbles": "ScribbleSup (voc:) or data.scribble_files (any)",
     "truth": "masks/ and classes.txt (folder:), SegmentationClass (voc:), segmentation (coco:)",
 }
 """Label kind -> where readers look for it."""

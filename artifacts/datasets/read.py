@@ -71,7 +71,12 @@ class DataParams:
     only_undecided: bool = _option(False, "masks that hold only 0 and 255 are meant: 255 is undecided, not the object")
     follow_links: bool = _option(False, "follow links that lead out of the data set's folder")
     scribbles: bool = _option(True, "voc: read ScribbleSup/ if the tree has it")
-    scribble_origin: int = _option(0, "voc: number of the first pixel in ScribbleSup files, 0 or 1")
+    scribble_files: str = _option(
+        "",
+        "scribbles for data of any format: a folder of ScribbleSup files (.xml) or index masks (.png, 255: nothing"
+        " drawn), named as the images; or a JSON of COCO-style polylines; empty: the tree's own",
+    )
+    scribble_origin: int = _option(0, "number of the first pixel in ScribbleSup files, 0 or 1")
     aux: DataParams | None = field(
         default=None,
         metadata={"help": "auxiliary data: a data set with classes of its own, of which train is used; null: none"},
@@ -143,6 +148,11 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
             is wrong with single images is in ``skips`` and ``warnings`` of the result.
         OSError: the place cannot be read.
     """
+    if data.scribble_files:
+        from artifacts.datasets.scribbles import with_scribbles
+
+        own = read_split(replace(data, scribble_files="", scribbles=False), split, cache=cache)
+        return with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
     form, _, place = data.source.partition(":")
     if form in READERS:
         with confined(() if data.follow_links else _places(place, split, data)):

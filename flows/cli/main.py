@@ -51,6 +51,7 @@ app.command(
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
 app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures, with HED.")
+app.command("flows.cli.scribbles:scribbles", name="scribbles", help="Draw plausible scribbles from masks.")
 app.command("flows.cli.weights:app", name="weights", help="List the pretrained weights that there are, and get them.")
 
 

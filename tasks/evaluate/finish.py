@@ -343,7 +343,7 @@ def _row(run: Runner, record: Record, columns: list[Column], kinds: Collection[K
         panels=panels,
         truth=truth_hw,
         boxes=seen.boxes or (),
-        scribbles=seen.scribbles or (),
+        scribbles=seen.strokes,
         tags=seen.tags or (),
     )
 
