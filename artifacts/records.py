@@ -150,6 +150,8 @@ class RecordSet:
     format: str = ""
     root: str = ""
     warnings: tuple[str, ...] = ()
+    own_classes: tuple[str, ...] = ()
+    """The data set's own class table, where some of it were left out (``data.without``); else empty."""
 
     def __post_init__(self) -> None:
         if not self.dataset or any(c in self.dataset for c in "/\\\0"):

@@ -33,8 +33,9 @@ WHERE_LABELS = {
     "tags": "tags.csv (folder:), Annotations or WeakTags (voc:)",
     "boxes": "boxes.csv (folder:) or Annotations (voc:)",
     "scribbles": "ScribbleSup (voc:)",
+    "truth": "masks (SegmentationClass of voc:, segmentations of coco:)",
 }
-"""Weak label kind -> where readers look for it."""
+"""Label kind -> where readers look for it."""
 
 
 @dataclass(frozen=True)

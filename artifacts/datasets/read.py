@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from artifacts import keys
 from artifacts.cache.atomic import write_text_atomic
+from artifacts.datasets.without import share_of, without_classes
 from artifacts.records import DataError, RecordSet
 
 DEMO_PREFIX = "demo"
@@ -54,6 +55,11 @@ class DataParams:
     classes: tuple[str, ...] = _option(
         (), "class table, number 1 first; empty: the format's own list, else the names found, sorted"
     )
+    without: tuple[str, ...] = _option(
+        (), "classes to leave out, now background, by any of their names; voc: the 20 of PASCAL VOC"
+    )
+    share: float = _option(1.0, "share of the training images, chosen by a hash of share_seed and the image's id")
+    share_seed: int = _option(0, "another seed chooses other images for share")
     difficult: bool = _option(True, "keep the boxes of objects marked difficult (tags always hold them)")
     include_crowd: bool = _option(False, "coco, folder: boxes of crowd regions too (their truth stays undecided)")
     val_share: float = _option(0.2, "share of images for val where the data has no lists (a hash of the name decides)")
@@ -80,6 +86,8 @@ class DataParams:
                 raise ValueError(f"{split} must name a split, not {getattr(self, split)!r}")
         if len(set(self.classes)) != len(self.classes) or not all(self.classes):
             raise ValueError(f"classes must be different, non-empty names, not {self.classes}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1], not {self.share}")
         if not 0 <= self.val_share < 1:
             raise ValueError(f"val_share must be in [0, 1), not {self.val_share}")
         if self.scribble_origin not in (0, 1):
@@ -115,6 +123,15 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
             is wrong with single images is in ``skips`` and ``warnings`` of the result.
         OSError: the place cannot be read.
     """
+    found = _read_whole(data, split, cache)
+    if data.without:
+        found = without_classes(found, data.without)
+    if data.share < 1 and split == data.train:
+        found = share_of(found, data.share, data.share_seed)
+    return found
+
+
+def _read_whole(data: DataParams, split: str, cache: Path | None) -> RecordSet:
     form, _, place = data.source.partition(":")
     if form in READERS:
         return _read(form, place, split, data, cache)
@@ -179,7 +196,7 @@ def remember_dataset(cache: Path, records: RecordSet) -> None:
     fresh = {
         "format": records.format,
         "root": records.root,
-        "classes": list(records.classes),
+        "classes": list(records.own_classes or records.classes),
         "images": dict(sorted(images.items())),
     }
     if fresh != entry:
