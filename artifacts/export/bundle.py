@@ -145,8 +145,8 @@ def _card(folder: Path) -> dict[str, Any]:
         for name, kind in (("rounds", int), ("classes", list), ("files", dict), ("network", dict))
         if not isinstance(card.get(name), kind)
     ]
-    if wrong or set(card["files"]) != {GENERATORS, IMAGES}:
-        raise DataError(
-            f"{path}: {', '.join(wrong) or 'files'} missing or not what it should be; the bundle is damaged"
-        )
+    files = {} if wrong else card["files"]
+    if set(files) != {GENERATORS, IMAGES} or any(set(entry) != {"bytes", "sha256"} for entry in files.values()):
+        what = ", ".join(wrong) or "files"
+        raise DataError(f"{path}: {what} missing or not what it should be; the bundle is damaged")
     return card
