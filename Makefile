@@ -6,17 +6,20 @@ READY  := $(VENV)/.ready
 PHOTOS ?= voc:../shared/data/voc-animals
 DEMO_OUT ?= demo-out
 DEMO_CFS_OUT ?= demo-cfs-out
+DEMO_LPG_OUT ?= demo-lpg-out
 
-.PHONY: help setup demo demo-cfs test lint format bench soak-kill claims-cfs claims-photo clean
+.PHONY: help setup demo demo-cfs demo-lpg test lint format bench soak-kill claims-cfs claims-photo claims-lpg clean
 
 help:
 	@echo "make demo       set up, then boxes -> GrabCut -> masks -> DeepLab -> scores on the embedded demo data"
 	@echo "make demo-cfs   the same with the paper's whole figure: GrabCut, CFS, refinement, DeepLab with LGSA"
+	@echo "make demo-lpg   mask generators learnt on drawn pictures of other classes, then boxes -> masks -> DeepLab"
 	@echo "make test       set up, then the test suite"
 	@echo "make lint       ruff, mypy --strict, import-linter"
 	@echo "make bench      benchmarks, as ratios against a peer in the same run"
 	@echo "make claims-cfs the paper's orderings against ours, with a table; BUDGET=30m stops in time, again goes on"
 	@echo "make claims-photo the same on photographs; PHOTOS=voc:PATH (default $(PHOTOS)), BUDGET=30m"
+	@echo "make claims-lpg LPG's orderings on drawn pictures; BUDGET=30m. Photographs: docs/lpg.md"
 	@echo "make soak-kill  kill the demo at every named point and 20 times at random; compare byte for byte"
 
 setup: $(READY)
@@ -41,6 +44,10 @@ demo: $(READY)
 demo-cfs: $(READY)
 	$(BIN)/maskmill cfs --config demo-cfs --out $(DEMO_CFS_OUT)
 
+demo-lpg: $(READY)
+	$(BIN)/maskmill lpg-learn --config demo-lpg-learn --out $(DEMO_LPG_OUT)/learn
+	$(BIN)/maskmill lpg --config demo-lpg --out $(DEMO_LPG_OUT)/deploy --set params.generator=$(DEMO_LPG_OUT)/learn/generators
+
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
@@ -63,8 +70,11 @@ claims-cfs: $(READY)
 claims-photo: $(READY)
 	$(BIN)/python -m benchmarks.claims cfs --table photo --data $(PHOTOS) --name claims_cfs_photo $(if $(BUDGET),--budget $(BUDGET))
 
+claims-lpg: $(READY)
+	$(BIN)/python -m benchmarks.claims lpg --name claims_lpg $(if $(BUDGET),--budget $(BUDGET))
+
 soak-kill: $(READY)
 	$(BIN)/python -m benchmarks.soak_kill
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) $(DEMO_CFS_OUT) *.egg-info build models/crf/_lattice*.so
+	rm -rf $(VENV) $(DEMO_OUT) $(DEMO_CFS_OUT) $(DEMO_LPG_OUT) *.egg-info build models/crf/_lattice*.so

@@ -179,7 +179,7 @@ def of_rounds(nets: Sequence[FitHandle], params: LPGFlowParams) -> list[FitHandl
         return [nets[-1]] * rounds
     if rounds > len(nets):
         raise DataError(
-            f"params.rounds={rounds}, but there are {len(nets)} generators; learn more rounds, or set fewer"
+            f"params.rounds={rounds}, but there are generators of {len(nets)} alone; learn more, or set fewer"
         )
     return list(nets[:rounds])
 
