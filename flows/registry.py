@@ -120,6 +120,7 @@ SHIPPED = (
         method="masks by generators learnt on other classes (Xie et al., 2021)",
         demo="demo-lpg",
         tiny="demo-tiny-lpg",
+        claims={"drawn": "benchmarks.claims_lpg", "photo": "benchmarks.claims_lpg_photo"},
         ranks=1,
     ),
 )
