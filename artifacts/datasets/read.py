@@ -60,6 +60,7 @@ class DataParams:
     )
     share: float = _option(1.0, "share of the training images, chosen by a hash of share_seed and the image's id")
     share_seed: int = _option(0, "another seed chooses other images for share")
+    share_rest: bool = _option(False, "the other training images instead: those that share leaves out")
     difficult: bool = _option(True, "keep the boxes of objects marked difficult (tags always hold them)")
     include_crowd: bool = _option(False, "coco, folder: boxes of crowd regions too (their truth stays undecided)")
     val_share: float = _option(0.2, "share of images for val where the data has no lists (a hash of the name decides)")
@@ -126,8 +127,8 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
     found = _read_whole(data, split, cache)
     if data.without:
         found = without_classes(found, data.without)
-    if data.share < 1 and split == data.train:
-        found = share_of(found, data.share, data.share_seed)
+    if split == data.train and (data.share < 1 or data.share_rest):
+        found = share_of(found, data.share, data.share_seed, rest=data.share_rest)
     return found
 
 

@@ -82,9 +82,12 @@ def without_classes(records: RecordSet, names: Sequence[str]) -> RecordSet:
     )
 
 
-def share_of(records: RecordSet, share: float, seed: int) -> RecordSet:
-    """About this share of the images, by a hash of seed and id: a larger share of one seed holds the smaller ones."""
-    kept = [record.image_id for record in records if hash_share(f"{seed}/{record.image_id}") < share]
+def share_of(records: RecordSet, share: float, seed: int, *, rest: bool = False) -> RecordSet:
+    """About this share of the images, by a hash of seed and id: a larger share of one seed holds the smaller ones.
+
+    ``rest``: the others. So the two are folds, also of two data sets whose images have the same ids.
+    """
+    kept = [record.image_id for record in records if (hash_share(f"{seed}/{record.image_id}") < share) is not rest]
     return records.only(kept)
 
 

@@ -95,6 +95,11 @@ def test_any_data_set_can_be_read_so_and_the_cache_remembers_its_whole_table(tmp
         for split in ("train", "val")
     }
     assert parts[0.5, "train"] < parts[1.0, "train"] and parts[0.5, "val"] == parts[1.0, "val"] > 0
+    folds = [
+        {one.image_id for one in read_split(dataclasses.replace(data, share=0.5, share_rest=rest), "train")}
+        for rest in (False, True)
+    ]
+    assert not folds[0] & folds[1] and len(folds[0] | folds[1]) == 20 and all(folds)
     with pytest.raises(ValueError, match=r"share must be in \(0, 1\], not 0"):
         dataclasses.replace(data, share=0.0)
     remember_dataset(tmp_path / "cache", found)
@@ -107,3 +112,5 @@ def test_a_share_is_the_same_images_in_every_run_and_larger_ones_hold_the_smalle
     assert parts[0.25] < parts[0.5] < parts[0.75] < parts[1.0] and len(parts[1.0]) == 400
     assert all(abs(len(part) - 400 * share) < 40 for share, part in parts.items())
     assert parts[0.5] != {record.image_id for record in share_of(many, 0.5, 1)}
+    others = {record.image_id for record in share_of(many, 0.5, 0, rest=True)}
+    assert not others & parts[0.5] and others | parts[0.5] == parts[1.0]
