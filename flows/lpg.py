@@ -29,7 +29,7 @@ from tasks.engine.options import RunParams
 from tasks.engine.runner import Runner
 from tasks.evaluate.finish import Result, finish
 from tasks.lpg import em, stages
-from tasks.lpg.em import LearnParams, same_boxes
+from tasks.lpg.em import LearnParams
 from tasks.lpg.stages import GenerateParams, GeneratorNet
 from tasks.stage import PARAMS_CONFIG, FitHandle, MapHandle
 from tasks.training.params import check_run
@@ -84,7 +84,6 @@ class LPGFlowParams:
         bounded(self, "lpg")
         if not self.masks:
             raise ValueError("masks is empty; give none, all, or a file of image ids")
-        same_boxes({"generate": self.generate.difficult, "learn.generate": self.learn.generate.difficult})
 
 
 def page(run: Runner, sets: Sets, params: LPGFlowParams) -> Result:
