@@ -8,16 +8,17 @@ DEMO_OUT ?= demo-out
 # Each flow has make demo-FLOW (into demo-FLOW-out/) and its paper's orderings: make claims-FLOW, make claims-FLOW-photo.
 METHODS := cfs rrm bpg
 DEMOS   := $(METHODS:%=demo-%)
-DRAWN   := $(METHODS:%=claims-%)
+DRAWN   := $(METHODS:%=claims-%) claims-lpg
 REAL    := $(METHODS:%=claims-%-photo)
 
-.PHONY: help setup demo $(DEMOS) test lint format bench soak-kill $(DRAWN) $(REAL) claims-photo clean
+.PHONY: help setup demo $(DEMOS) demo-lpg test lint format bench soak-kill $(DRAWN) $(REAL) claims-photo clean
 
 help:
 	@echo "make demo       set up, then boxes -> GrabCut -> masks -> DeepLab -> scores on the embedded demo data"
 	@echo "make demo-cfs   the same with the paper's whole figure: GrabCut, CFS, refinement, DeepLab with LGSA"
 	@echo "make demo-rrm   from image tags alone: maps, reliable regions, a network of two branches, DeepLab on its masks"
 	@echo "make demo-bpg   scribbles and edges -> DeepLab with PRN and BRN -> masks -> DeepLab, on the embedded demo data"
+	@echo "make demo-lpg   mask generators learnt on drawn pictures of other classes, then boxes -> masks -> DeepLab"
 	@echo "make test       set up, then the test suite"
 	@echo "make lint       ruff, mypy --strict, import-linter"
 	@echo "make bench      benchmarks, as ratios against a peer in the same run"
@@ -48,6 +49,10 @@ demo: $(READY)
 $(DEMOS): demo-%: $(READY)
 	$(BIN)/maskmill $* --config demo-$* --out demo-$*-out
 
+demo-lpg: $(READY)
+	$(BIN)/maskmill lpg-learn --config demo-lpg-learn --out demo-lpg-out/learn
+	$(BIN)/maskmill lpg --config demo-lpg --out demo-lpg-out/deploy --set params.generator=demo-lpg-out/learn/generators
+
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
 
@@ -76,4 +81,4 @@ soak-kill: $(READY)
 	$(BIN)/python -m benchmarks.soak_kill
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) $(DEMOS:%=%-out) *.egg-info build models/crf/_lattice*.so
+	rm -rf $(VENV) $(DEMO_OUT) $(DEMOS:%=%-out) demo-lpg-out *.egg-info build models/crf/_lattice*.so

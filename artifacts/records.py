@@ -191,6 +191,8 @@ class RecordSet:
     counts: Counts = Counts()
     origin: Mapping[str, Any] = field(default_factory=dict)
     """What the format says beside the labels and a writer of the same format gives back (COCO: ids, licences)."""
+    own_classes: tuple[str, ...] = ()
+    """The data set's own class table, where some of it were left out (``data.without``); else empty."""
 
     def __post_init__(self) -> None:
         if not self.dataset or any(c in self.dataset for c in "/\\\0"):

@@ -114,6 +114,28 @@ SHIPPED = (
         tiny="demo-tiny-bpg",
         claims={"drawn": "benchmarks.claims_bpg", "photo": "benchmarks.claims_bpg_photo"},
     ),
+    FlowEntry(
+        name="lpg-learn",
+        module="flows.lpg_learn",
+        params="LPGLearnParams",
+        help="Boxes and masks of any classes -> mask generators, a bundle for `maskmill lpg`.",
+        labels=("boxes", "truth"),
+        method="stage-wise EM of a segmenter and a class-agnostic mask generator (Xie et al., 2021)",
+        tiny="demo-tiny-lpg-learn",
+        ranks=1,
+    ),
+    FlowEntry(
+        name="lpg",
+        module="flows.lpg",
+        params="LPGFlowParams",
+        help="Boxes -> masks by learnt generators, round by round -> DeepLab -> scores.",
+        labels=("boxes",),
+        method="masks by generators learnt on other classes (Xie et al., 2021)",
+        demo="demo-lpg",
+        tiny="demo-tiny-lpg",
+        claims={"drawn": "benchmarks.claims_lpg", "photo": "benchmarks.claims_lpg_photo"},
+        ranks=1,
+    ),
 )
 """The flows that come with Maskmill."""
 

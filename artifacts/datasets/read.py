@@ -21,6 +21,7 @@ from artifacts.cache import sealed
 from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.runs import last_classes
 from artifacts.datasets.check import check_set
+from artifacts.datasets.without import share_of, without_classes
 from artifacts.inputs import confined
 from artifacts.records import DataError, RecordSet
 
@@ -57,6 +58,12 @@ class DataParams:
     classes: tuple[str, ...] = _option(
         (), "class table, number 1 first; empty: the format's own list, else the names found, sorted"
     )
+    without: tuple[str, ...] = _option(
+        (), "classes to leave out, now background, by any of their names; voc: the 20 of PASCAL VOC"
+    )
+    share: float = _option(1.0, "share of the training images, chosen by a hash of share_seed and the image's id")
+    share_seed: int = _option(0, "another seed chooses other images for share")
+    share_rest: bool = _option(False, "the other training images instead: those that share leaves out")
     difficult: bool = _option(True, "keep the boxes of objects marked difficult (tags always hold them)")
     include_crowd: bool = _option(False, "coco, folder: boxes of crowd regions too (their truth stays undecided)")
     val_share: float = _option(0.2, "share of images for val where the data has no lists (a hash of the name decides)")
@@ -97,6 +104,8 @@ class DataParams:
                 raise ValueError(f"{split} must name a split, not {getattr(self, split)!r}")
         if len(set(self.classes)) != len(self.classes) or not all(self.classes):
             raise ValueError(f"classes must be different, non-empty names, not {self.classes}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1], not {self.share}")
         if not 0 <= self.val_share < 1:
             raise ValueError(f"val_share must be in [0, 1), not {self.val_share}")
         if not 0 <= self.min_labelled <= 1:
@@ -148,11 +157,25 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
             is wrong with single images is in ``skips`` and ``warnings`` of the result.
         OSError: the place cannot be read.
     """
-    if data.scribble_files:
-        from artifacts.datasets.scribbles import with_scribbles
+    found = _read_labelled(data, split, cache)
+    if data.without:
+        found = without_classes(found, data.without)
+    if split == data.train and (data.share < 1 or data.share_rest):
+        found = share_of(found, data.share, data.share_seed, rest=data.share_rest)
+    return found
 
-        own = read_split(replace(data, scribble_files="", scribbles=False), split, cache=cache)
-        return with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
+
+def _read_labelled(data: DataParams, split: str, cache: Path | None) -> RecordSet:
+    """The split with all its labels, those that lie elsewhere among them."""
+    if not data.scribble_files:
+        return _read_source(data, split, cache)
+    from artifacts.datasets.scribbles import with_scribbles
+
+    own = _read_source(replace(data, scribbles=False), split, cache)
+    return with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
+
+
+def _read_source(data: DataParams, split: str, cache: Path | None) -> RecordSet:
     form, _, place = data.source.partition(":")
     if form in READERS:
         with confined(() if data.follow_links else _places(place, split, data)):
@@ -229,7 +252,7 @@ def remember_dataset(cache: Path, records: RecordSet) -> None:
         "name": records.dataset,
         "format": records.format,
         "root": records.root,
-        "classes": list(records.classes),
+        "classes": list(records.own_classes or records.classes),
         "images": dict(sorted(images.items())),
     }
     if fresh != entry:
