@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from artifacts import keys
 
-Kind = Literal["image", "tags", "boxes", "scribbles", "truth", "truth_objects"]
+Kind = Literal["image", "tags", "boxes", "scribbles", "truth", "truth_objects", "corrected"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LABEL_KINDS: tuple[Kind, ...] = KINDS[1:]
 
@@ -68,9 +68,9 @@ class Scribble:
 
 @dataclass(frozen=True, slots=True)
 class MaskRef:
-    """Where a truth mask is: ``loader`` is ``"module:function"``, called with this reference.
+    """Where a mask is: ``loader`` is ``"module:function"``, called with this reference.
 
-    The function returns a ``(H, W) uint8`` class mask (kind ``truth``), or
+    The function returns a ``(H, W) uint8`` class mask (kinds ``truth``, ``corrected``), or
     ``(object_masks_nhw bool, object_ids_n int64)`` (kind ``truth_objects``, ids as in ``Box.id``).
     Nothing is decoded before :meth:`load`.
     """
@@ -107,6 +107,8 @@ class Record:
     scribbles: tuple[Scribble, ...] | None = None
     truth: MaskRef | None = None
     truth_objects: MaskRef | None = None
+    corrected: MaskRef | None = None
+    """A class mask that a person made from a run's mask (``data.corrections``): a label, not truth."""
 
     def view(self, kinds: Iterable[str]) -> Record:
         """The same image with only the declared label kinds: the input of a stage."""

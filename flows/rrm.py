@@ -16,7 +16,7 @@ from prefect import State, flow
 from artifacts.datasets import DataParams
 from artifacts.records import Sets
 from flows.server.prefect_skin import run_flow, show_help, threads
-from tasks import reliable
+from tasks import labels, reliable
 from tasks.cam import stages as cam
 from tasks.cam.stages import CamParams
 from tasks.crf.params import PRESETS, Preset
@@ -82,7 +82,7 @@ def page(run: Runner, sets: Sets, params: RRMFlowParams) -> Result:
     stage = rrm_stage.fit(params.rrm)
     net = run.fit(stage, sets.train, monitor=sets.val, init=init, label=None, **given)
     crf = None if params.crf == "off" else PRESETS[params.crf]
-    masks = run.map(rrm_stage.masks(params.rrm, crf=crf), sets.train, net=net)
+    masks = labels.prefer_corrected(run, run.map(rrm_stage.masks(params.rrm, crf=crf), sets.train, net=net))
     one_step = run.map(rrm_stage.predict(params.rrm, crf=crf), sets.val, label="one-step", net=net)
     if params.student == "none":
         return finish(run, sets, masks, {"one-step": one_step})

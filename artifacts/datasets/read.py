@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 from artifacts import keys
 from artifacts.cache.atomic import write_text_atomic
+from artifacts.datasets.corrections import with_corrections
 from artifacts.records import DataError, RecordSet
 
 DEMO_PREFIX = "demo"
@@ -60,6 +61,7 @@ class DataParams:
     sbd: str = _option("", "voc: SBD folder (with cls/ and inst/); empty: SBD/ in or beside the tree, if there is one")
     scribbles: bool = _option(True, "voc: read ScribbleSup/ if the tree has it")
     scribble_origin: int = _option(0, "voc: number of the first pixel in ScribbleSup files, 0 or 1")
+    corrections: str = _option("", "folder of masks that people corrected, as `maskmill import` writes it; empty: none")
     aux: DataParams | None = field(
         default=None,
         metadata={"help": "auxiliary data: a data set with classes of its own, of which train is used; null: none"},
@@ -111,10 +113,16 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
             ``maskmill-cache`` for demo data, else none.
 
     Raises:
-        DataError: the place is not what the format expects, the split does not exist, nothing in it can be used. What
-            is wrong with single images is in ``skips`` and ``warnings`` of the result.
+        DataError: the place is not what the format expects, the split does not exist, nothing in it can be used; or
+            ``data.corrections`` is no folder of corrections. What is wrong with single images is in ``skips`` and
+            ``warnings`` of the result.
         OSError: the place cannot be read.
     """
+    found = _read_source(data, split, cache)
+    return with_corrections(found, Path(data.corrections).expanduser()) if data.corrections else found
+
+
+def _read_source(data: DataParams, split: str, cache: Path | None) -> RecordSet:
     form, _, place = data.source.partition(":")
     if form in READERS:
         return _read(form, place, split, data, cache)

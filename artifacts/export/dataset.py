@@ -1,4 +1,4 @@
-"""Stored masks -> a dataset in a folder: VOC tree, VOC server tree, COCO JSON, HDF5.
+"""Stored masks -> a dataset in a folder: VOC tree, VOC server tree, COCO JSON, HDF5, files for annotation tools.
 
 An export is made aside and renamed into place whole, with a ``maskmill-export.json`` that says what it was made
 from (params, seeds, versions, addresses, counts, skips) and lists every file with its digest. Repeated, it gives the
@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,13 @@ from artifacts.cache.atomic import (
 from artifacts.cache.runs import read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.export.coco import write_coco_export
+from artifacts.export.cvat import write_cvat
 from artifacts.export.hdf5 import write_hdf5_export
 from artifacts.export.items import ExportImage, Source
+from artifacts.export.label_studio import write_label_studio
+from artifacts.export.labelme import write_labelme
 from artifacts.export.voc import write_voc_export, write_voc_server_export
+from artifacts.export.yolo_seg import write_yolo_seg
 from artifacts.images import ImageDigests
 from artifacts.objects import Object, unpack_objects
 from artifacts.records import DataError
@@ -43,6 +48,13 @@ WRITERS: Mapping[str, Callable[[Path, Source], Mapping[str, int]]] = {
     "voc-server": write_voc_server_export,
     "coco": write_coco_export,
     "hdf5": write_hdf5_export,
+    "label-studio": write_label_studio,
+    "label-studio-polygons": partial(write_label_studio, polygons=True),
+    "cvat": write_cvat,
+    "cvat-polygons": partial(write_cvat, polygons=True),
+    "labelme": write_labelme,
+    "labelme-polygons": partial(write_labelme, polygons=True),
+    "yolo-seg": write_yolo_seg,
 }
 """format -> ``write(folder, source)``, which returns its counts."""
 
@@ -104,7 +116,7 @@ def export_run(
         cache: the cache folder.
         manifest: a run's manifest (``runs/<id>/manifest.json``).
         label: a map stage that gives ``array``.
-        kind: ``voc``, ``voc-server``, ``coco`` or ``hdf5``.
+        kind: a key of :data:`WRITERS`.
         out: the folder to make; if it is there, it must be an unchanged export.
         with_images: copy the images too, where the format has a place for them.
         array: which of the stage's masks.
