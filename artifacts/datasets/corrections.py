@@ -88,23 +88,33 @@ def load_corrected(reference: MaskRef) -> MaskHW:
     return table[mask_hw]
 
 
+def load_stored(folder: Path, image_id: str) -> MaskHW | None:
+    """The mask that ``folder`` holds for a picture, in the folder's class numbers; ``None`` without a readable one."""
+    from PIL import Image
+
+    try:
+        with Image.open(folder / MASKS / f"{image_id}.png") as image:
+            return np.asarray(image, np.uint8)
+    except (OSError, ValueError):
+        return None
+
+
 def write_corrections(folder: Path, masks: Iterable[tuple[str, MaskHW]], classes: Sequence[str]) -> list[str]:
     """Store ``(image id, mask)`` pairs in ``folder``, over earlier ones of the same pictures; returns the ids.
 
-    Each file is written whole or not at all. ``classes[i]`` names number ``i + 1`` of the masks. Raises
-    :class:`DataError` where ``folder`` holds corrections by another class table.
+    Each file is written whole or not at all, and nothing is made before the first mask. ``classes[i]``
+    names number ``i + 1`` of the masks. Raises :class:`DataError` where ``folder`` has another class table.
     """
-    if (folder / CLASSES).exists():
-        if (there := _classes(folder)) != tuple(classes):
-            raise DataError(
-                f"{folder}: its corrections have the classes {', '.join(there)}, these have {', '.join(classes)};"
-                " name another folder with --to"
-            )
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(folder / CLASSES, "".join(f"{name}\n" for name in classes))
-    ids = []
+    table = folder / CLASSES
+    if table.exists() and (there := _classes(folder)) != tuple(classes):
+        raise DataError(
+            f"{folder}: its corrections have the classes {', '.join(there)}, these have {', '.join(classes)};"
+            " name another folder with --to"
+        )
+    ids: list[str] = []
     for image_id, mask_hw in masks:
+        if not table.exists():
+            write_text_atomic(table, "".join(f"{name}\n" for name in classes))
         write_class_mask(folder / MASKS / f"{image_id}.png", mask_hw, durable=True)
         ids.append(image_id)
     return ids

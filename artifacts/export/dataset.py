@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,10 +71,12 @@ class StageSource:
     with_images: bool = True
     array: str = "mask_hw"
     """Which of the stage's masks; objects go with ``mask_hw`` alone, which they were painted to."""
+    only: Sequence[str] | None = None
+    """Keys of the pictures that are wanted, in their order; ``None``: all, by key."""
 
     def __iter__(self) -> Iterator[ExportImage]:
         store = MaskStore(self.cache, readonly=True)
-        for key in sorted(self.stamps):
+        for key in sorted(self.stamps) if self.only is None else self.only:
             stamp, image = self.stamps[key]
             if stamp is None:
                 continue
@@ -109,6 +111,7 @@ def export_run(
     *,
     with_images: bool = True,
     array: str = "mask_hw",
+    only: Sequence[str] | None = None,
 ) -> Path:
     """Export stage ``label`` of the run that ``manifest`` describes to the folder ``out``; returns ``out``.
 
@@ -120,6 +123,7 @@ def export_run(
         out: the folder to make; if it is there, it must be an unchanged export.
         with_images: copy the images too, where the format has a place for them.
         array: which of the stage's masks.
+        only: keys of the pictures to export, in this order; ``None``: all.
 
     Raises:
         DataError: unknown stage or format, or ``out`` holds what no export wrote.
@@ -136,9 +140,11 @@ def export_run(
         read_stamps(cache, stage["stamps"]),
         with_images,
         array,
+        only,
     )
     origin = _made_from(cache, manifest, stage, kind, source)
-    if previous and json.loads(previous).items() >= origin.items():
+    before = json.loads(previous) if previous else {}
+    if before.items() >= origin.items() and before.get("only") == origin.get("only"):
         return out  # made from the same, and no file in it was touched since
     out.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(out.parent)
@@ -198,6 +204,8 @@ def _made_from(
         "without_mask": source.absent,
         "skips": [{"key": s["key"], "stage": s["stage"], "reason": s["reason"]} for s in manifest["skips"]],
     }
+    if source.only is not None:
+        origin["only"] = list(source.only)
     plain: dict[str, Any] = json.loads(json.dumps(origin))
     return plain
 

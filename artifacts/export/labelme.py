@@ -44,7 +44,12 @@ def write_labelme(folder: Path, source: Source, *, polygons: bool = False) -> di
         height, width = image.mask_hw.shape
         shapes: list[dict[str, Any]] = []
         for region in regions(image):
-            rest: dict[str, Any] = {"label": labels[region.class_id], "group_id": region.object_id, "description": "", "flags": {}}
+            rest: dict[str, Any] = {
+                "label": labels[region.class_id],
+                "group_id": region.object_id,
+                "description": "",
+                "flags": {},
+            }
             if polygons:
                 shapes += [
                     {**rest, "shape_type": "polygon", "points": points_xy.tolist(), "mask": None}
