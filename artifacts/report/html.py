@@ -172,7 +172,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str
 
 def _flat(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not value:
-        return {name: value}
+        return {name: json.loads(json.dumps(value, default=str))}  # a manifest that was read holds lists for tuples
     found: dict[str, Any] = {}
     for key, item in value.items():
         found |= _flat(f"{name}.{key}" if name else str(key), item)
