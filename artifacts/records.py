@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from artifacts import keys
 from artifacts.inputs import has_control
 
-Kind = Literal["image", "tags", "boxes", "scribbles", "truth", "truth_objects"]
+Kind = Literal["image", "tags", "boxes", "scribbles", "truth", "truth_objects", "corrected"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LABEL_KINDS: tuple[Kind, ...] = KINDS[1:]
 
@@ -69,9 +69,9 @@ class Scribble:
 
 @dataclass(frozen=True, slots=True)
 class MaskRef:
-    """Where a truth mask is: ``loader`` is ``"module:function"``, called with this reference.
+    """Where a mask is: ``loader`` is ``"module:function"``, called with this reference.
 
-    The function returns a ``(H, W) uint8`` class mask (kind ``truth``), or
+    The function returns a ``(H, W) uint8`` class mask (kinds ``truth``, ``corrected``), or
     ``(object_masks_nhw bool, object_ids_n int64)`` (kind ``truth_objects``, ids as in ``Box.id``).
     Nothing is decoded before :meth:`load`.
     """
@@ -109,6 +109,8 @@ class Record:
     """Strokes, or a mask of what is scribbled on (255: nothing), whose strokes are not known."""
     truth: MaskRef | None = None
     truth_objects: MaskRef | None = None
+    corrected: MaskRef | None = None
+    """A class mask that a person made from a run's mask (``data.corrections``): a label, not truth."""
 
     @property
     def strokes(self) -> tuple[Scribble, ...]:

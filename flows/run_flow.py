@@ -201,6 +201,24 @@ def _check_enough(name: str, records: RecordSet, kind: str) -> None:
     )
 
 
+def defaults_left(data: DataParams, params: object) -> dict[str, Any]:
+    """Dotted name -> default of each field of ``data`` and ``params`` that has another value in this run."""
+    given = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
+    plain = {"data": asdict(DataParams()), "params": asdict(type(params)())}  # type: ignore[call-overload]
+    found: dict[str, Any] = {}
+
+    def compare(name: str, value: Any, default: Any) -> None:
+        if isinstance(value, dict) and isinstance(default, dict):
+            for key in value:
+                compare(f"{name}.{key}", value[key], default.get(key))
+        elif value != default:
+            found[name] = default
+
+    for part, values in given.items():
+        compare(part, values, plain[part])
+    return found
+
+
 def _labelled(records: RecordSet, kind: str) -> bool:
     return any(getattr(record, kind) is not None for record in records)
 
@@ -239,6 +257,7 @@ def run_page(
             sources=plan.sources,
             workers=workers,
         ) as run:
+            run.facts["defaults"] = defaults_left(data, params)
             run.skips.extend(skip for records in sets for skip in records.skips)
             return _to_its_end(run, page, sets, params)
     except DataError as error:

@@ -21,6 +21,7 @@ from artifacts.cache import sealed
 from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.runs import last_classes
 from artifacts.datasets.check import check_set
+from artifacts.datasets.corrections import with_corrections
 from artifacts.datasets.without import share_of, without_classes
 from artifacts.inputs import confined
 from artifacts.records import DataError, RecordSet
@@ -84,6 +85,7 @@ class DataParams:
         " drawn), named as the images; or a JSON of COCO-style polylines; empty: the tree's own",
     )
     scribble_origin: int = _option(0, "number of the first pixel in ScribbleSup files, 0 or 1")
+    corrections: str = _option("", "folder of masks that people corrected, as `maskmill import` writes it; empty: none")
     aux: DataParams | None = field(
         default=None,
         metadata={"help": "auxiliary data: a data set with classes of its own, of which train is used; null: none"},
@@ -153,11 +155,14 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
             ``maskmill-cache`` for demo data, else none.
 
     Raises:
-        DataError: the place is not what the format expects, the split does not exist, nothing in it can be used. What
-            is wrong with single images is in ``skips`` and ``warnings`` of the result.
+        DataError: the place is not what the format expects, the split does not exist, nothing in it can be used; or
+            ``data.corrections`` is no folder of corrections. What is wrong with single images is in ``skips`` and
+            ``warnings`` of the result.
         OSError: the place cannot be read.
     """
     found = _read_labelled(data, split, cache)
+    if data.corrections:
+        found = with_corrections(found, Path(data.corrections).expanduser())
     if data.without:
         found = without_classes(found, data.without)
     if split == data.train and (data.share < 1 or data.share_rest):

@@ -130,7 +130,11 @@ class _Without(Sequence[Record]):
             changed["scribbles"] = tuple(
                 dataclasses.replace(stroke, class_id=number[stroke.class_id]) for stroke in record.scribbles
             )
-        for kind, load, told in (("truth", load_truth, number), ("truth_objects", load_truth_objects, gone)):
+        for kind, load, told in (
+            ("truth", load_truth, number),
+            ("corrected", load_truth, number),
+            ("truth_objects", load_truth_objects, gone),
+        ):
             if (reference := getattr(record, kind)) is not None:
                 changed[kind] = _renumbered(reference, load, told)
         return dataclasses.replace(record, **changed)
