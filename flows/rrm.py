@@ -16,7 +16,7 @@ from prefect import State, flow
 from artifacts.datasets import DataParams
 from artifacts.records import Sets
 from flows.server.prefect_skin import run_flow, show_help, threads
-from tasks import reliable
+from tasks import labels, reliable
 from tasks.cam import stages as cam
 from tasks.cam.stages import CamParams
 from tasks.crf.params import PRESETS, CRFParams, Preset
@@ -94,7 +94,7 @@ def one_step(run: Runner, sets: Sets, params: RRMFlowParams, label: str = "one-s
     stage = rrm_stage.fit(params.rrm)
     net = run.fit(stage, sets.train, monitor=sets.val, init=init, label=None, **given)
     crf = _crf(params)
-    masks = run.map(rrm_stage.masks(params.rrm, crf=crf), sets.train, net=net)
+    masks = labels.prefer_corrected(run, run.map(rrm_stage.masks(params.rrm, crf=crf), sets.train, net=net))
     return masks, run.map(rrm_stage.predict(params.rrm, crf=crf), sets.val, label=label, net=net)
 
 

@@ -24,7 +24,7 @@ from fit_stages import TinyParams, make_spec, write_images  # noqa: E402
 from tagged_scenes import painted, tags_of  # noqa: E402
 from zygote import Zygote  # noqa: E402
 
-from artifacts.cache import locks  # noqa: E402
+from artifacts.cache import locks, sealed  # noqa: E402
 from artifacts.cache.fit_store import FitStore  # noqa: E402
 from artifacts.cache.store import StoreError  # noqa: E402
 from artifacts.records import DataError, Record  # noqa: E402
@@ -225,13 +225,16 @@ def test_a_spec_that_is_wrong(tmp_path: Path, images: tuple[ImageTask, ...], zyg
     process = Process(zygote, make_spec(tmp_path, images))
     process.wait()
     path = tmp_path / "fit.json"
-    path.write_text(path.read_text().replace('"seed": 0', '"seed": "0"'))
+    path.write_bytes(sealed.seal({**sealed.unseal(path.read_bytes()), "seed": "0"}))
     with pytest.raises(DataError, match=r"fit specification .*fit\.json: spec\.seed: expected int, not str '0'"):
         FitSpec.read(path)
     pid = zygote.start("tasks.training.fit_process:main", [str(path)], output=tmp_path / "bad")
     assert zygote.wait(pid) == EXIT_USAGE
     with pytest.raises(DataError, match=r"absent\.json: No such file"):
         FitSpec.read(tmp_path / "absent.json")
+    path.write_text(path.read_text().replace('"seed": "0"', '"seed": "1"'))
+    with pytest.raises(DataError, match=r"fit\.json: its checksum differs"):
+        FitSpec.read(path)
 
 
 # -- kills -----------------------------------------------------------------------------------------------------------
