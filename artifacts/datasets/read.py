@@ -133,8 +133,8 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
     if form in READERS:
         with confined(() if data.follow_links else _places(place, split, data)):
             found = _read(form, place, split, data, cache)
-        check_set(found, only_undecided=data.only_undecided)
-        return replace(found, counts=replace(found.counts, least=data.min_labelled))
+        said = (*found.warnings, *check_set(found, only_undecided=data.only_undecided))
+        return replace(found, warnings=said, counts=replace(found.counts, least=data.min_labelled))
     from artifacts.demo.data import prepare_demo
 
     cache = Path(os.path.abspath(cache or DEFAULT_CACHE))
