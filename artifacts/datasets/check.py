@@ -20,11 +20,14 @@ def check_set(records: RecordSet, *, only_undecided: bool) -> tuple[str, ...]:
     """
     _check_units(records)
     numbers, broken = _numbers(records)
+    said = []
     if records.format != "coco":  # run-length codes and polygons carry their class
         _check_masks(records, numbers, only_undecided)
-    if len(broken) <= len(numbers):
-        return ()
-    return (f"{len(broken)} of {len(broken) + len(numbers)} truth masks looked at cannot be read: {broken[0]}",)
+        said += _binary(records, numbers)
+    if len(broken) > len(numbers):
+        looked = len(broken) + len(numbers)
+        said.append(f"{len(broken)} of {looked} truth masks looked at cannot be read: {broken[0]}")
+    return tuple(said)
 
 
 def _check_units(records: RecordSet) -> None:
@@ -58,6 +61,19 @@ def _check_masks(records: RecordSet, numbers: list[tuple[Record, set[int]]], onl
             f" read as {table}{', ...' if len(records.classes) > 4 else ''}; write classes.txt (one name a line, number"
             " 1 first), or give data.classes"
         )
+
+
+def _binary(records: RecordSet, numbers: list[tuple[Record, set[int]]]) -> list[str]:
+    """A warning where masks seem to say "object" alone, and labels several classes."""
+    held = set().union(*(found for _, found in numbers)) - {0, UNDECIDED} if numbers else set()
+    named = {tag for record, _ in numbers for tag in record.tags or ()}
+    if held != {1} or named <= {1}:
+        return []
+    classes = ", ".join(_named(records, number) for number in sorted(named)[:4])
+    return [
+        f"the masks looked at ({len(numbers)}) hold no class but {_named(records, 1)}, and the labels of these images"
+        f" name {classes}: if 1 means any object, scores against them say nothing"
+    ]
 
 
 def _numbers(records: RecordSet) -> tuple[list[tuple[Record, set[int]]], list[str]]:

@@ -21,7 +21,7 @@ from artifacts.cache import sealed
 from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.runs import last_classes
 from artifacts.datasets.check import check_set
-from artifacts.inputs import confined
+from artifacts.inputs import InputFault, confined
 from artifacts.records import DataError, RecordSet
 
 DEMO_PREFIX = "demo"
@@ -131,8 +131,11 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
     """
     form, _, place = data.source.partition(":")
     if form in READERS:
-        with confined(() if data.follow_links else _places(place, split, data)):
-            found = _read(form, place, split, data, cache)
+        try:
+            with confined(() if data.follow_links else _places(place, split, data)):
+                found = _read(form, place, split, data, cache)
+        except InputFault as error:
+            raise DataError(str(error)) from error
         said = (*found.warnings, *check_set(found, only_undecided=data.only_undecided))
         return replace(found, warnings=said, counts=replace(found.counts, least=data.min_labelled))
     from artifacts.demo.data import prepare_demo

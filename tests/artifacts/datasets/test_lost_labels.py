@@ -183,6 +183,11 @@ def test_masks_that_count_other_classes_than_the_labels_name(tmp_path: Path) -> 
         read("voc", tmp_path, "train")
 
 
+def test_masks_that_say_object_alone(tmp_path: Path) -> None:
+    voc(tmp_path, mask=(sample_mask() > 0).astype(np.uint8))
+    assert "hold no class but 1 cat" in read("voc", tmp_path, "train").warnings[-1]
+
+
 @pytest.mark.parametrize("mode", ["P", "RGB"])
 def test_the_table_of_cvat_is_read(tmp_path: Path, mode: str) -> None:
     voc(tmp_path)
