@@ -323,9 +323,10 @@ def test_a_damaged_set_is_read_right_or_it_is_said(
         files = [root / "boxes.csv"]
     else:
         {"yolo": yolo, "coco": coco, "voc": voc}[form](root)  # type: ignore[operator]
-        files = [
-            p for p in sorted(root.rglob("*")) if p.suffix in (".txt", ".json", ".xml") and "classes" not in p.name
-        ]
+        if form == "yolo":
+            (root / "data.yaml").write_text("nc: 2\nnames: [cat, dog]\ntrain: images\n")
+        texts = [p for p in sorted(root.rglob("*")) if p.suffix in (".txt", ".json", ".xml", ".yaml")]
+        files = [p for p in texts if p.name != "classes.txt"]
     chance = random.Random(seed)
     path = chance.choice(files)
     before = path.read_text()
