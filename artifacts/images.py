@@ -61,6 +61,9 @@ MAX_PIXELS = 178_956_970
 MAX_PIXELS_VARIABLE = "MASKMILL_MAX_PIXELS"
 """Environment variable that sets another bound, for all processes of a run."""
 
+STRIP_ROWS = 256
+"""Rows that are composed on white at once."""
+
 # The bound is checked here, on the header, before any pixel is decoded. Pillow's own check would warn at half of it and
 # refuse what the variable allows.
 Image.MAX_IMAGE_PIXELS = None
@@ -127,6 +130,16 @@ def image_size_hw(path: Path, *, max_pixels: int | None = None) -> tuple[int, in
         except Exception as error:
             raise _translated(error, str(path), lambda: _head(file)) from error
     return (width, height) if turned else (height, width)
+
+
+def exif_orientation(path: Path) -> int:
+    """How the file says that it is to be shown: EXIF's number, 1 (as stored) to 8; 1 where it says nothing."""
+    try:
+        with open_input(path) as file, Image.open(file, formats=readable()) as image:
+            found = image.getexif().get(ExifTags.Base.Orientation, 1) if image.format != "TIFF" else 1
+    except Exception:  # whatever is wrong with the file, who decodes it says so
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 @functools.cache
@@ -214,10 +227,19 @@ def _to_rgb(image: Image.Image, file_format: str, name: str) -> ImageRGB:
             f"{name}: 32-bit pixels (Pillow mode {image.mode}) have no known range; save it with 8 or 16 bits"
         )
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
+        return _on_white(image)
     return np.array(image.convert("RGB"), np.uint8)
+
+
+def _on_white(image: Image.Image) -> ImageRGB:
+    """``image`` on white, strip by strip: composed whole, 64 million pixels take 1.9 GB."""
+    width, height = image.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, STRIP_ROWS):
+        strip = image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        rgb[top : top + STRIP_ROWS] = np.asarray(Image.alpha_composite(white, strip).convert("RGB"))
+    return rgb
 
 
 def _check_size(image: Image.Image, name: str, limit: int) -> None:

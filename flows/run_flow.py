@@ -32,7 +32,7 @@ Page = Callable[[Runner, Sets, P], Result]
 WHERE_LABELS = {
     "tags": "tags.csv (folder:), Annotations or WeakTags (voc:)",
     "boxes": "boxes.csv (folder:) or Annotations (voc:)",
-    "scribbles": "ScribbleSup (voc:)",
+    "scribbles": "ScribbleSup (voc:) or data.scribble_files (any)",
     "truth": "masks/ and classes.txt (folder:), SegmentationClass (voc:), segmentation (coco:)",
 }
 """Label kind -> where readers look for it."""
@@ -181,7 +181,9 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
 def _check_enough(name: str, records: RecordSet, kind: str) -> None:
     """Raise :class:`DataError` where most labels are lost: the rest would be learned as background."""
     counts = records.counts
-    labelled = sum(getattr(record, kind) is not None for record in records) - counts.without_label
+    labelled = sum(getattr(record, kind) is not None for record in records)
+    if kind in ("tags", "boxes"):
+        labelled -= counts.without_label
     lost = counts.dropped(kind)
     few_images = labelled < counts.least * counts.listed
     if not few_images and (not counts.labels or counts.labels - lost >= counts.least * counts.labels):
@@ -199,6 +201,24 @@ def _check_enough(name: str, records: RecordSet, kind: str) -> None:
         + (" The first reasons: " + "; ".join(reasons) + "." if reasons else "")
         + " Correct the labels, or set data.min_labelled=0 to go on with what there is"
     )
+
+
+def defaults_left(data: DataParams, params: object) -> dict[str, Any]:
+    """Dotted name -> default of each field of ``data`` and ``params`` that has another value in this run."""
+    given = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
+    plain = {"data": asdict(DataParams()), "params": asdict(type(params)())}  # type: ignore[call-overload]
+    found: dict[str, Any] = {}
+
+    def compare(name: str, value: Any, default: Any) -> None:
+        if isinstance(value, dict) and isinstance(default, dict):
+            for key in value:
+                compare(f"{name}.{key}", value[key], default.get(key))
+        elif value != default:
+            found[name] = default
+
+    for part, values in given.items():
+        compare(part, values, plain[part])
+    return found
 
 
 def _labelled(records: RecordSet, kind: str) -> bool:
@@ -239,6 +259,7 @@ def run_page(
             sources=plan.sources,
             workers=workers,
         ) as run:
+            run.facts["defaults"] = defaults_left(data, params)
             run.skips.extend(skip for records in sets for skip in records.skips)
             return _to_its_end(run, page, sets, params)
     except DataError as error:

@@ -14,8 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from artifacts.datasets import DataParams
 from artifacts.datasets.find import Folder, Names
 from artifacts.datasets.paths import (
@@ -25,7 +23,7 @@ from artifacts.datasets.paths import (
     require_some,
     without_suffix,
 )
-from artifacts.datasets.scribblesup import Strokes, WithStrokes, read_scribbles
+from artifacts.datasets.scribblesup import BEYOND, LOST, Strokes, WithStrokes, beyond, packed, read_scribbles
 from artifacts.datasets.splits import SplitRule, numbered_lines, select
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask, load_objects, objects_ref, sbd_objects_ref
 from artifacts.datasets.voc_tree import (
@@ -227,8 +225,8 @@ def _records(
                 raise DataError(f"{origin}: image {name!r} is listed twice, {lines}; the first is kept")
             first_line[name] = number
             path = str(tree.root / "JPEGImages" / tree.images.get(name, name))
-            records.append(reader.record(line))
-            strokes.append(reader.strokes(line.image_id))
+            records.append(record := reader.record(line))
+            strokes.append(reader.strokes(record))
         except (DataError, OSError) as error:
             where = f"{origin}, line {number}: " if path == origin and str(origin) not in str(error) else ""
             skips.append(read_skip(tree.name, name, path, f"{where}{error}", permanent=isinstance(error, DataError)))
@@ -349,17 +347,19 @@ class _Reader:
             return sbd_objects_ref(str(path), xml, size_hw) if path.is_file() else None
         return None
 
-    def strokes(self, image_id: str) -> Strokes | None:
+    def strokes(self, record: Record) -> Strokes | None:
         """The image's scribbles, packed; ``None`` if there are none or they cannot be read (a warning, not a skip)."""
-        path = self.tree.below(self._scribbles, image_id, ".xml")
+        path = self.tree.below(self._scribbles, record.image_id, ".xml")
         if path is None:
             return None
         try:
             read = read_scribbles(path, self.tree.numbers, origin=self.tree.data.scribble_origin)
         except (DataError, OSError) as error:  # costs this image its scribbles; its other labels may be good
-            self.tree.notes.add("images without scribbles", str(error))
+            self.tree.notes.add(LOST, str(error))
             return None
-        return tuple((stroke.class_id, np.array(stroke.points_xy, np.float64)) for stroke in read)
+        if record.size_hw is not None and (where := beyond(read, record.size_hw)):
+            self.tree.notes.add(BEYOND, f"{path}: {where}")
+        return packed(read)
 
 
 def _wrong_sizes(records: list[Record]) -> dict[int, str]:

@@ -97,10 +97,11 @@ def xml_text(text: str) -> str:
     return escape(text)
 
 
-def write_class_mask(path: Path, mask_hw: NDArray[Any]) -> None:
+def write_class_mask(path: Path, mask_hw: NDArray[Any], *, durable: bool = False) -> None:
     """Write ``(H, W) uint8`` as an 8-bit PNG with VOC's palette: class masks and object masks alike.
 
-    The same mask gives the same bytes. Raises ``ValueError`` for another shape or type.
+    The same mask gives the same bytes. ``durable``: for what nothing can make again.
+    Raises ``ValueError`` for another shape or type.
     """
     if mask_hw.dtype != np.uint8 or mask_hw.ndim != 2:
         raise ValueError(f"{path}: a mask must be (H, W) uint8, not {mask_hw.shape} {mask_hw.dtype}")
@@ -108,7 +109,7 @@ def write_class_mask(path: Path, mask_hw: NDArray[Any]) -> None:
     image.putpalette(_palette().tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    write_bytes_atomic(path, buffer.getvalue(), durable=False)
+    write_bytes_atomic(path, buffer.getvalue(), durable=durable)
 
 
 def write_image_set(path: Path, ids: Iterable[str]) -> None:

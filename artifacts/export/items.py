@@ -10,7 +10,19 @@ from typing import Any, Protocol
 from artifacts.objects import Object
 from artifacts.records import MaskHW
 
-FORMATS = ("voc", "voc-server", "coco", "hdf5")
+FORMATS = (
+    "voc",
+    "voc-server",
+    "coco",
+    "hdf5",
+    "label-studio",
+    "label-studio-polygons",
+    "cvat",
+    "cvat-polygons",
+    "labelme",
+    "labelme-polygons",
+    "yolo-seg",
+)
 """What can be exported to; :data:`artifacts.export.dataset.WRITERS` holds how."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from artifacts.datasets.find import NO_ENDING, Names, may_be_picture
 from artifacts.images import IMAGE_SUFFIXES
-from artifacts.records import DataError
+from artifacts.records import Box, DataError
 
 PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 
@@ -19,16 +19,19 @@ class Job:
 
     image: Path
     source: Path
-    """Probabilities (.npy) or labels (.png)."""
+    """Probabilities (.npy), labels (.png) or the boxes' table."""
     out: Path
     overlay: Path | None = None
     marginals: Path | None = None
+    boxes: tuple[Box, ...] | None = None
 
 
-def source_of(image: Path, probs: Path | None, labels: Path | None) -> Path:
+def source_of(image: Path | None, probs: Path | None, labels: Path | None) -> Path:
     """What the pictures are paired with. Raises ``DataError`` unless picture and it are two files or two folders."""
     if (probs is None) == (labels is None):
-        raise DataError("give --probs or --labels, one of them")
+        raise DataError("give --probs, --labels or --boxes, one of them")
+    if image is None:
+        raise DataError("give --image: a picture, or a folder of pictures")
     option, source = ("probs", probs) if probs is not None else ("labels", labels)
     assert source is not None
     for name, path in (("image", image), (option, source)):

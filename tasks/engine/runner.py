@@ -25,7 +25,7 @@ from artifacts.cache.locks import LockAborted
 from artifacts.cache.runs import RunFolder, library_versions, write_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import ImageDigests
-from artifacts.records import DataError, RecordSet, Sets, Skip
+from artifacts.records import DataError, Record, RecordSet, Sets, Skip
 from tasks.engine import fit_launch
 from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.gpus import check_device
@@ -248,6 +248,10 @@ class Runner:
         self.facts.setdefault("loaded", []).append({"path": str(file), "digest": digest})
         return FitHandle(str(file), stage, "file", digest, digest, str(file), part_digests=part_digests(tensors))
 
+    def image_digest(self, record: Record) -> str:
+        """Digest of the image's bytes, as stamps have it. Raises ``OSError`` where it cannot be read."""
+        return self._sources.digests.digest(Path(record.image))
+
     # -- book-keeping ------------------------------------------------------------------------------------------------
 
     def _label(self, wanted: str) -> str:
@@ -300,6 +304,7 @@ class Runner:
             "started": self._started,
             "seconds": round(time.time() - self._started, 3),
             "recipe": self.recipe,
+            "folder": os.getcwd(),
             "options": asdict(self.options),
             "stages": [vars(report) for report in self.reports],
             "skips": [plain_skip(skip) for skip in unique_skips(self.skips)],
