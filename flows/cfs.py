@@ -85,7 +85,7 @@ class CFSFlowParams:
 
 def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
     """The whole method on one page (Fig. 1): a1 to a4 are :func:`proposals`, b is the student, if there is one."""
-    masks = proposals(run, sets.train, params)
+    masks = labels.prefer_corrected(run, proposals(run, sets.train, params))
     if params.student == "none":
         return finish(run, sets, masks)
     check_run(params.deeplab, run.options, name="deeplab")

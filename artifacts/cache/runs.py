@@ -123,6 +123,29 @@ def read_stamps(cache: Path, name: str) -> Stamps:
     return {key: (stamp, image) for key, (stamp, image) in json.loads(text).items()}
 
 
+def write_origin(cache: Path, origin: Mapping[str, Any]) -> str:
+    """Store what a data set's format says beside its labels, as :func:`write_stamps` does; "" for nothing."""
+    if not origin:
+        return ""
+    text = json.dumps(origin, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    name = keys.digest_bytes(text.encode())
+    path = cache / "origins" / f"{name}.json"
+    if not path.exists():
+        write_text_atomic(path, text)
+    return name
+
+
+def read_origin(cache: Path, manifest: Mapping[str, Any], of_set: str) -> dict[str, Any]:
+    """What :func:`write_origin` stored for a set of a run; empty if there is nothing, or it is damaged."""
+    name = manifest.get("origins", {}).get(of_set)
+    try:
+        text = (cache / "origins" / f"{name}.json").read_text() if name else "{}"
+    except OSError:
+        return {}
+    found: dict[str, Any] = json.loads(text) if not name or keys.digest_bytes(text.encode()) == name else {}
+    return found
+
+
 def last_classes(cache: Path, dataset: str) -> list[str]:
     """The class table of ``dataset`` in the newest run that used it; empty if none of the last 100 did."""
     for run in reversed(list_runs(cache)[-100:]):

@@ -93,8 +93,8 @@ class DemoParams:
 
 DEMO = DemoParams()
 DEMO_TINY = DemoParams(train=24, val=8, size=64)
-DEMO_AUXILIARY = DemoParams(train=2000, val=0, family="auxiliary")
-DEMO_TINY_AUXILIARY = DemoParams(train=12, val=0, size=64, family="auxiliary")
+DEMO_AUXILIARY = DemoParams(train=2000, val=100, family="auxiliary")
+DEMO_TINY_AUXILIARY = DemoParams(train=12, val=4, size=64, family="auxiliary")
 DEMO_CLAIMS = DemoParams(train=720, val=200, seed=1)
 """Of another seed: settings are chosen on :data:`DEMO`, methods are compared on pictures that nothing was chosen on."""
 

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from artifacts.images import IMAGE_SUFFIXES
 from artifacts.records import Box, DataError
-from flows.cli.crf_files import IMAGE_SUFFIXES, Job, check_apart
+from flows.cli.crf_files import Job, check_apart
 from flows.cli.terminal import terminal
 
 Skipped = list[tuple[Path, str]]

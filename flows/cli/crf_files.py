@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from artifacts.datasets.find import NO_ENDING, may_be_picture
+from artifacts.images import IMAGE_SUFFIXES
 from artifacts.records import Box, DataError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 
 
@@ -59,6 +60,8 @@ def pair_folders(
     for path in sorted(images.iterdir()):
         name = path.stem
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            if left_out(path):
+                skips.append((path, NO_ENDING))
             continue
         if name in seen:
             skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
@@ -73,6 +76,11 @@ def pair_folders(
     if not jobs and not skips:
         raise DataError(f"--image {images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return jobs, skips
+
+
+def left_out(path: Path) -> bool:
+    """Whether ``path``, without a picture's ending, is to be named: it may be a picture."""
+    return path.is_file() and not path.name.startswith(".") and may_be_picture(path.name)
 
 
 def check_targets(job: Job) -> None:

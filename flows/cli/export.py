@@ -26,12 +26,22 @@ from tasks.stage import CRF_MASK, MASKS
 
 
 def export(
-    cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bool = True, crf: bool = False
+    cache: Path,
+    run: str,
+    stage: str,
+    kind: str,
+    to: Path,
+    *,
+    images: bool = True,
+    crf: bool = False,
+    worst: int = 0,
+    by: str = "suspicion",
 ) -> tuple[Path, str]:
     """Export one stage of one run; returns the folder, and a note where the stage is not the run's own choice.
 
     ``stage=""``: the run's masks (:func:`complete_stage`). With ``crf`` the masks that a stage keeps with a dense CRF;
-    ``stage=""`` is a prediction that does, then. Raises :class:`DataError` if it keeps none.
+    ``stage=""`` is a prediction that does, then. Raises :class:`DataError` if it keeps none. ``worst``: only so many
+    pictures, the worst first: by suspicion, which needs no truth, or by score.
     """
     if kind not in WRITERS:
         raise ConfigError(f"--format {kind}: expected one of {', '.join(WRITERS)}")
@@ -50,8 +60,9 @@ def export(
         what = "masks with a CRF" if crf else "masks"
         option = "--crf: " if crf else ""
         raise DataError(f"run {manifest['run']}: {option}its stage {found['label']!r} keeps no {what}; {there}")
+    only = worst_pictures(cache, manifest, found["label"], worst, by) if worst else None
     try:
-        return export_run(cache, manifest, found["label"], kind, to, with_images=images, array=array), note
+        return export_run(cache, manifest, found["label"], kind, to, with_images=images, array=array, only=only), note
     except FileNotFoundError as error:
         if not images or str(error.filename) not in _images_of(cache, found):
             raise
@@ -64,6 +75,24 @@ def export(
 
 def _images_of(cache: Path, stage: Mapping[str, Any]) -> set[str]:
     return {image for _, image in read_stamps(cache, stage["stamps"]).values()}
+
+
+def worst_pictures(cache: Path, manifest: Mapping[str, Any], label: str, count: int, by: str) -> list[str]:
+    """Keys of the ``count`` worst pictures of a stage, the worst first: by ``suspicion``, or by ``score`` (mIoU).
+
+    Raises :class:`DataError` where no picture has a truth mask to be scored by.
+    """
+    if count < 0 or by not in ("suspicion", "score"):
+        raise ConfigError(f"--worst {count} --by {by}: expected a number of pictures, and suspicion or score")
+    if by == "suspicion":
+        from tasks.evaluate.run_suspicion import suspects
+
+        found = suspects(cache, manifest, label)
+        return sorted(found, key=lambda key: (-found[key].suspicion, key))[:count]
+    stage, _ = complete_stage(manifest, label)
+    scored = score_run(cache, manifest["run"], label).masks["mask_hw"][1].image_miou
+    known = {f"{stage['dataset']}/{image_id}": value for image_id, value in scored.items() if value is not None}
+    return sorted(known, key=lambda key: (known[key], key))[:count]
 
 
 def complete_maps(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:

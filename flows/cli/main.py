@@ -57,6 +57,7 @@ app.command(
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
 app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures, with HED.")
+app.command("flows.cli.scribbles:scribbles", name="scribbles", help="Draw plausible scribbles from masks.")
 app.command("flows.cli.weights:app", name="weights", help="List the pretrained weights that there are, and get them.")
 
 
@@ -98,7 +99,7 @@ def run_flow(
     device: Annotated[
         Literal["auto", "cpu", "cuda", "gpu"] | None, Parameter(help="where networks run (gpu is cuda); default auto")
     ] = None,
-    export: Annotated[tuple[str, ...], Parameter(help="voc, voc-server, coco or hdf5; repeatable", negative=())] = (),
+    export: Annotated[tuple[str, ...], Parameter(help="voc, coco, hdf5, label-studio, ...", negative=())] = (),
     dry_run: Annotated[bool, Parameter(help="show what would be done and the estimated time", negative=())] = False,
     show_config: Annotated[bool, Parameter(help="print the whole configuration as YAML and stop", negative=())] = False,
     prefect: Annotated[
@@ -147,7 +148,13 @@ def add_flows() -> None:
 def export(
     *,
     to: Annotated[Path, Parameter(help="folder to make; an unchanged earlier export there is replaced, nothing else")],
-    format_: Annotated[str, Parameter(name="--format", help="voc, voc-server, coco or hdf5")] = "voc",
+    format_: Annotated[
+        str,
+        Parameter(
+            name="--format",
+            help="voc, voc-server, coco, hdf5, yolo-seg; for people: label-studio, cvat, labelme, these with -polygons",
+        ),
+    ] = "voc",
     cache: Cache = Path("maskmill-cache"),
     run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
     stage: Annotated[
@@ -158,15 +165,54 @@ def export(
         Parameter(help="the masks with the dense CRF of a run with params.crf; default: its predictions", negative=()),
     ] = False,
     images: Annotated[bool, Parameter(help="copy the images too, where the format has a place for them")] = True,
+    worst: Annotated[int, Parameter(help="only so many pictures, the worst first; 0: all")] = 0,
+    by: Annotated[
+        Literal["suspicion", "score"], Parameter(help="what is worst: suspicion needs no truth, score does")
+    ] = "suspicion",
 ) -> int:
     """Export a run's masks as a dataset, also of an interrupted run whose masks are complete."""
     from flows.cli.export import export as write
 
-    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf)
+    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf, worst=worst, by=by)
     if note:
         terminal().print(escape(note), soft_wrap=True, highlight=False)
     terminal().print(f"exported: {escape(str(folder))}", soft_wrap=True)
     return OK
+
+
+@app.command(name="import")
+def import_(
+    *corrections: Annotated[
+        Path,
+        Parameter(
+            help="files or folders of Label Studio (JSON), CVAT (XML 1.1), labelme, YOLO-seg, COCO or VOC; at least one"
+        ),
+    ],
+    cache: Cache = Path("maskmill-cache"),
+    run: Annotated[str, Parameter(help="the run whose data set it is: its id, or latest")] = "latest",
+    to: Annotated[
+        Path | None, Parameter(help="folder of corrections; default: the run's, else DATASET-corrections")
+    ] = None,
+) -> int:
+    """Store masks that people corrected; every flow then prefers them to its own (data.corrections)."""
+    from flows.cli.handback import import_corrections
+    from flows.config import ConfigError
+
+    if not corrections:
+        raise ConfigError("import: name a file of corrections, e.g. `maskmill import project-1.json`")
+    done = import_corrections(corrections, cache, run, to)
+    console = terminal()
+    folder = escape(str(done.folder))
+    console.print(
+        f"corrected: {len(done.stored)} stored in {folder}, {done.unchanged} there before"
+        + (f", {done.without} not looked at by anybody" if done.without else ""),
+        soft_wrap=True,
+    )
+    for problem in done.problems:
+        console.print(f"left out: {escape(problem)}", soft_wrap=True)
+    if not done.known:
+        console.print(f"the next run takes them with --set data.corrections={folder}", soft_wrap=True)
+    return SKIPPED if done.problems else OK
 
 
 @app.command

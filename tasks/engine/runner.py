@@ -25,7 +25,7 @@ from artifacts.cache.locks import LockAborted
 from artifacts.cache.runs import RunFolder, library_versions, write_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import ImageDigests
-from artifacts.records import DataError, RecordSet, Sets, Skip
+from artifacts.records import DataError, Record, RecordSet, Sets, Skip
 from tasks.engine import effort, fit_launch
 from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.gpus import check_device
@@ -249,6 +249,10 @@ class Runner:
         digest = digest_of(tensors)
         self.facts.setdefault("loaded", []).append({"path": str(file), "digest": digest})
         return FitHandle(str(file), stage, "file", digest, digest, str(file), part_digests=part_digests(tensors))
+
+    def image_digest(self, record: Record) -> str:
+        """Digest of the image's bytes, as stamps have it. Raises ``OSError`` where it cannot be read."""
+        return self._sources.digests.digest(Path(record.image))
 
     # -- book-keeping ------------------------------------------------------------------------------------------------
 

@@ -416,12 +416,16 @@ def test_a_flow_on_its_tiny_configuration_can_be_served(
 
 def test_the_parameters_in_prefect_yaml_are_right() -> None:
     root = Path(__file__).parents[3]
-    (nightly,) = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
-    file, _, name = nightly["entrypoint"].partition(":")
-    assert (root / file).exists() and FLOWS[name].entrypoint == f"{file.removesuffix('.py').replace('/', '.')}:{name}"
-    merged, layers = merge([parse_yaml(yaml.safe_dump(nightly["parameters"]), "prefect.yaml")])
-    for section, kind in sections(name).items():
-        build(kind, section, merged, layers)
-    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-    (schedule,) = nightly["schedules"]
-    serve.check_schedule(serve.Schedule(schedule["cron"], timezone=schedule["timezone"]))
+    deployments = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
+    assert len({one["name"] for one in deployments}) == len(deployments) > 1
+    for nightly in deployments:
+        file, _, function = nightly["entrypoint"].partition(":")
+        (name,) = (name for name, entry in FLOWS.items() if entry.entrypoint.endswith(f":{function}"))
+        module = file.removesuffix(".py").replace("/", ".")
+        assert (root / file).exists() and FLOWS[name].entrypoint == f"{module}:{function}"
+        merged, layers = merge([parse_yaml(yaml.safe_dump(nightly["parameters"]), "prefect.yaml")])
+        for section, kind in sections(name).items():
+            build(kind, section, merged, layers)
+        assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+        (schedule,) = nightly["schedules"]
+        serve.check_schedule(serve.Schedule(schedule["cron"], timezone=schedule["timezone"]))
