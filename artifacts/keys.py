@@ -12,12 +12,15 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from artifacts.inputs import open_input
 
 DIGEST_CHARS = 32
 """128 bits in hexadecimal: short enough for a file name, far from any chance collision."""
@@ -36,7 +39,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 def digest_file(path: Path | str) -> str:
     """Digest of a file's content, read in blocks."""
-    with open(path, "rb") as file:
+    with open_input(path, sys.maxsize) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARS]
 
 

@@ -18,7 +18,8 @@ from scipy.spatial import cKDTree
 from skimage.morphology import thin as skeleton
 
 from artifacts.images import read_image_rgb
-from tasks.edges.inference import draw, load_hed
+from tasks.edges.inference import draw, load_network
+from tasks.edges.stages import EdgesParams
 from tasks.edges.thin import smooth, thin
 
 DATA = Path(__file__).parents[1] / "../shared/data/bsds"
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--thresholds", type=int, default=33, help="fewer are quicker, and may miss the best one")
     arguments = parser.parse_args()
     thresholds = np.linspace(0, 1, arguments.thresholds + 2)[1:-1]
-    network = load_hed("hed", None, "cpu")
+    network = load_network(EdgesParams())
     tables: dict[str, list[NDArray[np.int64]]] = {"raw": [], "smoothed": []}
     for path in sorted((DATA / "images/val").glob("*.jpg"))[: arguments.images]:
         truths = np.load(DATA / f"annotators/val/{path.stem}.npz")["boundaries"]

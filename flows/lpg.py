@@ -103,6 +103,7 @@ def page(run: Runner, sets: Sets, params: LPGFlowParams) -> Result:
         last_m_step=params.student == "segmenter",
     )
     masks = deployed.masks if given is None else run.map(labels.chosen_masks(), sets.train, masks=deployed.target)
+    masks = labels.prefer_corrected(run, masks)
     if params.student == "none":
         return finish(run, sets, masks)
     crf = None if params.crf == "off" else PRESETS[params.crf]

@@ -7,7 +7,7 @@ command line and a script share lies here; Prefect's side is ``flows/server/pref
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,8 +32,8 @@ Page = Callable[[Runner, Sets, P], Result]
 WHERE_LABELS = {
     "tags": "tags.csv (folder:), Annotations or WeakTags (voc:)",
     "boxes": "boxes.csv (folder:) or Annotations (voc:)",
-    "scribbles": "ScribbleSup (voc:)",
-    "truth": "masks (SegmentationClass of voc:, segmentations of coco:)",
+    "scribbles": "ScribbleSup (voc:) or data.scribble_files (any)",
+    "truth": "masks/ and classes.txt (folder:), SegmentationClass (voc:), segmentation (coco:)",
 }
 """Label kind -> where readers look for it."""
 
@@ -47,6 +47,8 @@ class Plan:
     estimates_s: dict[str, float]
     """label -> seconds, by the newest run in which the stage had work to do; labels without one are missing."""
     warnings: tuple[str, ...] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
+    """``train``, ``val``, ``aux`` -> how many images and labels were read, and what was lost."""
     sources: Sources | None = field(default=None, repr=False)
     """Digests of images and labels that planning computed, for the run that follows."""
 
@@ -78,6 +80,8 @@ def read_sets(data: DataParams, options: RunParams) -> Sets:
         raise DataError(
             f"{data.source}: split {data.train!r} has classes {train.classes}, {data.val!r} has {val.classes}"
         )
+    if not data.train_on_val:
+        _check_apart(data, train, val)
     if data.aux is None:
         return Sets(train, val)
     aux = _learnable(data.aux, "auxiliary", cache)
@@ -89,6 +93,18 @@ def read_sets(data: DataParams, options: RunParams) -> Sets:
             f" --set data.aux.name={aux.dataset}-aux"
         )
     return Sets(train, val, aux)
+
+
+def _check_apart(data: DataParams, train: RecordSet, val: RecordSet) -> None:
+    """No picture is in both splits: a score on pictures that were learned from says nothing."""
+    held_out = {record.image for record in val}
+    both = [record.image_id for record in train if record.image in held_out]
+    if both:
+        raise DataError(
+            f"{data.source}: {len(both)} of {len(val)} images of {data.val!r} (data.val) are in {data.train!r}"
+            f" (data.train), too, e.g. {', '.join(both[:3])}: scores on them would say nothing. Name other splits, or"
+            " allow it: --set data.train_on_val=true"
+        )
 
 
 def _learnable(data: DataParams, what: str, cache: Path) -> RecordSet:
@@ -122,7 +138,7 @@ def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParam
         if report.label in past and past[report.label][1]:
             seconds, count = past[report.label]
             estimates[report.label] = seconds / count * (report.to_compute + report.unknown)
-    return Plan(name, tuple(run.reports), estimates, warnings, run.sources)
+    return Plan(name, tuple(run.reports), estimates, warnings, sets.said(), run.sources)
 
 
 def _to_its_end(run: Runner, page: Page[P], sets: Sets, params: P) -> Result:
@@ -134,7 +150,7 @@ def _to_its_end(run: Runner, page: Page[P], sets: Sets, params: P) -> Result:
 
 
 def _check_labels(name: str, run: Runner, sets: Sets) -> None:
-    """Some image of each set has each weak label kind that the page's stages declare over it, or over a part of it."""
+    """Enough images of each set have each label kind that the page's stages declare over it, or over a part of it."""
     whole = {(records.dataset, records.split): records for records in sets}
     declared: dict[tuple[str, str], set[str]] = {}
     for handle in run.handles:
@@ -146,8 +162,13 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
         if records is None:
             continue  # the page has put it together itself
         for kind, where in WHERE_LABELS.items():
-            if kind in kinds and not _labelled(records, kind):
-                held = [other for other in WHERE_LABELS if _labelled(records, other)]
+            if kind not in kinds:
+                continue
+            labelled = _labelled(records, kind)
+            if labelled or records.counts.dropped(kind):
+                _check_enough(name, records, kind)
+            if not labelled:
+                held = [one for one in WHERE_LABELS if one != "truth" and _labelled(records, one)]
                 source = f"{records.format}:{records.root}" if records.root else records.dataset
                 has = f" (it has {', '.join(held)})" if held else ""
                 # A table whose names fit no picture is there, too: what reading complained about says so.
@@ -155,6 +176,47 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
                 raise DataError(
                     f"{name} needs {kind}, and split {records.split} of {source} has none{has}: add {where}{said}"
                 )
+
+
+def _check_enough(name: str, records: RecordSet, kind: str) -> None:
+    """Raise :class:`DataError` where most labels are lost: the rest would be learned as background."""
+    counts = records.counts
+    labelled = sum(getattr(record, kind) is not None for record in records) - counts.without_label
+    lost = counts.dropped(kind)
+    few_images = labelled < counts.least * counts.listed
+    if not few_images and (not counts.labels or counts.labels - lost >= counts.least * counts.labels):
+        return
+    source = f"{records.format}:{records.root}"
+    what = (
+        f"{labelled:,} of {counts.listed:,} images have {kind}"
+        if few_images
+        else (f"{counts.labels - lost:,} of {counts.labels:,} labels can be used as {kind}")
+    )
+    reasons = [*counts.first, *(skip.reason for skip in records.skips[:3])][:3] or list(records.warnings[:3])
+    raise DataError(
+        f"{name} needs {kind}, and of split {records.split} of {source} only {what}: fewer than"
+        f" data.min_labelled={counts.least:g} allows. Found: {counts.line(len(records))}."
+        + (" The first reasons: " + "; ".join(reasons) + "." if reasons else "")
+        + " Correct the labels, or set data.min_labelled=0 to go on with what there is"
+    )
+
+
+def defaults_left(data: DataParams, params: object) -> dict[str, Any]:
+    """Dotted name -> default of each field of ``data`` and ``params`` that has another value in this run."""
+    given = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
+    plain = {"data": asdict(DataParams()), "params": asdict(type(params)())}  # type: ignore[call-overload]
+    found: dict[str, Any] = {}
+
+    def compare(name: str, value: Any, default: Any) -> None:
+        if isinstance(value, dict) and isinstance(default, dict):
+            for key in value:
+                compare(f"{name}.{key}", value[key], default.get(key))
+        elif value != default:
+            found[name] = default
+
+    for part, values in given.items():
+        compare(part, values, plain[part])
+    return found
 
 
 def _labelled(records: RecordSet, kind: str) -> bool:
@@ -195,6 +257,7 @@ def run_page(
             sources=plan.sources,
             workers=workers,
         ) as run:
+            run.facts["defaults"] = defaults_left(data, params)
             run.skips.extend(skip for records in sets for skip in records.skips)
             return _to_its_end(run, page, sets, params)
     except DataError as error:

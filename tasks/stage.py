@@ -101,8 +101,9 @@ class MapStage:
     images_at_once: int = 1
     """Images of one call of ``batch_function``, at least 2 with one."""
     heat: tuple[str, ...] = ()
-    """Outputs that the report draws as heat maps: float ``(h, w)``, or ``(c, h, w)`` with the class numbers of the
-    channels in the output ``classes_c``, if there is one. Pictures only: no part of the address."""
+    """Outputs that the report draws as heat maps: float, or uint8 in 255ths; ``(h, w)``, or ``(c, h, w)`` with the
+    class numbers of the channels in the output ``classes_c``, if there is one. Pictures only: no part of the
+    address."""
 
     def __post_init__(self) -> None:
         _check_stage(self.name, self.reads)

@@ -16,7 +16,7 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -88,22 +88,35 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bo
     """Write ``path`` through ``write(file)`` so that it is there whole or not at all.
 
     ``durable=False`` leaves out the syncs: right for what can be rebuilt (an index, a picture).
-    A failing ``write`` removes the temporary file and raises what it raised.
+    A failing ``write`` removes the temporary file and raises what it raised; an ``OSError`` names ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
+        try:
+            with open(temporary, "xb") as file:
+                write(file)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        if durable:
+            fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An ``OSError`` within names ``path``, where it would name nothing (a full disk) or a temporary beside it."""
     try:
-        with open(temporary, "xb") as file:
-            write(file)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        fsync_folder(path.parent)
+        yield
+    except OSError as error:
+        if error.filename is not None and TEMPORARY_PREFIX not in str(error.filename):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:

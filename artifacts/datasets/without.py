@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, overload
 
@@ -124,15 +124,25 @@ class _Without(Sequence[Record]):
             changed["boxes"] = tuple(
                 dataclasses.replace(box, class_id=number[box.class_id]) for box in record.boxes if number[box.class_id]
             )
-        if record.scribbles is not None:
+        if isinstance(record.scribbles, MaskRef):
+            changed["scribbles"] = _renumbered(record.scribbles, load_truth, number)
+        elif record.scribbles is not None:
             changed["scribbles"] = tuple(
                 dataclasses.replace(stroke, class_id=number[stroke.class_id]) for stroke in record.scribbles
             )
-        for kind, load, told in (("truth", load_truth, number), ("truth_objects", load_truth_objects, gone)):
+        for kind, load, told in (
+            ("truth", load_truth, number),
+            ("corrected", load_truth, number),
+            ("truth_objects", load_truth_objects, gone),
+        ):
             if (reference := getattr(record, kind)) is not None:
-                detail = json.dumps([reference.loader, reference.detail, told])
-                changed[kind] = MaskRef(f"{__name__}:{load.__name__}", reference.path, detail)
+                changed[kind] = _renumbered(reference, load, told)
         return dataclasses.replace(record, **changed)
+
+
+def _renumbered(reference: MaskRef, load: Callable[[MaskRef], Any], told: list[int]) -> MaskRef:
+    detail = json.dumps([reference.loader, reference.detail, told])
+    return MaskRef(f"{__name__}:{load.__name__}", reference.path, detail)
 
 
 def load_truth(reference: MaskRef) -> MaskHW:

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.report.contact_sheet import Panel, SheetRow, contact_sheet, sheet_pages
 from artifacts.report.curve import curve_png
-from artifacts.report.html import html_report
+from artifacts.report.html import Confusion, ReportPictures, html_report
 from artifacts.report.score_lines import number_of, percent, summary_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "Confusion",
     "Panel",
+    "ReportPictures",
     "SheetRow",
     "contact_sheet",
     "curve_png",

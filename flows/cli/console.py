@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -49,6 +50,7 @@ def plan(planned: Plan, console: Console) -> None:
             *([report.address[-12:]] if wide else []),
         )
     console.print(table)
+    data(planned.data, console)
     for warning in planned.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
@@ -59,6 +61,7 @@ def summary(result: dict[str, Any], console: Console) -> None:
         console.print(score_table(scores, title=name))
     computed = ", ".join(f"{stage['label']} {stage['computed']}" for stage in result["stages"] if stage["computed"])
     console.print(f"computed: {computed or 'nothing, all was cached'}; {duration(result['seconds'])}")
+    data(result.get("data", {}), console)
     for name, path in result["files"].items():
         console.print(f"{name}: {escape(str(path))}", soft_wrap=True)
     for warning in result.get("warnings", []):
@@ -66,6 +69,12 @@ def summary(result: dict[str, Any], console: Console) -> None:
     for failure in result.get("failures", []):
         console.print(f"[red]failed:[/] {escape(failure)}", soft_wrap=True)
     skips(result["skips"], result["files"].get("manifest", ""), console)
+
+
+def data(said: Mapping[str, str], console: Console) -> None:
+    """How many images and labels of each set were read, and what was lost."""
+    for name, line in said.items():
+        console.print(f"{name}: {escape(line)}", soft_wrap=True, highlight=False)
 
 
 def skips(items: list[dict[str, Any]], manifest: str, console: Console) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.records import DataError
+from artifacts.datasets.find import NO_ENDING, may_be_picture
+from artifacts.images import IMAGE_SUFFIXES
+from artifacts.records import Box, DataError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 
 
@@ -18,16 +19,19 @@ class Job:
 
     image: Path
     source: Path
-    """Probabilities (.npy) or labels (.png)."""
+    """Probabilities (.npy), labels (.png) or the boxes' table."""
     out: Path
     overlay: Path | None = None
     marginals: Path | None = None
+    boxes: tuple[Box, ...] | None = None
 
 
-def source_of(image: Path, probs: Path | None, labels: Path | None) -> Path:
+def source_of(image: Path | None, probs: Path | None, labels: Path | None) -> Path:
     """What the pictures are paired with. Raises ``DataError`` unless picture and it are two files or two folders."""
     if (probs is None) == (labels is None):
-        raise DataError("give --probs or --labels, one of them")
+        raise DataError("give --probs, --labels or --boxes, one of them")
+    if image is None:
+        raise DataError("give --image: a picture, or a folder of pictures")
     option, source = ("probs", probs) if probs is not None else ("labels", labels)
     assert source is not None
     for name, path in (("image", image), (option, source)):
@@ -56,6 +60,8 @@ def pair_folders(
     for path in sorted(images.iterdir()):
         name = path.stem
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            if left_out(path):
+                skips.append((path, NO_ENDING))
             continue
         if name in seen:
             skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
@@ -70,6 +76,11 @@ def pair_folders(
     if not jobs and not skips:
         raise DataError(f"--image {images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return jobs, skips
+
+
+def left_out(path: Path) -> bool:
+    """Whether ``path``, without a picture's ending, is to be named: it may be a picture."""
+    return path.is_file() and not path.name.startswith(".") and may_be_picture(path.name)
 
 
 def check_targets(job: Job) -> None:

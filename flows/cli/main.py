@@ -45,11 +45,13 @@ app.command(
     "flows.cli.attention:attention", name="attention", help="Draw a student's self-attention at a pixel as a heat map."
 )
 app.command("flows.cli.cache:app", name="cache", help="List, inspect, check and clean up the mask cache.")
+app.command("flows.cli.cam:cam", name="cam", help="Draw where a run's classifier of tags sees a class.")
 app.command(
     "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
 app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures, with HED.")
+app.command("flows.cli.scribbles:scribbles", name="scribbles", help="Draw plausible scribbles from masks.")
 app.command("flows.cli.weights:app", name="weights", help="List the pretrained weights that there are, and get them.")
 
 
@@ -89,7 +91,7 @@ def run_flow(
     until: Annotated[str | None, Parameter(help="stop after this stage; score, draw and export its results")] = None,
     workers: Annotated[int | None, Parameter(help="worker processes; -1: one per core, 0: none")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(help="where networks run; default auto")] = None,
-    export: Annotated[tuple[str, ...], Parameter(help="voc, voc-server, coco or hdf5; repeatable", negative=())] = (),
+    export: Annotated[tuple[str, ...], Parameter(help="voc, coco, hdf5, label-studio, ...", negative=())] = (),
     dry_run: Annotated[bool, Parameter(help="show what would be done and the estimated time", negative=())] = False,
     show_config: Annotated[bool, Parameter(help="print the whole configuration as YAML and stop", negative=())] = False,
     prefect: Annotated[
@@ -136,7 +138,13 @@ def add_flows() -> None:
 def export(
     *,
     to: Annotated[Path, Parameter(help="folder to make; an unchanged earlier export there is replaced, nothing else")],
-    format_: Annotated[str, Parameter(name="--format", help="voc, voc-server, coco or hdf5")] = "voc",
+    format_: Annotated[
+        str,
+        Parameter(
+            name="--format",
+            help="voc, voc-server, coco, hdf5, yolo-seg; for people: label-studio, cvat, labelme, these with -polygons",
+        ),
+    ] = "voc",
     cache: Cache = Path("maskmill-cache"),
     run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
     stage: Annotated[
@@ -147,15 +155,54 @@ def export(
         Parameter(help="the masks with the dense CRF of a run with params.crf; default: its predictions", negative=()),
     ] = False,
     images: Annotated[bool, Parameter(help="copy the images too, where the format has a place for them")] = True,
+    worst: Annotated[int, Parameter(help="only so many pictures, the worst first; 0: all")] = 0,
+    by: Annotated[
+        Literal["suspicion", "score"], Parameter(help="what is worst: suspicion needs no truth, score does")
+    ] = "suspicion",
 ) -> int:
     """Export a run's masks as a dataset, also of an interrupted run whose masks are complete."""
     from flows.cli.export import export as write
 
-    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf)
+    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf, worst=worst, by=by)
     if note:
         terminal().print(escape(note), soft_wrap=True, highlight=False)
     terminal().print(f"exported: {escape(str(folder))}", soft_wrap=True)
     return OK
+
+
+@app.command(name="import")
+def import_(
+    *corrections: Annotated[
+        Path,
+        Parameter(
+            help="files or folders of Label Studio (JSON), CVAT (XML 1.1), labelme, YOLO-seg, COCO or VOC; at least one"
+        ),
+    ],
+    cache: Cache = Path("maskmill-cache"),
+    run: Annotated[str, Parameter(help="the run whose data set it is: its id, or latest")] = "latest",
+    to: Annotated[
+        Path | None, Parameter(help="folder of corrections; default: the run's, else DATASET-corrections")
+    ] = None,
+) -> int:
+    """Store masks that people corrected; every flow then prefers them to its own (data.corrections)."""
+    from flows.cli.handback import import_corrections
+    from flows.config import ConfigError
+
+    if not corrections:
+        raise ConfigError("import: name a file of corrections, e.g. `maskmill import project-1.json`")
+    done = import_corrections(corrections, cache, run, to)
+    console = terminal()
+    folder = escape(str(done.folder))
+    console.print(
+        f"corrected: {len(done.stored)} stored in {folder}, {done.unchanged} there before"
+        + (f", {done.without} not looked at by anybody" if done.without else ""),
+        soft_wrap=True,
+    )
+    for problem in done.problems:
+        console.print(f"left out: {escape(problem)}", soft_wrap=True)
+    if not done.known:
+        console.print(f"the next run takes them with --set data.corrections={folder}", soft_wrap=True)
+    return SKIPPED if done.problems else OK
 
 
 @app.command
@@ -169,7 +216,10 @@ def score(
     masks: Annotated[
         Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
     ] = None,
-    data: Source = None,
+    data: Annotated[
+        str | None,
+        Parameter(name="--data", help="with --masks: the data set; of a run: where its data lie now, if they moved"),
+    ] = None,
     split: Annotated[str | None, Parameter(help="with --masks: the split to score; default val")] = None,
     json: Annotated[Path | None, Parameter(help="also write the scores to this file")] = None,
 ) -> int:
@@ -196,9 +246,9 @@ def score(
         )
         title = str(masks)
     else:
-        if data is not None or split is not None:
-            raise ConfigError("--data and --split need --masks; a run is scored against the truth of its own data")
-        found = score_run(cache, run or "latest", stage or "")
+        if split is not None:
+            raise ConfigError("--split needs --masks; a run is scored on the split that its stage went over")
+        found = score_run(cache, run or "latest", stage or "", data or "")
         note, title = found.note, f"{found.stage} of run {run or 'latest'}"
         scores, scored = next(iter(found.masks.values()))
         if len(found.masks) > 1:
@@ -240,7 +290,7 @@ def serve(
 
     return serving.serve(
         configs,
-        serving.Schedule(cron, interval, timezone or serving.local_timezone()),
+        serving.Schedule(cron, interval, timezone or (serving.local_timezone() if cron else "UTC")),
         home=home or serving.default_home(),
         port=port,
         server=False if no_server else None,
@@ -258,6 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.signal(signal.SIGTERM, _terminate)
     set_defaults(PRIVATE, QUIET)
     try:
+        _check_empty(sys.argv[1:] if argv is None else argv)
         add_flows()
         return app(argv, exit_on_error=False, result_action="return_value") or OK
     except CycloptsError:
@@ -270,11 +321,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say("stopped (SIGTERM); finished work is kept, the same command resumes", 143)
     except BrokenPipeError:
         return FAILED
+    except OSError as error:
+        from artifacts.cache.cache_format import advice
+
+        log.debug("failed", exc_info=True)
+        return _say(f"{error.filename or ''}: {error.strerror or error}; {advice(error)}".removeprefix(": "), FAILED)
     except Exception as error:
         log.debug("failed", exc_info=True)
         return _say(f"{error or type(error).__name__}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_empty(argv: Sequence[str]) -> None:
+    """Refuse ``--cache "$UNSET"``: an empty path would be the current folder, an empty name everything."""
+    for before, argument in zip(("", *argv), argv, strict=False):
+        option = argument.removesuffix("=")
+        if not argument.strip() or (argument.startswith("--") and option != argument):
+            what = f"after {before}" if before and not argument.strip() else option
+            raise DataError(f"an argument is empty ({what or 'the first'}): a variable that is not set?")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from artifacts.records import DataError, ImageRGB
+from artifacts.records import DataError, ImageRGB, MaskHW
 from models.lgsa_deeplab import LGSADeepLab
 from models.network import Segmenter
 from models.resample import MIN_SIDE, extend, scale_images
@@ -48,18 +48,32 @@ def predict_items(items: Sequence[Item], params: PredictParams, build: Build = b
     """
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
-        return [_masks(*one, params) for one in zip(part, scores_of(part, params, build), strict=True)]
+        return [masks_of(*one, params) for one in zip(part, scores_of(part, params, build), strict=True)]
 
     return by_size(items, of_one_size)
 
 
-def _masks(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
+def masks_of(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
+    """``mask_hw`` of scores ``(K+1, H, W)``; with ``params.crf`` also ``mask_crf_hw``."""
     arrays = {"mask_hw": scores.argmax(0).to("cpu").numpy().astype(np.uint8)}
     if params.crf is not None:
         unary = from_probabilities(probabilities_of(scores, params).to("cpu").numpy(), params.floor)
         device = stage_device(params.crf, item.device)
         arrays[CRF_MASK] = dense_crf(image_of(item), unary, params.crf, device=device).argmax(0).astype(np.uint8)
     return arrays
+
+
+def mask_among(item: Item, classes: Iterable[int], scores: Tensor, params: PredictParams) -> MaskHW:
+    """``mask_hw`` of background and ``classes`` alone, by a CRF on their probabilities if there is one."""
+    own = np.array([0, *sorted(set(classes) - {0})], np.uint8)
+    probs = probabilities_of(scores, params)[torch.from_numpy(own.astype(np.int64)).to(scores.device)]
+    if params.crf is None:
+        best = probs.argmax(0).cpu().numpy()
+    else:
+        unary = from_probabilities(probs.cpu().numpy(), params.floor)
+        device = stage_device(params.crf, item.device)
+        best = dense_crf(image_of(item), unary, params.crf, device=device).argmax(0)
+    return np.asarray(own[best], np.uint8)
 
 
 def probs_item(item: Item, params: PredictParams) -> Arrays:

@@ -304,6 +304,7 @@ class Runner:
             "started": self._started,
             "seconds": round(time.time() - self._started, 3),
             "recipe": self.recipe,
+            "folder": os.getcwd(),
             "options": asdict(self.options),
             "stages": [vars(report) for report in self.reports],
             "skips": [plain_skip(skip) for skip in unique_skips(self.skips)],

@@ -11,6 +11,11 @@ import pytest
 from flows.config import ConfigError, Layer, as_yaml, build, merge, packaged, parse_set, parse_yaml, read_config
 from tasks.stage import PARAMS_CONFIG
 
+ALIAS_BOMB = "params: {a: &a [x, x, x, x, x, x, x, x, x], " + ", ".join(
+    f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+ALIAS_BOMB += "}\n"
+
 
 @dataclass(frozen=True)
 class Inner:
@@ -71,8 +76,11 @@ def test_a_mapping_that_is_set_joins_what_was_set_before() -> None:
         ("\noptions: [1]\n", (), r"my.yaml, line 2: options: expected a mapping, found list"),
         ("params:\n  steps: \x07\n", (), r"my.yaml, line 2: not YAML: the character '\\x07' is not allowed"),
         ("", ("params.steps=\x07",), r"--set params.steps=.*not YAML: the character '\\x07' is not allowed"),
-        ("params: {steps: 2024-13-45}\n", (), r"my.yaml: not YAML: month must be in"),
-        ("params: &p {inner: *p}\n", (), r"my.yaml: not YAML: it is nested too deeply, or within itself"),
+        ("params: {steps: 2024-13-45}\n", (), r"my.yaml, line 1: params.steps: .*'2024-13-45'"),
+        ("params: {steps: " + 6_000 * "9" + "}\n", (), r"my.yaml, line 1: not YAML: a number of 6,000 characters"),
+        (ALIAS_BOMB, (), r"my.yaml, line 1: not YAML: its aliases stand for more than 200,000 values"),
+        ("params: " + 60 * "[" + 60 * "]", (), r"my.yaml, line 1: not YAML: it is nested too deeply"),
+        ("params: &p {inner: *p}\n", (), r"my.yaml, line 1: not YAML: it is nested too deeply, or within itself"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(text: str, sets: tuple[str, ...], message: str) -> None:

@@ -17,8 +17,8 @@ from tasks.engine.stage_report import StageReport
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("score", "--data", "demo-tiny"), "--data and --split need --masks"),
-        (("score", "--split", "train"), "--data and --split need --masks"),
+        (("score", "--data", "demo-tiny"), "no run here yet"),
+        (("score", "--split", "train"), "--split needs --masks"),
         (("score", "--masks", "m", "--data", "demo-tiny", "--run", "latest"), "give one or the other"),
         (("score", "--masks", "m", "--data", "demo-tiny", "--stage", "student"), "give one or the other"),
         (("cache", "show", "x", "--key", "set/1"), "--key and --out go together"),
