@@ -155,17 +155,19 @@ def last_classes(cache: Path, dataset: str) -> list[str]:
     return []
 
 
-def last_seconds(cache: Path, flow: str) -> dict[str, tuple[float, int]]:
-    """label -> (seconds, images or fits done) of the newest run in which the stage had work to do."""
-    found: dict[str, tuple[float, int]] = {}
+def last_seconds(cache: Path, flow: str) -> dict[str, float]:
+    """Kind of work (``StageReport.like``) -> seconds for an amount of 1, by the newest run that did such work whole."""
+    found: dict[str, float] = {}
     for run in reversed(list_runs(cache, flow)[-20:]):
         try:
             stages = run.manifest().get("stages", [])
         except DataError:
             continue  # only an estimate is lost
         for stage in stages:
-            if stage.get("computed") and stage["label"] not in found:
-                found[stage["label"]] = (float(stage["seconds"]), int(stage["computed"]))
+            like, done = stage.get("like"), stage.get("computed")
+            if like and done and stage["stamps"]:
+                amount = stage["amount"] * (done / stage["total"] if stage["kind"] == "map" else 1)
+                found.setdefault(like, float(stage["seconds"]) / amount)
     return found
 
 
