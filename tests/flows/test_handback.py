@@ -50,7 +50,7 @@ def test_corrected_pictures_keep_the_persons_mask_and_nothing_else_changes(tiny:
     first = run_cfs(copy_of(tiny, out), *ALONE)
     assert first.code == 0, first.printed
     before, cache, done_json = masks(out), str(out / "cache"), str(tmp_path / "done.json")
-    assert len(before) == 24 + 8
+    assert len(before) == 24 + 8, "and the pictures of val"
     exported = maskmill(
         tmp_path, "export", "--cache", cache, "--format", "label-studio", "--to", str(tmp_path / "tasks")
     )
