@@ -182,7 +182,9 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
 def _check_enough(name: str, records: RecordSet, kind: str) -> None:
     """Raise :class:`DataError` where most labels are lost: the rest would be learned as background."""
     counts = records.counts
-    labelled = sum(getattr(record, kind) is not None for record in records) - counts.without_label
+    labelled = sum(getattr(record, kind) is not None for record in records)
+    if kind in ("tags", "boxes"):
+        labelled -= counts.without_label
     lost = counts.dropped(kind)
     few_images = labelled < counts.least * counts.listed
     if not few_images and (not counts.labels or counts.labels - lost >= counts.least * counts.labels):

@@ -23,7 +23,7 @@ from artifacts.cache.runs import last_classes
 from artifacts.datasets.check import check_set
 from artifacts.datasets.corrections import with_corrections
 from artifacts.datasets.without import share_of, without_classes
-from artifacts.inputs import confined
+from artifacts.inputs import InputFault, confined
 from artifacts.records import DataError, RecordSet
 
 DEMO_PREFIX = "demo"
@@ -183,10 +183,13 @@ def _read_labelled(data: DataParams, split: str, cache: Path | None) -> RecordSe
 def _read_source(data: DataParams, split: str, cache: Path | None) -> RecordSet:
     form, _, place = data.source.partition(":")
     if form in READERS:
-        with confined(() if data.follow_links else _places(place, split, data)):
-            found = _read(form, place, split, data, cache)
-        check_set(found, only_undecided=data.only_undecided)
-        return replace(found, counts=replace(found.counts, least=data.min_labelled))
+        try:
+            with confined(() if data.follow_links else _places(place, split, data)):
+                found = _read(form, place, split, data, cache)
+        except InputFault as error:
+            raise DataError(str(error)) from error
+        said = (*found.warnings, *check_set(found, only_undecided=data.only_undecided))
+        return replace(found, warnings=said, counts=replace(found.counts, least=data.min_labelled))
     from artifacts.demo.data import prepare_demo
 
     cache = Path(os.path.abspath(cache or DEFAULT_CACHE))

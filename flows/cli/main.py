@@ -226,18 +226,31 @@ def score(
     masks: Annotated[
         Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
     ] = None,
+    edges: Annotated[
+        Path | None, Parameter(help="score this folder of edge maps <image>.png (`maskmill edges`): ODS, OIS, AP")
+    ] = None,
+    truth: Annotated[
+        Path | None, Parameter(help="with --edges: BSDS500's folder, or one of NAME.mat or NAME.npz as it has")
+    ] = None,
     data: Annotated[
         str | None,
         Parameter(name="--data", help="with --masks: the data set; of a run: where its data lie now, if they moved"),
     ] = None,
-    split: Annotated[str | None, Parameter(help="with --masks: the split to score; default val")] = None,
+    split: Annotated[str | None, Parameter(help="with --masks or --edges: the split to score; default val")] = None,
+    thinned: Annotated[
+        bool, Parameter(help="with --edges: maps are crests already (`maskmill edges --thin`)", negative=())
+    ] = False,
+    quick: Annotated[bool, Parameter(help="with --edges: 33 thresholds, not 99", negative=())] = False,
+    workers: Annotated[int, Parameter(help="with --edges: processes; -1: one per core")] = -1,
     json: Annotated[
         Path | None, Parameter(help="also write the scores to this file; -: to the output, instead of the tables")
     ] = None,
+    quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
 ) -> int:
     """Score masks against truth: mIoU over the set, per class, both readings of 255; without and with a CRF.
 
-    A stage with a second mask from a dense CRF (params.crf of the run) is scored with both masks.
+    A stage with a second mask from a dense CRF (params.crf of the run) is scored with both masks. With --edges, edge
+    maps are scored against drawn boundaries, as the benchmark of BSDS500 does.
     """
     from artifacts.datasets import DataParams
     from artifacts.report import score_table
@@ -248,6 +261,18 @@ def score(
     from tasks.engine.stage_report import skip_line
     from tasks.stage import CRF_MASK
 
+    if edges is not None:
+        from flows.cli.score_edges import score_edges
+
+        if truth is None:
+            raise ConfigError("--edges needs --truth: a folder of drawn boundaries, BSDS500's say")
+        if masks is not None or run is not None or stage is not None or data is not None:
+            raise ConfigError("--edges names edge maps; --masks, --data, --run and --stage are for masks")
+        return score_edges(
+            edges, truth, split or "val", quick=quick, thinned=thinned, workers=workers, json=json, quiet=quiet
+        )
+    if truth is not None or thinned or quick:
+        raise ConfigError("--truth, --thinned and --quick need --edges")
     with_crf, note = None, ""
     if masks is not None:
         if data is None:

@@ -87,6 +87,7 @@ def test_label_files_in_another_spelling(tmp_path: Path) -> None:
         "JPEGImages/{}.jpg Annotations/{}.xml",
         "{}  1",
         "{} -1",
+        "Annotations/{}.xml",
         "{} ",
     ],
 )
@@ -144,7 +145,7 @@ def test_pipes_devices_and_links_out_are_refused_by_name(tmp_path: Path) -> None
     assert [record.image_id for record in found] == ["p3", "p4"] and "is a device" in found.skips[1].reason
     (tmp_path / "set" / "classes.txt").unlink()
     (tmp_path / "set" / "classes.txt").symlink_to("/etc/hostname")
-    with pytest.raises(OSError, match="out of the data set"):
+    with pytest.raises(DataError, match="out of the data set"):
         read("yolo", tmp_path / "set")
 
 
@@ -268,6 +269,14 @@ def test_lines_of_another_kind_than_declared_are_refused_by_line(tmp_path: Path)
     assert "p1.txt:3: 7 fields; expected 5" in read("yolo", tmp_path).warnings[0]
     (tmp_path / "data.yaml").write_text("names: [cat, dog]\ntask: segment\n")
     assert [len(record.boxes or ()) for record in read("yolo", tmp_path)] == [1, 1]
+
+
+def test_classes_that_count_from_1_are_asked_about(tmp_path: Path) -> None:
+    yolo(tmp_path, text=f"1 {shares(CAT)}\n2 {shares(DOG)}\n")
+    with pytest.raises(DataError, match="do the lines count from 1"):
+        read("yolo", tmp_path)
+    yolo(tmp_path, ("p3",), text=LINES)
+    assert read("yolo", tmp_path).counts.dropped("boxes") == 2, "0 is there: 2 is a mistake of its own"
 
 
 def test_long_lines_all_alike_may_be_keypoints_and_are_asked_about(tmp_path: Path) -> None:
