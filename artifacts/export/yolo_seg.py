@@ -20,8 +20,6 @@ from artifacts.records import UNDECIDED, DataError
 
 def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
     """``images/<split>/``, ``labels/<split>/<image id>.txt`` and ``data.yaml``. Equal masks give equal bytes."""
-    import yaml
-
     loss = PolygonLoss()
     images = undecided = lines_written = parts = 0
     for image in source:
@@ -41,14 +39,7 @@ def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
         write_text_atomic(path, "".join(f"{line}\n" for line in lines), durable=False)
         images += 1
         lines_written += len(lines)
-    # Both are asked for by trainers; an export is of one split.
-    table = {
-        "path": ".",
-        "train": f"images/{source.split}",
-        "val": f"images/{source.split}",
-        "names": dict(enumerate(source.classes)),
-    }
-    write_text_atomic(folder / "data.yaml", yaml.safe_dump(table, sort_keys=False, allow_unicode=True))
+    write_data_yaml(folder, source, source)  # trainers ask for both
     return {
         "images": images,
         "polygons": lines_written,
@@ -56,6 +47,19 @@ def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
         "undecided_pixels_as_background": undecided,
         **loss.counts(),
     }
+
+
+def write_data_yaml(folder: Path, train: Source, val: Source) -> None:
+    """The table of splits and classes; one split stands for both where there is no other."""
+    import yaml
+
+    table = {
+        "path": ".",
+        "train": f"images/{train.split}",
+        "val": f"images/{val.split}",
+        "names": dict(enumerate(train.classes)),
+    }
+    write_text_atomic(folder / "data.yaml", yaml.safe_dump(table, sort_keys=False, allow_unicode=True))
 
 
 def read_yolo_seg(folder: Path) -> Iterator[Drawn]:
