@@ -27,6 +27,7 @@ from artifacts.export.regions import Drawn, MaskBool, class_labels
 from artifacts.export.voc import DEVKIT
 from artifacts.export.yolo_seg import read_yolo_seg
 from artifacts.images import image_size_hw
+from artifacts.inputs import read_input
 from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 
 EXPECTED = (
@@ -127,8 +128,8 @@ def _read_folder(folder: Path) -> Iterator[Drawn | None]:
 
 def _read_json(path: Path, root: Path) -> Iterator[Drawn | None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(read_input(path).decode())
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable JSON ({error})") from error
     if isinstance(content, list):
         yield from read_label_studio(content)
