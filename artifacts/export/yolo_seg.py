@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.datasets.splits import read_text
