@@ -49,7 +49,7 @@ app.command(
     "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
-app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures, with HED.")
+app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures: HED, hed-lite, Canny.")
 app.command("flows.cli.weights:app", name="weights", help="List the pretrained weights that there are, and get them.")
 
 
