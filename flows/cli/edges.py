@@ -13,8 +13,10 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 from rich.markup import escape
 
+from artifacts.datasets.find import NO_ENDING
+from artifacts.images import IMAGE_SUFFIXES
 from artifacts.records import DataError, ImageRGB
-from flows.cli.crf_files import IMAGE_SUFFIXES, PICTURE_SUFFIXES, check_apart, check_writable
+from flows.cli.crf_files import PICTURE_SUFFIXES, check_apart, check_writable, left_out
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
@@ -119,6 +121,8 @@ def folder_jobs(images: Path, out: Path, overlay: Path | None) -> tuple[list[Edg
     for path in sorted(images.iterdir()):
         name = path.stem
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            if left_out(path):
+                skips.append((path, NO_ENDING))
             continue
         if name in jobs:
             skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))

@@ -12,6 +12,7 @@ from rich.table import Table
 from artifacts.datasets.bsds import boundary_files
 from artifacts.records import DataError
 from artifacts.report import write_scores_json
+from flows.cli.cache_tables import print_json
 from flows.cli.picture_jobs import reporting
 from flows.cli.terminal import terminal
 from tasks.edges.score import MapJob, count_files
@@ -44,7 +45,8 @@ def score_edges(
             else:
                 counts.append(found)
             advance()
-    console = terminal()
+    as_json = str(json) == "-"  # on stdout then, and what is said beside on stderr
+    console = terminal(stderr=as_json)
     for path, why in skips:
         console.print(f"skipped {escape(str(path))}: {escape(why)}", soft_wrap=True)
     if not counts:
@@ -55,7 +57,9 @@ def score_edges(
     console.print(f"pictures: {scores.images}, thresholds: {count}, {seconds:.1f} s", soft_wrap=True)
     if missing:
         console.print(f"without a map, not scored: {len(missing)} (the first: {escape(missing[0])})")
-    if json is not None:
+    if as_json:
+        print_json({"boundaries": scores.as_dict()})
+    elif json is not None:
         write_scores_json(json, {"boundaries": scores.as_dict()})
     return 3 if skips or missing else 0
 

@@ -246,3 +246,12 @@ def test_warnings_of_every_set_are_in_the_manifest_once(tmp_path: Path, sets: Se
     with runner(tmp_path, warned) as run:
         result = finish(run, warned, run.map(THRESHOLD, warned.train))
     assert result.manifest["warnings"] == ["both", "train", "val", "aux"]
+
+
+def test_masks_that_hold_no_class_at_all_are_told(tmp_path: Path, sets: Sets) -> None:
+    """Level 300: no pixel is brighter, as where a CRF wipes out every object."""
+    with Runner(RunParams(cache=str(tmp_path / "cache"), workers=0), sets=sets) as run:
+        masks = run.map(stage("threshold", level=300), sets.train)
+        student = run.map(THRESHOLD, sets.val)
+        found = evaluate(run, sets, masks, {"student": student})
+    assert found.warnings == ("masks (train): all masks are background; no class of the labels is left in any",)
