@@ -56,7 +56,7 @@ app.command(
     "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
-app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures, with HED.")
+app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures: HED, hed-lite, Canny.")
 app.command(
     "flows.cli.score:score", name="score", help="Score masks against truth, or edge maps against drawn boundaries."
 )
