@@ -72,7 +72,8 @@ class Claims:
     config: str
     columns: Mapping[str, str]
     """Name -> which score of a run it is, as :func:`artifacts.report.comparison.flat_scores` calls it, the split as
-    ``{train}`` or ``{val}``: ``"masks": "masks ({train}) mIoU"``. In the order of the table."""
+    ``{train}`` or ``{val}``: ``"masks": "masks ({train}) mIoU"``; or a fit's last number, as
+    :func:`flows.compare.trials.curve_ends` does. In the order of the table."""
     rows: tuple[Row, ...]
     orderings: tuple[Ordering, ...]
     ceiling: str

@@ -25,12 +25,16 @@ SCALES = (0.5, 1.0, 1.5, 2.0)
 
 
 def activation(features_nchw: Tensor, weight_kc: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """RRM, eq. 1: ``M_c = RS(sum_ch w_ch^c F_ch)``, resized bilinearly to ``size_hw``; ``(N, K, *size_hw)`` float32.
+    """RRM, eq. 1: ``M_c = RS(sum_ch w_ch^c F_ch)``, resized bilinearly to ``size_hw``; ``(N, K, *size_hw)``.
 
-    With a ReLU before the resizing, as the released code has it: what speaks against a class is no evidence for it.
+    In float32, under autocast too. With a ReLU before the resizing, as the released code has it: what speaks against a
+    class is no evidence for it.
     """
-    maps = F.conv2d(features_nchw.float(), weight_kc.float()[:, :, None, None])
-    return resize(F.relu(maps), size_hw)
+    with torch.autocast(
+        features_nchw.device.type, enabled=False
+    ):  # it would undo float(), and pixels are ranked by this
+        maps = F.conv2d(features_nchw.float(), weight_kc.float()[:, :, None, None])
+        return resize(F.relu(maps), size_hw)
 
 
 def mean_over_scales(maps: Sequence[Tensor]) -> Tensor:

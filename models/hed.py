@@ -25,7 +25,30 @@ SIDES = 5
 UNDECIDED = 255
 
 
-class HED(Network):
+class EdgeNetwork(Network):
+    """A network that gives logits of a boundary at every pixel: of its sides, then of their fusion, the result."""
+
+    def logits(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` normalised, ``H`` and ``W`` multiples of 16 -> ``(N, maps, H, W)``."""
+        raise NotImplementedError
+
+    def forward(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, maps, H, W)`` logits: the sides, then the fused one. Any size from 1.
+
+        The input is extended on the right and below to a multiple of 16 by repeating its last pixels, the result
+        cropped: with the edge repeated no new boundary begins there, and it works for pictures of one pixel.
+        """
+        height, width = images_nchw.shape[2:]
+        x = self.normalise(images_nchw)
+        x = F.pad(x, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
+        return self.logits(x)[:, :, :height, :width]
+
+    def edges(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, H, W)`` probabilities of a boundary: the fused logit's sigmoid."""
+        return torch.sigmoid(self(images_nchw)[:, -1])
+
+
+class HED(EdgeNetwork):
     """VGG-16's 13 convolutions (padding 1, ReLU; 2 x 2 maxima between blocks, odd rows kept), five sides, their fusion.
 
     Each side is a 1 x 1 convolution of a block's last features to one logit, resized bilinearly to the input
@@ -71,15 +94,9 @@ class HED(Network):
         check_same_keys(own, state, {name for name in state if name.startswith(EXTRA_KEYS)}, source)
         self.load_state_dict({name: state[name] for name in own}, strict=False)
 
-    def forward(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, 6, H, W)`` logits: sides 1 to 5, then the fused one. Any size from 1.
-
-        The input is extended on the right and below to a multiple of 16 by repeating its last pixels, the result
-        cropped: with the edge repeated no new boundary begins there, and it works for pictures of one pixel.
-        """
-        height, width = images_nchw.shape[2:]
-        x = self.normalise(images_nchw)
-        x = F.pad(x, (0, -width % MULTIPLE, 0, -height % MULTIPLE), mode="replicate")
+    def logits(self, images_nchw: Tensor) -> Tensor:
+        """``(N, 3, H, W)`` normalised, ``H`` and ``W`` multiples of 16 -> ``(N, 6, H, W)``: 5 sides, the fused one."""
+        x = images_nchw
         size_hw = (x.shape[2], x.shape[3])
         blocks: list[Tensor] = []
         for module in self.features:
@@ -87,13 +104,8 @@ class HED(Network):
                 blocks.append(x)
             x = module(x)
         blocks.append(x)
-        sides = [resize(side(block), size_hw) for side, block in zip(self.sides, blocks, strict=True)]
-        joined = torch.cat(sides, dim=1)
-        return torch.cat([joined, self.fuse(joined)], dim=1)[:, :, :height, :width]
-
-    def edges(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, H, W)`` probabilities of a boundary: the fused logit's sigmoid."""
-        return torch.sigmoid(self(images_nchw)[:, -1])
+        joined = torch.cat([resize(side(block), size_hw) for side, block in zip(self.sides, blocks, strict=True)], 1)
+        return torch.cat([joined, self.fuse(joined)], dim=1)
 
 
 def hed_loss(logits_nchw: Tensor, labels_nhw: Tensor) -> Tensor:
@@ -103,7 +115,7 @@ def hed_loss(logits_nchw: Tensor, labels_nhw: Tensor) -> Tensor:
     pixels that are no boundary. Sums over pixels and maps as printed, so it grows with the picture; mean over pictures.
 
     Args:
-        logits_nchw: (N, maps, H, W) floating, as :meth:`HED.forward` gives.
+        logits_nchw: (N, maps, H, W) floating, as :meth:`EdgeNetwork.forward` gives.
         labels_nhw: (N, H, W) integers: 1 boundary, 0 none, 255 undecided (in no sum, nor in ``b``).
 
     Returns:

@@ -69,14 +69,17 @@ class Lite0Block(nn.Module):
 
 
 class Lite0Body(Pretrained):
-    """Stem and 16 blocks. Strides beyond ``output_stride`` become dilation of what follows them.
+    """Stem and 16 blocks, or those of the first ``stages``. Strides beyond ``output_stride`` become dilation of what
+    follows them.
 
     The block that loses its stride keeps the dilation before it: every second cell is exactly the strided network's.
     """
 
     EXTRA: ClassVar[tuple[str, ...]] = ("_conv_head.", "_bn1.", "_fc.")
 
-    def __init__(self, output_stride: Literal[8, 16, 32] = 32, batch_norm: BatchNorm = "frozen") -> None:
+    def __init__(
+        self, output_stride: Literal[8, 16, 32] = 32, batch_norm: BatchNorm = "frozen", stages: int = len(STAGES)
+    ) -> None:
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride {output_stride} with network 'lite0': it can be 8 or 16 or 32")
@@ -85,7 +88,7 @@ class Lite0Body(Pretrained):
         self.relu = nn.ReLU6(inplace=True)
         blocks: list[Lite0Block] = []
         channels, reached, dilation = 32, 2, 1
-        for expansion, width, count, stride, kernel in STAGES:
+        for expansion, width, count, stride, kernel in STAGES[:stages]:
             for number in range(count):
                 step, after = (stride if number == 0 else 1), dilation
                 if step > 1 and reached * step > output_stride:

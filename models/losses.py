@@ -26,19 +26,33 @@ def cross_entropy(logits_nkhw: Tensor, labels_nhw: Tensor, ignore: int = UNDECID
     return total / (labels != ignore).sum().clamp(min=1)
 
 
+def rank_mean(values: Tensor) -> Tensor:
+    """Mean of ``values`` (floating) over the ranks' parts of a batch; as they are on one rank.
+
+    Every rank must call it at the same place; where no gradient is wanted (a monitor, on one rank alone) nothing is
+    gathered.
+    """
+    if not _is_shared():
+        return values
+    whole = values.clone()
+    dist.all_reduce(whole)
+    return whole / dist.get_world_size()
+
+
 def rank_share(labels_nhw: Tensor, ignore: int = UNDECIDED) -> Tensor | float:
     """Labelled pixels of this rank's part of a batch over the mean of all ranks' parts; 1 on one rank.
 
     Gradients are averaged over ranks. A mean over a rank's own labelled pixels, times this, adds up to the mean over
-    all labelled pixels of the whole batch, however they are spread. Every rank must call it at the same place; where
-    no gradient is wanted (a monitor, on one rank alone) it is 1.
+    all labelled pixels of the whole batch, however they are spread. To be called as :func:`rank_mean`.
     """
-    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not _is_shared():
         return 1.0
     count = (labels_nhw != ignore).sum().float()
-    whole = count.clone()
-    dist.all_reduce(whole)
-    return count * dist.get_world_size() / whole.clamp(min=1)
+    return count / rank_mean(count).clamp(min=1 / dist.get_world_size())
+
+
+def _is_shared() -> bool:
+    return bool(torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
 
 
 def segmentation_loss(logits_nkhw: Tensor, labels_nhw: Tensor, at: LossAt = "crop") -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, cast
 
@@ -12,7 +13,7 @@ from models.losses import LossAt
 from models.normalise import Normalise
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A network that starts from ImageNet weights or a checkpoint and is trained in declared groups."""
 
     PRETRAINED: ClassVar[str]
@@ -25,11 +26,12 @@ class Network(nn.Module):
     """The learning-rate groups (:mod:`models.groups`)."""
 
     def load_pretrained(self, state: Mapping[str, Tensor], *, source: str) -> None:
-        """Load a torchvision ImageNet state dict into the pretrained part.
+        """Load an ImageNet state dict, its provider's own, into the pretrained part.
 
-        Raises ``ValueError`` naming ``source`` and the first missing, surplus or differently shaped keys.
+        Raises ``ValueError`` naming ``source`` and the first missing, surplus or differently shaped keys; also where
+        the network has no such part.
         """
-        raise NotImplementedError
+        raise ValueError(f"{source}: {type(self).__name__} has no part that starts from pretrained weights")
 
 
 class Backbone(Protocol):
@@ -67,18 +69,18 @@ class Segmenter(BackboneNetwork):
     loss_at: LossAt
     """Where the loss is taken, see :func:`models.losses.segmentation_loss`."""
 
+    @abstractmethod
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255 -> ``(N, K+1, *size_hw)`` float32, whose softmax are the probabilities."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255 -> ``(N, K+1, *size_hw)`` float32; each pixel's sum to 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, output: Any, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """``loss``, with gradient, and its parts without gradient, to be logged.
 
         ``output`` is the network's own, or :class:`models.deeplab.MultiScaleInputs`' of it; of ``batch`` the
         ``labels`` are used, ``(N, H, W)`` integers with 255 = undecided.
         """
-        raise NotImplementedError

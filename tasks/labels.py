@@ -62,6 +62,24 @@ def given_masks(params: GivenMaskParams = GivenMaskParams()) -> MapStage:
     )
 
 
+def chosen_masks() -> MapStage:
+    """The masks of role ``masks``, as a stage of their own: what :func:`tasks.stage.first_of` chose can be exported."""
+    return MapStage(
+        name="chosen-masks",
+        version=1,
+        params=None,
+        reads=(),
+        outputs=("mask_hw",),
+        function="tasks.labels:chosen_item",
+        holds_classes=True,
+    )
+
+
+def chosen_item(item: Item, params: None) -> Arrays:
+    """Map function of :func:`chosen_masks`."""
+    return {"mask_hw": item.up["masks"]["mask_hw"]}
+
+
 def box_item(item: Item, params: BoxMaskParams) -> Arrays:
     """Map function of :func:`box_masks`: ``mask_hw`` and packed objects."""
     assert item.image_rgb is not None

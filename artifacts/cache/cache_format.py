@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import errno
-import json
 from pathlib import Path
 
-from artifacts.cache.atomic import write_text_atomic
+from artifacts.cache import sealed
+from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.segments import StoreError
 
 CACHE_FORMAT = 1
 
 
 def check_cache_format(root: Path) -> None:
-    """Raise :class:`StoreError` if ``root`` was written by a newer version than this one can read."""
+    """Raise :class:`StoreError` if ``root`` was written by a newer version than this one can read.
+
+    A damaged note is put aside and counts as absent: every segment and every publication states its own format, too.
+    """
     path = root / "maskmill.json"
     try:
-        version = int(json.loads(path.read_bytes())["format"])
+        version = int(sealed.unseal(path.read_bytes())["format"])
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
         raise explained(error, path, "read") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f'{path} should read {{"format": {CACHE_FORMAT}}} but cannot be understood ({error}); restore it, '
-            "or name another folder with --set options.cache="
-        ) from error
+        sealed.put_aside(path, error)
+        return
     if version > CACHE_FORMAT:
         raise StoreError(
             f"{path} has cache format {version}, this Maskmill reads up to {CACHE_FORMAT}: update Maskmill, or name "
@@ -37,7 +38,7 @@ def write_cache_format(root: Path) -> None:
     """Note the format in a new cache."""
     path = root / "maskmill.json"
     if not path.exists():
-        write_text_atomic(path, json.dumps({"format": CACHE_FORMAT, "program": "maskmill"}) + "\n")
+        write_bytes_atomic(path, sealed.seal({"format": CACHE_FORMAT, "program": "maskmill"}))
 
 
 _ADVICE = {
@@ -54,5 +55,9 @@ _ADVICE = {
 
 def explained(error: OSError, path: Path, verb: str) -> StoreError:
     """An operating system's error with what to do about it."""
-    advice = _ADVICE.get(error.errno or 0, "no half-written file is left; run again when this is repaired")
-    return StoreError(f"{path} cannot be {verb}: {error.strerror or error}; {advice}")
+    return StoreError(f"{path} cannot be {verb}: {error.strerror or error}; {advice(error)}")
+
+
+def advice(error: OSError) -> str:
+    """What to do about an operating system's error."""
+    return _ADVICE.get(error.errno or 0, "no half-written file is left; run again when this is repaired")

@@ -13,6 +13,7 @@ import itertools
 import math
 import threading
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import h5py
@@ -81,10 +82,8 @@ def write_dataset(group: Any, name: str, array: NDArray[Any], codec: Codec) -> l
     if array.size == 0:
         return []
     dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, array)
-    step = chunk_shape(array.shape, array.itemsize)
     chunks = []
-    for index in np.ndindex(*(-(-size // width) for size, width in zip(array.shape, step, strict=True))):
-        corner = tuple(i * width for i, width in zip(index, step, strict=True))
+    for corner in _corners(array.shape, chunk_shape(array.shape, array.itemsize)):
         mask, data = dataset.read_direct_chunk(corner)
         chunks.append(Chunk(dataset.get_chunk_info_by_coord(corner).byte_offset, len(data), zlib.crc32(data), mask))
     return chunks
@@ -145,3 +144,24 @@ def inflate(data: bytes, filter_mask: int, shape: Shape, dtype: np.dtype[Any], c
     array = np.empty(shape, dtype)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
     return array
+
+
+def assemble(
+    parts: Sequence[bytes], places: Sequence[Chunk], shape: Shape, dtype: np.dtype[Any], codec: Codec
+) -> NDArray[Any]:
+    """The array of ``shape`` whose chunks, in C order, are stored as ``parts``. Raises as :func:`inflate`."""
+    step = chunk_shape(shape, dtype.itemsize)
+    if len(parts) == 1:
+        return inflate(parts[0], places[0].filter_mask, step, dtype, codec)
+    array = np.empty(shape, dtype)
+    for corner, part, place in zip(_corners(shape, step), parts, places, strict=True):
+        whole = inflate(part, place.filter_mask, step, dtype, codec)  # a chunk at the edge is stored whole, too
+        room = array[tuple(slice(start, start + width) for start, width in zip(corner, step, strict=True))]
+        room[...] = whole[tuple(map(slice, room.shape))]
+    return array
+
+
+def _corners(shape: Shape, step: Shape) -> Iterator[Shape]:
+    """First element of each chunk, in C order."""
+    for index in np.ndindex(*(-(-size // width) for size, width in zip(shape, step, strict=True))):
+        yield tuple(i * width for i, width in zip(index, step, strict=True))

@@ -157,6 +157,7 @@ def _remove_strays(folder: Path) -> int:
     """Remove damaged segments put aside, and indexes without a segment; returns how many files went."""
     gone = list(folder.glob("*.corrupt"))
     gone += [path for path in folder.glob("*.idx") if not path.with_suffix(".h5").exists()]
+    gone = [path for path in gone if not path.is_dir()]  # a folder is somebody's data: no segment was one
     for path in gone:
         path.unlink(missing_ok=True)
     return len(gone)
@@ -171,5 +172,5 @@ def item_of(segment: Segment, content: Content) -> Item:
 
 def write_after(store: MaskStore, address: str, items: Sequence[Item], meta: Mapping[str, Any], after: str) -> None:
     """Write ``items`` as one segment, right after the one named ``after``."""
-    data, header = encode_segment(items, meta=meta, codec=store.codec or best_codec())
+    data, header = encode_segment(items, address=address, meta=meta, codec=store.codec or best_codec())
     store.write_encoded(address, data, header, after=after)

@@ -124,10 +124,14 @@ def runs_that_use_fit(root: Path, info: FitInfo) -> tuple[str, ...]:
 
 
 def match_fits(fits: Sequence[FitInfo], name: str, *, whole: bool) -> list[FitInfo]:
-    """The fits meant by ``name``: an address, ``address/stamp``, or a label; their beginnings unless ``whole``."""
+    """The fits meant by ``name``: an address, ``address/stamp``, or a label.
+
+    Unless ``whole``: beginnings of an address, or of address and stamp, with a slash between.
+    """
     if whole:
         return [fit for fit in fits if name in (fit.address, fit.name, fit.label)]
-    return [fit for fit in fits if fit.name.startswith(name)]
+    address, _, stamp = name.partition("/")
+    return [fit for fit in fits if fit.address.startswith(address) and fit.stamp.startswith(stamp)]
 
 
 def verify_fits(fits: Iterable[FitInfo]) -> tuple[int, list[Problem]]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import keys
-from artifacts.cache import locks
+from artifacts.cache import locks, sealed
 from artifacts.cache.atomic import (
     kill_point,
     publish_folder,
@@ -39,7 +39,7 @@ log = logging.getLogger("maskmill")
 WEIGHTS = "weights.safetensors"
 PUBLICATION = "publication.json"
 CURVE = "curve.png"
-FORMAT = 1
+FORMAT = 2
 
 
 # -- tensors in a safetensors file -----------------------------------------------------------------------------------
@@ -71,9 +71,14 @@ def _header(view: memoryview, name: str) -> tuple[dict[str, Any], int]:
         (length,) = struct.unpack("<Q", view[:8])
         header = json.loads(bytes(view[8 : 8 + length]))
         header.pop("__metadata__", None)
-        if not all({"dtype", "shape", "data_offsets"} <= set(entry) for entry in header.values()):
-            raise ValueError("a tensor without dtype, shape or place")
-    except (struct.error, ValueError, AttributeError, KeyError, TypeError) as error:
+        for tensor, entry in header.items():
+            begin, end = entry["data_offsets"]
+            sizes = [begin, end, *entry["shape"]]
+            if not isinstance(entry["dtype"], str) or any(type(size) is not int or size < 0 for size in sizes):
+                raise ValueError(f"tensor {tensor} without dtype, shape or place")
+            if begin > end:
+                raise ValueError(f"tensor {tensor} ends before it begins")
+    except (struct.error, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{name}: no safetensors file, or cut short ({error})") from error
     return header, 8 + length
 
@@ -233,6 +238,8 @@ class FitStore:
         tensors = tensor_digests(weights)
         record = {
             "format": FORMAT,
+            "address": address,
+            "stamp": stamp,
             "digest": digest_of(tensors),
             "part_digests": part_digests(tensors),
             "tensors": len(tensors),
@@ -243,13 +250,13 @@ class FitStore:
             "info": dict(info or {}),
         }
         folder = self.folder(address, stamp)
-        text = json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+        text = sealed.seal(record, indent=1, sort_keys=True)
         temporary = temporary_beside(folder / "pub")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             remove_temporaries(folder)
             temporary.mkdir()
-            for name, content in {WEIGHTS: weights, **(files or {}), PUBLICATION: text.encode()}.items():
+            for name, content in {WEIGHTS: weights, **(files or {}), PUBLICATION: text}.items():
                 (temporary / name).write_bytes(content)
             kill_point("fit.mid_publish")
             final = self._rename(temporary, folder)
@@ -275,10 +282,13 @@ class FitStore:
 
     def _read(self, path: Path) -> Publication | None:
         try:
-            record = json.loads((path / PUBLICATION).read_text(encoding="utf-8"))
+            record = sealed.unseal((path / PUBLICATION).read_bytes())
             size = (path / WEIGHTS).stat().st_size
             if record["format"] != FORMAT:
                 raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+            here = path.parent.parent.name, path.parent.name
+            if (record["address"], record["stamp"]) != here:
+                raise ValueError(f"it belongs to {record['address']}/{record['stamp']}, and was copied here by mistake")
             if size != record["bytes"]:
                 raise ValueError(f"{WEIGHTS} has {size} bytes, {record['bytes']} were published")
             return Publication(

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts.cache.atomic import TEMPORARY_PREFIX, fsync_folder, kill_point, write_atomic
+from artifacts.cache.atomic import TEMPORARY_PREFIX, fsync_folder, kill_point, naming, write_atomic
 from artifacts.cache.segments import StoreError
 
 log = logging.getLogger("maskmill")
@@ -27,7 +27,7 @@ KEEP_CHECKPOINTS = 2
 class Work:
     """A fit's work folder: checkpoints, and metrics that are cut back to where the fit resumes."""
 
-    MAGIC = b"maskmill checkpoint 1\n"
+    MAGIC = b"maskmill checkpoint 2\n"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,7 +46,7 @@ class Work:
     def save(self, step: int, payload: bytes) -> Path:
         """Write the checkpoint of ``step`` (iterations done) atomically; older ones but one are removed."""
         path = self.path / f"step-{step:09d}.ckpt"
-        head = self.MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+        head = self.MAGIC + self._checksum(payload) + b"\n"
         half = len(payload) // 2
 
         def write(file: Any) -> None:
@@ -91,9 +91,17 @@ class Work:
         if not data.startswith(self.MAGIC):
             raise ValueError("no checkpoint of this version")
         payload = data[head:]
-        if hashlib.sha256(payload).hexdigest().encode() != data[len(self.MAGIC) : head - 1]:
-            raise ValueError(f"cut short or changed ({len(payload)} bytes of state do not match their checksum)")
+        if self._checksum(payload) != data[len(self.MAGIC) : head - 1]:
+            raise ValueError(
+                f"cut short, changed, or of another fit ({len(payload)} bytes of state do not match their checksum)"
+            )
         return payload
+
+    def _checksum(self, payload: bytes) -> bytes:
+        """Of the state and of the fit that it belongs to: a checkpoint copied into another fit is none."""
+        state = hashlib.sha256(f"{self.path.parent.parent.name}/{self.path.parent.name}\n".encode())
+        state.update(payload)
+        return state.hexdigest().encode()
 
     def cut_metrics(self, step: int) -> None:
         """Keep the lines up to ``step``: what a killed run wrote beyond its checkpoint is going to be written again."""
@@ -102,7 +110,7 @@ class Work:
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Add one line; ``values`` has ``step``."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with naming(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
 

@@ -27,13 +27,14 @@ from artifacts.cache.fit_listing import (
     list_fits,
     match_fits,
     remove_fits,
+    runs_that_use_fit,
     verify_fits,
 )
 from artifacts.cache.runs import list_runs
 from artifacts.cache.segment_index import Entry, read_index, segment_names
 from artifacts.cache.segments import Segment, StoreError
 from artifacts.cache.store import MaskStore
-from artifacts.cache.verify import VerifyReport, verify
+from artifacts.cache.verify import VerifyReport, verify, verify_records
 
 __all__ = [
     "AddressDetail",
@@ -52,13 +53,15 @@ __all__ = [
     "list_fits",
     "remove",
     "remove_fits",
-    "resolve",
     "resolve_all",
     "runs_that_use",
+    "runs_that_use_fit",
     "save_picture",
     "show",
+    "vague",
     "verify",
     "verify_fits",
+    "verify_records",
 ]
 
 # -- ls, show --------------------------------------------------------------------------------------------------------
@@ -171,48 +174,65 @@ def runs_that_use(store: MaskStore, address: str) -> tuple[str, ...]:
     return tuple(used)
 
 
-def resolve(store: MaskStore, names: Iterable[str]) -> list[str]:
-    """Addresses meant by ``names``: each an address, the beginning of one, or a stage's label.
-
-    Raises :class:`StoreError` that lists what there is, if a name means none.
-    """
-    addresses = store.addresses()
-    found: dict[str, None] = {}
-    for name in names:
-        matches = [a for a in addresses if a == name] or [a for a in addresses if a.startswith(name)]
-        matches = matches or [a for a in addresses if _newest_meta(store, a)[0].get("label") == name]
-        if not matches:
-            known = ", ".join(addresses) or "none"
-            raise StoreError(
-                f"{store.root}: no address begins with {name!r} and no stage is labelled so; known: {known}"
-            )
-        found.update(dict.fromkeys(matches))
-    return list(found)
-
-
 def resolve_all(store: MaskStore, names: Iterable[str]) -> tuple[list[str], list[FitInfo]]:
     """Addresses of map stages, and fits, meant by ``names``.
 
-    A name is an address, a fit's ``address/stamp`` or a stage's label; only if it is none of these, the beginning of
-    an address. Raises :class:`StoreError` that lists what there is, if a name means none.
+    A name is an address, a fit's ``address/stamp`` or the label that a stage has in some run; only if it is none of
+    these, the beginning of an address. Raises :class:`StoreError` that lists what there is, if a name means none.
     """
-    addresses, fits = store.addresses(), list_fits(store.root)
+    known = _Known.of(store)
     maps: dict[str, None] = {}
     found: dict[str, FitInfo] = {}
     for name in names:
-        of_maps = [a for a in addresses if name in (a, _newest_meta(store, a)[0].get("label"))]
-        of_fits = match_fits(fits, name, whole=True)
+        of_maps, of_fits = known.whole(name)
         if not of_maps and not of_fits:
-            of_maps = [a for a in addresses if a.startswith(name)]
-            of_fits = match_fits(fits, name, whole=False)
+            of_maps = [a for a in known.addresses if a.startswith(name)]
+            of_fits = match_fits(known.fits, name, whole=False)
         if not of_maps and not of_fits:
-            known = ", ".join([*addresses, *dict.fromkeys(fit.address for fit in fits)]) or "none"
+            there = ", ".join([*known.addresses, *dict.fromkeys(fit.address for fit in known.fits)]) or "none"
             raise StoreError(
-                f"{store.root}: no address begins with {name!r} and no stage is labelled so; known: {known}"
+                f"{store.root}: no address begins with {name!r} and no stage is labelled so; known: {there}"
             )
         maps.update(dict.fromkeys(of_maps))
         found.update({fit.name: fit for fit in of_fits})
     return list(maps), list(found.values())
+
+
+def vague(store: MaskStore, names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are not the whole name of one thing: beginnings, and names of several."""
+    known = _Known.of(store)
+    found = {name: known.whole(name) for name in names}
+    return [name for name, (maps, fits) in found.items() if len(maps) + len(fits) != 1]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What there is to be named."""
+
+    root: Path
+    addresses: list[str]
+    fits: list[FitInfo]
+    labels: dict[str, set[str]]
+    """Address -> labels, as its newest segment and the runs know them."""
+
+    @classmethod
+    def of(cls, store: MaskStore) -> _Known:
+        addresses = store.addresses()
+        labels = {address: {str(_newest_meta(store, address)[0].get("label", ""))} for address in addresses}
+        for run in list_runs(store.root):
+            with contextlib.suppress(ValueError):  # an unreadable manifest names nothing
+                for stage in run.manifest().get("stages", ()):
+                    labels.setdefault(stage.get("address", ""), set()).add(stage.get("label", ""))
+        return cls(store.root, addresses, list_fits(store.root), labels)
+
+    def whole(self, name: str) -> tuple[list[str], list[FitInfo]]:
+        """What ``name`` is the address or a label of."""
+        if not name.strip():
+            raise StoreError(f"{self.root}: an empty name means nothing (a variable that is not set?)")
+        maps = [a for a in self.addresses if a == name or name in self.labels[a]]
+        fits = match_fits(self.fits, name, whole=True)
+        fits += [fit for fit in self.fits if name in self.labels.get(fit.address, ()) and fit not in fits]
+        return maps, fits
 
 
 def save_picture(store: MaskStore, address: str, key: str, path: Path, palette_rgb: Sequence[Sequence[int]]) -> str:

@@ -6,6 +6,7 @@ the same, so that a nightly run over an unchanged folder adds one small manifest
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import keys
-from artifacts.cache.atomic import write_text_atomic
+from artifacts.cache import sealed
+from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
 from artifacts.records import DataError
 
 MANIFEST = "manifest.json"
@@ -57,17 +59,19 @@ class RunFolder:
     def write_manifest(self, manifest: Mapping[str, Any]) -> Path:
         """Write (or replace, atomically) the manifest."""
         path = self.path / MANIFEST
-        write_text_atomic(path, json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+        write_bytes_atomic(path, sealed.seal(manifest, indent=1, sort_keys=True))
         return path
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest. Raises :class:`DataError` if the run left none."""
         path = self.path / MANIFEST
         try:
-            loaded: dict[str, Any] = json.loads(path.read_text())
+            return sealed.unseal(path.read_bytes())
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: no readable manifest ({error}); `maskmill cache ls` lists the runs") from error
-        return loaded
+            raise DataError(
+                f"{path}: no readable manifest ({error}); name another run with --run (`maskmill cache ls` lists them),"
+                " or put it aside with `maskmill cache verify --repair`"
+            ) from error
 
 
 def list_runs(cache: Path, flow: str | None = None) -> list[RunFolder]:
@@ -91,38 +95,79 @@ def find_run(cache: Path, run_id: str = "latest") -> RunFolder:
 
 
 def write_stamps(cache: Path, stamps: Stamps) -> str:
-    """Store a stage's stamps under their digest, once; returns the digest."""
+    """Store a stage's stamps under their digest, once; returns the digest. A damaged copy is replaced."""
     text = json.dumps(stamps, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     name = keys.digest_bytes(text.encode())
     path = cache / "stamps" / f"{name}.json"
-    if not path.exists():
+    if not _is_text(path, text):
         write_text_atomic(path, text)
     return name
+
+
+def _is_text(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
 
 
 def read_stamps(cache: Path, name: str) -> Stamps:
     """Read what :func:`write_stamps` stored. Raises :class:`DataError` if it is gone or changed."""
     path = cache / "stamps" / f"{name}.json"
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: the run's list of stamps is gone ({error}); run the flow again") from error
-    if keys.digest_bytes(text.encode()) != name:
-        raise DataError(f"{path}: the content does not match its name; run the flow again")
+    if keys.digest_bytes(text) != name:
+        raise DataError(f"{path}: the content does not match its name; run the flow again, which writes it anew")
     return {key: (stamp, image) for key, (stamp, image) in json.loads(text).items()}
 
 
-def last_seconds(cache: Path, flow: str) -> dict[str, tuple[float, int]]:
-    """label -> (seconds, images or fits done) of the newest run in which the stage had work to do."""
-    found: dict[str, tuple[float, int]] = {}
+def write_origin(cache: Path, origin: Mapping[str, Any]) -> str:
+    """Store what a data set's format says beside its labels, as :func:`write_stamps` does; "" for nothing."""
+    if not origin:
+        return ""
+    text = json.dumps(origin, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    name = keys.digest_bytes(text.encode())
+    path = cache / "origins" / f"{name}.json"
+    if not path.exists():
+        write_text_atomic(path, text)
+    return name
+
+
+def read_origin(cache: Path, manifest: Mapping[str, Any], of_set: str) -> dict[str, Any]:
+    """What :func:`write_origin` stored for a set of a run; empty if there is nothing, or it is damaged."""
+    name = manifest.get("origins", {}).get(of_set)
+    try:
+        text = (cache / "origins" / f"{name}.json").read_text() if name else "{}"
+    except OSError:
+        return {}
+    found: dict[str, Any] = json.loads(text) if not name or keys.digest_bytes(text.encode()) == name else {}
+    return found
+
+
+def last_classes(cache: Path, dataset: str) -> list[str]:
+    """The class table of ``dataset`` in the newest run that used it; empty if none of the last 100 did."""
+    for run in reversed(list_runs(cache)[-100:]):
+        with contextlib.suppress(DataError):  # a damaged manifest tells nothing
+            if found := run.manifest().get("classes", {}).get(dataset):
+                return [str(name) for name in found]
+    return []
+
+
+def last_seconds(cache: Path, flow: str) -> dict[str, float]:
+    """Kind of work (``StageReport.like``) -> seconds for an amount of 1, by the newest run that did such work whole."""
+    found: dict[str, float] = {}
     for run in reversed(list_runs(cache, flow)[-20:]):
         try:
             stages = run.manifest().get("stages", [])
         except DataError:
             continue  # only an estimate is lost
         for stage in stages:
-            if stage.get("computed") and stage["label"] not in found:
-                found[stage["label"]] = (float(stage["seconds"]), int(stage["computed"]))
+            like, done = stage.get("like"), stage.get("computed")
+            if like and done and stage["stamps"]:
+                amount = stage["amount"] * (done / stage["total"] if stage["kind"] == "map" else 1)
+                found.setdefault(like, float(stage["seconds"]) / amount)
     return found
 
 

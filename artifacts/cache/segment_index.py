@@ -1,8 +1,8 @@
 """The files of an address: segments, and beside each its index, so that listing opens no HDF5 file.
 
-``<segment>.idx``: a JSON line with format, size of the segment and CRC-32 of the rest; a line with ``codec`` and
-``meta``; then a line ``[key, stamp, output, reason]`` an image. It repeats the segment's header, and whatever is
-missing, damaged, or made for a file of another size is rebuilt from there.
+``<segment>.idx``: a JSON line with format, size of the segment and CRC-32 of the rest; a line with ``codec``,
+``address`` and ``meta``; then a line ``[key, stamp, output, reason]`` an image. It repeats the segment's header, and
+whatever is missing, damaged, or made for a file of another size is rebuilt from there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from artifacts.cache import atomic
 from artifacts.cache.segments import Content, Header
 
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def entries_of(name: str, contents: Iterable[Content]) -> tuple[Entry, ...]:
 
 def write_index(segment: Path, header: Header) -> None:
     """Keep the header's index beside the segment. Only a convenience: a failure is not an error."""
-    lines = [json.dumps({"codec": header.codec, "meta": header.meta})]
+    lines = [json.dumps({"codec": header.codec, "address": header.address, "meta": header.meta})]
     lines += [json.dumps([c.key, c.stamp, c.output, c.reason]) for c in header.contents]
     body = "\n".join(lines).encode()
     with contextlib.suppress(OSError):
@@ -102,10 +102,10 @@ def write_index(segment: Path, header: Header) -> None:
 
 
 def read_index(segment: Path) -> tuple[dict[str, Any], tuple[Entry, ...]] | None:
-    """``({"codec", "meta"}, entries)`` from the index beside ``segment``.
+    """``({"codec", "address", "meta"}, entries)`` from the index beside ``segment``.
 
-    ``None`` if it is missing, damaged, or made for a file of another size (so that a segment that was cut is
-    opened, and found out). Raises ``FileNotFoundError`` if the segment is gone.
+    ``None`` if it is missing, damaged, of another address, or made for a file of another size (so that a segment that
+    was cut or does not belong here is opened, and found out). Raises ``FileNotFoundError`` if the segment is gone.
     """
     size = segment.stat().st_size
     try:
@@ -114,6 +114,8 @@ def read_index(segment: Path) -> tuple[dict[str, Any], tuple[Entry, ...]] | None
         if (head["format"], head["segment_bytes"], head["crc32"]) != (INDEX_FORMAT, size, zlib.crc32(body)):
             return None
         about, *rows = json.loads(b"[" + body.replace(b"\n", b",") + b"]")
+        if about["address"] != segment.parent.name:
+            return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
     name = segment.name

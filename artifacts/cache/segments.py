@@ -3,9 +3,9 @@
 Layout (plain h5py reads it; ``docs/cache.md`` has the ten lines):
 
 ``/``                   attributes ``maskmill_segment`` (format version), ``codec``
-``/index``              JSON as uint8, deflated (every h5py reads it): ``{"format", "codec", "meta", "packed",
-                        "entries"}`` with one entry, on one line, an image: ``{"key", "stamp", "output", "reason",
-                        "arrays"}``, where ``arrays`` maps an array's name to ``[dtype, shape, start, chunks]``
+``/index``              JSON as uint8, deflated (every h5py reads it): ``{"format", "codec", "address", "meta",
+                        "packed", "entries"}`` with one entry, on one line, an image: ``{"key", "stamp", "output",
+                        "reason", "arrays"}``, where ``arrays`` maps a name to ``[dtype, shape, start, chunks]``
 ``/arrays/<name>/<i>``  array ``<name>`` of entry ``i``, in its own shape (``start`` is null)
 ``/arrays/<name>``      a dataset instead of a group: the arrays of all entries end to end, entry ``i`` from element
                         ``start`` on (small arrays: ids, windows, offsets; dtype, length, chunks: ``packed[name]``)
@@ -30,6 +30,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Item = tuple[str, str, Arrays | Skip]
 """``(key, stamp, arrays or skip)``."""
 
-SEGMENT_FORMAT = 1
+SEGMENT_FORMAT = 2
 PACK_MEAN_BYTES = 4096
 """Arrays of this many bytes an image, or fewer, lie end to end in one dataset."""
 FIX = "run `maskmill cache verify --repair`; the next run computes these images again"
@@ -106,6 +107,8 @@ class Header:
     """A segment's header."""
 
     codec: Codec
+    address: str
+    """Of the stage; it is the name of the folder, too, or the segment lies in a wrong one."""
     meta: Mapping[str, Any]
     contents: tuple[Content, ...]
     packed: Mapping[str, Stored] = field(default_factory=dict)
@@ -120,8 +123,10 @@ def best_codec() -> Codec:
     return "zstd" if chunks.zstd_at_hand() else "gzip"
 
 
-def encode_segment(items: Sequence[Item], *, meta: Mapping[str, Any], codec: Codec) -> tuple[bytes, Header]:
-    """The bytes of a segment that holds ``items``, and its header. Nothing touches the disk.
+def encode_segment(
+    items: Sequence[Item], *, address: str, meta: Mapping[str, Any], codec: Codec
+) -> tuple[bytes, Header]:
+    """The bytes of a segment of ``address`` that holds ``items``, and its header. Nothing touches the disk.
 
     The file is built in memory, so that a full disk is an ``OSError`` of one write and not HDF5's state in the
     middle of a close. Equal items give equal bytes.
@@ -143,7 +148,7 @@ def encode_segment(items: Sequence[Item], *, meta: Mapping[str, Any], codec: Cod
             else Content(key, stamp, keys.digest_arrays(value), None, stored[i])
             for i, (key, stamp, value) in enumerate(plain)
         )
-        header = Header(codec, dict(meta), contents, packed)
+        header = Header(codec, address, dict(meta), contents, packed)
         (index,) = _write_index(file, header)
         file.flush()
         image = bytes(file.id.get_file_image())
@@ -216,7 +221,13 @@ def _write_index(file: Any, header: Header) -> list[Chunk]:
         for content in header.contents
     ]
     packed = {name: _as_json(stored) for name, stored in header.packed.items()}
-    about = {"format": SEGMENT_FORMAT, "codec": header.codec, "meta": header.meta, "packed": packed}
+    about = {
+        "format": SEGMENT_FORMAT,
+        "codec": header.codec,
+        "address": header.address,
+        "meta": header.meta,
+        "packed": packed,
+    }
     text = (_compact_json(about)[:-1] + ',"entries":[\n' + ",\n".join(entries) + "\n]}").encode()
     file.attrs["maskmill_segment"] = SEGMENT_FORMAT
     file.attrs["codec"] = header.codec
@@ -248,20 +259,25 @@ def _footer(image: bytes, index: Chunk) -> bytes:
 class Segment:
     """A segment's index, and what it takes to read its arrays. No file stays open.
 
-    Raises on opening: :class:`CorruptSegment`, :class:`StoreError` (written by a newer version), ``OSError``
-    (missing, forbidden, the disk failed).
+    Raises on opening: :class:`CorruptSegment` (of another address, too), :class:`StoreError` (written by a newer
+    version), ``OSError`` (missing, forbidden, the disk failed).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for a writer
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CorruptSegment(path, "it is no regular file")
             self._index = _read_index(path, descriptor)
         finally:
             os.close(descriptor)
         first = self._index.partition(b"\n")[0]
         about = json.loads(first + b"]}")
         self.codec: Codec = about["codec"]
+        self.address: str = about["address"]
+        if self.address != path.parent.name:
+            raise CorruptSegment(path, f"it belongs to {self.address}, and was copied here by mistake")
         self.meta: Mapping[str, Any] = about["meta"]
         self.packed = {name: _from_json(value) for name, value in about["packed"].items()}
         self._flat: dict[str, NDArray[Any]] = {}
@@ -274,7 +290,7 @@ class Segment:
     @property
     def header(self) -> Header:
         """What :func:`encode_segment` returned."""
-        return Header(self.codec, self.meta, self.contents, self.packed)
+        return Header(self.codec, self.address, self.meta, self.contents, self.packed)
 
     def content(self, key: str, stamp: str) -> Content | None:
         """What the segment holds of ``(key, stamp)``, if anything."""
@@ -320,31 +336,23 @@ class Segment:
         if self.codec == "zstd" and not chunks.zstd_at_hand():
             raise StoreError(f"{self.path} is compressed with zstd; install the package hdf5plugin to read it")
         parts = [_read_chunk(self.path, descriptor, c, f"array {name}", content.key) for c in stored.chunks]
-        if len(parts) > 1:
-            return self._read_by_h5py(content, name)
         try:
-            return chunks.inflate(parts[0], stored.chunks[0].filter_mask, stored.shape or (1,), dtype, self.codec)
+            return chunks.assemble(parts, stored.chunks, stored.shape or (1,), dtype, self.codec)
         except (OSError, RuntimeError, ValueError) as error:  # no damage: the checksum was right
             raise StoreError(
                 f"{self.path}: array {name} cannot be inflated ({error}) though its bytes are as written; "
                 "install the locked versions of h5py and hdf5plugin"
             ) from error
 
-    def _read_by_h5py(self, content: Content, name: str) -> NDArray[Any]:
-        """An array of several chunks: hundreds of MB, so that opening the file does not matter."""
-        try:
-            with h5py.File(self.path) as file:
-                return _plain(file, name, self.contents.index(content), content.arrays[name])
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise CorruptSegment(self.path, f"array {name} cannot be read: {error}", content.key) from error
-
     def read_by_h5py(self) -> Iterator[tuple[Content, dict[str, NDArray[Any]] | Exception]]:
         """All images as plain h5py sees them (``docs/cache.md``), or what h5py raised."""
         with h5py.File(self.path) as file:
+            if file["index"][()].tobytes() != self._index:
+                raise KeyError("/index is not what the footer names")
             for i, content in enumerate(self.contents):
                 try:
                     yield content, {name: _plain(file, name, i, stored) for name, stored in content.arrays.items()}
-                except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+                except Exception as error:  # damaged metadata makes h5py raise nearly anything
                     yield content, error
 
 
@@ -371,6 +379,8 @@ def _read_index(path: Path, descriptor: int) -> bytes:
     _, version, stated_size, *place, _ = FOOTER.unpack(footer)
     if version > SEGMENT_FORMAT:
         raise StoreError(f"{path} has segment format {version}; this Maskmill reads up to {SEGMENT_FORMAT}: update it")
+    if version < SEGMENT_FORMAT:
+        raise CorruptSegment(path, f"it is of an earlier layout (segment format {version})")
     if stated_size != size:
         raise CorruptSegment(path, f"it has {size} bytes, not {stated_size}")
     chunk = Chunk(*place)

@@ -268,7 +268,7 @@ class MaskStore:
         """
         if not items:
             return []
-        data, header = encode_segment(items, meta=meta, codec=self.codec or best_codec())
+        data, header = encode_segment(items, address=address, meta=meta, codec=self.codec or best_codec())
         path = self.write_encoded(address, data, header)
         entries = entries_of(path.name, header.contents)
         self.adopt(address, entries)

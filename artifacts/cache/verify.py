@@ -1,4 +1,4 @@
-"""`maskmill cache verify`: is every stored array as written? If not, what can be recovered?"""
+"""`maskmill cache verify`: is everything in the cache as written? If not, what can be recovered?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts import keys
-from artifacts.cache import atomic
+from artifacts.cache import atomic, sealed
 from artifacts.cache.compact import Problem, Progress, item_of, no_progress, write_after
 from artifacts.cache.segment_index import read_index, segment_names, write_index
 from artifacts.cache.segments import Content, CorruptSegment, Segment, StoreError
@@ -30,6 +30,8 @@ class VerifyReport:
     """Indexes beside segments that were missing or wrong, and were written again."""
     swept: int = 0
     """Temporary files of killed writers that were removed."""
+    busy: tuple[Path, ...] = ()
+    """Segments that another program has open for writing: their arrays are as written, plain HDF5 cannot look now."""
 
     @property
     def ok(self) -> bool:
@@ -53,6 +55,7 @@ def verify(
     segments = images = saved = indexes = swept = 0
     problems: list[Problem] = []
     quarantined: list[Path] = []
+    busy: list[Path] = []
     for address in store.addresses() if addresses is None else list(addresses):
         folder = store.folder(address)
         swept += atomic.sweep_temporaries(folder) if repair else 0
@@ -62,6 +65,8 @@ def verify(
             sound, found = _verify_segment(folder / name)
             if sound is None and not found:
                 continue  # compacted meanwhile
+            busy += [folder / name for problem in found if problem is _BUSY]
+            found = [problem for problem in found if problem is not _BUSY]
             segments += 1
             images += len(sound or ())
             problems += found
@@ -73,7 +78,7 @@ def verify(
                 indexes += _mend_index(folder / name)
         progress(address, len(names), len(names))
         store.refresh(address)
-    return VerifyReport(segments, images, tuple(problems), tuple(quarantined), saved, indexes, swept)
+    return VerifyReport(segments, images, tuple(problems), tuple(quarantined), saved, indexes, swept, tuple(busy))
 
 
 def _verify_segment(path: Path) -> tuple[list[Content] | None, list[Problem]]:
@@ -110,9 +115,55 @@ def _not_plain_hdf5(segment: Segment) -> list[Problem]:
                 return [Problem(segment.path, content.key, "plain HDF5 gives other arrays")]
     except FileNotFoundError:
         return []
-    except (OSError, RuntimeError, KeyError) as error:
+    except BlockingIOError:
+        return [_BUSY]
+    except Exception as error:  # damaged metadata makes h5py raise nearly anything
         return [Problem(segment.path, None, f"plain HDF5 cannot open it: {error}")]
     return []
+
+
+_BUSY = Problem(Path(), None, "open for writing in another program", damaged=False)
+
+
+def verify_records(root: Path, *, repair: bool = False) -> tuple[int, list[Problem], list[Path]]:
+    """Check the JSON files of the cache ``root``: how many are as written, what is wrong, what ``repair`` put aside.
+
+    A run makes them again, but for the manifest and the fits' specifications of a past run.
+    """
+    sound, problems, aside = 0, [], []
+    for pattern in _RECORDS:
+        for path in sorted(root.glob(pattern)):
+            try:
+                _check_record(path)
+                sound += 1
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                problems.append(Problem(path, None, str(error), damaged=False))
+            except ValueError as error:
+                problems.append(Problem(path, None, str(error)))
+                if repair and (gone := sealed.put_aside(path, error)) is not None:
+                    aside.append(gone)
+    return sound, problems, aside
+
+
+_RECORDS = (
+    "maskmill.json",
+    "stamps/*.json",
+    "datasets/*.json",
+    "digests/images.json",
+    "runs/*/manifest.json",
+    "runs/*/*.spec.json",
+)
+
+
+def _check_record(path: Path) -> None:
+    data = path.read_bytes()
+    if path.parent.name == "stamps":
+        if keys.digest_bytes(data) != path.stem:
+            raise ValueError("the content does not match its name")
+    elif sealed.unseal(data).get("name", path.stem) != path.stem and path.parent.name == "datasets":
+        raise ValueError("it is of another data set")
 
 
 def _save_sound(store: MaskStore, address: str, path: Path, sound: Sequence[Content]) -> int:

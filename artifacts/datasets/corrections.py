@@ -17,7 +17,8 @@ from typing import overload
 import numpy as np
 
 from artifacts.cache.atomic import write_text_atomic
-from artifacts.datasets.paths import list_images, without_suffix
+from artifacts.datasets.find import Folder
+from artifacts.datasets.paths import without_suffix
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
 from artifacts.datasets.voc_tree import read_classes
 from artifacts.datasets.voc_writer import write_class_mask
@@ -42,7 +43,7 @@ def with_corrections(records: RecordSet, folder: Path) -> RecordSet:
         )
     numbers = [records.classes.index(name) + 1 for name in ours]
     masks = folder / MASKS
-    found = {without_suffix(name): masks / name for name in list_images(masks)[0]} if masks.is_dir() else {}
+    found = {without_suffix(name): masks / name for name in Folder(masks).files} if masks.is_dir() else {}
     return replace(records, records=_Corrected(records.records, found, numbers)) if found else records
 
 

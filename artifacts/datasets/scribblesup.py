@@ -115,6 +115,27 @@ def rasterize(scribbles: Iterable[Scribble], size_hw: tuple[int, int], width: fl
     return mask
 
 
+def shortened(
+    points_xy: Sequence[tuple[float, float]], share: float, at: float = 0.5
+) -> tuple[tuple[float, float], ...]:
+    """``share`` of a stroke's length: 1 is all of it, 0 the one point at ``at`` (0..1) of its length, a click.
+
+    The part lies so that this point is in it, and a shorter part in every longer one (Lin et al., Fig. 7).
+    """
+    if not (0 <= share <= 1 and 0 <= at <= 1):
+        raise ValueError(f"share {share} and at {at} must lie in 0..1")
+    if share == 1 or len(points_xy) < 2:
+        return tuple(points_xy)
+    points = np.asarray(points_xy, np.float64)
+    reached = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
+    start = at * (1 - share) * reached[-1]
+    end = start + share * reached[-1]
+    within = points[(reached > start) & (reached < end)]
+    ends = np.array([[np.interp(place, reached, column) for column in points.T] for place in (start, end)])
+    found = np.concatenate([ends[:1], within, ends[1:]]) if share else ends[:1]
+    return tuple((float(x), float(y)) for x, y in found)
+
+
 def _draw_segment(
     mask: MaskHW, start_xy: NDArray[np.float64], end_xy: NDArray[np.float64], radius: float, value: int
 ) -> None:
@@ -137,14 +158,36 @@ def _draw_segment(
     mask[low[1] : high[1], low[0] : high[0]][near] = value
 
 
+def beyond(scribbles: Iterable[Scribble], size_hw: tuple[int, int]) -> str:
+    """The first point that lies more than a pixel off the image, for a warning; "" if there is none."""
+    height, width = size_hw
+    for stroke in scribbles:
+        for x, y in stroke.points_xy:
+            if not (-1 <= x <= width and -1 <= y <= height):
+                return f"x {x:g}, y {y:g} in an image of {width} x {height} pixels"
+    return ""
+
+
+BEYOND = "images whose scribbles leave them by more than a pixel, cut off there"
+LOST = "images without scribbles"
+"""Kinds of complaints."""
+
 Strokes = tuple[tuple[int, NDArray[np.float64]], ...]
 """Of one image: class number and points ``(n, 2)`` of each stroke."""
 
 
-class WithStrokes(Sequence[Record]):
-    """Records whose scribbles are kept as arrays and unpacked on access: 16 bytes a point instead of 110."""
+def packed(scribbles: Iterable[Scribble]) -> Strokes:
+    """As :class:`WithStrokes` keeps them."""
+    return tuple((stroke.class_id, np.array(stroke.points_xy, np.float64)) for stroke in scribbles)
 
-    def __init__(self, records: tuple[Record, ...], strokes: tuple[Strokes | None, ...]) -> None:
+
+class WithStrokes(Sequence[Record]):
+    """Records whose scribbles are kept as arrays and unpacked on access: 16 bytes a point instead of 110.
+
+    Where there are none of them, the record's own (a mask, say) stay.
+    """
+
+    def __init__(self, records: Sequence[Record], strokes: Sequence[Strokes | None]) -> None:
         self._records = records
         self._strokes = strokes
 

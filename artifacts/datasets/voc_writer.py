@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
+from artifacts.inputs import has_control
 
 ObjectToWrite = tuple[str, tuple[float, float, float, float] | None, bool]
 """``(class name, xyxy or None, difficult)``; ``None`` writes an object without a box, which is a tag."""
@@ -112,7 +113,13 @@ def write_class_mask(path: Path, mask_hw: NDArray[Any], *, durable: bool = False
 
 
 def write_image_set(path: Path, ids: Iterable[str]) -> None:
-    """Write a list of image ids, one a line (``ImageSets/Segmentation/<split>.txt``)."""
+    """Write a list of image ids, one a line (``ImageSets/Segmentation/<split>.txt``).
+
+    Raises ``ValueError`` for an id with a line break: it would be read back as two.
+    """
+    ids = list(ids)
+    if wrong := [image_id for image_id in ids if has_control(image_id)]:
+        raise ValueError(f"{path}: {wrong[0]!r} cannot stand in a list of images; rename its file")
     write_text_atomic(path, "".join(f"{image_id}\n" for image_id in ids), durable=False)
 
 

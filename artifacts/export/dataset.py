@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from artifacts import keys
 from artifacts.cache.atomic import (
     fsync_folder,
     kill_point,
+    naming,
     publish_folder,
     sweep_temporaries,
     temporary_beside,
     write_text_atomic,
 )
-from artifacts.cache.runs import read_stamps
+from artifacts.cache.runs import read_origin, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.export.coco import write_coco_export
 from artifacts.export.cvat import write_cvat
@@ -71,6 +72,7 @@ class StageSource:
     with_images: bool = True
     array: str = "mask_hw"
     """Which of the stage's masks; objects go with ``mask_hw`` alone, which they were painted to."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
     only: Sequence[str] | None = None
     """Keys of the pictures that are wanted, in their order; ``None``: all, by key."""
 
@@ -140,21 +142,23 @@ def export_run(
         read_stamps(cache, stage["stamps"]),
         with_images,
         array,
+        read_origin(cache, manifest, stage.get("set", "")),
         only,
     )
     origin = _made_from(cache, manifest, stage, kind, source)
     before = json.loads(previous) if previous else {}
     if before.items() >= origin.items() and before.get("only") == origin.get("only"):
         return out  # made from the same, and no file in it was touched since
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sweep_temporaries(out.parent)
     temporary = temporary_beside(out)
     try:
-        temporary.mkdir()
-        counts = WRITERS[kind](temporary, source)
-        kill_point("export.mid_export")
-        _write_manifest(temporary, origin, counts)
-        _replace(temporary, out)
+        with naming(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            sweep_temporaries(out.parent)
+            temporary.mkdir()
+            counts = WRITERS[kind](temporary, source)
+            kill_point("export.mid_export")
+            _write_manifest(temporary, origin, counts)
+            _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
@@ -197,6 +201,7 @@ def _made_from(
         "addresses": {one["label"]: one["address"] for one in manifest["stages"]},
         "masks": keys.digest({key: entries[pair].output for key, pair in pairs.items() if pair in entries}),
         "images": _image_digests(cache, source) if source.with_images else None,
+        "origin": keys.digest(dict(source.origin)) if kind == "coco" else None,
         "fits": {one["label"]: one["output"] for one in manifest["stages"] if one["kind"] == "fit"},
         "recipe": manifest["recipe"],
         "libraries": manifest["libraries"],

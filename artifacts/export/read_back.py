@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from artifacts.datasets.coco_masks import decode_segmentation
-from artifacts.datasets.paths import list_images, without_suffix
+from artifacts.datasets.find import Folder
+from artifacts.datasets.paths import without_suffix
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
 from artifacts.datasets.voc_tree import read_classes
 from artifacts.export.cvat import ANNOTATIONS, read_cvat
@@ -170,7 +171,7 @@ def _read_voc(folder: Path) -> Iterator[Drawn]:
         raise DataError(f"{table} is not there: it says what the masks' numbers mean, one class a line, number 1 first")
     classes = read_classes(table)
     masks = folder / "SegmentationClass"
-    for name in list_images(masks)[0]:
+    for name in Folder(masks).files:
         yield Drawn([without_suffix(name)], (), mask=partial(_class_mask, str(masks / name), classes))
 
 

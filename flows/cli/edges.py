@@ -1,23 +1,28 @@
-"""``maskmill edges``: boundaries of pictures at hand, by HED. No cache, no run."""
+"""``maskmill edges``: boundaries of pictures at hand, by a network or Canny's filter. No cache, no run."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from artifacts.records import DataError
-from flows.cli.crf_files import IMAGE_SUFFIXES, PICTURE_SUFFIXES, check_apart, check_writable
+from artifacts.datasets.find import NO_ENDING
+from artifacts.images import IMAGE_SUFFIXES
+from artifacts.records import DataError, ImageRGB
+from flows.cli.crf_files import PICTURE_SUFFIXES, check_apart, check_writable, left_out
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
-from tasks.edges.stages import EdgesParams
+from tasks.edges.stages import PACKAGED, EdgesParams
+from tasks.training.weights import known_row
+from tasks.training.weights.here import look
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,16 @@ def edges(
     scales: Annotated[
         tuple[float, ...], Parameter(help="sizes at which the picture is seen; results are averaged: .5 1 1.5")
     ] = (1.0,),
-    weights: Annotated[str, Parameter(help="hed, or a file of HED's tensors")] = "hed",
+    flip: Annotated[bool, Parameter(help="average with what the mirrored picture gives", negative=())] = False,
+    network: Annotated[
+        Literal["hed", "hed-lite", "canny"] | None, Parameter(help="default: hed where its weights are, else hed-lite")
+    ] = None,
+    weights: Annotated[str, Parameter(help="packaged (the network's own), or a file of its tensors")] = PACKAGED,
     quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
 ) -> int:
     """Draw the boundaries in pictures, with HED (Xie & Tu 2015). 255 is certain; what lies at OUT is replaced."""
     try:
-        params = EdgesParams(weights, scales)
+        params = EdgesParams(network or default_network(weights), weights, scales, flip)
     except ValueError as error:
         raise DataError(f"--{str(error).partition('edges.')[2] or error}") from error
     if not image.exists():
@@ -55,15 +64,33 @@ def edges(
         check_writable(out=out, overlay=overlay)
     else:
         jobs, skips = [file_job(image, out, overlay)], []
-    from tasks.edges.inference import load_hed
-
-    load_hed(params.weights, None, "cpu")  # missing weights are one error, not a skip of every picture
+    drawing_of(params)  # missing weights are one error, not a skip of every picture
     one = partial(work, params=params, thinned=thin)
     if image.is_dir():  # the network itself uses all cores
         return run_jobs("edges", "edge maps", jobs, skips, one, 1, out, quiet=quiet)
     run_one("edge maps", jobs[0], one)
     terminal().print(f"edges: {escape(str(out))}", soft_wrap=True)
     return 0
+
+
+def default_network(weights: str) -> Literal["hed", "hed-lite"]:
+    """``hed`` where its weights are on this machine (or a file is named), else ``hed-lite``, which always is."""
+    if weights != PACKAGED or look(known_row("hed")) is not None:
+        return "hed"
+    terminal(stderr=True).print("HED's weights are not here (`maskmill weights get hed`): drawing with hed-lite")
+    return "hed-lite"
+
+
+def drawing_of(params: EdgesParams) -> Callable[[ImageRGB], NDArray[np.float32]]:
+    """``(H, W, 3) uint8 -> (H, W) float32`` in 0..1. Raises ``WeightsError`` where the weights are missing."""
+    if params.network == "canny":
+        from tasks.edges.canny import canny
+
+        return canny
+    from tasks.edges.inference import draw, load_network
+
+    network = load_network(params)
+    return lambda image_rgb: draw(network, [image_rgb], params.scales, flip=params.flip)[0]
 
 
 def file_job(image: Path, out: Path, overlay: Path | None) -> EdgeJob:
@@ -91,6 +118,8 @@ def folder_jobs(images: Path, out: Path, overlay: Path | None) -> tuple[list[Edg
     for path in sorted(images.iterdir()):
         name = path.stem
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            if left_out(path):
+                skips.append((path, NO_ENDING))
             continue
         if name in jobs:
             skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
@@ -105,15 +134,14 @@ def work(job: EdgeJob, writes: Writes, *, params: EdgesParams, thinned: bool) ->
     """Read, compute, write. Raises ``DataError`` naming the file, ``OSError`` where one cannot be read or written."""
     from artifacts.cache.atomic import write_bytes_atomic
     from artifacts.images import read_image_rgb
-    from tasks.edges.inference import draw, load_hed
-    from tasks.edges.thin import smooth
+    from tasks.edges.thin import smooth, to_uint8
     from tasks.edges.thin import thin as crests
 
     image_rgb = read_image_rgb(job.image)
-    edges_hw = draw(load_hed(params.weights, None, "cpu"), [image_rgb], params.scales)[0]
+    edges_hw = drawing_of(params)(image_rgb)
     if thinned:
         edges_hw = crests(smooth(edges_hw))
-    grey = encoded(np.rint(255 * edges_hw).astype(np.uint8), ".png")
+    grey = encoded(to_uint8(edges_hw), ".png")
     shown = encoded(over(image_rgb, edges_hw), job.overlay.suffix) if job.overlay is not None else b""
     with writes.one():
         if job.overlay is not None:

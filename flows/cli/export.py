@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from artifacts.cache.fit_store import FitStore, Publication
 from artifacts.cache.runs import find_run, read_stamps
 from artifacts.cache.store import MaskStore
-from artifacts.datasets import DataParams, read_split
+from artifacts.datasets import DataParams, read_split, remember_dataset
+from artifacts.datasets.read import placed
 from artifacts.datasets.voc_masks import read_index_png
 from artifacts.export.dataset import WRITERS, export_run
 from artifacts.records import DataError, MaskHW, Record, RecordSet
@@ -59,7 +61,20 @@ def export(
         option = "--crf: " if crf else ""
         raise DataError(f"run {manifest['run']}: {option}its stage {found['label']!r} keeps no {what}; {there}")
     only = worst_pictures(cache, manifest, found["label"], worst, by) if worst else None
-    return export_run(cache, manifest, found["label"], kind, to, with_images=images, array=array, only=only), note
+    try:
+        return export_run(cache, manifest, found["label"], kind, to, with_images=images, array=array, only=only), note
+    except FileNotFoundError as error:
+        if not images or str(error.filename) not in _images_of(cache, found):
+            raise
+        raise DataError(
+            f"{error.filename}: the image is gone; if the data were moved, run the flow again with --data and the new"
+            f" place (and --set data.name={found['dataset']} if the folder's name has changed): nothing is computed"
+            " anew. Or export the masks alone, with --no-images"
+        ) from error
+
+
+def _images_of(cache: Path, stage: Mapping[str, Any]) -> set[str]:
+    return {image for _, image in read_stamps(cache, stage["stamps"]).values()}
 
 
 def worst_pictures(cache: Path, manifest: Mapping[str, Any], label: str, count: int, by: str) -> list[str]:
@@ -124,6 +139,21 @@ def finished(cache: Path, run: str) -> dict[str, Any]:
     return manifest
 
 
+def published_fit(manifest: Mapping[str, Any], stage: Mapping[str, Any], cache: Path, what: str) -> Publication:
+    """The checkpoint of a run's fit: exactly that one, also if it was trained again since (``--rerun``).
+
+    Raises :class:`DataError` that calls it ``what`` where it is gone.
+    """
+    published = FitStore(cache).published(
+        stage["address"], stage["stamps"], accept=lambda one: one.digest == stage["output"]
+    )
+    if published is None:
+        raise DataError(
+            f"run {manifest['run']}: its {what}'s checkpoint is not in {cache} any more; run the flow again"
+        )
+    return published
+
+
 @dataclass(frozen=True)
 class RunScores:
     """Scores of one stage of a run."""
@@ -135,14 +165,17 @@ class RunScores:
     """Names the stage, where it is not the run's own choice."""
 
 
-def score_run(cache: Path, run: str, stage: str) -> RunScores:
-    """Scores of one complete stage of a run in any state, from the current cache and data set."""
+def score_run(cache: Path, run: str, stage: str, moved: str = "") -> RunScores:
+    """Scores of one complete stage of a run in any state, from the current cache and data set.
+
+    ``moved``: where the run's data lie now, as ``--data`` takes it. Raises :class:`DataError` if other data lie there.
+    """
     manifest = find_run(cache, run).manifest()
     found, note = complete_stage(manifest, stage)
     arrays = [array for array in MASKS if array in found["outputs"]]
     if not arrays:
         raise DataError(f"run {manifest['run']}: its stage {found['label']!r} keeps no masks: {found['outputs']}")
-    records = _records_of(manifest, found, cache)
+    records = records_of(manifest, found["set"], found["split"], cache, moved)
     stamps = read_stamps(cache, found["stamps"])
     store = MaskStore(cache, readonly=True)
 
@@ -165,14 +198,28 @@ def score_run(cache: Path, run: str, stage: str) -> RunScores:
     return RunScores(found["label"], scores, note)
 
 
-def _records_of(manifest: Mapping[str, Any], stage: Mapping[str, Any], cache: Path) -> RecordSet:
-    """The current records of the set that a stage of a run processed."""
-    if not manifest["recipe"]:
-        raise DataError(f"run {manifest['run']} is a script's and does not record its data; score it there")
-    data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
-    if stage["set"] == "aux" and data.aux is not None:
-        data = data.aux
-    return read_split(data, stage["split"], cache=cache)
+def records_of(manifest: Mapping[str, Any], of_set: str, split: str, cache: Path, moved: str = "") -> RecordSet:
+    """The current records of a set (``train``, ``val`` or ``aux``) of a run; ``moved`` as in :func:`score_run`."""
+    run, recipe = manifest["run"], manifest["recipe"]
+    if not recipe:
+        raise DataError(f"run {run} is a script's and does not record its data; score it there")
+    data = build(DataParams, "data", recipe, [Layer(recipe, f"run {run}", {})])
+    data = placed(data.aux if of_set == "aux" and data.aux is not None else data, manifest.get("folder", ""))
+    if moved:
+        # Keys begin with the data set's name, which is the folder's unless it was named.
+        name = next(stage["dataset"] for stage in manifest["stages"] if stage["set"] == of_set)
+        given = {"data": {"source": moved}}
+        data = replace(data, source=build(DataParams, "data", given, [Layer(given, "--data", {})]).source, name=name)
+    try:
+        records = read_split(data, split, cache=cache)
+    except (DataError, OSError) as error:
+        raise DataError(
+            f"run {run}: its data {data.source} cannot be read ({error}); if they were moved, name the place: --data"
+            f" {data.source.partition(':')[0]}:PATH"
+        ) from error
+    if moved:
+        remember_dataset(cache, records)  # where it says that these are the same images
+    return records
 
 
 def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tuple[dict[str, Any], SetScores]:
@@ -188,19 +235,31 @@ def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tupl
         height, width = record.truth.load().shape
         return np.asarray(read_index_png(str(path), (height, width)))
 
-    return _scored(records, mask_of)
+    def expected(image_id: str) -> str:
+        """The name that a mask must have, and what is there instead."""
+        there = sorted(path.relative_to(masks).as_posix() for path in masks.rglob("*") if path.is_file())
+        alike = [name for name in there if Path(name).name.lower().startswith(Path(image_id).name.lower())] or there
+        holds = f"holds {', '.join(alike[:3])}{', ...' if len(alike) > 3 else ''}" if there else "is empty"
+        return f"; expected {masks / image_id}.png, the folder {holds}"
+
+    return _scored(records, mask_of, expected=expected)
 
 
 def _scored(
     records: RecordSet,
     mask_of: Callable[[Record], MaskHW | None],
     windows_of: Callable[[Record], dict[int, Window]] | None = None,
+    expected: Callable[[str], str] = lambda image_id: "",
 ) -> tuple[dict[str, Any], SetScores]:
+    """Scores, or a :class:`DataError` that says why there are none; ``expected`` says what a missing mask is called."""
     scored = score_set(records, len(records.classes), mask_of, windows_of)
     if not scored.scores.images:
+        reasons = "".join(f"; {skip.reason}" for skip in scored.skips[:3])
+        hint = expected(scored.without_mask[0]) if scored.without_mask else ""
         raise DataError(
             f"{records.dataset}:{records.split}: nothing to score: of {len(records)} images"
-            f" {len(scored.without_truth)} have no truth and {len(scored.without_mask)} no mask"
+            f" {len(scored.without_truth)} have no truth, {len(scored.without_mask)} no mask, and"
+            f" {len(scored.skips)} cannot be used{reasons}{hint}"
         )
     return scored.scores.as_dict(records.classes), scored
 

@@ -7,14 +7,17 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was done),
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import logging
 import os
 import signal
 import sys
+import tomllib
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.logging import RichHandler
@@ -27,6 +30,7 @@ from flows.server.environment import PRIVATE, QUIET, set_defaults
 from tasks.engine.gpus import NoDevice
 
 OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
+KEPT = "finished work is kept (a fit: up to its last checkpoint), the same command resumes"
 
 app = App(
     name="maskmill",
@@ -35,7 +39,9 @@ app = App(
         "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with skipped images,"
         " 130 and 143 stopped by SIGINT and SIGTERM."
     ),
+    version=lambda: version(),
     version_flags=["--version"],
+    help_format="plaintext",  # markup would swallow <image id> and [0, 1]
     suppress_keyboard_interrupt=False,  # main prints what was kept
 )
 log = logging.getLogger("maskmill")
@@ -45,11 +51,13 @@ app.command(
     "flows.cli.attention:attention", name="attention", help="Draw a student's self-attention at a pixel as a heat map."
 )
 app.command("flows.cli.cache:app", name="cache", help="List, inspect, check and clean up the mask cache.")
+app.command("flows.cli.cam:cam", name="cam", help="Draw where a run's classifier of tags sees a class.")
 app.command(
     "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
 app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures, with HED.")
+app.command("flows.cli.scribbles:scribbles", name="scribbles", help="Draw plausible scribbles from masks.")
 app.command("flows.cli.weights:app", name="weights", help="List the pretrained weights that there are, and get them.")
 
 
@@ -88,14 +96,18 @@ def run_flow(
     ] = (),
     until: Annotated[str | None, Parameter(help="stop after this stage; score, draw and export its results")] = None,
     workers: Annotated[int | None, Parameter(help="worker processes; -1: one per core, 0: none")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(help="where networks run; default auto")] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "gpu"] | None, Parameter(help="where networks run (gpu is cuda); default auto")
+    ] = None,
     export: Annotated[tuple[str, ...], Parameter(help="voc, coco, hdf5, label-studio, ...", negative=())] = (),
     dry_run: Annotated[bool, Parameter(help="show what would be done and the estimated time", negative=())] = False,
     show_config: Annotated[bool, Parameter(help="print the whole configuration as YAML and stop", negative=())] = False,
     prefect: Annotated[
         bool, Parameter(help="run as a Prefect flow run even if no API is configured", negative=())
     ] = False,
-    quiet: Annotated[bool, Parameter(help="no progress bars", negative=())] = False,
+    quiet: Annotated[
+        bool, Parameter(help="no progress bars; at the end one line of scores a set", negative=())
+    ] = False,
 ) -> int:
     """``maskmill FLOW``, for every flow: :func:`add_flows` makes a command of it for each."""
     from flows.cli import flow_command as command
@@ -106,7 +118,7 @@ def run_flow(
         "rerun": list(rerun) or None,
         "until": until,
         "workers": workers,
-        "device": device,
+        "device": "cuda" if device == "gpu" else device,
         "export": list(export) or None,
         "progress": False if quiet else None,
     }
@@ -214,21 +226,53 @@ def score(
     masks: Annotated[
         Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
     ] = None,
-    data: Source = None,
-    split: Annotated[str | None, Parameter(help="with --masks: the split to score; default val")] = None,
-    json: Annotated[Path | None, Parameter(help="also write the scores to this file")] = None,
+    edges: Annotated[
+        Path | None, Parameter(help="score this folder of edge maps <image>.png (`maskmill edges`): ODS, OIS, AP")
+    ] = None,
+    truth: Annotated[
+        Path | None, Parameter(help="with --edges: BSDS500's folder, or one of NAME.mat or NAME.npz as it has")
+    ] = None,
+    data: Annotated[
+        str | None,
+        Parameter(name="--data", help="with --masks: the data set; of a run: where its data lie now, if they moved"),
+    ] = None,
+    split: Annotated[str | None, Parameter(help="with --masks or --edges: the split to score; default val")] = None,
+    thinned: Annotated[
+        bool, Parameter(help="with --edges: maps are crests already (`maskmill edges --thin`)", negative=())
+    ] = False,
+    quick: Annotated[bool, Parameter(help="with --edges: 33 thresholds, not 99", negative=())] = False,
+    workers: Annotated[int, Parameter(help="with --edges: processes; -1: one per core")] = -1,
+    json: Annotated[
+        Path | None, Parameter(help="also write the scores to this file; -: to the output, instead of the tables")
+    ] = None,
+    quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
 ) -> int:
     """Score masks against truth: mIoU over the set, per class, both readings of 255; without and with a CRF.
 
-    A stage with a second mask from a dense CRF (params.crf of the run) is scored with both masks.
+    A stage with a second mask from a dense CRF (params.crf of the run) is scored with both masks. With --edges, edge
+    maps are scored against drawn boundaries, as the benchmark of BSDS500 does.
     """
     from artifacts.datasets import DataParams
     from artifacts.report import score_table
     from artifacts.report.score_lines import percent
+    from flows.cli.cache_tables import print_json
     from flows.cli.export import save_scores, score_folder, score_run
     from flows.config import ConfigError, Layer, build
+    from tasks.engine.stage_report import skip_line
     from tasks.stage import CRF_MASK
 
+    if edges is not None:
+        from flows.cli.score_edges import score_edges
+
+        if truth is None:
+            raise ConfigError("--edges needs --truth: a folder of drawn boundaries, BSDS500's say")
+        if masks is not None or run is not None or stage is not None or data is not None:
+            raise ConfigError("--edges names edge maps; --masks, --data, --run and --stage are for masks")
+        return score_edges(
+            edges, truth, split or "val", quick=quick, thinned=thinned, workers=workers, json=json, quiet=quiet
+        )
+    if truth is not None or thinned or quick:
+        raise ConfigError("--truth, --thinned and --quick need --edges")
     with_crf, note = None, ""
     if masks is not None:
         if data is None:
@@ -241,26 +285,29 @@ def score(
         )
         title = str(masks)
     else:
-        if data is not None or split is not None:
-            raise ConfigError("--data and --split need --masks; a run is scored against the truth of its own data")
-        found = score_run(cache, run or "latest", stage or "")
+        if split is not None:
+            raise ConfigError("--split needs --masks; a run is scored on the split that its stage went over")
+        found = score_run(cache, run or "latest", stage or "", data or "")
         note, title = found.note, f"{found.stage} of run {run or 'latest'}"
         scores, scored = next(iter(found.masks.values()))
         if len(found.masks) > 1:
             with_crf, _ = found.masks[CRF_MASK]
-    console = terminal()
+    console = terminal(stderr=str(json) == "-")
     if note:
         console.print(escape(note), soft_wrap=True, highlight=False)
-    console.print(score_table(scores, title=title))
-    if with_crf is not None:
+    if str(json) == "-":
+        print_json({"scores": scores} if with_crf is None else {"scores": scores, "scores_crf": with_crf})
+    else:
+        console.print(score_table(scores, title=title))
+    if with_crf is not None and str(json) != "-":
         console.print(score_table(with_crf, title=f"{title}, with CRF"))
         console.print(f"mIoU without CRF {percent(scores['miou'])}, with CRF {percent(with_crf['miou'])}")
     for what, ids in (("without truth", scored.without_truth), ("without mask", scored.without_mask)):
         if ids:
             console.print(f"{len(ids)} images {what}, not scored (the first: {escape(ids[0])})", soft_wrap=True)
     for skip in scored.skips:
-        console.print(f"skipped {escape(skip.path)}: {escape(skip.reason)}", soft_wrap=True)
-    if json is not None:
+        console.print(f"skipped {escape(skip_line(skip.path, skip.reason))}", soft_wrap=True)
+    if json is not None and str(json) != "-":
         save_scores(json, scores, with_crf)
     return SKIPPED if scored.skips else OK
 
@@ -285,7 +332,7 @@ def serve(
 
     return serving.serve(
         configs,
-        serving.Schedule(cron, interval, timezone or serving.local_timezone()),
+        serving.Schedule(cron, interval, timezone or (serving.local_timezone() if cron else "UTC")),
         home=home or serving.default_home(),
         port=port,
         server=False if no_server else None,
@@ -293,16 +340,39 @@ def serve(
     )
 
 
+def version() -> str:
+    """The version of the code that runs: its pyproject.toml's, or the installed package's."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text())["project"]["version"])
+    return importlib.metadata.version("maskmill")
+
+
+class _Once(logging.Filter):
+    """A warning is shown once, however many stages and processes meet it."""
+
+    seen: ClassVar[set[str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if record.levelno != logging.WARNING or message not in self.seen:
+            self.seen.add(message)
+            return True
+        return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: errors become one message and an exit code, signals end every child."""
-    logging.basicConfig(
-        level=os.environ.get("MASKMILL_LOG", "WARNING").upper(),
-        format="%(message)s",
-        handlers=[RichHandler(console=terminal(stderr=True), show_path=False, show_level=False)],
+    shown = RichHandler(
+        console=terminal(stderr=True), show_path=False, show_level=False, log_time_format="%Y-%m-%d %H:%M:%S"
     )
+    shown.addFilter(_Once())
+    _Once.seen.clear()
+    logging.basicConfig(level=os.environ.get("MASKMILL_LOG", "WARNING").upper(), format="%(message)s", handlers=[shown])
     before = signal.signal(signal.SIGTERM, _terminate)
     set_defaults(PRIVATE, QUIET)
     try:
+        _check_empty(sys.argv[1:] if argv is None else argv)
         add_flows()
         return app(argv, exit_on_error=False, result_action="return_value") or OK
     except CycloptsError:
@@ -310,16 +380,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, NoDevice) as error:
         return _say(error, USAGE)
     except KeyboardInterrupt:
-        return _say("stopped (SIGINT); finished work is kept, the same command resumes", 130)
+        return _say(f"stopped (SIGINT); {KEPT}", 130)
     except Terminated:
-        return _say("stopped (SIGTERM); finished work is kept, the same command resumes", 143)
+        return _say(f"stopped (SIGTERM); {KEPT}", 143)
     except BrokenPipeError:
         return FAILED
+    except OSError as error:
+        from artifacts.cache.cache_format import advice
+
+        log.debug("failed", exc_info=True)
+        return _say(f"{error.filename or ''}: {error.strerror or error}; {advice(error)}".removeprefix(": "), FAILED)
     except Exception as error:
         log.debug("failed", exc_info=True)
-        return _say(f"{error or type(error).__name__}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
+        where = ""
+        if type(error).__module__ == "builtins" and not isinstance(error, RuntimeError):  # none of ours: a bug
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f" ({type(error).__name__} at {frame.filename}:{frame.lineno} in {frame.name})"
+        return _say(f"{error or type(error).__name__}{where}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_empty(argv: Sequence[str]) -> None:
+    """Refuse ``--cache "$UNSET"``: an empty path would be the current folder, an empty name everything."""
+    for before, argument in zip(("", *argv), argv, strict=False):
+        option = argument.removesuffix("=")
+        if not argument.strip() or (argument.startswith("--") and option != argument):
+            what = f"after {before}" if before and not argument.strip() else option
+            raise DataError(f"an argument is empty ({what or 'the first'}): a variable that is not set?")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

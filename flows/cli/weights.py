@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 from rich.markup import escape
 
 from artifacts.records import DataError
-from flows.cli.cache import size
+from flows.cli.cache_tables import size
 from flows.cli.terminal import terminal
 from models.names import TIMM
 from tasks.training.weights import WeightsError, known_row, table

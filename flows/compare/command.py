@@ -284,6 +284,6 @@ def _row(record: Record, masks: Sequence[tuple[str, MaskHW]], kinds: set[Kind], 
         panels=[Panel(n, mask, None if truth_hw is None else image_miou(mask, truth_hw, k)) for n, mask in masks],
         truth=truth_hw,
         boxes=seen.boxes or (),
-        scribbles=seen.scribbles or (),
+        scribbles=seen.strokes,
         tags=seen.tags or (),
     )

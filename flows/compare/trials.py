@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from artifacts.cache.fit_store import FitStore
 from artifacts.cache.locks import LockAborted
 from artifacts.cache.runs import list_runs
 from artifacts.datasets import DataParams
@@ -66,7 +67,7 @@ class Attempt:
     seconds: float
     run: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
-    """As :func:`artifacts.report.comparison.flat_scores` gives them."""
+    """As :func:`artifacts.report.comparison.flat_scores` and :func:`curve_ends` give them."""
     shown: tuple[str, ...] = ("masks",)
     """Names of the flow's masks and predictions in its scores."""
     computed: Mapping[str, int] = field(default_factory=dict)
@@ -301,12 +302,25 @@ def run_trial(
         "done",
         time.monotonic() - started,
         run=result.run_id,
-        scores=flat_scores(result.scores),
+        scores=flat_scores(result.scores) | curve_ends(result.manifest, Path(options.cache)),
         shown=("masks", *result.manifest.get("predictions", ())),
         computed={stage["label"]: stage["computed"] for stage in result.manifest["stages"] if stage["computed"]},
         skipped=len(result.manifest["skips"]),
         report=result.files.get("report", ""),
     )
+
+
+def curve_ends(manifest: Mapping[str, Any], cache: Path) -> dict[str, float]:
+    """The last numbers that a run's fits have logged: ``"bpg: edge"``, say; of no table but the claims'."""
+    found: dict[str, float] = {}
+    for stage in manifest["stages"]:
+        if stage["kind"] == "fit" and isinstance(stage["stamps"], str):
+            for one in FitStore(cache).publications(stage["address"], stage["stamps"]):
+                if one.digest == stage["output"] and one.metrics.is_file():
+                    lines = map(json.loads, one.metrics.read_text().splitlines())
+                    last = [line for line in lines if "loss" in line][-1:]
+                    found |= {f"{stage['label']}: {name}": number for line in last for name, number in line.items()}
+    return found
 
 
 def slug(name: str) -> str:

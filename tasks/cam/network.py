@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from artifacts.records import DataError
+from artifacts.records import DataError, ImageRGB
 from models import cam
+from models.network import BackboneNetwork
 from models.normalise import IMAGENET, Normalisation
-from tasks.cam.stages import CamNet, CamParams
+from models.resample import MIN_SIDE, extend
+from tasks.cam.stages import CamNet, CamParams, MapParams
 from tasks.stage import Arrays, Item, SkipImage, by_size, image_of
 from tasks.training.augment import Augmentation, augment, check_labels
 from tasks.training.backbone import BackboneParams
@@ -126,6 +128,26 @@ def finest_maps(network: cam.CamNet, images_nchw: Tensor, tags_nk: Tensor, param
     largest = max(1.0, *params.maps.scales)
     grid = network.grid((round(height * largest), round(width * largest)))
     return cam.normalised(network.maps(images_nchw, grid, params.maps.scales, params.maps.flip), tags_nk)
+
+
+def class_map(
+    network: BackboneNetwork, image_rgb: ImageRGB, number: int, params: MapParams
+) -> tuple[NDArray[np.float32], float]:
+    """Where and how surely a classifier sees class ``number`` (from 1): eq. 1 to 3 of one picture, as a tag of it.
+
+    ``(H, W)`` in 0..1, its maximum 1 (or 0 everywhere), and the probability, the logistic function of its score. The
+    network is any with a ``classifier``: RRM's, too.
+    """
+    classifier = network.classifier
+    assert isinstance(classifier, nn.Conv2d)
+    images = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None]
+    size_hw = (image_rgb.shape[0], image_rgb.shape[1])
+    tags_nk = torch.zeros(1, classifier.out_channels)
+    tags_nk[0, number - 1] = 1
+    with torch.inference_mode():
+        maps = cam.multi_scale_maps(network, classifier, images, size_hw, params.scales, params.flip)
+        score = cam.class_scores(classifier, network.features(extend(images.float(), MIN_SIDE)))[0, number - 1]
+        return cam.normalised(maps, tags_nk)[0, number - 1].numpy(), float(score.sigmoid())
 
 
 def _stored(maps_khw: NDArray[np.float32], tags_k: NDArray[np.float32]) -> Arrays:

@@ -4,51 +4,74 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tasks.bounds import bounded, number
 from tasks.stage import IMAGES_AT_ONCE, PARAMS_CONFIG, MapStage
 from tasks.training import weights as weights_files
 
 KEY = "params.edges.weights"
+PACKAGED = "packaged"
 
 
 @dataclass(frozen=True)
 class EdgesParams:
-    """Boundaries by HED."""
+    """Boundaries by a network, or by Canny's filter."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
-    weights: str = field(default="hed", metadata={"help": "hed, or a file of HED's tensors under our names"})
+    network: Literal["hed", "hed-lite", "canny"] = field(
+        default="hed",
+        metadata={"help": "hed (VGG-16), hed-lite (ours, small, ships with Maskmill) or canny (no network)"},
+    )
+    weights: str = field(
+        default=PACKAGED, metadata={"help": "packaged (the network's own), or a file of its tensors under our names"}
+    )
     scales: tuple[float, ...] = number(
         (1.0,), 0.1, 4, "sizes at which the picture is seen; results are averaged. .5 1 1.5: ODS +.006, time x3.5"
     )
+    flip: bool = field(default=False, metadata={"help": "average with what the mirrored picture gives: twice the time"})
 
     def __post_init__(self) -> None:
         bounded(self, "edges")
         if not self.scales:
             raise ValueError("edges.scales is empty; give at least one, 1 say")
-        if weights_files.parse(self.weights).kind == "none":
-            raise ValueError("edges.weights is none: random weights draw nothing; give hed or a file")
+        if self.network == "canny":
+            if (self.weights, self.scales, self.flip) != (PACKAGED, (1.0,), False):
+                raise ValueError("edges.network canny takes no weights, scales or flip: it is a filter of one scale")
+        elif weights_files.parse(self.weights).kind == "none":
+            raise ValueError(f"edges.weights is none: random weights draw nothing; give {PACKAGED} or a file")
 
 
 def edges(params: EdgesParams = EdgesParams(), *, name: str = "edges") -> MapStage:
-    """The stage: an image gives ``edges_hw (H, W) float16``, the probability of a boundary at each pixel.
+    """The stage: an image gives ``edges_hw (H, W) uint8``, 255 times the probability of a boundary at each pixel.
 
     The packaged weights enter the address by the table's digest; a file is an input, known by its content.
     Raises :class:`tasks.training.weights.WeightsError` where the weights are not here or damaged.
     """
-    source = weights_files.resolve(params.weights, "hed", KEY)
-    return MapStage(
+    stage = MapStage(
         name=name,
-        version=1,
-        params=dataclasses.replace(params, weights=source.semantic),
+        version=2,
+        params=params,
         reads=("image",),
         outputs=("edges_hw",),
+        function="tasks.edges.canny:edges_item",
+        heat=("edges_hw",),
+    )
+    if params.network == "canny":
+        return stage
+    source = weights_files.resolve(named_weights(params.network, params.weights), params.network, KEY)
+    return dataclasses.replace(
+        stage,
+        params=dataclasses.replace(params, weights=source.semantic),
         function="tasks.edges.inference:edges_item",
         inputs=source.inputs,
         uses_torch=True,
         batch_function="tasks.edges.inference:edges_items",
         images_at_once=IMAGES_AT_ONCE,
-        heat=("edges_hw",),
     )
+
+
+def named_weights(network: str, weights: str) -> str:
+    """What ``packaged`` stands for: the row of the table that has the network's name."""
+    return network if weights == PACKAGED else weights

@@ -39,17 +39,25 @@ def normals(edges_hw: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.flo
 
 
 def thin(edges_hw: NDArray[Any]) -> NDArray[np.float32]:
-    """Non-maximum suppression: (H, W) in 0..1 -> float32, 0 where the map is higher one pixel along the normal.
+    """Non-maximum suppression: (H, W) in 0..1 -> float32, 0 where the map is higher one pixel along its normal."""
+    return suppress(edges_hw.astype(np.float32), *normals(edges_hw))
 
-    Values one pixel away on either side are bilinear, and beyond the picture those of its border.
+
+def suppress(edges_hw: NDArray[Any], normal_y: NDArray[Any], normal_x: NDArray[Any]) -> NDArray[np.float32]:
+    """(H, W) floating each -> float32, 0 where the map is higher one pixel along the normal, either way.
+
+    Values there are bilinear, and beyond the picture those of its border.
     """
-    edges = edges_hw.astype(np.float32)
-    y, x = np.mgrid[: edges.shape[0], : edges.shape[1]].astype(np.float32)
-    step_y, step_x = normals(edges)
-    keep = np.ones(edges.shape, bool)
+    y, x = np.mgrid[: edges_hw.shape[0], : edges_hw.shape[1]].astype(np.float32)
+    keep = np.ones(edges_hw.shape, bool)
     for sign in (-1, 1):
         beside = cv2.remap(
-            edges, x + sign * step_x, y + sign * step_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            edges_hw, x + sign * normal_x, y + sign * normal_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        keep &= edges * MARGIN >= beside
-    return np.where(keep, edges, np.float32(0))
+        keep &= edges_hw * MARGIN >= beside
+    return np.where(keep, edges_hw, np.float32(0))
+
+
+def to_uint8(edges_hw: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Probabilities as they are kept: ``255 p`` rounded to the nearest."""
+    return np.asarray(np.rint(255 * edges_hw), np.uint8)

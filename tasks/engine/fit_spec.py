@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from artifacts.cache.atomic import write_text_atomic
+from artifacts.cache import sealed
+from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.codec import from_plain, to_plain, type_name, type_named
 from artifacts.records import DataError, Kind
 from tasks.engine.image_task import ImageTask
@@ -64,13 +64,13 @@ class FitSpec:
 
     def write(self, path: Path) -> None:
         """Write the spec as JSON."""
-        write_text_atomic(path, json.dumps(to_plain(self), ensure_ascii=False), durable=False)
+        write_bytes_atomic(path, sealed.seal(to_plain(self)), durable=False)
 
     @staticmethod
     def read(path: Path) -> FitSpec:
         """Read a spec. Raises :class:`DataError` naming file and place."""
         try:
-            spec: FitSpec = from_plain(FitSpec, json.loads(path.read_text(encoding="utf-8")), "spec")
+            spec: FitSpec = from_plain(FitSpec, sealed.unseal(path.read_bytes()), "spec")
         except OSError as error:
             raise DataError(f"fit specification {path}: {error.strerror or error}") from error
         except ValueError as error:

@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from artifacts import report
-from artifacts.cache.runs import list_runs
+from artifacts.cache.runs import list_runs, write_origin
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
@@ -59,6 +59,7 @@ class Result:
             "stages": self.manifest["stages"],
             "skips": self.manifest["skips"],
             "warnings": self.manifest.get("warnings", []),
+            "data": self.manifest.get("data", {}),
             "failures": list(self.failures),
             "seconds": self.manifest["seconds"],
         }
@@ -138,7 +139,7 @@ def evaluate(
             scores[name] = found.scores.as_dict(handle.records.classes)
             sets_scored[name] = found
         if id(handle) in named:
-            warnings += _unscored(name, found)
+            warnings += _unscored(name, found) + _nothing_found(name, found)
             if array == "mask_hw":
                 judged[name] = handle
     return Evaluation(scores, tuple(warnings), judged, sets_scored)
@@ -207,6 +208,8 @@ def write_manifest(
         "masks": "" if masks is None else masks.label,
         "predictions": {name: handle.label for name, handle in (predictions or {}).items()},
         "scores": {} if found is None else found.scores,
+        "data": sets.said(),
+        "origins": {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets},
         "warnings": [*warnings, *(found.warnings if found is not None else ())],
     }
     return run.write_manifest("finished")
@@ -317,7 +320,10 @@ def _row(run: Runner, record: Record, columns: list[Column], kinds: Collection[K
         own = None
         if truth_hw is not None and array in MASKS:
             own = image_miou(stored[array], truth_hw, len(handle.records.classes))
-        panels.append(report.Panel(name, stored[array], own, tuple(stored.get("classes_c", ()))))
+        shown = stored[array]
+        if array in handle.stage.heat and shown.dtype.kind == "u":
+            shown = shown / 255
+        panels.append(report.Panel(name, shown, own, tuple(stored.get("classes_c", ()))))
     seen = record.view(kinds)
     return report.SheetRow(
         title=record.image_id,
@@ -325,7 +331,7 @@ def _row(run: Runner, record: Record, columns: list[Column], kinds: Collection[K
         panels=panels,
         truth=truth_hw,
         boxes=seen.boxes or (),
-        scribbles=seen.scribbles or (),
+        scribbles=seen.strokes,
         tags=seen.tags or (),
     )
 
@@ -337,6 +343,14 @@ def _unscored(name: str, one: SetScores) -> list[str]:
         (len(one.without_mask), "images with truth got no mask and are not scored"),
     )
     return [f"{name}: {count} {what}" for count, what in counts if count]
+
+
+def _nothing_found(name: str, one: SetScores) -> list[str]:
+    """A word where every mask is background and the truth is not: a number alone would look like a poor network."""
+    matrix = one.scores.matrix
+    if matrix[:, 1:].any() or not matrix[1:].any():
+        return []
+    return [f"{name}: all masks are background; no class of the labels is left in any"]
 
 
 def _html(run: Runner, out: Path, manifest: Mapping[str, Any], found: Evaluation, files: dict[str, str]) -> Path:

@@ -313,12 +313,12 @@ def score_set(
         if record.truth is None:
             without_truth.append(record.image_id)
             continue
-        pred_hw = mask_of(record)
-        if pred_hw is None:
-            without_mask.append(record.image_id)
-            continue
-        windows = windows_of(record) if windows_of is not None else None
         try:
+            pred_hw = mask_of(record)
+            if pred_hw is None:
+                without_mask.append(record.image_id)
+                continue
+            windows = windows_of(record) if windows_of is not None else None
             truth_hw = record.truth.load()
             ious = _record_ious(record, windows, truth_hw)
             matrix = scorer.add(pred_hw, truth_hw, where=record.image_id)

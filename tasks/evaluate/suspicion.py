@@ -75,7 +75,7 @@ def tightness(mask_hw: MaskBool) -> float:
     rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
     if not len(rows):
         return 1.0
-    return float(1 - (rows[-1] + 1 - rows[0]) * (columns[-1] + 1 - columns[0]) / mask_hw.size)
+    return 1 - float((rows[-1] + 1 - rows[0]) * (columns[-1] + 1 - columns[0])) / mask_hw.size
 
 
 def edge_support(strength_hw: NDArray[Any], mask_hw: MaskBool) -> float:
@@ -128,8 +128,8 @@ def _shares(colour_n: NDArray[np.int64]) -> NDArray[np.float32]:
     """Share of each of the 2048 cells, smoothed over neighbours in a and b (sigma 1)."""
     counts = np.bincount(colour_n, minlength=2048).reshape(8, 16, 16).astype(np.float32)
     smooth = cv2.GaussianBlur(np.ascontiguousarray(counts.transpose(1, 2, 0)), (0, 0), 1.0)
-    shares = np.asarray(smooth, np.float32).transpose(2, 0, 1).ravel()
-    return np.asarray(shares / max(float(shares.sum()), 1e-9), np.float32)
+    shares = np.asarray(smooth.transpose(2, 0, 1).ravel(), np.float32)
+    return shares / np.float32(max(float(shares.sum()), 1e-9))
 
 
 def claimed(mask_hw: MaskBool, window_xyxy: Window, rivals: Iterable[tuple[Window, MaskBool]]) -> float:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from artifacts.records import MaskHW
 from models import rrm
 from models.losses import UNDECIDED
 from models.normalise import IMAGENET, Normalisation
 from models.rrm import LossWeights
 from tasks.cam.network import images_of, tagged_sampler
-from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
 from tasks.deeplab import inference
 from tasks.deeplab.inference import val_miou
 from tasks.deeplab.stages import PredictParams
 from tasks.rrm.mining import Miner, threads_of
 from tasks.rrm.stages import RRMParams
-from tasks.stage import Arrays, Item, SkipImage, by_size, image_of
+from tasks.stage import Arrays, Item, SkipImage, by_size
 from tasks.training.context import FitContext
 from tasks.training.loop import Batch, Nets, poly, train_loop
 from tasks.training.networks import fill_rgb, initial_network
@@ -135,20 +132,7 @@ def masks_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
         scores = inference.scores_of(part, params, build_network)
-        return [{"mask_hw": own_mask(*one, params)} for one in zip(part, scores, strict=True)]
+        pairs = zip(part, scores, strict=True)
+        return [{"mask_hw": inference.mask_among(i, i.record.tags or (), one, params)} for i, one in pairs]
 
     return by_size(items, of_one_size)
-
-
-def own_mask(item: Item, scores_khw: Tensor, params: PredictParams) -> MaskHW:
-    """``mask_hw`` of background and the image's tags alone, by a CRF on their probabilities if there is one."""
-    classes = np.array([0, *sorted(set(item.record.tags or ()))], np.uint8)
-    own = torch.from_numpy(classes.astype(np.int64)).to(scores_khw.device)
-    probs = inference.probabilities_of(scores_khw, params)[own]
-    if params.crf is None:
-        best = probs.argmax(0).cpu().numpy()
-    else:
-        unary = from_probabilities(probs.cpu().numpy(), params.floor)
-        device = stage_device(params.crf, item.device)
-        best = dense_crf(image_of(item), unary, params.crf, device=device).argmax(0)
-    return np.asarray(classes[best], np.uint8)

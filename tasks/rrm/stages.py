@@ -42,7 +42,10 @@ class RRMParams(BackboneParams):
         },
     )
     mining_scales: tuple[float, ...] = number(
-        (0.5, 1.0, 1.5), 0.1, 4.0, "scales of the crop whose maps are averaged when mining online"
+        (0.5, 1.0, 1.5, 2.0),
+        0.1,
+        4.0,
+        "scales of the crop whose maps are averaged when mining online (eq. 2; the released code has three)",
     )
     mining_threads: int = number(0, 0, 1024, "CRFs and energies at a time; 0: one for each core", operational=True)
     reliable: ReliableParams = field(

@@ -54,11 +54,11 @@ def test_demo_data_bring_their_own_parameters() -> None:
 
 
 def test_a_configuration_for_another_flow_says_where_and_what_there_is(tmp_path: Path) -> None:
-    (tmp_path / "my.yaml").write_text("data: {source: demo-tiny}\nflow: bpg\n")
-    with pytest.raises(DataError, match=r"my.yaml, line 2: .*no flow 'bpg'; there are cfs"):
+    (tmp_path / "my.yaml").write_text("data: {source: demo-tiny}\nflow: odd\n")
+    with pytest.raises(DataError, match=r"my.yaml, line 2: .*no flow 'odd'; there are cfs"):
         configure("cfs", None, str(tmp_path / "my.yaml"), (), {})
-    with pytest.raises(DataError, match=r"^--set: .*no flow 'bpg'; there are"):
-        configure("cfs", "demo-tiny", None, ("flow=bpg",), {})
+    with pytest.raises(DataError, match=r"^--set: .*no flow 'odd'; there are"):
+        configure("cfs", "demo-tiny", None, ("flow=odd",), {})
 
 
 def test_a_file_is_no_folder_for_output_or_cache(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Scene:
 def fit_scenes(
     folder: Path, stage: FitStage, role: str, scenes: Sequence[Scene], *, name: str = "a", **fields: Any
 ) -> Publication:
-    """Fits ``scenes``, whose stored arrays come as ``role``, in the cache ``folder/name``.
+    """Fits ``scenes``, whose stored arrays come as ``role`` (or as each of "several roles"), in ``folder/name``.
 
     Scenes with a truth are watched. ``fields``: of the FitSpec. The result's ``info`` has all "events" of the fit, too.
     """
@@ -46,9 +46,9 @@ def fit_scenes(
         picture = folder / f"{i}.png"
         cv2.imwrite(str(picture), scene.image_rgb[..., ::-1])
         if scene.stored:
-            store.write_segment(f"{role}-0", [(f"d/{i}", f"s{i}", scene.stored)], meta={})
+            store.write_segment("given-0", [(f"d/{i}", f"s{i}", scene.stored)], meta={})
         record = Record(str(i), str(picture), boxes=scene.boxes, tags=scene.tags)
-        up = {role: (f"{role}-0", f"s{i}")} if scene.stored else {}
+        up = dict.fromkeys(role.split(), ("given-0", f"s{i}")) if scene.stored else {}
         train.append(ImageTask(f"d/{i}", f"s{i}", record, up))
         if scene.truth is not None:
             monitor.append(ImageTask(f"d/{i}", f"s{i}", dataclasses.replace(record, truth=scene.truth)))

@@ -101,7 +101,7 @@ def first_axis_only(item: Item, params: Any) -> dict[str, NDArray[Any]]:
 def edges(item: Item, params: Any) -> dict[str, NDArray[Any]]:
     """Brightness, as if it were an edge map."""
     assert item.image_rgb is not None
-    return {"edges_hw": (item.image_rgb.mean(2) / 255).astype(np.float16)}
+    return {"edges_hw": item.image_rgb.mean(2).astype(np.uint8)}
 
 
 def cams(item: Item, params: Any) -> dict[str, NDArray[Any]]:

@@ -36,6 +36,13 @@ def test_equation_1_resizes_what_is_positive_between_cell_centres() -> None:
     assert found.flatten().tolist() == [2.0, 1.5, 0.5, 0.0]
 
 
+def test_equation_1_is_in_float32_under_autocast_too() -> None:
+    features, weights = torch.rand(1, 64, 3, 3), torch.randn(2, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cam.activation(features, weights, (6, 6))
+    assert torch.equal(found, cam.activation(features, weights, (6, 6)))
+
+
 def test_equation_2_is_the_mean_over_scales() -> None:
     maps = [torch.rand(1, 2, 3, 4) for _ in range(4)]
     for at in ((0, 0, 0, 0), (0, 1, 2, 3)):

@@ -154,6 +154,19 @@ def test_the_halves_are_balanced_over_all_ranks(monkeypatch: pytest.MonkeyPatch)
     assert total == pytest.approx(whole, rel=1e-5)
 
 
+def test_one_pixel_of_each_class_is_enough_and_so_is_one_image() -> None:
+    """Of a batch of one: all classes, a pixel each, then the foreground's three as one half."""
+    logits = torch.randn(1, 4, 8, 8, requires_grad=True)
+    labels = torch.full((1, 8, 8), 255, dtype=torch.uint8)
+    labels[0, 0, :4] = torch.arange(4)
+    batch = {**batch_of(8, 1), "labels": labels}
+    found = joint_losses(Output(torch.zeros(1, 3), logits), batch, LossWeights())
+    each = [-float(logits[0, :, 0, x].log_softmax(0)[x].detach()) for x in range(4)]
+    assert float(found["ce"]) == pytest.approx(each[0] + sum(each[1:]) / 3, rel=1e-5)
+    found["loss"].backward()
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+
+
 # Padding
 
 

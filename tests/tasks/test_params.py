@@ -14,11 +14,15 @@ import pytest
 
 import tasks
 from tasks.bounds import bounded
+from tasks.bpg import stages as bpg
 from tasks.cfs import stages as cfs
 from tasks.deeplab import stages as deeplab
 from tasks.stage import PARAMS_CONFIG, stage_address
 
-EXAMPLES: dict[type, Any] = {deeplab.PredictParams: deeplab.predict(deeplab.DEMO).params}
+EXAMPLES: dict[type, Any] = {
+    deeplab.PredictParams: deeplab.predict(deeplab.DEMO).params,
+    bpg.BPGPredictParams: bpg.predict(bpg.DEMO).params,
+}
 """Of the classes that cannot be made without arguments."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import signal
@@ -20,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save
 
 from artifacts.cache import fit_store as fits
-from artifacts.cache import fit_work
+from artifacts.cache import fit_work, sealed
 from artifacts.cache.fit_store import FitStore, Publication, share_new
 from artifacts.cache.fit_work import Work
 from artifacts.cache.store import StoreError
@@ -137,7 +136,7 @@ def test_a_damaged_publication_is_left_out(store: FitStore, caplog: pytest.LogCa
         case "foreign record":
             record.write_text("[]")
         case "later format":
-            record.write_text(json.dumps({**json.loads(record.read_text()), "format": 99}))
+            record.write_bytes(sealed.seal({**sealed.unseal(record.read_bytes()), "format": 99}))
     with caplog.at_level(logging.WARNING):
         assert store.published(ADDRESS, STAMP) == first
     assert f"{second.path} is left out" in caplog.text

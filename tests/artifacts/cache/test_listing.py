@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -17,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from artifacts import keys
-from artifacts.cache import atomic, chunks, segments
+from artifacts.cache import atomic, chunks, sealed, segments
 from artifacts.cache import compact as cache_compact
 from artifacts.cache import listing as cache
+from artifacts.cache.runs import RunFolder
 from artifacts.cache.segments import Segment
 from artifacts.cache.store import CorruptSegment, MaskStore, StoreError
 from artifacts.records import Skip
@@ -96,7 +96,7 @@ def test_show_tells_meta_arrays_entries_and_runs(filled: MaskStore) -> None:
     for run, address in (("20260101-000000-cfs-ab", A), ("20260102-000000-cfs-cd", B)):
         folder = filled.root / "runs" / run
         folder.mkdir(parents=True)
-        (folder / "manifest.json").write_text(json.dumps({"stages": [{"label": "x", "address": address}]}))
+        (folder / "manifest.json").write_bytes(sealed.seal({"stages": [{"label": "x", "address": address}]}))
     shown = cache.show(filled, A)
     assert shown.meta == {"stage": "grabcut", "label": "coarse", "version": "2"}
     assert shown.codec == segments.best_codec()
@@ -107,9 +107,16 @@ def test_show_tells_meta_arrays_entries_and_runs(filled: MaskStore) -> None:
 
 def test_an_address_is_named_by_its_beginning_or_its_label(filled: MaskStore) -> None:
     filled.write_segment(B, [item(7)], meta={"label": "dense"})
-    assert cache.resolve(filled, ["grab", "dense", A]) == [A, B]
+    assert cache.resolve_all(filled, ["grab", "dense", A]) == ([A, B], [])
+    assert cache.vague(filled, ["grab", "dense", A]) == ["grab"]
+    run = RunFolder.create(filled.root, "cfs")
+    run.write_manifest({"stages": [{"label": "student", "address": B}, {"label": "shared", "address": A}]})
+    assert cache.resolve_all(filled, ["student", "shared"]) == ([B, A], []), "labels of later runs, too"
+    for name in ("", " ", "\t"):
+        with pytest.raises(StoreError, match="an empty name means nothing"):
+            cache.resolve_all(filled, [A, name])
     with pytest.raises(StoreError, match=rf"begins with 'crf' and no stage is labelled so; known: {B}, {A}"):
-        cache.resolve(filled, ["crf"])
+        cache.resolve_all(filled, ["crf"])
 
 
 def test_a_picture_shows_the_newest_map_in_the_given_colours(filled: MaskStore, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ ARRAYS = st.sampled_from(DTYPES).flatmap(
 
 
 def written(folder: Path, items: list[Any], codec: str = "zstd", **meta: Any) -> Path:
-    data, _ = encode_segment(items, meta=meta, codec=codec)  # type: ignore[arg-type]
+    data, _ = encode_segment(items, address=folder.name, meta=meta, codec=codec)  # type: ignore[arg-type]
     path = folder / f"00000001-{keys.digest_bytes(data)[:8]}.h5"
     path.write_bytes(data)
     return path
@@ -78,7 +78,7 @@ def test_small_arrays_lie_end_to_end_and_large_ones_on_their_own(tmp_path: Path)
 
 
 def test_equal_items_give_equal_bytes() -> None:
-    one, other = (encode_segment(masks(), meta={"stage": "x"}, codec="zstd")[0] for _ in range(2))
+    one, other = (encode_segment(masks(), address="a", meta={"stage": "x"}, codec="zstd")[0] for _ in range(2))
     assert one == other
 
 
@@ -255,10 +255,10 @@ def test_the_error_survives_pickling() -> None:
 
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segments, "SEGMENT_FORMAT", 2)
+    monkeypatch.setattr(segments, "SEGMENT_FORMAT", 3)
     path = written(tmp_path, masks())
-    monkeypatch.setattr(segments, "SEGMENT_FORMAT", 1)
-    with pytest.raises(StoreError, match="segment format 2; this Maskmill reads up to 1") as caught:
+    monkeypatch.setattr(segments, "SEGMENT_FORMAT", 2)
+    with pytest.raises(StoreError, match="segment format 3; this Maskmill reads up to 2") as caught:
         Segment(path)
     assert not isinstance(caught.value, CorruptSegment)
 
@@ -274,7 +274,7 @@ def test_without_hdf5plugin_zstd_is_an_error_that_names_the_package(
     assert not isinstance(caught.value, CorruptSegment)
     assert Segment(gzip).read("set/0", "stamp0")
     with pytest.raises(StoreError, match="hdf5plugin"):
-        encode_segment(masks(), meta={}, codec="zstd")
+        encode_segment(masks(), address="a", meta={}, codec="zstd")
 
 
 @pytest.mark.parametrize(
@@ -289,9 +289,9 @@ def test_without_hdf5plugin_zstd_is_an_error_that_names_the_package(
 )
 def test_what_has_no_place_in_a_segment_is_refused(arrays: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        encode_segment([("k", "s", arrays)], meta={}, codec="gzip")
+        encode_segment([("k", "s", arrays)], address="a", meta={}, codec="gzip")
 
 
 def test_a_pair_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="same"):
-        encode_segment([*masks(1), *masks(1)], meta={}, codec="gzip")
+        encode_segment([*masks(1), *masks(1)], address="a", meta={}, codec="gzip")

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifacts import keys
-from artifacts.cache import atomic, segment_index
+from artifacts.cache import atomic, sealed, segment_index
 from artifacts.cache import store as store_module
 from artifacts.cache.store import CorruptSegment, Entry, MaskStore, MissingEntry, StoreError
 from artifacts.records import Skip
@@ -518,9 +518,13 @@ def test_the_cache_says_its_format_and_a_newer_one_is_refused(store: MaskStore) 
     store.write_segment(A, [item(0)], meta={})
     path = store.root / "maskmill.json"
     assert json.loads(path.read_text())["format"] == 1
-    path.write_text('{"format": 2}')
+    path.write_bytes(sealed.seal({"format": 2}))
     with pytest.raises(StoreError, match=r"maskmill.json has cache format 2, this Maskmill reads up to 1: update"):
         MaskStore(store.root)
-    path.write_text("{")
-    with pytest.raises(StoreError, match="maskmill.json should read"):
-        MaskStore(store.root)
+    for damaged in (b"{", sealed.seal({"format": 1}).replace(b": 1", b": 3")):
+        path.write_bytes(damaged)
+        MaskStore(store.root).write_segment(A, [item(1)], meta={})
+        assert (path.with_name("maskmill.json.corrupt").read_bytes(), json.loads(path.read_text())["format"]) == (
+            damaged,
+            1,
+        )

@@ -192,10 +192,11 @@ def test_demo_trees_of_another_generator_take_the_name_over(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": "voc"}'])
-def test_a_broken_entry_is_an_error_with_the_fix(content: str, tmp_path: Path) -> None:
+def test_a_broken_entry_is_put_aside_and_made_again(content: str, tmp_path: Path) -> None:
     found = read_split(params(tree(tmp_path / "pets", {"a": "cat"})), "train")
     path = tmp_path / "cache" / "datasets" / "pets.json"
     path.parent.mkdir(parents=True)
     path.write_text(content)
-    with pytest.raises(DataError, match=f"{path}: .*delete it, the next run writes it again"):
-        remember_dataset(tmp_path / "cache", found)
+    remember_dataset(tmp_path / "cache", found)
+    assert path.with_name("pets.json.corrupt").read_text() == content
+    assert entry(tmp_path / "cache", "pets")["classes"] == list(found.classes)

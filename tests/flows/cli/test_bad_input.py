@@ -204,7 +204,7 @@ def test_damaged_segments_cost_their_images_and_a_second_run_mends_all(tiny: Don
     data = cut.read_bytes()
     rewrite(cut, data[: len(data) // 2])
     data = flipped.read_bytes()
-    rewrite(flipped, flip_array(data))
+    rewrite(flipped, flip_array(data, folder.name))
     rewrite(foreign, b"not HDF5 at all")
     run = run_cfs(out)
     assert run.code == 1
@@ -225,20 +225,20 @@ def rewrite(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def flip_array(data: bytes) -> bytes:
+def flip_array(data: bytes, address: str) -> bytes:
     """One flipped byte in an array: the segment opens, and one image in it is not what was written."""
     for position in range(64, len(data), 16):
         spoilt = bytearray(data)
         spoilt[position] ^= 0xFF
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "maps" / "one" / "00000001-0.h5"
+            path = Path(folder) / "maps" / address / "00000001-0.h5"
             path.parent.mkdir(parents=True)
             path.write_bytes(spoilt)
             store = MaskStore(Path(folder), readonly=True)
             try:
-                entries = store.entries("one")
+                entries = store.entries(address)
                 for key, stamp in entries:
-                    store.read("one", key, stamp, ["mask_hw"])
+                    store.read(address, key, stamp, ["mask_hw"])
             except CorruptSegment:
                 if entries:
                     return bytes(spoilt)
@@ -254,12 +254,12 @@ def test_weights_and_a_checkpoint_cut_short_cost_time_and_nothing_else(
     rewrite(weights, whole[: len(whole) // 2])
     work = weights.parent.parent / "work"
     work.mkdir()
-    (work / "step-000000015.ckpt").write_bytes(b"maskmill checkpoint 1\n" + bytes(100))
+    (work / "step-000000015.ckpt").write_bytes(b"maskmill checkpoint 2\n" + bytes(100))
     run = run_cfs(out)
     assert (run.code, run.computed) == (0, {**dict.fromkeys(tiny.computed, 0), "deeplab": 1}), run.printed
     logged = " ".join(record.getMessage() for record in caplog.records)
     assert f"weights.safetensors has {len(whole) // 2} bytes, {len(whole)} were published" in logged
-    assert "step-000000015.ckpt: cut short or changed" in logged
+    assert "step-000000015.ckpt: cut short, changed" in logged
     (again,) = (out / "cache" / "fits").glob("*/*/pub-0002/weights.safetensors")
     assert again.read_bytes() == whole, "from the start, and the same"
 

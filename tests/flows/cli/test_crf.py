@@ -111,7 +111,7 @@ def test_a_class_has_the_same_colour_in_mask_and_overlay(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--image", "a.png", "--out", "m.png"), "give --probs or --labels, one of them"),
+        (("--image", "a.png", "--out", "m.png"), "give --probs, --labels or --boxes, one of them"),
         (("--image", "a.png", "--out", "m.png", "--probs", "p.npy", "--labels", "l.png"), "one of them"),
         (("--image", "a.png", "--out", "m.jpg", "--probs", "p.npy"), "a mask is a .png file"),
         (
@@ -146,7 +146,7 @@ def test_a_class_has_the_same_colour_in_mask_and_overlay(here: Path) -> None:
 )
 def test_wrong_usage_is_told_and_writes_nothing(here: Path, arguments: tuple[str, ...], message: str) -> None:
     np.save("logits.npy", np.full((2, 4, 4), 7.0))
-    np.save("last.npy", np.full((4, 400, 2), 0.5)[None, ..., 0, 0])
+    np.save("last.npy", np.full((60, 80, 2), 0.5))
     np.save("hwk.npy", np.full((9, 8, 5), 0.2))
     holed = np.full((2, 4, 4), 0.5)
     holed[1, 2, 3] = np.nan

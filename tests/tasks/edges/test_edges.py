@@ -12,8 +12,9 @@ import torch
 
 from artifacts.records import Record
 from models.hed import HED
+from tasks.edges.canny import hysteresis
 from tasks.edges.hed_weights import VGG, read_hed_h5
-from tasks.edges.inference import load_hed
+from tasks.edges.inference import draw, load_network
 from tasks.edges.stages import EdgesParams, edges
 from tasks.edges.thin import normals, smooth, thin
 from tasks.stage import Item, check_outputs, resolve
@@ -71,9 +72,38 @@ def test_the_stage_finds_a_step_where_it_is() -> None:
     image[:, 40:] = 200
     function = resolve(stage.function)
     found = check_outputs(stage, function(Item("a/b", Record("b", "b.png"), (), image), stage.params))["edges_hw"]
-    assert found.dtype == np.float16 and found.shape == (64, 75)
+    assert found.dtype == np.uint8 and found.shape == (64, 75)
     assert set(found[16:48].argmax(1).tolist()) <= {38, 39, 40, 41}
-    assert found[16:48, 38:42].max() > 0.5 > found[16:48, :20].max()
+    assert found[16:48, 38:42].max() > 128 > found[16:48, :20].max()
+
+
+def test_canny_gives_the_root_of_a_steps_contrast_where_the_step_is() -> None:
+    image = np.full((64, 75, 3), 60, np.uint8)
+    image[:, 40:] = 111
+    stage = edges(EdgesParams("canny"))
+    assert not stage.uses_torch and stage.inputs == {}
+    function = resolve(stage.function)
+    found = check_outputs(stage, function(Item("a/b", Record("b", "b.png"), (), image), stage.params))["edges_hw"]
+    assert found.dtype == np.uint8 and not found[:, :39].any() and not found[:, 41:].any()
+    np.testing.assert_allclose(found.max(1), 255 * (51 / 255) ** 0.5, atol=3)
+    with pytest.raises(ValueError, match="canny takes no weights, scales or flip"):
+        EdgesParams("canny", flip=True)
+
+
+def test_hysteresis_by_hand() -> None:
+    crests = np.array([[0.5, 0.25, 0.2, 0.0, 0.5, 0.0, 0.3]], np.float32)
+    np.testing.assert_array_equal(hysteresis(crests, 0.5), [[0.5, 0.5, 0.390625, 0, 0.5, 0, 0.296875]])
+
+
+def test_a_mirrored_picture_has_the_mirrored_map() -> None:
+    torch.manual_seed(0)
+    network = HED().eval()
+    torch.nn.init.normal_(network.sides[0].weight)
+    image = np.random.default_rng(0).integers(0, 256, (16, 32, 3), dtype=np.uint8)
+    plain, mirrored = (draw(network, [one])[0] for one in (image, np.ascontiguousarray(image[:, ::-1])))
+    both = draw(network, [image], flip=True)[0]
+    np.testing.assert_allclose(both, (plain + mirrored[:, ::-1]) / 2, atol=1e-5)
+    assert np.abs(plain - both).max() > 1e-3
 
 
 @pytest.mark.parametrize(("given", "message"), [({"scales": ()}, "scales is empty"), ({"scales": (9.0,)}, "0.1..4")])
@@ -81,7 +111,7 @@ def test_params_have_bounds(given: dict[str, tuple[float, ...]], message: str) -
     with pytest.raises(ValueError, match=message):
         EdgesParams(**given)
     with pytest.raises(WeightsError, match="does not exist"):
-        edges(EdgesParams("nowhere.safetensors"))
+        edges(EdgesParams(weights="nowhere.safetensors"))
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 45, 90, 120])
@@ -113,4 +143,4 @@ def test_another_file_in_the_same_place_is_another_network(tmp_path: Path) -> No
         state = {name: torch.full_like(tensor, value) for name, tensor in HED().state_dict().items()}
         save_file({name: tensor for name, tensor in state.items() if not name.startswith("normalise.")}, path)
         os.utime(path, (value, value))
-        assert float(load_hed(str(path), None, "cpu").fuse.bias) == value
+        assert float(load_network(EdgesParams(weights=str(path))).fuse.bias) == value

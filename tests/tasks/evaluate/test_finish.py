@@ -120,6 +120,8 @@ def test_rounds_predictions_by_name_and_heat_maps(
     kinds = {panel.name: (panel.is_heat_map, panel.iou, tuple(panel.classes)) for panel in row.panels}
     assert kinds["edges: edges"] == (True, None, ()) and kinds["cams: cams"] == (True, None, (1,))
     assert kinds["generator"] == (False, 1.0, ())
+    edges = row.panels[0].array
+    assert edges.dtype.kind == "f" and 1 / 255 < edges.max() <= 1, "kept in 255ths"
     shown = [report.label for report in run.reports][-3:]
     assert shown == ["first-shown", "second-shown", "third-shown"], "and what they were made from"
     page = (tmp_path / "out" / "index.html").read_text()
@@ -244,3 +246,12 @@ def test_warnings_of_every_set_are_in_the_manifest_once(tmp_path: Path, sets: Se
     with runner(tmp_path, warned) as run:
         result = finish(run, warned, run.map(THRESHOLD, warned.train))
     assert result.manifest["warnings"] == ["both", "train", "val", "aux"]
+
+
+def test_masks_that_hold_no_class_at_all_are_told(tmp_path: Path, sets: Sets) -> None:
+    """Level 300: no pixel is brighter, as where a CRF wipes out every object."""
+    with Runner(RunParams(cache=str(tmp_path / "cache"), workers=0), sets=sets) as run:
+        masks = run.map(stage("threshold", level=300), sets.train)
+        student = run.map(THRESHOLD, sets.val)
+        found = evaluate(run, sets, masks, {"student": student})
+    assert found.warnings == ("masks (train): all masks are background; no class of the labels is left in any",)

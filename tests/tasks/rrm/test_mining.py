@@ -127,3 +127,34 @@ def test_an_error_in_a_thread_is_raised(network: rrm.RRM, monkeypatch: pytest.Mo
     monkeypatch.setattr(mining, "mine", broken)
     with Miner(network, ReliableParams(), SCALES) as miner, pytest.raises(ValueError, match="no labels today"):
         miner.start(batch_of(1))()
+
+
+def test_a_tag_without_any_evidence_has_no_label_and_the_others_keep_theirs(network: rrm.RRM) -> None:
+    """The class activation map of class 2 is zero everywhere: the picture does not show it, or not yet."""
+    batch = batch_of(2)
+    batch["tags"][:] = 1
+    with torch.no_grad():
+        network.classifier.weight[1] = -network.classifier.weight[1].abs()
+        assert not network.eval().maps(batch["image"], (80, 80), SCALES)[:, 1].any()
+    found = mined(network, batch)
+    assert 2 not in found and all((one == 1).any() for one in found)
+
+
+def test_a_class_of_one_pixel_has_no_label_by_share_and_one_by_all() -> None:
+    image, inside = painted(1)[0], np.ones((64, 72), bool)
+    maps = np.zeros((2, 64, 72), np.float32)
+    maps[0] = np.linspace(0.1, 1, 72)
+    maps[1, 5, 0] = 7
+    for ties, left in (("none", {0, 1, 255}), ("all", {0, 1, 2, 255})):
+        params = ReliableParams(agreement=False, ties=ties)  # type: ignore[arg-type]
+        found = mine(image, maps, np.ones(2, np.float32), inside, params)
+        assert set(np.unique(found)) == left and (found == 2).sum() == (ties == "all")
+    assert mine(image, maps, np.ones(2, np.float32), inside, ReliableParams()).shape == (64, 72)
+
+
+def test_one_picture_alone_and_many_at_once_mine_the_same(network: rrm.RRM) -> None:
+    batch = batch_of(3)
+    together = mined(network, batch)
+    for n in range(3):
+        alone = mined(network, {name: values[n : n + 1] for name, values in batch.items()})
+        assert alone.shape == (1, 80, 80) and (alone[0] == together[n]).mean() > 0.999

@@ -98,6 +98,15 @@ def test_threads_change_no_byte_of_the_weights(fit: Fit) -> None:
     assert one.weights.read_bytes() == eight.weights.read_bytes()
 
 
+def test_a_batch_of_one_with_every_class_as_tag(fit: Fit) -> None:
+    """Each picture shows one of its two tags."""
+    scenes = [dataclasses.replace(scene, tags=(1, 2)) for scene in tagged()]
+    publication = fit(dataclasses.replace(SMALL, batch=1, iterations=3), scenes)
+    (line,) = [line for line in metrics(publication) if "loss" in line]
+    assert all(np.isfinite(value) for value in line.values()) and line["labelled"] > 0 and line["energy"] > 0
+    assert all(torch.isfinite(tensor).all() for tensor in load_file(publication.weights).values())
+
+
 def test_each_switch_changes_what_is_learnt(fit: Fit) -> None:
     brief = dataclasses.replace(SMALL, iterations=2, crop=32)
     plain = load_file(fit(brief, name="plain").weights)
@@ -188,6 +197,7 @@ def test_the_papers_preset() -> None:
     assert (voc.lr, voc.weight_decay, voc.scale_range, voc.poly_power) == (1e-3, 5e-4, (0.7, 1.3), 0.9)
     assert (voc.energy_weight, voc.sigma_rgb, voc.sigma_xy, voc.energy_scale) == (1e-7, 15.0, 100.0, 0.5)
     assert voc.mining == "online" and voc.reliable == ReliableParams()
+    assert voc.mining_scales == (0.5, 1.0, 1.5, 2.0)  # "the scale ratio in (2)", which Algorithm 1 uses at every step
 
 
 @pytest.mark.parametrize(

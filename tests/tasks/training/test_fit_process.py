@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -19,17 +21,26 @@ from safetensors.numpy import load_file
 HERE = Path(__file__).resolve().parents[2] / "helpers"
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 from fit_stages import TinyParams, make_spec, write_images  # noqa: E402
+from tagged_scenes import painted, tags_of  # noqa: E402
 from zygote import Zygote  # noqa: E402
 
-from artifacts.cache import locks  # noqa: E402
+from artifacts.cache import locks, sealed  # noqa: E402
 from artifacts.cache.fit_store import FitStore  # noqa: E402
 from artifacts.cache.store import StoreError  # noqa: E402
-from artifacts.records import DataError  # noqa: E402
+from artifacts.records import DataError, Record  # noqa: E402
 from tasks.engine import gpus  # noqa: E402
 from tasks.engine.fit_spec import FitSpec  # noqa: E402
 from tasks.engine.gpus import NoDevice  # noqa: E402
 from tasks.engine.image_task import ImageTask  # noqa: E402
-from tasks.training.fit_process import EXIT_FAILED, EXIT_NO_DEVICE, EXIT_USAGE, main, run_spec  # noqa: E402
+from tasks.rrm import stages as rrm  # noqa: E402
+from tasks.training.fit_process import (  # noqa: E402
+    EXIT_FAILED,
+    EXIT_NO_DEVICE,
+    EXIT_USAGE,
+    main,
+    plain_params,
+    run_spec,
+)
 
 pytestmark = pytest.mark.kills
 
@@ -214,13 +225,16 @@ def test_a_spec_that_is_wrong(tmp_path: Path, images: tuple[ImageTask, ...], zyg
     process = Process(zygote, make_spec(tmp_path, images))
     process.wait()
     path = tmp_path / "fit.json"
-    path.write_text(path.read_text().replace('"seed": 0', '"seed": "0"'))
+    path.write_bytes(sealed.seal({**sealed.unseal(path.read_bytes()), "seed": "0"}))
     with pytest.raises(DataError, match=r"fit specification .*fit\.json: spec\.seed: expected int, not str '0'"):
         FitSpec.read(path)
     pid = zygote.start("tasks.training.fit_process:main", [str(path)], output=tmp_path / "bad")
     assert zygote.wait(pid) == EXIT_USAGE
     with pytest.raises(DataError, match=r"absent\.json: No such file"):
         FitSpec.read(tmp_path / "absent.json")
+    path.write_text(path.read_text().replace('"seed": "0"', '"seed": "1"'))
+    with pytest.raises(DataError, match=r"fit\.json: its checksum differs"):
+        FitSpec.read(path)
 
 
 # -- kills -----------------------------------------------------------------------------------------------------------
@@ -351,6 +365,38 @@ def test_two_ranks_learn_what_one_learns(zygote: Zygote, tmp_path: Path, images:
     for name, begun in load_file(start.weights).items():
         assert np.abs(one[name] - begun).max() > 1e-3, "the test shows nothing if nothing was learnt"
         np.testing.assert_allclose(two[name], one[name], atol=1e-6)
+
+
+def test_two_ranks_learn_rrm_as_one_does(zygote: Zygote, tmp_path: Path) -> None:
+    """Both branches and online mining, on a backbone whose batch norms are frozen: each rank mines its own images."""
+    small = {"crop": 32, "batch": 4, "iterations": 3, "scale_range": (1.0, 1.0), "mining_scales": (1.0,)}
+    backbone = {"network": "timm:test_resnet.r160_in1k", "weights": "none", "lr": 1e-2}
+    params = rrm.RRMParams(mining_threads=1, **backbone, **small)  # type: ignore[arg-type]
+    images = []
+    for seed in range(4):
+        path = tmp_path / f"{seed}.png"
+        cv2.imwrite(str(path), painted(seed)[0][:40, :48, ::-1])
+        images.append(ImageTask(f"d/{seed}", str(seed), Record(str(seed), str(path), tags=tags_of(seed))))
+    made = []
+    for name, changes in (("start", {"lr": 1e-9, "iterations": 1}), ("alone", {}), ("two", {})):
+        stage = rrm.fit(dataclasses.replace(params, **changes))
+        params_type, plain = plain_params(stage.params)
+        fields: dict[str, Any] = {"label": "rrm", "function": stage.function, "reads": stage.reads}
+        fields |= {"params_type": params_type, "params": plain, "classes": ("disc", "bar")}
+        if name == "two":
+            spec = make_spec(tmp_path / name, tuple(images), devices=2, threads=2, **fields)
+            process = Process(zygote, spec)
+            assert process.wait(100) == 0, process.errors[-3000:]
+            published = FitStore(tmp_path / name).published(spec.address, spec.stamp)
+            assert published is not None
+        else:
+            published = run_spec(make_spec(tmp_path / name, tuple(images), **fields), silent)
+        made.append(load_file(published.weights))
+    start, one, two = made
+    for part in ("backbone.", "classifier.", "head."):
+        names = [name for name in start if name.startswith(part)]
+        moved, apart = (max(float(np.abs(a[n] - b[n]).max()) for n in names) for a, b in ((one, start), (one, two)))
+        assert moved > 1e-4 and apart < 0.05 * moved, (part, moved, apart)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -1,0 +1,78 @@
+"""What Wang et al. ("Boundary Perception Guidance", IJCAI 2019) claim of PRN and BRN, as rows to run.
+
+The paper's numbers are mIoU on PASCAL VOC 2012 val with DeepLab v2 on ResNet-101, without and with a CRF, and the edge
+loss of the last iteration. There is no student: the network that learns from scribbles is the result. "Edge" is the
+mean squared error of the boundaries over the last iterations of training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.claim_table import SUPERVISED, Backbone, Claims, Ordering, Row
+from tasks.deeplab import stages as deeplab
+
+COLUMNS = {"guided": "guided ({val}) mIoU", "crf": "guided + CRF ({val}) mIoU", "edge": "bpg: edge"}
+NO_PRN, NO_BRN = "bpg.parts.prn=false", "bpg.parts.brn=off"
+LENGTHS = (0.8, 0.5, 0.3, 0.0)
+"""Of ScribbleSup's experiment; the strokes as they are, 1, are the row BPG."""
+
+
+def paper(guided: float, crf: float | None = None, edge: float | None = None) -> dict[str, float]:
+    """Tables 1 and 2, per cent."""
+    found = {"guided": guided, "crf": crf, "edge": None if edge is None else 100 * edge}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+MAIN = (
+    Row("base", (NO_PRN, NO_BRN), main=True, paper=paper(69.9)),
+    Row("+PRN", (NO_BRN,), main=True, paper=paper(71.4)),
+    Row("+BRN", (NO_PRN,), main=True, paper=paper(72.4)),
+    Row("BPG", (), main=True, paper=paper(73.2, 76.0, 0.051)),
+    Row("BPG, C = K + 1", ("bpg.parts.brn=all",), main=True, paper=paper(70.8, edge=0.026)),
+    Row(SUPERVISED, ("labels=masks", NO_PRN, NO_BRN), main=True, paper=paper(75.8, 76.4)),
+)
+SECONDARY = (
+    Row("BPG on full masks", ("labels=masks",)),
+    *(Row(f"BPG, length {length:g}", (f"scribbles.length={length:g}",)) for length in LENGTHS),
+    *(Row(f"base, length {length:g}", (NO_PRN, NO_BRN, f"scribbles.length={length:g}")) for length in (0.3, 0.0)),
+    *(Row(f"BPG, width {width}", (f"scribbles.width={width}",)) for width in (1, 5)),
+)
+
+TABLE_1 = (
+    Ordering("base", "+PRN", "guided", "Table 1"),
+    Ordering("base", "+BRN", "guided", "Table 1"),
+    Ordering("+PRN", "BPG", "guided", "Table 1"),
+    Ordering("+BRN", "BPG", "guided", "Table 1"),
+    Ordering("base", "BPG", "guided", "Table 1"),
+    Ordering("base", "BPG", "crf", "ours"),
+)
+TABLE_2 = (
+    Ordering("BPG, C = K + 1", "+PRN", "guided", "Table 2"),
+    Ordering("BPG, C = K + 1", "BPG", "guided", "Table 2"),
+    Ordering("BPG, C = K + 1", "BPG", "edge", "Table 2"),
+)
+SCRIBBLES = (
+    Ordering("BPG, length 0.8", "BPG", "guided", "ScribbleSup"),
+    Ordering("BPG, length 0.5", "BPG, length 0.8", "guided", "ScribbleSup"),
+    Ordering("BPG, length 0.3", "BPG, length 0.5", "guided", "ScribbleSup"),
+    Ordering("BPG, length 0", "BPG, length 0.3", "guided", "ScribbleSup"),
+    Ordering("base, length 0", "BPG, length 0", "guided", "ours"),
+    Ordering("base, length 0.3", "BPG, length 0.3", "guided", "ours"),
+    Ordering("BPG", "BPG on full masks", "guided", "ours"),
+)
+
+PRIOR_S = {"scribbles": 0.01, "given-masks": 0.005, "edges": 0.1, "bpg": 120, "bpg-masks": 0.05, "guided": 0.05}
+PRIOR_S |= {"pretrained": 300, "guided-shown": 0.05, "": 5}
+"""Estimated from parts, on two cores."""
+
+CLAIMS = Claims(
+    flow="bpg",
+    config="claims-bpg",
+    columns=COLUMNS,
+    rows=(*MAIN, *SECONDARY),
+    orderings=(*TABLE_1, *TABLE_2, *SCRIBBLES),
+    ceiling="guided",
+    backbone=Backbone(replace(deeplab.DEMO, output_stride=8), takes=("bpg.weights",)),
+    prior_s=PRIOR_S,
+)

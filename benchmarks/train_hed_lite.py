@@ -1,0 +1,68 @@
+"""Train hed-lite: `python -m benchmarks.train_hed_lite --out FOLDER [--iterations N] [--threads N]`.
+
+Pictures are those of BSDS500's train (``../shared/data/bsds``) but for 40, by hash of the name, on which settings are
+chosen (`python -m benchmarks.edges --held-out --network hed-lite --weights FILE`). It resumes where it was stopped. The
+weights are FOLDER/hed-lite.safetensors, in float16; their digest and size go into the table of weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from artifacts.records import Record
+from benchmarks.edges import HELD_OUT, by_hash
+from tasks.edges.lite_fit import LiteFitParams
+from tasks.engine.fit_spec import FitSpec, plain_params
+from tasks.engine.image_task import ImageTask
+from tasks.training.fit_process import run_spec
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--iterations", type=int, default=LiteFitParams().iterations)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--stamp", default="0", help="of the fit: another one starts anew")
+    arguments = parser.parse_args()
+    params_type, plain = plain_params(LiteFitParams(iterations=arguments.iterations, seed=arguments.seed))
+    pictures = by_hash("train")[HELD_OUT:]
+    spec = FitSpec(
+        cache=str(arguments.out),
+        label="hed-lite",
+        address="hed-lite",
+        stamp=arguments.stamp,
+        function="tasks.edges.lite_fit:fit",
+        params_type=params_type,
+        params=plain,
+        train=tuple(ImageTask(f"bsds/{path.stem}", path.stem, Record(path.stem, str(path))) for path in pictures),
+        reads=("image",),
+        seed=arguments.seed,
+        device="cpu",
+        threads=arguments.threads,
+        checkpoint_every_s=120,
+    )
+    said = 0.0
+
+    def emit(event: dict[str, Any]) -> None:
+        nonlocal said
+        if event["event"] != "progress" or time.monotonic() - said > 30:
+            said = time.monotonic()
+            print(event, flush=True)
+
+    found = load_file(run_spec(spec, emit).weights)
+    halves = {name: tensor.to(torch.float16) for name, tensor in found.items() if not name.startswith("normalise.")}
+    path = arguments.out / "hed-lite.safetensors"
+    save_file(halves, path)
+    print(f"{path}: SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}, {path.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Scribbles to masks (Wang et al., "Boundary Perception Guidance: A Scribble-Supervised Semantic Segmentation
+Approach", BPG, IJCAI 2019), Fig. 2 as a page.
+
+A network draws the edges of every picture. DeepLab, whose scores are refined step by step (PRN), learns from the
+scribbles, and from the edges where its own regions should end (BRN). It is the result; its masks of the training images
+are a data set, from which a plain DeepLab can learn. Each of the paper's ablations is a value of one parameter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+from prefect import State, flow
+
+from artifacts.datasets import DataParams
+from artifacts.records import Sets
+from flows.server.prefect_skin import run_flow, show_help, threads
+from tasks import labels, scribbles
+from tasks.bpg import stages as bpg_stage
+from tasks.bpg.stages import BPGParams
+from tasks.crf.params import PRESETS, Preset
+from tasks.deeplab import stages as deeplab
+from tasks.deeplab.stages import DeepLabParams
+from tasks.edges import stages as edges
+from tasks.edges.stages import EdgesParams
+from tasks.engine.options import RunParams
+from tasks.engine.runner import Runner
+from tasks.evaluate.finish import Result, finish
+from tasks.scribbles import ScribbleParams
+from tasks.stage import PARAMS_CONFIG
+from tasks.training.params import check_run
+
+
+@dataclass(frozen=True)
+class BPGFlowParams:
+    """Everything that decides the result of the flow ``bpg``. The defaults are the paper's, on ImageNet's ResNet-50."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    labels: Literal["scribbles", "masks"] = field(
+        default="scribbles",
+        metadata={"help": "what bpg learns from: scribbles, or the truth masks (Table 1's full supervision)"},
+    )
+    student: Literal["deeplab", "none"] = field(
+        default="deeplab",
+        metadata={
+            "help": "a plain DeepLab that learns from bpg's masks; none: bpg itself is the result, as in the paper"
+        },
+    )
+    crf: Literal["off", Preset] = field(
+        default="off",
+        metadata={
+            "help": "dense CRF on the masks of the training images, and at test time, scored beside the network alone:"
+            f" off, {', '.join(get_args(Preset))}"
+        },
+    )
+    edges: EdgesParams = field(default_factory=EdgesParams, metadata={"help": "the edges that bpg learns from"})
+    scribbles: ScribbleParams = field(default_factory=ScribbleParams, metadata={"help": "how strokes become pixels"})
+    bpg: BPGParams = field(default_factory=BPGParams, metadata={"help": "DeepLab with PRN and BRN"})
+    deeplab: DeepLabParams = field(default_factory=DeepLabParams, metadata={"help": "the student"})
+
+
+def page(run: Runner, sets: Sets, params: BPGFlowParams) -> Result:
+    """The whole method on one page (Fig. 2)."""
+    check_run(params.bpg, run.options, name="bpg")
+    stage = labels.given_masks() if params.labels == "masks" else scribbles.scribbles(params.scribbles)
+    known = run.map(stage, sets.train)
+    drawn = {"edges": run.map(edges.edges(params.edges), sets.train)} if params.bpg.learns_edges else {}
+    net = run.fit(bpg_stage.fit(params.bpg), sets.train, monitor=sets.val, init=None, label=None, target=known, **drawn)
+    crf = None if params.crf == "off" else PRESETS[params.crf]
+    masks = run.map(bpg_stage.masks(params.bpg, crf=crf), sets.train, net=net, known=known)
+    masks = labels.prefer_corrected(run, masks)
+    guided = run.map(bpg_stage.predict(params.bpg, crf=crf), sets.val, label="guided", net=net)
+    if params.student == "none":
+        return finish(run, sets, masks, {"guided": guided})
+    check_run(params.deeplab, run.options, name="deeplab")
+    student = run.fit(deeplab.fit(params.deeplab), sets.train, monitor=sets.val, target=masks)
+    predicted = run.map(deeplab.predict(params.deeplab, crf=crf), sets.val, label="student", net=student)
+    return finish(run, sets, masks, {"guided": guided, "student": predicted})
+
+
+show_help(DataParams, BPGFlowParams, RunParams)
+
+
+@flow(name="bpg", persist_result=False, task_runner=threads())
+def bpg(data: DataParams, params: BPGFlowParams = BPGFlowParams(), options: RunParams = RunParams()) -> State[Any]:
+    """Scribbles and edges -> DeepLab with PRN and BRN -> masks -> DeepLab -> scores, as a Prefect flow run."""
+    return run_flow("bpg", page, data, params, options)

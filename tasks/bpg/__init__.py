@@ -1,0 +1,1 @@
+"""BPG: scribbles and edges to masks."""
