@@ -151,7 +151,10 @@ def _read_coco(content: Mapping[str, Any], path: Path) -> Iterator[Drawn]:
         for image in content["images"]:
             yield Drawn(
                 [str(image["file_name"])],
-                [(names[one["category_id"]], partial(_segmentation, one)) for one in of_image.get(image["id"], ())],
+                [
+                    (None if one.get("iscrowd") else names[one["category_id"]], partial(_segmentation, one))
+                    for one in of_image.get(image["id"], ())
+                ],
                 (int(image["height"]), int(image["width"])),
                 sort_by_area=True,
             )

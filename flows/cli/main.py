@@ -61,6 +61,9 @@ app.command(
     "flows.cli.score:score", name="score", help="Score masks against truth, or edge maps against drawn boundaries."
 )
 app.command("flows.cli.scribbles:scribbles", name="scribbles", help="Draw plausible scribbles from masks.")
+app.command(
+    "flows.cli.handback:import_", name="import", help="Store masks that people corrected: every flow then prefers them."
+)
 app.command("flows.cli.weights:app", name="weights", help="List the pretrained weights that there are, and get them.")
 
 
@@ -181,41 +184,6 @@ def export(
         terminal().print(escape(note), soft_wrap=True, highlight=False)
     terminal().print(f"exported: {escape(str(folder))}", soft_wrap=True)
     return OK
-
-
-@app.command(name="import")
-def import_(
-    *corrections: Annotated[
-        Path,
-        Parameter(
-            help="files or folders of Label Studio (JSON), CVAT (XML 1.1), labelme, YOLO-seg, COCO or VOC; at least one"
-        ),
-    ],
-    cache: Cache = Path("maskmill-cache"),
-    run: Annotated[str, Parameter(help="the run whose data set it is: its id, or latest")] = "latest",
-    to: Annotated[
-        Path | None, Parameter(help="folder of corrections; default: the run's, else DATASET-corrections")
-    ] = None,
-) -> int:
-    """Store masks that people corrected; every flow then prefers them to its own (data.corrections)."""
-    from flows.cli.handback import import_corrections
-    from flows.config import ConfigError
-
-    if not corrections:
-        raise ConfigError("import: name a file of corrections, e.g. `maskmill import project-1.json`")
-    done = import_corrections(corrections, cache, run, to)
-    console = terminal()
-    folder = escape(str(done.folder))
-    console.print(
-        f"corrected: {len(done.stored)} stored in {folder}, {done.unchanged} there before"
-        + (f", {done.without} not looked at by anybody" if done.without else ""),
-        soft_wrap=True,
-    )
-    for problem in done.problems:
-        console.print(f"left out: {escape(problem)}", soft_wrap=True)
-    if not done.known:
-        console.print(f"the next run takes them with --set data.corrections={folder}", soft_wrap=True)
-    return SKIPPED if done.problems else OK
 
 
 @app.command
