@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 HERE = Path(__file__).resolve().parents[2] / "helpers"
 from fit_stages import TinyParams, write_images  # noqa: E402
 
+from artifacts.cache.fit_store import FitStore  # noqa: E402
 from artifacts.records import Kind, MaskRef, Record, RecordSet, Scribble  # noqa: E402
 from tasks.engine.children import Stopped  # noqa: E402
 from tasks.engine.options import RunParams  # noqa: E402
@@ -232,6 +233,25 @@ class _Supervisor:
         """Nothing was started."""
 
 
+def test_a_fit_that_is_stopped_by_hand_says_from_where_it_goes_on(
+    records: RecordSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def by_hand(child: _Child, stop: threading.Event) -> int:
+        (work,) = (tmp_path / "cache" / "fits").glob("*/*")
+        (work / "work").mkdir()
+        (work / "work" / "step-000000340.ckpt").write_bytes(b"")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Child, "wait", by_hand)
+    run = Runner(RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu"))
+    run._workers._supervisor = _Supervisor()  # type: ignore[assignment]
+    (tmp_path / "cache" / "fits" / "a" / "b").mkdir(parents=True)
+    monkeypatch.setattr(FitStore, "folder", lambda *_: tmp_path / "cache" / "fits" / "a" / "b")
+    with pytest.raises(KeyboardInterrupt), run:
+        run.fit(FitStage("tiny", 1, PARAMS, ("image",), "fit_stages:fit"), records)
+    assert "tiny was stopped; the next run resumes from its checkpoint of iteration 340" in caplog.text
+
+
 def test_a_stopped_fit_is_stopped_and_the_folder_of_the_start_is_not_its_path(
     records: RecordSet, tmp_path: Path
 ) -> None:
@@ -239,7 +259,7 @@ def test_a_stopped_fit_is_stopped_and_the_folder_of_the_start_is_not_its_path(
     stage = FitStage("tiny", 1, PARAMS, ("image",), "fit_stages:fit")
     run = Runner(RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu"))
     run._workers._supervisor = supervisor
-    with pytest.raises(Stopped, match="tiny was stopped"), run:
+    with pytest.raises(Stopped, match=r"before its first checkpoint \(one every 60 s.*begins this fit anew"), run:
         run.fit(stage, records)
     assert '"interrupted"' in (run.folder.path / "manifest.json").read_text()
     foreign = tmp_path / "foreign"
