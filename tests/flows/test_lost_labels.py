@@ -34,8 +34,8 @@ def lists(root: Path) -> dict[str, str]:
 def test_more_than_half_of_the_label_files_missing_is_an_error_that_counts(tmp_path: Path) -> None:
     root = yolo(tmp_path / "set", NAMES, **lists(tmp_path))
     assert planned(tmp_path, f"yolo:{root}").data == {
-        "train": "6 of 6 images, 12 labels",
-        "val": "2 of 2 images, 4 labels",
+        "train": "6 of 6 images, 12 labels in the files",
+        "val": "2 of 2 images, 4 labels in the files",
     }
     for name in NAMES[:3]:
         (root / "labels" / f"{name}.txt").unlink()
