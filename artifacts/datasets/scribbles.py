@@ -46,7 +46,7 @@ Numbers = Mapping[str, int]
 
 
 def with_scribbles(records: RecordSet, place: str, *, origin: int = 0) -> RecordSet:
-    """The same images with the scribbles that lie at ``place``; theirs, if they had any, are replaced.
+    """The same images, which have no scribbles of their own, with those that lie at ``place``.
 
     Args:
         records: of any format.
@@ -61,13 +61,12 @@ def with_scribbles(records: RecordSet, place: str, *, origin: int = 0) -> Record
     numbers = {name: number for number, name in enumerate(records.classes, 1)}
     notes = Notes()
     find = _reader(path, numbers, origin, notes)
-    kept: list[Record] = []
-    strokes: list[Strokes | None] = []
+    strokes: list[Strokes | MaskRef | None] = []
     for record in records:
         found = _found(find, record, path, notes)
-        kept.append(replace(record, scribbles=found if isinstance(found, MaskRef) else None))
-        strokes.append(packed(found) if isinstance(found, tuple) else None)
-    return replace(records, records=WithStrokes(kept, strokes), warnings=(*records.warnings, *notes.lines()))
+        strokes.append(packed(found) if isinstance(found, tuple) else found)
+    together = WithStrokes(records.records, strokes)
+    return replace(records, records=together, warnings=(*records.warnings, *notes.lines()))
 
 
 def _found(find: Callable[[Record], Found], record: Record, path: Path, notes: Notes) -> Found:

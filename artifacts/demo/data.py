@@ -94,6 +94,8 @@ class DemoParams:
 DEMO = DemoParams()
 DEMO_TINY = DemoParams(train=24, val=8, size=64)
 DEMO_AUXILIARY = DemoParams(train=2000, val=100, family="auxiliary")
+DEMO_AUXILIARY_600 = DemoParams(train=600, val=60, family="auxiliary")
+"""The first of them: drawing all takes a minute, which a demo feels."""
 DEMO_TINY_AUXILIARY = DemoParams(train=12, val=4, size=64, family="auxiliary")
 DEMO_CLAIMS = DemoParams(train=720, val=200, seed=1)
 """Of another seed: settings are chosen on :data:`DEMO`, methods are compared on pictures that nothing was chosen on."""
@@ -105,6 +107,7 @@ PRESETS: Mapping[str, DemoParams] = MappingProxyType(
         "demo-tiny": DEMO_TINY,
         "demo-claims": DEMO_CLAIMS,
         "demo-auxiliary": DEMO_AUXILIARY,
+        "demo-auxiliary-600": DEMO_AUXILIARY_600,
         "demo-tiny-auxiliary": DEMO_TINY_AUXILIARY,
     }
 )

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.datasets.splits import read_text
@@ -22,8 +23,6 @@ from artifacts.records import UNDECIDED, DataError
 
 def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
     """``images/<split>/``, ``labels/<split>/<image id>.txt`` and ``data.yaml``. Equal masks give equal bytes."""
-    import yaml
-
     loss = PolygonLoss()
     images = undecided = lines_written = parts = 0
     for image in source:
@@ -43,15 +42,7 @@ def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
         write_text_atomic(path, "".join(f"{line}\n" for line in lines), durable=False)
         images += 1
         lines_written += len(lines)
-    # Both are asked for by trainers; an export is of one split.
-    table = {
-        "path": ".",
-        "train": f"images/{source.split}",
-        "val": f"images/{source.split}",
-        "task": "segment",  # all lines of one length might be keypoints
-        "names": dict(enumerate(source.classes)),
-    }
-    write_text_atomic(folder / "data.yaml", yaml.safe_dump(table, sort_keys=False, allow_unicode=True))
+    write_data_yaml(folder, source, source)  # trainers ask for both
     return {
         "images": images,
         "polygons": lines_written,
@@ -59,6 +50,18 @@ def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
         "undecided_pixels_as_background": undecided,
         **loss.counts(),
     }
+
+
+def write_data_yaml(folder: Path, train: Source, val: Source) -> None:
+    """The table of splits and classes; one split stands for both where there is no other."""
+    table = {
+        "path": ".",
+        "train": f"images/{train.split}",
+        "val": f"images/{val.split}",
+        "task": "segment",  # all lines of one length might be keypoints
+        "names": dict(enumerate(train.classes)),
+    }
+    write_text_atomic(folder / "data.yaml", yaml.safe_dump(table, sort_keys=False, allow_unicode=True))
 
 
 def read_yolo_seg(folder: Path) -> Iterator[Drawn]:

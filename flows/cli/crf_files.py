@@ -103,29 +103,12 @@ def check_targets(job: Job) -> None:
 
 
 def check_writable(**folders: Path | None) -> None:
-    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet.
-
-    Checked before the work, which may take hours. Leaves no files.
-    """
-    from artifacts.cache.atomic import temporary_beside
+    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet."""
+    from artifacts.cache import atomic
 
     for option, folder in folders.items():
-        if folder is None:
-            continue
-        there = folder
-        try:
-            while not (there.exists() or there.is_symlink()):
-                there = there.parent
-            if not there.is_dir():
-                raise DataError(f"--{option} {folder}: {there} is no folder; name another place")
-            probe = temporary_beside(there / "any")
-            probe.mkdir()
-            probe.rmdir()
-        except OSError as error:
-            raise DataError(
-                f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
-                " give yourself write permission there"
-            ) from error
+        if folder is not None:
+            atomic.check_writable(option, folder)
 
 
 def check_apart(read: Sequence[Path], *written: Path | None) -> None:

@@ -227,7 +227,7 @@ def export(
     for kind in run.options.export if label else ():
         try:
             with mending(run):
-                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind))
+                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind), val=run.val)
         except (DataError, OSError) as error:
             failures.append(f"export to {kind} failed: {error}")
             continue
