@@ -176,7 +176,7 @@ class Counts:
         if self.without_label:
             parts.append(f"{self.without_label:,} without a label file or entry")
         if self.labels:
-            parts.append(f"{self.labels:,} labels")
+            parts.append(f"{self.labels:,} labels in the files")
         return ", ".join(parts) + "".join(f"; lost: {number:,} x {why}" for why, number, _ in self.lost)
 
 

@@ -140,6 +140,8 @@ def _pictures(root: Path, notes: Notes) -> Folder:
     """The pictures of the folder."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected folder:PATH with pictures in it")
+    if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
+        raise DataError(f"{root} is a VOC tree, whose masks would count as pictures here; read it as voc:{root}")
     images = root / "images" if (root / "images").is_dir() else root
     pictures = Folder(images, leave_out=("masks",) if images == root else ())
     pictures.say_left_out(notes)

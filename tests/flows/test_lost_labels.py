@@ -11,6 +11,7 @@ from label_trees import LINES, coco, yolo
 
 from artifacts.datasets import DataParams
 from artifacts.records import DataError
+from artifacts.report import html_report
 from flows.cfs import CFSFlowParams, page
 from flows.cli import console
 from flows.cli.crf_files import pair_folders
@@ -34,8 +35,8 @@ def lists(root: Path) -> dict[str, str]:
 def test_more_than_half_of_the_label_files_missing_is_an_error_that_counts(tmp_path: Path) -> None:
     root = yolo(tmp_path / "set", NAMES, **lists(tmp_path))
     assert planned(tmp_path, f"yolo:{root}").data == {
-        "train": "6 of 6 images, 12 labels",
-        "val": "2 of 2 images, 4 labels",
+        "train": "6 of 6 images, 12 labels in the files",
+        "val": "2 of 2 images, 4 labels in the files",
     }
     for name in NAMES[:3]:
         (root / "labels" / f"{name}.txt").unlink()
@@ -91,3 +92,9 @@ def test_crf_pairs_names_of_a_mac_and_names_what_it_leaves_out(tmp_path: Path) -
     jobs, skips = pair_folders(tmp_path / "images", tmp_path / "probs", tmp_path / "out", None, None, ".npy")
     assert [(job.image.stem, job.source.suffix) for job in jobs] == [("a", ".NPY"), ("é", ".npy")]
     assert [path.name for path, _ in skips] == ["b.xyz"]
+
+
+def test_the_report_says_what_was_read(tmp_path: Path) -> None:
+    said = {"train": "6 of 6 images; lost: 3 x <b>"}
+    page_path = html_report(tmp_path, title="t", manifest={"data": said}, scores={}, files={})
+    assert "<li>train: 6 of 6 images; lost: 3 x &lt;b&gt;</li>" in page_path.read_text()

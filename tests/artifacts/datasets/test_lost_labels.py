@@ -346,6 +346,11 @@ def test_a_damaged_set_is_read_right_or_it_is_said(
     assert complete or said or fewer, (path.name, how, before, path.read_text())
 
 
+def test_a_voc_tree_is_no_folder_of_pictures(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"read it as voc:{tmp_path}"):
+        read("folder", voc(tmp_path, mask=sample_mask()))
+
+
 def test_defaults_ask_for_half() -> None:
     assert DataParams("demo").min_labelled == 0.5
     with pytest.raises(ValueError, match="min_labelled"):
