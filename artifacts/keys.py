@@ -127,11 +127,13 @@ def address(
     *,
     classes: Iterable[str] | None = None,
     upstream: Mapping[str, str] | None = None,
+    source: str | None = None,
 ) -> str:
     """Address of a stage: ``<name>-<digest>``.
 
     ``classes`` is the class table if the output holds class numbers, else ``None``; ``upstream``
-    maps each role to the upstream stage's address (a file input's role maps to ``"file"``).
+    maps each role to the upstream stage's address (a file input's role maps to ``"file"``). ``source``: digest of the
+    code, for stages that no version stands for.
     """
     parts = {
         "name": name,
@@ -140,6 +142,8 @@ def address(
         "classes": None if classes is None else list(classes),
         "upstream": dict(sorted((upstream or {}).items())),
     }
+    if source is not None:
+        parts["source"] = source
     return f"{name}-{digest(parts)}"
 
 

@@ -43,7 +43,21 @@ class YamlFault(DataError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values."""
+    """YAML 1.2's plain values, and ``<<``."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """PyYAML writes the keys of a ``<<`` into the node itself; in the tree they would look as if given twice."""
+        return super().construct_mapping(_copied(node), deep)
+
+
+def _copied(node: yaml.Node) -> Any:
+    """The mapping, and those that it merges, with pairs that may be changed."""
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(key, _copied(value) if key.tag == _TAG + "merge" else value) for key, value in node.value]
+        return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark)
+    if isinstance(node, yaml.SequenceNode):
+        return yaml.SequenceNode(node.tag, [_copied(one) for one in node.value], node.start_mark, node.end_mark)
+    return node
 
 
 _Loader.yaml_implicit_resolvers = {}

@@ -154,15 +154,21 @@ class Counts:
     labels: int = 0
     """Labels that the files hold: lines, rows, objects, annotations."""
     lost: tuple[tuple[str, int, str], ...] = ()
-    """(why, how many, of which kind of label; "": of all) of the labels that could not be used."""
+    """(why, how many, of which kind of label; "": tags and boxes) of the labels that could not be used."""
     first: tuple[str, ...] = ()
     """The first of them word for word, three at most."""
     least: float = 0.0
     """``data.min_labelled``: the least share of images, and of labels, that must be readable."""
 
     def dropped(self, kind: str) -> int:
-        """Labels that could not be used as ``kind``."""
-        return sum(number for _, number, of in self.lost if of in ("", kind))
+        """Labels that could not be used as ``kind``. Other kinds than tags and boxes are files of their own."""
+        own = ("", kind) if kind in ("tags", "boxes") else (kind,)
+        return sum(number for _, number, of in self.lost if of in own)
+
+    def of_part(self, images: int, whole: int) -> Counts:
+        """For ``images`` of the ``whole`` that were read: as many are listed fewer, and the others as likely so."""
+        without = round(self.without_label * images / max(whole, 1))
+        return dataclasses.replace(self, listed=self.listed - whole + images, without_label=without)
 
     def line(self, images: int) -> str:
         """One line for a person; ``images`` is the number of those that were read."""

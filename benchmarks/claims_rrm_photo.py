@@ -17,7 +17,7 @@ PRIOR_S |= {"deeplab": 400, "student": 0.2, "student-shown": 0.2, "given-masks":
 
 CLAIMS = replace(
     claims_rrm.CLAIMS,
-    config="claims-rrm-photo",
+    config="photo-rrm",
     rows=(*main_rows(("deeplab.epochs=8",)), *SECONDARY),
     orderings=ORDERINGS,
     prior_s=PRIOR_S,

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from artifacts.cache.runs import last_seconds
+from artifacts.cache.atomic import check_writable
+from artifacts.cache.runs import last_seconds, write_origin
 from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.export.dataset import check_target
 from artifacts.records import DataError, RecordSet, Sets
@@ -22,7 +23,7 @@ from tasks.engine.pending import Sources
 from tasks.engine.progress import Reporter
 from tasks.engine.runner import Runner, StageFailed, UntilReached
 from tasks.engine.skin import Skin
-from tasks.engine.stage_report import StageReport
+from tasks.engine.stage_report import StageReport, skip_line
 from tasks.engine.workers import Workers
 from tasks.evaluate.finish import Result, dataset_folder, finish, so_far
 from tasks.training.weights.files import WeightsError
@@ -45,7 +46,7 @@ class Plan:
     flow: str
     stages: tuple[StageReport, ...]
     estimates_s: dict[str, float]
-    """label -> seconds, by the newest run in which the stage had work to do; labels without one are missing."""
+    """label -> seconds, by the newest run that did the same work, scaled by its amount; without one, it is missing."""
     warnings: tuple[str, ...] = ()
     data: Mapping[str, str] = field(default_factory=dict)
     """``train``, ``val``, ``aux`` -> how many images and labels were read, and what was lost."""
@@ -112,7 +113,7 @@ def _learnable(data: DataParams, what: str, cache: Path) -> RecordSet:
     records = read_split(data, data.train, cache=cache)
     if not len(records):
         skips = records.skips
-        broken = f" ({len(skips)} are broken; the first: {skips[0].path}: {skips[0].reason})" if skips else ""
+        broken = f" ({len(skips)} are broken; the first: {skip_line(skips[0].path, skips[0].reason)})" if skips else ""
         raise DataError(f"no {what} images: split {data.train!r} of {data.source} holds none{broken}")
     return records
 
@@ -135,9 +136,9 @@ def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParam
     past = last_seconds(Path(options.cache), name)
     estimates: dict[str, float] = {}
     for report in run.reports:
-        if report.label in past and past[report.label][1]:
-            seconds, count = past[report.label]
-            estimates[report.label] = seconds / count * (report.to_compute + report.unknown)
+        if report.like in past:
+            share = (report.to_compute + report.unknown) / report.total if report.total else 0.0
+            estimates[report.label] = past[report.like] * report.amount * share
     return Plan(name, tuple(run.reports), estimates, warnings, sets.said(), run.sources)
 
 
@@ -181,7 +182,9 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
 def _check_enough(name: str, records: RecordSet, kind: str) -> None:
     """Raise :class:`DataError` where most labels are lost: the rest would be learned as background."""
     counts = records.counts
-    labelled = sum(getattr(record, kind) is not None for record in records) - counts.without_label
+    labelled = sum(getattr(record, kind) is not None for record in records)
+    if kind in ("tags", "boxes"):
+        labelled -= counts.without_label
     lost = counts.dropped(kind)
     few_images = labelled < counts.least * counts.listed
     if not few_images and (not counts.labels or counts.labels - lost >= counts.least * counts.labels):
@@ -239,6 +242,9 @@ def run_page(
     ``workers``: lent to the run, for runs one after the other that are to share their workers.
     """
     options = resolve_options(options)
+    for option, folder in (("out", options.out), ("cache", options.cache)):
+        if folder:
+            check_writable(option, Path(folder))
     sets = read_sets(data, options)
     plan = plan_page(name, page, sets, params, options)
     for kind in options.export if options.out else ():
@@ -258,6 +264,8 @@ def run_page(
             workers=workers,
         ) as run:
             run.facts["defaults"] = defaults_left(data, params)
+            origins = {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets}
+            run.facts |= {"data": sets.said(), "origins": origins}
             run.skips.extend(skip for records in sets for skip in records.skips)
             return _to_its_end(run, page, sets, params)
     except DataError as error:

@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from artifacts.records import DataError
+
 TEMPORARY_PREFIX = ".maskmill-tmp-"
 """Every unfinished file or folder starts with this, followed by its writer's pid."""
 
@@ -127,6 +129,27 @@ def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = True) -> None
 def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
     """:func:`write_atomic` of UTF-8 text in memory."""
     write_bytes_atomic(path, text.encode(), durable=durable)
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Raise :class:`DataError` where no file can be made in ``folder`` (of ``--option``); it need not exist yet.
+
+    For the time before the work, which may take hours. Leaves no files.
+    """
+    there = folder
+    try:
+        while not (there.exists() or there.is_symlink()):
+            there = there.parent
+        if not there.is_dir():
+            raise DataError(f"--{option} {folder}: {there} is no folder; name another place")
+        probe = temporary_beside(there / "any")
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise DataError(
+            f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
+            " give yourself write permission there"
+        ) from error
 
 
 def publish_folder(temporary: Path, final: Path) -> None:

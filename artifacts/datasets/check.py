@@ -13,11 +13,21 @@ SAMPLE = 8
 LEAST_BOXES = 3
 
 
-def check_set(records: RecordSet, *, only_undecided: bool) -> None:
-    """Raise :class:`DataError` where the labels cannot mean what they would be read as. Decodes up to 8 masks."""
+def check_set(records: RecordSet, *, only_undecided: bool) -> tuple[str, ...]:
+    """Raise :class:`DataError` where the labels cannot mean what they would be read as. Decodes up to 8 masks.
+
+    Returns a warning where most of these masks cannot be read: there would be no scores.
+    """
     _check_units(records)
+    numbers, broken = _numbers(records)
+    said = []
     if records.format != "coco":  # run-length codes and polygons carry their class
-        _check_masks(records, only_undecided)
+        _check_masks(records, numbers, only_undecided)
+        said += _binary(records, numbers)
+    if len(broken) > len(numbers):
+        looked = len(broken) + len(numbers)
+        said.append(f"{len(broken)} of {looked} truth masks looked at cannot be read: {broken[0]}")
+    return tuple(said)
 
 
 def _check_units(records: RecordSet) -> None:
@@ -29,8 +39,7 @@ def _check_units(records: RecordSet) -> None:
         )
 
 
-def _check_masks(records: RecordSet, only_undecided: bool) -> None:
-    numbers = _numbers(records)
+def _check_masks(records: RecordSet, numbers: list[tuple[Record, set[int]]], only_undecided: bool) -> None:
     held: set[int] = set().union(*(found for _, found in numbers)) if numbers else set()
     if UNDECIDED in held and held <= {0, UNDECIDED} and not only_undecided:
         raise DataError(
@@ -54,17 +63,30 @@ def _check_masks(records: RecordSet, only_undecided: bool) -> None:
         )
 
 
-def _numbers(records: RecordSet) -> list[tuple[Record, set[int]]]:
-    """Numbers in the masks of a few images, spread over the set; masks that cannot be read are their images' matter."""
+def _binary(records: RecordSet, numbers: list[tuple[Record, set[int]]]) -> list[str]:
+    """A warning where masks seem to say "object" alone, and labels several classes."""
+    held = set().union(*(found for _, found in numbers)) - {0, UNDECIDED} if numbers else set()
+    named = {tag for record, _ in numbers for tag in record.tags or ()}
+    if held != {1} or named <= {1}:
+        return []
+    classes = ", ".join(_named(records, number) for number in sorted(named)[:4])
+    return [
+        f"the masks looked at ({len(numbers)}) hold no class but {_named(records, 1)}, and the labels of these images"
+        f" name {classes}: if 1 means any object, scores against them say nothing"
+    ]
+
+
+def _numbers(records: RecordSet) -> tuple[list[tuple[Record, set[int]]], list[str]]:
+    """Numbers in the masks of a few images, spread over the set, and why others of them cannot be read."""
     with_truth = [record for record in records if record.truth is not None]
-    found = []
+    found, broken = [], []
     for record in with_truth[:: max(1, -(-len(with_truth) // SAMPLE))]:
         assert record.truth is not None
         try:
             found.append((record, set(np.unique(record.truth.load()).tolist())))
-        except (DataError, OSError):
-            continue
-    return found
+        except (DataError, OSError) as error:
+            broken.append(str(error))
+    return found, broken
 
 
 def _named(records: RecordSet, number: int) -> str:

@@ -21,6 +21,8 @@ Box4 = tuple[float, float, float, float]
 
 def plain_id(value: int | str | float) -> int | str:
     """``"1"`` and ``1.0`` are the id 1; any other text stays."""
+    if type(value) is int:
+        return value
     if isinstance(value, str):
         text = value.strip()
         return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else value

@@ -321,6 +321,10 @@ def _columns(
                 "annotation of a category that the file does not define, undecided (255) in the truth",
                 f"{_name(position, a)}: category {a.category_id!r}",
             )
+        if a.iscrowd not in (0, 1):
+            notes.add(
+                "annotation whose iscrowd is neither 0 nor 1, taken as a crowd", f"{_name(position, a)}: {a.iscrowd}"
+            )
         if not any(a.bbox or ()) and (extent := extent_xywh(bytes(a.segmentation))) is not None:
             a.bbox = extent
             notes.add("annotation without a box: that of its segmentation", _name(position, a))

@@ -45,8 +45,6 @@ class Tables:
 
     tags: dict[int, list[tuple[str, str]]] | None = None
     """row -> (place, class name); ``None`` without ``tags.csv`` and without folders of classes."""
-    from_folders: bool = False
-    """The tags are the names of folders."""
     boxes: dict[int, list[BoxRow]] | None = None
     damaged: set[int] = field(default_factory=set)
     """Rows of pictures of which a box was dropped, as its numbers cannot be used."""
@@ -86,7 +84,6 @@ class Tables:
                     tables.damaged.add(picture)
         if tables.tags is None and tables.boxes is None:
             tables.tags = folder_tags(pictures.files, notes)
-            tables.from_folders = tables.tags is not None
         return tables
 
     def _rows(

@@ -23,7 +23,7 @@ from artifacts.cache.runs import last_classes
 from artifacts.datasets.check import check_set
 from artifacts.datasets.corrections import with_corrections
 from artifacts.datasets.without import share_of, without_classes
-from artifacts.inputs import confined
+from artifacts.inputs import InputFault, confined
 from artifacts.records import DataError, RecordSet
 
 DEMO_PREFIX = "demo"
@@ -183,10 +183,13 @@ def _read_labelled(data: DataParams, split: str, cache: Path | None) -> RecordSe
 def _read_source(data: DataParams, split: str, cache: Path | None) -> RecordSet:
     form, _, place = data.source.partition(":")
     if form in READERS:
-        with confined(() if data.follow_links else _places(place, split, data)):
-            found = _read(form, place, split, data, cache)
-        check_set(found, only_undecided=data.only_undecided)
-        return replace(found, counts=replace(found.counts, least=data.min_labelled))
+        try:
+            with confined(() if data.follow_links else _places(place, split, data)):
+                found = _read(form, place, split, data, cache)
+        except InputFault as error:
+            raise DataError(str(error)) from error
+        said = (*found.warnings, *check_set(found, only_undecided=data.only_undecided))
+        return replace(found, warnings=said, counts=replace(found.counts, least=data.min_labelled))
     from artifacts.demo.data import prepare_demo
 
     cache = Path(os.path.abspath(cache or DEFAULT_CACHE))
@@ -197,7 +200,8 @@ def _read_source(data: DataParams, split: str, cache: Path | None) -> RecordSet:
 
 def _places(place: str, split: str, data: DataParams) -> list[str]:
     """The folders and files that the user has named: links may lead from one to the other, and nowhere else."""
-    named = [place, *place.split(","), data.sbd]
+    beside = [os.path.join(place, *up, "SBD") for up in ((), ("..",), ("..", ".."))]  # where VOC's SBD may lie
+    named = [place, *place.split(","), data.sbd, *beside]
     paths = [os.path.expanduser(name.replace("{split}", split)) for name in named if name]
     paths = [path for path in paths if os.path.exists(path)]
     return [*paths, *(os.path.dirname(os.path.abspath(path)) for path in paths if os.path.isfile(path))]

@@ -99,6 +99,11 @@ def select(names: Names, split: str, rule: SplitRule, folder: Path | None) -> Se
             f"{split!r} is {len(rows)} of {len(relatives)} images, by a hash of each name, and {rule.val!r}"
             " the others; data.val_share=0 makes all of them training images",
         )
+    elif not wants_val and rule.val_share > 0 and relatives:
+        hashed = (
+            f"the hash of names gives {rule.val!r} none of the {len(relatives)} images: nothing says how good the"
+            f" network is; write {rule.train}.txt and {rule.val}.txt, or raise data.val_share",
+        )
     return Selection(rows, f"hash of the image name, share {share:g}", hashed=hashed)
 
 

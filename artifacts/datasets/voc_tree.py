@@ -107,6 +107,7 @@ def parse_line(number: int, text: str, images: Names, by_id: Mapping[str, str]) 
     """
     pair, flagged = _PAIR.match(text), _FLAGGED.match(text)
     names = [match["image"] for match in (pair, flagged) if match]
+    names += [text.strip()[: -len(".xml")]] if text.strip().lower().endswith(".xml") and not pair else []
     for name in [text, *names] if text in by_id else [*names, text]:
         file = by_id.get(name) or by_id.get(name.strip()) or images.find(name, any_ending=True)
         if file is not None:

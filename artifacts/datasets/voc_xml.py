@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from artifacts.images import pixel_limit
 from artifacts.inputs import MOST_TEXT_BYTES, read_input
 from artifacts.records import DataError
 
@@ -80,7 +81,10 @@ def read_annotation(path: str | Path) -> Annotation:
     if root.tag != "annotation":
         raise DataError(f"{path}: the root element is <{root.tag}>, a VOC annotation has <annotation>")
     objects = tuple(_object(path, index, element) for index, element in enumerate(root.iterfind("object")))
-    return Annotation(_size(root), objects)
+    size_hw = _size(root)
+    if size_hw is not None and size_hw[0] * size_hw[1] > pixel_limit():
+        raise DataError(f"{path}: <size> states {size_hw[1]:,} x {size_hw[0]:,} pixels, more than {pixel_limit():,}")
+    return Annotation(size_hw, objects)
 
 
 def _object(path: str | Path, index: int, element: Element) -> AnnotatedObject:

@@ -88,7 +88,8 @@ def share_of(records: RecordSet, share: float, seed: int, *, rest: bool = False)
     ``rest``: the others. So the two are folds, also of two data sets whose images have the same ids.
     """
     kept = [record.image_id for record in records if (hash_share(f"{seed}/{record.image_id}") < share) is not rest]
-    return records.only(kept)
+    part = records.only(kept)
+    return dataclasses.replace(part, counts=records.counts.of_part(len(part), len(records)))
 
 
 class _Without(Sequence[Record]):

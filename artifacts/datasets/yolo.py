@@ -34,7 +34,7 @@ from typing import Any
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.datasets.paths import Notes, dataset_name, inside, read_skip, require_some
 from artifacts.datasets.splits import SplitRule, read_text
-from artifacts.datasets.yolo_lines import LineKind, check_lengths, format_line, parse_line
+from artifacts.datasets.yolo_lines import LineKind, check_lengths, check_numbers, format_line, parse_line
 from artifacts.datasets.yolo_tree import checked_names, class_names, declared, find_layout
 from artifacts.records import Box, DataError, Record, RecordSet
 
@@ -90,13 +90,15 @@ def read_yolo(
     found: list[Record] = []
     skips = [read_skip(dataset, path.name, path, reason) for path, reason in layout.unusable]
     lengths: Counter[int] = Counter()
+    numbers: set[str] = set()
     for path, image_id, labels in layout.chosen:
         try:
-            found.append(_record(path, labels, image_id, len(table), said.kind, lengths, notes))
+            found.append(_record(path, labels, image_id, len(table), said.kind, lengths, numbers, notes))
         except DataError as error:
             skips.append(read_skip(dataset, image_id, path, str(error)))
         except OSError as error:
             skips.append(read_skip(dataset, image_id, path, str(error), permanent=False))
+    check_numbers(numbers, len(table), f"{root}, split {split!r}")
     check_lengths(lengths, said.kind, f"{root}, split {split!r}")
     without = sum(labels is None for _, _, labels in layout.chosen)
     if without > len(layout.chosen) // 2:  # a few are background; most of them are a missing folder
@@ -128,6 +130,7 @@ def _record(
     n_classes: int,
     kind: LineKind,
     lengths: Counter[int],
+    numbers: set[str],
     notes: Notes,
 ) -> Record:
     from artifacts.images import image_size_hw
@@ -138,6 +141,7 @@ def _record(
         lines = [(n, line.split()) for n, line in enumerate(read_text(labels).splitlines(), 1) if line.strip()]
         notes.labels += len(lines)
         lengths.update(len(fields) for _, fields in lines)
+        numbers.update(fields[0] for _, fields in lines)
         for box_id, (number, fields) in enumerate(lines):
             try:
                 box, sticks_out = parse_line(fields, box_id, size_hw, n_classes, kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from artifacts.records import Box, DataError
@@ -54,6 +54,15 @@ def check_lengths(lengths: Counter[int], kind: LineKind, where: str) -> None:
         f"{where}: all {lengths[long[0]]} longer lines have {long[0]} fields: boxes with keypoints, or polygons of"
         f" {(long[0] - 1) // 2} corners? Say it in data.yaml: kpt_shape: [{points}, 2] for keypoints, or task: segment"
     )
+
+
+def check_numbers(numbers: Collection[str], n_classes: int, where: str) -> None:
+    """Raise :class:`DataError` where class numbers seem to count from 1: each would be the class after its own."""
+    if str(n_classes) in numbers and "0" not in numbers:
+        raise DataError(
+            f"{where}: the class numbers are {', '.join(sorted(numbers)[:8])}, and {n_classes} names count from 0 to"
+            f" {n_classes - 1}: do the lines count from 1? Give the names a first one for 0 (data.classes)"
+        )
 
 
 def parse_line(

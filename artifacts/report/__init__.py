@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 CLASSES_PER_COLUMN = 12
+SHOWN_ABSENT = 12
 MOST_COLUMNS = 3
 """More would not fit a terminal of 80 characters."""
 
@@ -61,7 +62,9 @@ def score_table(scores: Mapping[str, Any], *, title: str = "") -> Table:
         cells = [f"[bold]{escape(label)}[/]", f"[bold]{escape(value)}[/]"] if place == 0 else [escape(label), value]
         table.add_row(*cells)
     if absent := scores.get("absent"):
-        table.caption = escape(f"in neither truth nor prediction, so in no mean: {', '.join(map(str, absent))}")
+        more = f" and {len(absent) - SHOWN_ABSENT} more" if len(absent) > SHOWN_ABSENT else ""
+        named = f"{', '.join(map(str, absent[:SHOWN_ABSENT]))}{more}"
+        table.caption = escape(f"in neither truth nor prediction, so in no mean: {named}")
         table.caption_justify = "left"
     return table
 

@@ -12,7 +12,9 @@ from rich.table import Table
 
 from artifacts.report import score_table
 from artifacts.report.html import duration
+from artifacts.report.score_lines import percent
 from flows.run_flow import Plan
+from tasks.engine.stage_report import skip_line
 
 SHOWN_SKIPS = 20
 WITH_ADDRESSES = 100
@@ -55,10 +57,13 @@ def plan(planned: Plan, console: Console) -> None:
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def summary(result: dict[str, Any], console: Console) -> None:
-    """Scores, paths of the outputs, and the skipped images."""
+def summary(result: dict[str, Any], console: Console, *, quiet: bool = False) -> None:
+    """Scores, paths of the outputs, and the skipped images; ``quiet``: a line for each set of masks, no table."""
     for name, scores in result["scores"].items():
-        console.print(score_table(scores, title=name))
+        if quiet:
+            console.print(f"{escape(name)}: mIoU {percent(scores['miou'])}, {scores['images']} images", soft_wrap=True)
+        else:
+            console.print(score_table(scores, title=name))
     computed = ", ".join(f"{stage['label']} {stage['computed']}" for stage in result["stages"] if stage["computed"])
     console.print(f"computed: {computed or 'nothing, all was cached'}; {duration(result['seconds'])}")
     data(result.get("data", {}), console)
@@ -83,6 +88,6 @@ def skips(items: list[dict[str, Any]], manifest: str, console: Console) -> None:
         return
     console.print(f"[yellow]{len(items)} skipped:[/]")
     for item in items[:SHOWN_SKIPS]:
-        console.print(f"  {escape(item['path'] or item['key'])}: {escape(item['reason'])}", soft_wrap=True)
+        console.print(f"  {escape(skip_line(item['path'] or item['key'], item['reason']))}", soft_wrap=True)
     if len(items) > SHOWN_SKIPS:
         console.print(f"  ... and {len(items) - SHOWN_SKIPS} more in {escape(manifest)}", soft_wrap=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.datasets.find import NO_ENDING, may_be_picture
+from artifacts.datasets.find import NO_ENDING, Names, may_be_picture
 from artifacts.images import IMAGE_SUFFIXES
 from artifacts.records import Box, DataError
 
@@ -53,7 +53,8 @@ def pair_folders(
     check_apart([images, sources] if suffix == ".png" else [images], out, overlay)
     if suffix == ".npy":
         check_apart([sources], marginals)
-    found = {path.stem: path for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix}
+    there = Names((path.name for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix), str(sources))
+    used: set[str] = set()
     jobs: list[Job] = []
     skips: list[tuple[Path, str]] = []
     seen: set[str] = set()
@@ -65,14 +66,15 @@ def pair_folders(
             continue
         if name in seen:
             skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
-        elif name not in found:
+        elif (partner := there.find(f"{name}{suffix}", whole=True)) is None:
             skips.append((path, f"no {name}{suffix} in {sources}"))
         else:
             extra = overlay / f"{name}.png" if overlay is not None else None
             numbers = marginals / f"{name}.npy" if marginals is not None else None
-            jobs.append(Job(path, found[name], out / f"{name}.png", extra, numbers))
+            used.add(partner)
+            jobs.append(Job(path, sources / partner, out / f"{name}.png", extra, numbers))
         seen.add(name)
-    skips += [(path, f"no picture of this name in {images}") for name, path in found.items() if name not in seen]
+    skips += [(sources / one, f"no picture of this name in {images}") for one in there.files if one not in used]
     if not jobs and not skips:
         raise DataError(f"--image {images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return jobs, skips
@@ -101,29 +103,12 @@ def check_targets(job: Job) -> None:
 
 
 def check_writable(**folders: Path | None) -> None:
-    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet.
-
-    Checked before the work, which may take hours. Leaves no files.
-    """
-    from artifacts.cache.atomic import temporary_beside
+    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet."""
+    from artifacts.cache import atomic
 
     for option, folder in folders.items():
-        if folder is None:
-            continue
-        there = folder
-        try:
-            while not (there.exists() or there.is_symlink()):
-                there = there.parent
-            if not there.is_dir():
-                raise DataError(f"--{option} {folder}: {there} is no folder; name another place")
-            probe = temporary_beside(there / "any")
-            probe.mkdir()
-            probe.rmdir()
-        except OSError as error:
-            raise DataError(
-                f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
-                " give yourself write permission there"
-            ) from error
+        if folder is not None:
+            atomic.check_writable(option, folder)
 
 
 def check_apart(read: Sequence[Path], *written: Path | None) -> None:

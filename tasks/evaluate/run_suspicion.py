@@ -92,17 +92,18 @@ def run_cues(
             strength_hw = gradient(image_rgb)
         colour_hw = colours(image_rgb)
         found[key] = [
-            object_cues(object_id, class_id, mask_hw, window, colour_hw, strength_hw, masks, probs)
-            for object_id, class_id, window, mask_hw, masks, probs in _objects(read(mine, key), above)
+            object_cues(object_id, class_id, mask_hw, window, colour_hw, strength_hw, masks, rivals, probs)
+            for object_id, class_id, window, mask_hw, masks, rivals, probs in _objects(read(mine, key), above)
         ]
     return found
 
 
-_One = tuple[int, int, Window, MaskBool, list[tuple[Window, MaskBool]], NDArray[Any] | None]
+_Masks = list[tuple[Window, MaskBool]]
+_One = tuple[int, int, Window, MaskBool, _Masks, _Masks, NDArray[Any] | None]
 
 
 def _objects(arrays: Mapping[str, NDArray[Any]], above: list[dict[str, NDArray[Any]]]) -> list[_One]:
-    """Id, class, window, mask, the other stages' masks, probabilities: of each object, or of each class."""
+    """Id, class, window, mask, other stages' masks, other objects', probabilities: of each object, or of each class."""
     if "objects_flat" not in arrays or "object_classes_n" not in arrays:
         return _classes(arrays["mask_hw"], [one["mask_hw"] for one in above if "mask_hw" in one])
     objects = unpack_objects(arrays)
@@ -115,7 +116,8 @@ def _objects(arrays: Mapping[str, NDArray[Any]], above: list[dict[str, NDArray[A
         seen = [one[item.id] for one in known if item.id in one]
         probs = [one.values_hw for one in [item, *seen] if one.values_hw.dtype.kind == "f"]
         masks = [(one.window_xyxy, one.mask_hw) for one in seen]
-        found.append((item.id, class_id, item.window_xyxy, item.mask_hw, masks, probs[0] if probs else None))
+        rivals = [(one.window_xyxy, one.mask_hw) for one in objects if one is not item]
+        found.append((item.id, class_id, item.window_xyxy, item.mask_hw, masks, rivals, probs[0] if probs else None))
     return found
 
 
@@ -125,6 +127,6 @@ def _classes(mask_hw: NDArray[np.uint8], others: list[NDArray[np.uint8]]) -> lis
     whole = (0, 0, width, height)
     numbers = [int(n) for n in np.unique(mask_hw) if n not in (0, UNDECIDED)]
     return [
-        (n, n, whole, mask_hw == n, [(whole, other == n) for other in others if other.shape == mask_hw.shape], None)
+        (n, n, whole, mask_hw == n, [(whole, other == n) for other in others if other.shape == mask_hw.shape], [], None)
         for n in numbers
     ]

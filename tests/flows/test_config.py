@@ -50,6 +50,15 @@ def test_a_mapping_that_is_set_joins_what_was_set_before() -> None:
     assert built("", "params.inner.rate=2", "params.inner={mode: b}", "params.inner={}").inner == Inner(2.0, "b")
 
 
+def test_a_merged_mappings_own_keys_win_and_have_their_lines() -> None:
+    text = "params:\n  a: {<<: &b {x: 1, y: 2}, y: 3}\n  c: {<<: *b, x: 4}\n  d: {<<: [*b, {z: 5}]}\n"
+    layer = parse_yaml(text, "my.yaml")
+    assert layer.values["params"] == {"a": {"x": 1, "y": 3}, "c": {"x": 4, "y": 2}, "d": {"x": 1, "y": 2, "z": 5}}
+    assert layer.lines["params", "c", "x"] == 3
+    with pytest.raises(ConfigError, match=r"params\.c\.x is given twice"):
+        parse_yaml(text.replace("x: 4", "x: 4, x: 5"), "my.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "sets", "message"),
     [

@@ -87,6 +87,7 @@ def test_label_files_in_another_spelling(tmp_path: Path) -> None:
         "JPEGImages/{}.jpg Annotations/{}.xml",
         "{}  1",
         "{} -1",
+        "Annotations/{}.xml",
         "{} ",
     ],
 )
@@ -144,7 +145,7 @@ def test_pipes_devices_and_links_out_are_refused_by_name(tmp_path: Path) -> None
     assert [record.image_id for record in found] == ["p3", "p4"] and "is a device" in found.skips[1].reason
     (tmp_path / "set" / "classes.txt").unlink()
     (tmp_path / "set" / "classes.txt").symlink_to("/etc/hostname")
-    with pytest.raises(OSError, match="out of the data set"):
+    with pytest.raises(DataError, match="out of the data set"):
         read("yolo", tmp_path / "set")
 
 
@@ -153,6 +154,26 @@ def test_a_folder_that_is_a_link_itself_is_the_data_set(tmp_path: Path) -> None:
     (tmp_path / "set").symlink_to(tmp_path / "real")
     (tmp_path / "real" / "images" / "q.jpg").symlink_to("p1.jpg")
     assert [record.image_id for record in read("yolo", tmp_path / "set")] == ["p1", "p2", "q"]
+
+
+def test_a_folder_of_the_tree_that_leads_away_is_refused_by_name(tmp_path: Path) -> None:
+    voc(tmp_path / "away")
+    (tmp_path / "set").mkdir()
+    for name in ("JPEGImages", "Annotations", "ImageSets", "classes.txt"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "away" / name)
+    with pytest.raises(DataError, match="leads to .*away.*data.follow_links=true"):
+        read("voc", tmp_path / "set", "train")
+    assert whole(read("voc", tmp_path / "set", "train", follow_links=True))
+
+
+def test_lists_of_sbd_may_lie_beside_the_tree(tmp_path: Path) -> None:
+    voc(tmp_path / "VOC2012")
+    (tmp_path / "VOC2012/classes.txt").unlink()
+    (tmp_path / "VOC2012/ImageSets/Segmentation/val.txt").write_text("p1\n")
+    (tmp_path / "SBD/cls").mkdir(parents=True)
+    for name, text in (("train", "p2\n"), ("val", "p1\n")):
+        (tmp_path / f"SBD/{name}.txt").write_text(text)
+    assert [record.image_id for record in read("voc", tmp_path / "VOC2012", "trainaug")] == ["p2"]
 
 
 def test_postscript_in_a_picture_is_not_run(tmp_path: Path) -> None:
@@ -268,6 +289,14 @@ def test_lines_of_another_kind_than_declared_are_refused_by_line(tmp_path: Path)
     assert "p1.txt:3: 7 fields; expected 5" in read("yolo", tmp_path).warnings[0]
     (tmp_path / "data.yaml").write_text("names: [cat, dog]\ntask: segment\n")
     assert [len(record.boxes or ()) for record in read("yolo", tmp_path)] == [1, 1]
+
+
+def test_classes_that_count_from_1_are_asked_about(tmp_path: Path) -> None:
+    yolo(tmp_path, text=f"1 {shares(CAT)}\n2 {shares(DOG)}\n")
+    with pytest.raises(DataError, match="do the lines count from 1"):
+        read("yolo", tmp_path)
+    yolo(tmp_path, ("p3",), text=LINES)
+    assert read("yolo", tmp_path).counts.dropped("boxes") == 2, "0 is there: 2 is a mistake of its own"
 
 
 def test_long_lines_all_alike_may_be_keypoints_and_are_asked_about(tmp_path: Path) -> None:

@@ -183,6 +183,11 @@ def test_masks_that_count_other_classes_than_the_labels_name(tmp_path: Path) -> 
         read("voc", tmp_path, "train")
 
 
+def test_masks_that_say_object_alone(tmp_path: Path) -> None:
+    voc(tmp_path, mask=(sample_mask() > 0).astype(np.uint8))
+    assert "hold no class but 1 cat" in read("voc", tmp_path, "train").warnings[-1]
+
+
 @pytest.mark.parametrize("mode", ["P", "RGB"])
 def test_the_table_of_cvat_is_read(tmp_path: Path, mode: str) -> None:
     voc(tmp_path)
@@ -207,7 +212,9 @@ def test_the_table_of_cvat_is_read(tmp_path: Path, mode: str) -> None:
 def test_a_polygon_that_is_none_is_no_empty_mask(tmp_path: Path, polygon: Any) -> None:
     coco(tmp_path, annotation_segmentation=lambda a: polygon if a["category_id"] == 2 else a["segmentation"])
     found = read("coco", tmp_path)
-    assert whole(found)
+    assert whole(found) and any("truth masks looked at cannot be read" in line for line in found.warnings) == (
+        polygon != [[]]
+    )
     for record in found:
         if record.truth is not None:  # [[]] is "no segmentation"
             with pytest.raises(DataError, match="a polygon has three at least"):
@@ -316,9 +323,10 @@ def test_a_damaged_set_is_read_right_or_it_is_said(
         files = [root / "boxes.csv"]
     else:
         {"yolo": yolo, "coco": coco, "voc": voc}[form](root)  # type: ignore[operator]
-        files = [
-            p for p in sorted(root.rglob("*")) if p.suffix in (".txt", ".json", ".xml") and "classes" not in p.name
-        ]
+        if form == "yolo":
+            (root / "data.yaml").write_text("nc: 2\nnames: [cat, dog]\ntrain: images\n")
+        texts = [p for p in sorted(root.rglob("*")) if p.suffix in (".txt", ".json", ".xml", ".yaml")]
+        files = [p for p in texts if p.name != "classes.txt"]
     chance = random.Random(seed)
     path = chance.choice(files)
     before = path.read_text()

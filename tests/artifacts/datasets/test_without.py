@@ -35,6 +35,7 @@ def records() -> RecordSet:
         scribbles=(Scribble(0, ((0.0, 0.0),)), Scribble(2, ((1.0, 0.0),)), Scribble(4, ((2.0, 0.0),))),
         truth=MaskRef(f"{__name__}:load_truth", "t.png", "as it was"),
         truth_objects=MaskRef(f"{__name__}:load_objects", "o.png"),
+        corrected=MaskRef(f"{__name__}:load_truth", "c.png"),
     )
     return RecordSet("set", "train", CLASSES, (record, Record("two", "two.jpg")))
 
@@ -49,11 +50,18 @@ def test_every_kind_of_label_loses_the_class() -> None:
     assert one.truth_objects is not None
     masks, ids = one.truth_objects.load()
     assert ids.tolist() == [5, 8] and masks.shape == (2, 1, 6)
+    assert one.corrected is not None and one.corrected.load().tolist() == [[0, 1, 0, 2, 3, 255]]
     assert two == Record("two", "two.jpg"), "what is not known stays unknown"
     assert left.records[0] == one and left.records[:1] == (one,)
     twice = without_classes(left, ("kite",))
     assert twice.classes == ("cat", "Potted Plant") and twice.own_classes == CLASSES
     assert twice.records[0].truth is not None and twice.records[0].truth.load().tolist() == [[0, 1, 0, 2, 0, 255]]
+
+
+def test_scribbles_that_are_a_mask_lose_the_class_too() -> None:
+    record = Record("one", "one.jpg", scribbles=MaskRef(f"{__name__}:load_truth", "s.png"))
+    (left,) = without_classes(RecordSet("set", "train", CLASSES, (record,)), ("airplane",))
+    assert isinstance(left.scribbles, MaskRef) and left.scribbles.load().tolist() == [[0, 1, 0, 2, 3, 255]]
 
 
 def test_names_are_compared_as_people_mean_them_and_it_is_said_what_went() -> None:
