@@ -49,7 +49,8 @@ def page(run: Runner, sets: Sets, params: LPGLearnParams) -> Result:
         check_bundle_target(Path(out).expanduser())
     learnt = em.learn(run, sets.train, params)
     unseen = held_out(run, sets, params, learnt)
-    result = finish(run, sets, learnt.masks[-1], {"generated": unseen})
+    # Not "generated": the sheet shows the first round's masks of the training images by that name.
+    result = finish(run, sets, learnt.masks[-1], {"generator": unseen})
     if run.planning:
         return result
     folder = Path(out).expanduser() if out else run.folder.path / FOLDER

@@ -220,7 +220,7 @@ def test_the_learning_flow_shares_its_stages_with_a_run_that_learns_first(learnt
     assert card["network"] == {"network": "hourglass-small", "width": 4} and card["rounds"] == 1
     assert card["classes"] == list(learnt.manifest["classes"][AUX])
     assert card["data"] == {"name": AUX, "split": "train", "images": 12} and card["licence"] == "free"
-    assert card["scores"]["generated (val)"]["images"] == 4 and card["libraries"]["torch"]
+    assert card["scores"]["generator (val)"]["images"] == 4 and card["libraries"]["torch"]
     assert len((bundle / "images.txt").read_text().split()) == 12
 
 

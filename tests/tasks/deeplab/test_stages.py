@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from artifacts import keys
-from artifacts.records import DataError, Record
+from artifacts.records import Box, DataError, Record
 from models import deeplab as networks
 from tasks.crf.dense_crf import from_probs, resize_probabilities
 from tasks.deeplab import inference
@@ -311,6 +311,20 @@ def test_all_classes_are_kept_without_a_look_at_tags(tiny: networks.DeepLab, tmp
     found = check_outputs(stage, resolve(stage.function)(item, stage.params))
     assert found["classes_c"].tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(found["probs_chw"].astype(float).sum(0), 1, atol=2e-3)
+
+
+def test_the_classes_of_the_boxes_are_kept_without_a_look_at_tags(tiny: networks.DeepLab, tmp_path: Path) -> None:
+    stage = deeplab.predict_probs(DEMO, keep="boxes")
+    assert stage.reads == ("image", "boxes")
+    save_file(tiny.state_dict(), tmp_path / "weights.safetensors")
+    net = {"net": str(tmp_path / "weights.safetensors")}
+    boxes = (Box(0, 3, 0, 0, 9, 9), Box(1, 1, 0, 0, 9, 9, difficult=True), Box(2, 3, 1, 1, 9, 9))
+    for own, expected in ((boxes, [0, 1, 3]), ((), [0]), ((Box(0, 2, 0, 0, 9, 9, crowd=True),), [0])):
+        item = Item("d/a", Record("a", "a.jpg", boxes=own), ("x", "y", "z"), picture(20, 20), nets=net)
+        found = check_outputs(stage, resolve(stage.function)(item, stage.params))
+        assert found["classes_c"].tolist() == expected and len(found["probs_chw"]) == len(expected)
+    with pytest.raises(SkipImage, match="a: no boxes are known"):
+        resolve(stage.function)(Item("d/a", Record("a", "a.jpg"), ("x",), picture(20, 20), nets=net), stage.params)
 
 
 def test_probabilities_go_into_the_crf_as_they_are(tiny: networks.DeepLab, tmp_path: Path) -> None:
