@@ -5,21 +5,26 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PHOTOS ?= voc:../shared/data/voc-animals
 DEMO_OUT ?= demo-out
-DEMO_CFS_OUT ?= demo-cfs-out
-DEMO_BPG_OUT ?= demo-bpg-out
+# Each flow has make demo-FLOW (into demo-FLOW-out/) and its paper's orderings: make claims-FLOW, make claims-FLOW-photo.
+METHODS := cfs rrm bpg
+DEMOS   := $(METHODS:%=demo-%)
+DRAWN   := $(METHODS:%=claims-%) claims-lpg
+REAL    := $(METHODS:%=claims-%-photo)
 
-.PHONY: help setup demo demo-cfs demo-bpg test lint format bench soak-kill claims-cfs claims-photo claims-bpg claims-bpg-photo clean
+.PHONY: help setup demo $(DEMOS) demo-lpg test lint format bench soak-kill $(DRAWN) $(REAL) claims-photo clean
 
 help:
 	@echo "make demo       set up, then boxes -> GrabCut -> masks -> DeepLab -> scores on the embedded demo data"
 	@echo "make demo-cfs   the same with the paper's whole figure: GrabCut, CFS, refinement, DeepLab with LGSA"
+	@echo "make demo-rrm   from image tags alone: maps, reliable regions, a network of two branches, DeepLab on its masks"
 	@echo "make demo-bpg   scribbles and edges -> DeepLab with PRN and BRN -> masks -> DeepLab, on the embedded demo data"
+	@echo "make demo-lpg   mask generators learnt on drawn pictures of other classes, then boxes -> masks -> DeepLab"
 	@echo "make test       set up, then the test suite"
 	@echo "make lint       ruff, mypy --strict, import-linter"
 	@echo "make bench      benchmarks, as ratios against a peer in the same run"
 	@echo "make claims-cfs the paper's orderings against ours, with a table; BUDGET=30m stops in time, again goes on"
-	@echo "make claims-photo the same on photographs; PHOTOS=voc:PATH (default $(PHOTOS)), BUDGET=30m"
-	@echo "make claims-bpg, make claims-bpg-photo: the same of the flow bpg"
+	@echo "make claims-cfs-photo  the same on photographs; PHOTOS=voc:PATH (default $(PHOTOS)), BUDGET=30m"
+	@echo "                of the other flows alike: $(filter-out claims-cfs%,$(DRAWN) $(REAL))"
 	@echo "make soak-kill  kill the demo at every named point and 20 times at random; compare byte for byte"
 
 setup: $(READY)
@@ -41,11 +46,12 @@ $(READY): requirements.lock pyproject.toml setup.py $(LATTICE)
 demo: $(READY)
 	$(BIN)/maskmill cfs --config demo --out $(DEMO_OUT)
 
-demo-cfs: $(READY)
-	$(BIN)/maskmill cfs --config demo-cfs --out $(DEMO_CFS_OUT)
+$(DEMOS): demo-%: $(READY)
+	$(BIN)/maskmill $* --config demo-$* --out demo-$*-out
 
-demo-bpg: $(READY)
-	$(BIN)/maskmill bpg --config demo-bpg --out $(DEMO_BPG_OUT)
+demo-lpg: $(READY)
+	$(BIN)/maskmill lpg-learn --config demo-lpg-learn --out demo-lpg-out/learn
+	$(BIN)/maskmill lpg --config demo-lpg --out demo-lpg-out/deploy --set params.generator=demo-lpg-out/learn/generators
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2
@@ -63,20 +69,16 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks
 
-claims-cfs: $(READY)
-	$(BIN)/python -m benchmarks.claims cfs --name claims_cfs $(if $(BUDGET),--budget $(BUDGET))
+$(DRAWN): claims-%: $(READY)
+	$(BIN)/python -m benchmarks.claims $* --name claims_$* $(if $(BUDGET),--budget $(BUDGET))
 
-claims-photo: $(READY)
-	$(BIN)/python -m benchmarks.claims cfs --table photo --data $(PHOTOS) --name claims_cfs_photo $(if $(BUDGET),--budget $(BUDGET))
+$(REAL): claims-%-photo: $(READY)
+	$(BIN)/python -m benchmarks.claims $* --table photo --data $(PHOTOS) --name claims_$*_photo $(if $(BUDGET),--budget $(BUDGET))
 
-claims-bpg: $(READY)
-	$(BIN)/python -m benchmarks.claims bpg --name claims_bpg $(if $(BUDGET),--budget $(BUDGET))
-
-claims-bpg-photo: $(READY)
-	$(BIN)/python -m benchmarks.claims bpg --table photo --data $(PHOTOS) --name claims_bpg_photo $(if $(BUDGET),--budget $(BUDGET))
+claims-photo: claims-cfs-photo
 
 soak-kill: $(READY)
 	$(BIN)/python -m benchmarks.soak_kill
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) $(DEMO_CFS_OUT) $(DEMO_BPG_OUT) *.egg-info build models/crf/_lattice*.so
+	rm -rf $(VENV) $(DEMO_OUT) $(DEMOS:%=%-out) demo-lpg-out *.egg-info build models/crf/_lattice*.so

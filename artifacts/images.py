@@ -13,26 +13,56 @@ A file whose content is not a whole image raises :class:`ImageError`, which is p
 
 from __future__ import annotations
 
+import functools
+import importlib
 import io
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from artifacts import keys
 from artifacts.cache import sealed
 from artifacts.cache.atomic import write_bytes_atomic
+from artifacts.inputs import open_input, read_input
 from artifacts.records import DataError, ImageRGB
+
+FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+        "PNG": (".png",),
+        "BMP": (".bmp",),
+        "TIFF": (".tif", ".tiff"),
+        "WEBP": (".webp",),
+        "GIF": (".gif",),
+        "PPM": (".ppm", ".pgm"),
+        "JPEG2000": (".jp2",),
+        "AVIF": (".avif",),
+        "HEIF": (".heic", ".heif"),
+    }
+)
+"""Every format of Pillow that is read, and its endings. No other plug-in is asked: one of them runs Ghostscript."""
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+"""Endings, in lower case, by which a file counts as a picture: the one list of the project."""
+NOT_EVERYWHERE = MappingProxyType(
+    {"AVIF": "this Pillow was built without AVIF; install a newer one", "HEIF": "pip install pillow-heif reads HEIC"}
+)
+"""Format -> what reads it where it is not read."""
 
 MAX_PIXELS = 178_956_970
 """Most pixels that an image may have (Pillow's own bound for a decompression bomb: 0.5 GB as RGB)."""
 MAX_PIXELS_VARIABLE = "MASKMILL_MAX_PIXELS"
 """Environment variable that sets another bound, for all processes of a run."""
+
+STRIP_ROWS = 256
+"""Rows that are composed on white at once."""
 
 # The bound is checked here, on the header, before any pixel is decoded. Pillow's own check would warn at half of it and
 # refuse what the variable allows.
@@ -74,12 +104,12 @@ def read_image_rgb(path: Path, *, max_pixels: int | None = None) -> ImageRGB:
         ImageError: the content is not a whole image, or a larger one than allowed (permanent).
         OSError: the file cannot be read (may work next time).
     """
-    return decode_image_rgb(Path(path).read_bytes(), str(path), max_pixels=max_pixels)
+    return decode_image_rgb(read_input(path), str(path), max_pixels=max_pixels)
 
 
 def decode_image_rgb(data: bytes, name: str, *, max_pixels: int | None = None) -> ImageRGB:
     """:func:`read_image_rgb` of bytes in memory; ``name`` is their name in errors."""
-    limit = max_pixels if max_pixels is not None else _pixel_limit()
+    limit = max_pixels if max_pixels is not None else pixel_limit()
     size_hw = _plain_jpeg_size(data)
     if size_hw is not None and size_hw[0] * size_hw[1] <= limit:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -90,19 +120,53 @@ def decode_image_rgb(data: bytes, name: str, *, max_pixels: int | None = None) -
 
 def image_size_hw(path: Path, *, max_pixels: int | None = None) -> tuple[int, int]:
     """Height and width after EXIF rotation, from the header alone. Raises as :func:`read_image_rgb`."""
-    limit = max_pixels if max_pixels is not None else _pixel_limit()
-    with open(path, "rb") as file:
+    limit = max_pixels if max_pixels is not None else pixel_limit()
+    with open_input(path) as file:
         try:
-            with Image.open(file) as image:
+            with Image.open(file, formats=readable()) as image:
                 _check_size(image, str(path), limit)
                 width, height = image.size
                 turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
         except Exception as error:
-            raise _translated(error, str(path), lambda: path.read_bytes()[:16]) from error
+            raise _translated(error, str(path), lambda: _head(file)) from error
     return (width, height) if turned else (height, width)
 
 
-def _pixel_limit() -> int:
+def exif_orientation(path: Path) -> int:
+    """How the file says that it is to be shown: EXIF's number, 1 (as stored) to 8; 1 where it says nothing."""
+    try:
+        with open_input(path) as file, Image.open(file, formats=readable()) as image:
+            found = image.getexif().get(ExifTags.Base.Orientation, 1) if image.format != "TIFF" else 1
+    except Exception:  # whatever is wrong with the file, who decodes it says so
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+@functools.cache
+def readable() -> tuple[str, ...]:
+    """The names of :data:`FORMATS` that this installation reads, as ``Image.open`` takes them."""
+    missing = set()
+    if not features.check("avif"):
+        missing.add("AVIF")
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        missing.add("HEIF")
+    return tuple(name for name in FORMATS if name not in missing)
+
+
+def unreadable_suffixes() -> dict[str, str]:
+    """Ending -> what to do, of the pictures that this installation cannot read."""
+    return {suffix: how for name, how in NOT_EVERYWHERE.items() if name not in readable() for suffix in FORMATS[name]}
+
+
+def _head(file: Any) -> bytes:
+    file.seek(0)
+    return bytes(file.read(16))
+
+
+def pixel_limit() -> int:
+    """Most pixels of an image: ``$MASKMILL_MAX_PIXELS``, else :data:`MAX_PIXELS`."""
     text = os.environ.get(MAX_PIXELS_VARIABLE, "")
     if not text:
         return MAX_PIXELS
@@ -144,7 +208,7 @@ def _decode_by_pillow(data: bytes, name: str, limit: int) -> ImageRGB:
     if not data:
         raise ImageError(f"{name}: the file is empty (0 bytes); copy it again")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=readable()) as image:
             _check_size(image, name, limit)
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -163,10 +227,19 @@ def _to_rgb(image: Image.Image, file_format: str, name: str) -> ImageRGB:
             f"{name}: 32-bit pixels (Pillow mode {image.mode}) have no known range; save it with 8 or 16 bits"
         )
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, rgba)
+        return _on_white(image)
     return np.array(image.convert("RGB"), np.uint8)
+
+
+def _on_white(image: Image.Image) -> ImageRGB:
+    """``image`` on white, strip by strip: composed whole, 64 million pixels take 1.9 GB."""
+    width, height = image.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, STRIP_ROWS):
+        strip = image.crop((0, top, width, min(top + STRIP_ROWS, height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        rgb[top : top + STRIP_ROWS] = np.asarray(Image.alpha_composite(white, strip).convert("RGB"))
+    return rgb
 
 
 def _check_size(image: Image.Image, name: str, limit: int) -> None:
@@ -186,7 +259,9 @@ def _translated(error: Exception, name: str, head: Any) -> Exception:
         first = bytes(head())
         if not first:
             return ImageError(f"{name}: the file is empty (0 bytes); copy it again")
-        return ImageError(f"{name}: not an image file that Pillow knows (it begins with {first!r})")
+        how = unreadable_suffixes().get(os.path.splitext(name)[1].lower())
+        known = how or f"the formats are {', '.join(readable())}"
+        return ImageError(f"{name}: not an image file that Pillow knows (it begins with {first!r}); {known}")
     if isinstance(error, OSError) and error.errno is not None:
         return error
     return ImageError(f"{name}: broken image file ({type(error).__name__}: {error}); copy it again")

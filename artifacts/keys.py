@@ -12,12 +12,15 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from artifacts.inputs import open_input
 
 DIGEST_CHARS = 32
 """128 bits in hexadecimal: short enough for a file name, far from any chance collision."""
@@ -36,7 +39,7 @@ def digest_bytes(data: bytes | memoryview) -> str:
 
 def digest_file(path: Path | str) -> str:
     """Digest of a file's content, read in blocks."""
-    with open(path, "rb") as file:
+    with open_input(path, sys.maxsize) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGEST_CHARS]
 
 
@@ -124,11 +127,13 @@ def address(
     *,
     classes: Iterable[str] | None = None,
     upstream: Mapping[str, str] | None = None,
+    source: str | None = None,
 ) -> str:
     """Address of a stage: ``<name>-<digest>``.
 
     ``classes`` is the class table if the output holds class numbers, else ``None``; ``upstream``
-    maps each role to the upstream stage's address (a file input's role maps to ``"file"``).
+    maps each role to the upstream stage's address (a file input's role maps to ``"file"``). ``source``: digest of the
+    code, for stages that no version stands for.
     """
     parts = {
         "name": name,
@@ -137,6 +142,8 @@ def address(
         "classes": None if classes is None else list(classes),
         "upstream": dict(sorted((upstream or {}).items())),
     }
+    if source is not None:
+        parts["source"] = source
     return f"{name}-{digest(parts)}"
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import keys
+from artifacts.inputs import has_control
 
-Kind = Literal["image", "tags", "boxes", "scribbles", "truth", "truth_objects"]
+Kind = Literal["image", "tags", "boxes", "scribbles", "truth", "truth_objects", "corrected"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LABEL_KINDS: tuple[Kind, ...] = KINDS[1:]
 
@@ -68,9 +69,9 @@ class Scribble:
 
 @dataclass(frozen=True, slots=True)
 class MaskRef:
-    """Where a truth mask is: ``loader`` is ``"module:function"``, called with this reference.
+    """Where a mask is: ``loader`` is ``"module:function"``, called with this reference.
 
-    The function returns a ``(H, W) uint8`` class mask (kind ``truth``), or
+    The function returns a ``(H, W) uint8`` class mask (kinds ``truth``, ``corrected``), or
     ``(object_masks_nhw bool, object_ids_n int64)`` (kind ``truth_objects``, ids as in ``Box.id``).
     Nothing is decoded before :meth:`load`.
     """
@@ -108,6 +109,8 @@ class Record:
     """Strokes, or a mask of what is scribbled on (255: nothing), whose strokes are not known."""
     truth: MaskRef | None = None
     truth_objects: MaskRef | None = None
+    corrected: MaskRef | None = None
+    """A class mask that a person made from a run's mask (``data.corrections``): a label, not truth."""
 
     @property
     def strokes(self) -> tuple[Scribble, ...]:
@@ -141,6 +144,43 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How much of a split's labels could be read."""
+
+    listed: int = 0
+    """Images that the split lists, those that are not there included."""
+    without_label: int = 0
+    """Of these, images for which no label file (or entry) was found: taken as "holds nothing", or as unknown."""
+    labels: int = 0
+    """Labels that the files hold: lines, rows, objects, annotations."""
+    lost: tuple[tuple[str, int, str], ...] = ()
+    """(why, how many, of which kind of label; "": tags and boxes) of the labels that could not be used."""
+    first: tuple[str, ...] = ()
+    """The first of them word for word, three at most."""
+    least: float = 0.0
+    """``data.min_labelled``: the least share of images, and of labels, that must be readable."""
+
+    def dropped(self, kind: str) -> int:
+        """Labels that could not be used as ``kind``. Other kinds than tags and boxes are files of their own."""
+        own = ("", kind) if kind in ("tags", "boxes") else (kind,)
+        return sum(number for _, number, of in self.lost if of in own)
+
+    def of_part(self, images: int, whole: int) -> Counts:
+        """For ``images`` of the ``whole`` that were read: as many are listed fewer, and the others as likely so."""
+        without = round(self.without_label * images / max(whole, 1))
+        return dataclasses.replace(self, listed=self.listed - whole + images, without_label=without)
+
+    def line(self, images: int) -> str:
+        """One line for a person; ``images`` is the number of those that were read."""
+        parts = [f"{images:,} of {self.listed:,} images"]
+        if self.without_label:
+            parts.append(f"{self.without_label:,} without a label file or entry")
+        if self.labels:
+            parts.append(f"{self.labels:,} labels")
+        return ", ".join(parts) + "".join(f"; lost: {number:,} x {why}" for why, number, _ in self.lost)
+
+
+@dataclass(frozen=True)
 class RecordSet:
     """An immutable set of records of one data set and split.
 
@@ -156,6 +196,11 @@ class RecordSet:
     format: str = ""
     root: str = ""
     warnings: tuple[str, ...] = ()
+    counts: Counts = Counts()
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What the format says beside the labels and a writer of the same format gives back (COCO: ids, licences)."""
+    own_classes: tuple[str, ...] = ()
+    """The data set's own class table, where some of it were left out (``data.without``); else empty."""
 
     def __post_init__(self) -> None:
         if not self.dataset or any(c in self.dataset for c in "/\\\0"):
@@ -164,6 +209,9 @@ class RecordSet:
             raise DataError(
                 f"{self.dataset}: {len(self.classes)} classes, but a uint8 mask holds at most {MAX_CLASSES}"
             )
+        if wrong := [name for name in self.classes if has_control(name)]:
+            place = self.root or self.dataset
+            raise DataError(f"{place}: class names hold control characters: {wrong[:3]}; rename them")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -194,6 +242,10 @@ class Sets:
 
     def __iter__(self) -> Iterator[RecordSet]:
         return (records for records in (self.train, self.val, self.aux) if records is not None)
+
+    def said(self) -> dict[str, str]:
+        """``train``, ``val``, ``aux`` -> how many images and labels there are, and what was lost, in a line."""
+        return {self.name_of(records): records.counts.line(len(records)) for records in self}
 
     def name_of(self, records: RecordSet) -> str:
         """``train``, ``val`` or ``aux``; "" for any other set of records, such as a part of these."""

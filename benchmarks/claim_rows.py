@@ -27,7 +27,7 @@ def supervised_row(student: Student[P], sets: tuple[str, ...] = (), paper: Mappi
     """The student on truth masks: same network, schedule and data. The ceiling of every table."""
 
     def supervised_page(run: Runner, sets: Sets, params: P) -> Result:
-        return _learn(run, sets, labels.given_masks(), student(params))
+        return learn_from(run, sets, labels.given_masks(), student(params))
 
     return Row(SUPERVISED, sets, main=True, paper=paper or {}, page=supervised_page)
 
@@ -36,12 +36,13 @@ def box_row(student: Student[P], sets: tuple[str, ...] = (), paper: Mapping[str,
     """The student on filled boxes: the floor of every table of box supervision."""
 
     def box_page(run: Runner, sets: Sets, params: P) -> Result:
-        return _learn(run, sets, labels.box_masks(), student(params))
+        return learn_from(run, sets, labels.box_masks(), student(params))
 
     return Row("box", sets, main=True, paper=paper or {}, page=box_page)
 
 
-def _learn(run: Runner, sets: Sets, masks: MapStage, params: DeepLabParams) -> Result:
+def learn_from(run: Runner, sets: Sets, masks: MapStage, params: DeepLabParams) -> Result:
+    """The student on the masks that a stage makes of the training images: what such a row's page ends with."""
     check_run(params, run.options, name="deeplab")
     target = run.map(masks, sets.train)
     student = run.fit(deeplab.fit(params), sets.train, monitor=sets.val, target=target)

@@ -91,7 +91,7 @@ class StoreFolder:
 
 
 def _pillow_read(path: Path) -> Mask:
-    with Image.open(path) as picture:
+    with Image.open(path, formats=("PNG",)) as picture:
         return np.asarray(picture)
 
 

@@ -1,7 +1,8 @@
 """Train hed-lite: `python -m benchmarks.train_hed_lite --out FOLDER [--iterations N] [--threads N]`.
 
 Pictures are those of BSDS500's train (``../shared/data/bsds``) but for 40, by hash of the name, on which settings are
-chosen. It resumes where it was stopped. The weights are FOLDER/hed-lite.safetensors, in float16.
+chosen (`python -m benchmarks.edges --held-out --network hed-lite --weights FILE`). It resumes where it was stopped. The
+weights are FOLDER/hed-lite.safetensors, in float16; their digest and size go into the table of weights.
 """
 
 from __future__ import annotations
@@ -16,18 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from artifacts.records import Record
-from benchmarks.edges import DATA
+from benchmarks.edges import HELD_OUT, by_hash
 from tasks.edges.lite_fit import LiteFitParams
 from tasks.engine.fit_spec import FitSpec, plain_params
 from tasks.engine.image_task import ImageTask
 from tasks.training.fit_process import run_spec
-
-HELD_OUT = 40
-
-
-def by_hash(split: str) -> list[Path]:
-    """The split's pictures in the order of their names' hashes: of train, the first 40 are held out."""
-    return sorted((DATA / "images" / split).glob("*.jpg"), key=lambda path: hashlib.sha256(path.stem.encode()).digest())
 
 
 def main() -> None:
@@ -39,6 +33,7 @@ def main() -> None:
     parser.add_argument("--stamp", default="0", help="of the fit: another one starts anew")
     arguments = parser.parse_args()
     params_type, plain = plain_params(LiteFitParams(iterations=arguments.iterations, seed=arguments.seed))
+    pictures = by_hash("train")[HELD_OUT:]
     spec = FitSpec(
         cache=str(arguments.out),
         label="hed-lite",
@@ -47,10 +42,7 @@ def main() -> None:
         function="tasks.edges.lite_fit:fit",
         params_type=params_type,
         params=plain,
-        train=tuple(
-            ImageTask(f"bsds/{path.stem}", path.stem, Record(path.stem, str(path)))
-            for path in by_hash("train")[HELD_OUT:]
-        ),
+        train=tuple(ImageTask(f"bsds/{path.stem}", path.stem, Record(path.stem, str(path))) for path in pictures),
         reads=("image",),
         seed=arguments.seed,
         device="cpu",
@@ -67,7 +59,9 @@ def main() -> None:
 
     found = load_file(run_spec(spec, emit).weights)
     halves = {name: tensor.to(torch.float16) for name, tensor in found.items() if not name.startswith("normalise.")}
-    save_file(halves, arguments.out / "hed-lite.safetensors")
+    path = arguments.out / "hed-lite.safetensors"
+    save_file(halves, path)
+    print(f"{path}: SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def page(run: Runner, sets: Sets, params: BPGFlowParams) -> Result:
     net = run.fit(bpg_stage.fit(params.bpg), sets.train, monitor=sets.val, init=None, label=None, target=known, **drawn)
     crf = None if params.crf == "off" else PRESETS[params.crf]
     masks = run.map(bpg_stage.masks(params.bpg, crf=crf), sets.train, net=net, known=known)
+    masks = labels.prefer_corrected(run, masks)
     guided = run.map(bpg_stage.predict(params.bpg, crf=crf), sets.val, label="guided", net=net)
     if params.student == "none":
         return finish(run, sets, masks, {"guided": guided})

@@ -18,6 +18,8 @@ from flows.server.prefect_skin import run_flow, show_help, threads
 from tasks import grabcut, labels, refine
 from tasks.cfs import stages as cfs_stage
 from tasks.cfs.stages import CFSParams
+from tasks.crf import dense_crf
+from tasks.crf.dense_crf import BoxCRFParams
 from tasks.crf.params import PRESETS, Preset
 from tasks.deeplab import lgsa
 from tasks.deeplab import stages as deeplab
@@ -31,7 +33,7 @@ from tasks.refine import RefineParams
 from tasks.stage import PARAMS_CONFIG, MapHandle
 from tasks.training.params import check_run
 
-Proposals = Literal["box", "grabcut", "cfs", "cfs-refined"]
+Proposals = Literal["box", "box-crf", "grabcut", "cfs", "cfs-refined"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class CFSFlowParams:
     proposals: Proposals = field(
         default="cfs-refined",
         metadata={
-            "help": "masks the student learns from: box (the boxes themselves), grabcut, cfs (above .5), cfs-refined"
+            "help": "masks the student learns from: box (the boxes themselves), box-crf (Bbox-Seg: a dense CRF decides"
+            " inside the boxes), grabcut, cfs (above .5), cfs-refined"
         },
     )
     attention: Attention = field(
@@ -58,6 +61,9 @@ class CFSFlowParams:
         metadata={
             "help": f"dense CRF at test time, scored beside the student alone: off, {', '.join(get_args(Preset))}"
         },
+    )
+    box_crf: BoxCRFParams = field(
+        default_factory=BoxCRFParams, metadata={"help": "boxes as the unaries of a CRF (Papandreou et al. 2015)"}
     )
     grabcut: GrabCutParams = field(default_factory=GrabCutParams, metadata={"help": "the first GrabCut, inside boxes"})
     cfs: CFSParams = field(default_factory=CFSParams, metadata={"help": "the network that segments each box"})
@@ -79,7 +85,7 @@ class CFSFlowParams:
 
 def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
     """The whole method on one page (Fig. 1): a1 to a4 are :func:`proposals`, b is the student, if there is one."""
-    masks = proposals(run, sets.train, params)
+    masks = labels.prefer_corrected(run, proposals(run, sets.train, params))
     if params.student == "none":
         return finish(run, sets, masks)
     check_run(params.deeplab, run.options, name="deeplab")
@@ -94,6 +100,8 @@ def proposals(run: Runner, train: RecordSet, params: CFSFlowParams) -> MapHandle
     """The student's training masks (section 3.2), by the steps of the figure up to ``params.proposals``."""
     if params.proposals == "box":
         return run.map(labels.box_masks(), train)
+    if params.proposals == "box-crf":
+        return run.map(dense_crf.from_boxes(params.box_crf), train)
     coarse = run.map(grabcut.propose(params.grabcut), train)
     if params.proposals == "grabcut":
         return coarse

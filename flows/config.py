@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from typing import Any, TypeVar, cast
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from artifacts.inputs import MOST_TEXT_BYTES, read_input
+from artifacts.plain_yaml import YamlFault, read_yaml
 from artifacts.records import DataError
 
 T = TypeVar("T")
@@ -33,7 +34,6 @@ SECTIONS = ("flow", "data", "params", "options")
 Lines = dict[tuple[str, ...], int]
 SHOWN_INPUT = 60
 """Characters of a wrong list or mapping that an error repeats; of a longer one, its place is enough."""
-BOOL = "tag:yaml.org,2002:bool"
 
 
 class ConfigError(DataError):
@@ -47,17 +47,6 @@ class Layer:
     values: dict[str, Any]
     origin: str
     lines: Lines
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML of which only ``true`` and ``false`` are booleans: ``crf: off`` means the word (YAML 1.1: ``False``)."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOL]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(BOOL, re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
 
 
 def packaged() -> list[str]:
@@ -74,7 +63,7 @@ def read_config(name_or_path: str) -> Layer:
         return parse_yaml(text, f"config {name_or_path}")
     path = Path(name_or_path)
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        return parse_yaml(read_input(path, MOST_TEXT_BYTES).decode(), str(path))
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ConfigError(f"{path}, line {line}: not UTF-8 text: byte 0x{error.object[error.start]:02x}") from error
@@ -105,13 +94,12 @@ def load_yaml(text: str, origin: str) -> tuple[Any, Lines]:
     """
     lines: Lines = {}
     try:
-        _collect_lines(yaml.compose(text, Loader=_Loader), (), lines, origin)
-        return yaml.load(text, Loader=_Loader), lines
-    except ConfigError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
-        line, problem = _not_yaml(error, text)
-        raise ConfigError(f"{origin}{f', line {line}' if line else ''}: not YAML: {problem}") from error
+        values, node = read_yaml(text)
+    except YamlFault as error:
+        line = f", line {error.line}" if error.line else ""
+        raise ConfigError(f"{origin}{line}: not YAML: {error.problem}") from error
+    _collect_lines(node, (), lines, origin)
+    return values, lines
 
 
 def parse_set(assignments: Iterable[str]) -> Layer:
@@ -127,10 +115,9 @@ def parse_set(assignments: Iterable[str]) -> Layer:
                 f"--set {assignment}: a name starts with {', '.join(SECTIONS[1:])}{_meant(path[0], SECTIONS)}"
             )
         try:
-            value = yaml.load(text, Loader=_Loader)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            _, problem = _not_yaml(error, text)
-            raise ConfigError(f"--set {assignment}: the value is not YAML: {problem}") from error
+            value, _ = read_yaml(text)
+        except YamlFault as error:
+            raise ConfigError(f"--set {assignment}: the value is not YAML: {error.problem}") from error
         place = values
         for step in path[:-1]:
             place = place.setdefault(step, {})
@@ -193,17 +180,6 @@ def _yaml_lines(value: object, depth: int) -> list[str]:
             line = f"{line:<48}  # {help_text}"
         lines.append(line)
     return lines
-
-
-def _not_yaml(error: Exception, text: str) -> tuple[int | None, str]:
-    """Line (if it is known) and problem of what PyYAML could not read."""
-    if isinstance(error, yaml.MarkedYAMLError):
-        mark = error.problem_mark
-        return (mark.line + 1 if mark else None), error.problem or str(error)
-    if isinstance(error, yaml.reader.ReaderError):
-        problem = f"the character {chr(error.character)!r} is not allowed"
-        return text[: error.position].count("\n") + 1, problem
-    return None, "it is nested too deeply, or within itself" if isinstance(error, RecursionError) else str(error)
 
 
 def _no_mapping(section: str, value: object) -> str:

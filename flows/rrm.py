@@ -16,10 +16,10 @@ from prefect import State, flow
 from artifacts.datasets import DataParams
 from artifacts.records import Sets
 from flows.server.prefect_skin import run_flow, show_help, threads
-from tasks import reliable
+from tasks import labels, reliable
 from tasks.cam import stages as cam
 from tasks.cam.stages import CamParams
-from tasks.crf.params import PRESETS, Preset
+from tasks.crf.params import PRESETS, CRFParams, Preset
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.options import RunParams
@@ -70,7 +70,19 @@ class RRMFlowParams:
 
 
 def page(run: Runner, sets: Sets, params: RRMFlowParams) -> Result:
-    """The whole method on one page (Fig. 1); with ``rrm.mining=offline`` its first half is :func:`mined`."""
+    """The whole method on one page (Fig. 1): one step, and its masks as a second step's labels."""
+    masks, predicted = one_step(run, sets, params)
+    if params.student == "none":
+        return finish(run, sets, masks, {"one-step": predicted})
+    student = two_step(run, sets, params, masks)
+    return finish(run, sets, masks, {"one-step": predicted, "two-step": student})
+
+
+def one_step(run: Runner, sets: Sets, params: RRMFlowParams, label: str = "one-step") -> tuple[MapHandle, MapHandle]:
+    """Both branches, trained together: the masks of the training images, and what the network makes of the others.
+
+    With ``rrm.mining=offline`` the first half is :func:`mined`. ``label``: of the predictions.
+    """
     check_run(params.rrm, run.options, name="rrm")
     offline = params.rrm.mining == "offline"
     classifier: FitHandle | None = None
@@ -81,15 +93,20 @@ def page(run: Runner, sets: Sets, params: RRMFlowParams) -> Result:
     init = classifier if params.start == "classifier" else None
     stage = rrm_stage.fit(params.rrm)
     net = run.fit(stage, sets.train, monitor=sets.val, init=init, label=None, **given)
-    crf = None if params.crf == "off" else PRESETS[params.crf]
-    masks = run.map(rrm_stage.masks(params.rrm, crf=crf), sets.train, net=net)
-    one_step = run.map(rrm_stage.predict(params.rrm, crf=crf), sets.val, label="one-step", net=net)
-    if params.student == "none":
-        return finish(run, sets, masks, {"one-step": one_step})
+    crf = _crf(params)
+    masks = labels.prefer_corrected(run, run.map(rrm_stage.masks(params.rrm, crf=crf), sets.train, net=net))
+    return masks, run.map(rrm_stage.predict(params.rrm, crf=crf), sets.val, label=label, net=net)
+
+
+def two_step(run: Runner, sets: Sets, params: RRMFlowParams, masks: MapHandle, label: str = "two-step") -> MapHandle:
+    """DeepLab, taught by the masks: its predictions, called ``label``."""
     check_run(params.deeplab, run.options, name="deeplab")
     student = run.fit(deeplab.fit(params.deeplab), sets.train, monitor=sets.val, target=masks)
-    two_step = run.map(deeplab.predict(params.deeplab, crf=crf), sets.val, label="two-step", net=student)
-    return finish(run, sets, masks, {"one-step": one_step, "two-step": two_step})
+    return run.map(deeplab.predict(params.deeplab, crf=_crf(params)), sets.val, label=label, net=student)
+
+
+def _crf(params: RRMFlowParams) -> CRFParams | None:
+    return None if params.crf == "off" else PRESETS[params.crf]
 
 
 def mined(run: Runner, sets: Sets, params: RRMFlowParams) -> tuple[FitHandle, MapHandle]:

@@ -7,12 +7,13 @@ command line and a script share lies here; Prefect's side is ``flows/server/pref
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from artifacts.cache.runs import last_seconds
+from artifacts.cache.atomic import check_writable
+from artifacts.cache.runs import last_seconds, write_origin
 from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.export.dataset import check_target
 from artifacts.records import DataError, RecordSet, Sets
@@ -22,7 +23,7 @@ from tasks.engine.pending import Sources
 from tasks.engine.progress import Reporter
 from tasks.engine.runner import Runner, StageFailed, UntilReached
 from tasks.engine.skin import Skin
-from tasks.engine.stage_report import StageReport
+from tasks.engine.stage_report import StageReport, skip_line
 from tasks.engine.workers import Workers
 from tasks.evaluate.finish import Result, dataset_folder, finish, so_far
 from tasks.training.weights.files import WeightsError
@@ -33,8 +34,9 @@ WHERE_LABELS = {
     "tags": "tags.csv (folder:), Annotations or WeakTags (voc:)",
     "boxes": "boxes.csv (folder:) or Annotations (voc:)",
     "scribbles": "ScribbleSup (voc:) or data.scribble_files (any)",
+    "truth": "masks/ and classes.txt (folder:), SegmentationClass (voc:), segmentation (coco:)",
 }
-"""Weak label kind -> where readers look for it."""
+"""Label kind -> where readers look for it."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class Plan:
     flow: str
     stages: tuple[StageReport, ...]
     estimates_s: dict[str, float]
-    """label -> seconds, by the newest run in which the stage had work to do; labels without one are missing."""
+    """label -> seconds, by the newest run that did the same work, scaled by its amount; without one, it is missing."""
     warnings: tuple[str, ...] = ()
+    data: Mapping[str, str] = field(default_factory=dict)
+    """``train``, ``val``, ``aux`` -> how many images and labels were read, and what was lost."""
     sources: Sources | None = field(default=None, repr=False)
     """Digests of images and labels that planning computed, for the run that follows."""
 
@@ -77,6 +81,8 @@ def read_sets(data: DataParams, options: RunParams) -> Sets:
         raise DataError(
             f"{data.source}: split {data.train!r} has classes {train.classes}, {data.val!r} has {val.classes}"
         )
+    if not data.train_on_val:
+        _check_apart(data, train, val)
     if data.aux is None:
         return Sets(train, val)
     aux = _learnable(data.aux, "auxiliary", cache)
@@ -90,12 +96,24 @@ def read_sets(data: DataParams, options: RunParams) -> Sets:
     return Sets(train, val, aux)
 
 
+def _check_apart(data: DataParams, train: RecordSet, val: RecordSet) -> None:
+    """No picture is in both splits: a score on pictures that were learned from says nothing."""
+    held_out = {record.image for record in val}
+    both = [record.image_id for record in train if record.image in held_out]
+    if both:
+        raise DataError(
+            f"{data.source}: {len(both)} of {len(val)} images of {data.val!r} (data.val) are in {data.train!r}"
+            f" (data.train), too, e.g. {', '.join(both[:3])}: scores on them would say nothing. Name other splits, or"
+            " allow it: --set data.train_on_val=true"
+        )
+
+
 def _learnable(data: DataParams, what: str, cache: Path) -> RecordSet:
     """The train split, with an image at least."""
     records = read_split(data, data.train, cache=cache)
     if not len(records):
         skips = records.skips
-        broken = f" ({len(skips)} are broken; the first: {skips[0].path}: {skips[0].reason})" if skips else ""
+        broken = f" ({len(skips)} are broken; the first: {skip_line(skips[0].path, skips[0].reason)})" if skips else ""
         raise DataError(f"no {what} images: split {data.train!r} of {data.source} holds none{broken}")
     return records
 
@@ -118,10 +136,10 @@ def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParam
     past = last_seconds(Path(options.cache), name)
     estimates: dict[str, float] = {}
     for report in run.reports:
-        if report.label in past and past[report.label][1]:
-            seconds, count = past[report.label]
-            estimates[report.label] = seconds / count * (report.to_compute + report.unknown)
-    return Plan(name, tuple(run.reports), estimates, warnings, run.sources)
+        if report.like in past:
+            share = (report.to_compute + report.unknown) / report.total if report.total else 0.0
+            estimates[report.label] = past[report.like] * report.amount * share
+    return Plan(name, tuple(run.reports), estimates, warnings, sets.said(), run.sources)
 
 
 def _to_its_end(run: Runner, page: Page[P], sets: Sets, params: P) -> Result:
@@ -133,7 +151,7 @@ def _to_its_end(run: Runner, page: Page[P], sets: Sets, params: P) -> Result:
 
 
 def _check_labels(name: str, run: Runner, sets: Sets) -> None:
-    """Some image of each set has each weak label kind that the page's stages declare over it, or over a part of it."""
+    """Enough images of each set have each label kind that the page's stages declare over it, or over a part of it."""
     whole = {(records.dataset, records.split): records for records in sets}
     declared: dict[tuple[str, str], set[str]] = {}
     for handle in run.handles:
@@ -145,8 +163,13 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
         if records is None:
             continue  # the page has put it together itself
         for kind, where in WHERE_LABELS.items():
-            if kind in kinds and not _labelled(records, kind):
-                held = [other for other in WHERE_LABELS if _labelled(records, other)]
+            if kind not in kinds:
+                continue
+            labelled = _labelled(records, kind)
+            if labelled or records.counts.dropped(kind):
+                _check_enough(name, records, kind)
+            if not labelled:
+                held = [one for one in WHERE_LABELS if one != "truth" and _labelled(records, one)]
                 source = f"{records.format}:{records.root}" if records.root else records.dataset
                 has = f" (it has {', '.join(held)})" if held else ""
                 # A table whose names fit no picture is there, too: what reading complained about says so.
@@ -154,6 +177,49 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
                 raise DataError(
                     f"{name} needs {kind}, and split {records.split} of {source} has none{has}: add {where}{said}"
                 )
+
+
+def _check_enough(name: str, records: RecordSet, kind: str) -> None:
+    """Raise :class:`DataError` where most labels are lost: the rest would be learned as background."""
+    counts = records.counts
+    labelled = sum(getattr(record, kind) is not None for record in records)
+    if kind in ("tags", "boxes"):
+        labelled -= counts.without_label
+    lost = counts.dropped(kind)
+    few_images = labelled < counts.least * counts.listed
+    if not few_images and (not counts.labels or counts.labels - lost >= counts.least * counts.labels):
+        return
+    source = f"{records.format}:{records.root}"
+    what = (
+        f"{labelled:,} of {counts.listed:,} images have {kind}"
+        if few_images
+        else (f"{counts.labels - lost:,} of {counts.labels:,} labels can be used as {kind}")
+    )
+    reasons = [*counts.first, *(skip.reason for skip in records.skips[:3])][:3] or list(records.warnings[:3])
+    raise DataError(
+        f"{name} needs {kind}, and of split {records.split} of {source} only {what}: fewer than"
+        f" data.min_labelled={counts.least:g} allows. Found: {counts.line(len(records))}."
+        + (" The first reasons: " + "; ".join(reasons) + "." if reasons else "")
+        + " Correct the labels, or set data.min_labelled=0 to go on with what there is"
+    )
+
+
+def defaults_left(data: DataParams, params: object) -> dict[str, Any]:
+    """Dotted name -> default of each field of ``data`` and ``params`` that has another value in this run."""
+    given = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
+    plain = {"data": asdict(DataParams()), "params": asdict(type(params)())}  # type: ignore[call-overload]
+    found: dict[str, Any] = {}
+
+    def compare(name: str, value: Any, default: Any) -> None:
+        if isinstance(value, dict) and isinstance(default, dict):
+            for key in value:
+                compare(f"{name}.{key}", value[key], default.get(key))
+        elif value != default:
+            found[name] = default
+
+    for part, values in given.items():
+        compare(part, values, plain[part])
+    return found
 
 
 def _labelled(records: RecordSet, kind: str) -> bool:
@@ -176,6 +242,9 @@ def run_page(
     ``workers``: lent to the run, for runs one after the other that are to share their workers.
     """
     options = resolve_options(options)
+    for option, folder in (("out", options.out), ("cache", options.cache)):
+        if folder:
+            check_writable(option, Path(folder))
     sets = read_sets(data, options)
     plan = plan_page(name, page, sets, params, options)
     for kind in options.export if options.out else ():
@@ -194,6 +263,9 @@ def run_page(
             sources=plan.sources,
             workers=workers,
         ) as run:
+            run.facts["defaults"] = defaults_left(data, params)
+            origins = {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets}
+            run.facts |= {"data": sets.said(), "origins": origins}
             run.skips.extend(skip for records in sets for skip in records.skips)
             return _to_its_end(run, page, sets, params)
     except DataError as error:

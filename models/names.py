@@ -25,6 +25,9 @@ SEGMENTERS: dict[str, tuple[int, ...]] = {
 ENCODERS = ("tiny", "resnet18", "resnet50", "lite0", "timm:NAME")
 """Encoders of CFS's U-Net."""
 
+GENERATORS = ("hourglass", "hourglass-small", *ENCODERS, "resnet101")
+"""LPG's mask generators: the paper's hourglass, a small one, and a U-Net on an encoder."""
+
 
 def check_name(network: str, known: Iterable[str]) -> str:
     """``network`` as ``known`` lists it, any of timm's as ``timm:NAME``. ``ValueError`` that lists them otherwise."""

@@ -31,9 +31,9 @@ RESNET_DECODER = (256, 128, 64, 32, 16)
 
 
 class ResNetEncoder(Pretrained):
-    """ResNet-18 or -50 whole, with its strides, under torchvision's names; gives one map per halving."""
+    """ResNet-18, -50 or -101 whole, with its strides, under torchvision's names; gives one map per halving."""
 
-    def __init__(self, depth: Literal[18, 50], batch_norm: BatchNorm = "trained") -> None:
+    def __init__(self, depth: Literal[18, 50, 101], batch_norm: BatchNorm = "trained") -> None:
         super().__init__()
         norm = FrozenBatchNorm2d if batch_norm == "frozen" else nn.BatchNorm2d
         net = getattr(torchvision.models, f"resnet{depth}")(weights=None, norm_layer=norm)
@@ -89,26 +89,35 @@ class PriorStem(nn.Module):
 
     def __init__(self, conv1: nn.Conv2d, classes: int) -> None:
         super().__init__()
-        size = cast("tuple[int, int]", conv1.kernel_size)
-        self.stride = int(conv1.stride[0])
-        # TensorFlow's "same": our convolution, or timm's of the other name.
-        same = type(conv1).__name__ in ("SameConv2d", "Conv2dSame")
-        self.padding = None if same else int(conv1.padding[0])
+        size, self.stride, self.padding = geometry_of(conv1)
         self.box = nn.Parameter(torch.zeros(conv1.out_channels, 1, *size))
         self.classes = nn.Parameter(torch.zeros(conv1.out_channels, classes, *size)) if classes else None
 
     def forward(self, boxes_n1hw: Tensor, classes_n: Tensor) -> Tensor:
         """``(N, 1, H, W)`` 0/1 and ``(N,)`` int64 1..K -> ``(N, C, h, w)`` at conv1's output grid."""
         size = (boxes_n1hw.shape[2], boxes_n1hw.shape[3])
-        if self.padding is None:
-            (top, bottom), (left, right) = (same_padding(side, self.box.shape[2], self.stride) for side in size)
-            response = F.conv2d(F.pad(boxes_n1hw, (left, right, top, bottom)), self.box, stride=self.stride)
-        else:
-            response = F.conv2d(boxes_n1hw, self.box, stride=self.stride, padding=self.padding)
+        response = further_channels(boxes_n1hw, self.box, self.stride, self.padding)
         if self.classes is None:
             return response
         kernels_nckk = self.classes.index_select(1, classes_n - 1).transpose(0, 1)
         return response + constant_response(kernels_nckk, size, self.stride, self.padding)
+
+
+def geometry_of(conv1: nn.Conv2d) -> tuple[tuple[int, int], int, int | None]:
+    """Kernel, stride and padding of a network's first convolution; ``None``: TensorFlow's "same", ours or timm's."""
+    same = type(conv1).__name__ in ("SameConv2d", "Conv2dSame")
+    kernel = cast("tuple[int, int]", conv1.kernel_size)
+    return kernel, int(conv1.stride[0]), None if same else int(conv1.padding[0])
+
+
+def further_channels(x_nchw: Tensor, weight: Tensor, stride: int, padding: int | None) -> Tensor:
+    """What further input channels of a convolution of this geometry add to its output."""
+    if padding is not None:
+        return F.conv2d(x_nchw, weight, stride=stride, padding=padding)
+    (top, bottom), (left, right) = (
+        same_padding(side, kernel, stride) for side, kernel in zip(x_nchw.shape[2:], weight.shape[2:], strict=True)
+    )
+    return F.conv2d(F.pad(x_nchw, (left, right, top, bottom)), weight, stride=stride)
 
 
 def constant_response(kernels_nckk: Tensor, size_hw: tuple[int, int], stride: int, padding: int | None) -> Tensor:

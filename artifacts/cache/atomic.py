@@ -16,9 +16,11 @@ import shutil
 import signal
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from artifacts.records import DataError
 
 TEMPORARY_PREFIX = ".maskmill-tmp-"
 """Every unfinished file or folder starts with this, followed by its writer's pid."""
@@ -88,22 +90,35 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bo
     """Write ``path`` through ``write(file)`` so that it is there whole or not at all.
 
     ``durable=False`` leaves out the syncs: right for what can be rebuilt (an index, a picture).
-    A failing ``write`` removes the temporary file and raises what it raised.
+    A failing ``write`` removes the temporary file and raises what it raised; an ``OSError`` names ``path``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(path)
+        try:
+            with open(temporary, "xb") as file:
+                write(file)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        if durable:
+            fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An ``OSError`` within names ``path``, where it would name nothing (a full disk) or a temporary beside it."""
     try:
-        with open(temporary, "xb") as file:
-            write(file)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if durable:
-        fsync_folder(path.parent)
+        yield
+    except OSError as error:
+        if error.filename is not None and TEMPORARY_PREFIX not in str(error.filename):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -114,6 +129,27 @@ def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = True) -> None
 def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
     """:func:`write_atomic` of UTF-8 text in memory."""
     write_bytes_atomic(path, text.encode(), durable=durable)
+
+
+def check_writable(option: str, folder: Path) -> None:
+    """Raise :class:`DataError` where no file can be made in ``folder`` (of ``--option``); it need not exist yet.
+
+    For the time before the work, which may take hours. Leaves no files.
+    """
+    there = folder
+    try:
+        while not (there.exists() or there.is_symlink()):
+            there = there.parent
+        if not there.is_dir():
+            raise DataError(f"--{option} {folder}: {there} is no folder; name another place")
+        probe = temporary_beside(there / "any")
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise DataError(
+            f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
+            " give yourself write permission there"
+        ) from error
 
 
 def publish_folder(temporary: Path, final: Path) -> None:

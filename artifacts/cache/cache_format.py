@@ -55,5 +55,9 @@ _ADVICE = {
 
 def explained(error: OSError, path: Path, verb: str) -> StoreError:
     """An operating system's error with what to do about it."""
-    advice = _ADVICE.get(error.errno or 0, "no half-written file is left; run again when this is repaired")
-    return StoreError(f"{path} cannot be {verb}: {error.strerror or error}; {advice}")
+    return StoreError(f"{path} cannot be {verb}: {error.strerror or error}; {advice(error)}")
+
+
+def advice(error: OSError) -> str:
+    """What to do about an operating system's error."""
+    return _ADVICE.get(error.errno or 0, "no half-written file is left; run again when this is repaired")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts.cache.atomic import TEMPORARY_PREFIX, fsync_folder, kill_point, write_atomic
+from artifacts.cache.atomic import TEMPORARY_PREFIX, fsync_folder, kill_point, naming, write_atomic
 from artifacts.cache.segments import StoreError
 
 log = logging.getLogger("maskmill")
@@ -110,7 +110,7 @@ class Work:
 
     def append_metrics(self, values: Mapping[str, Any]) -> None:
         """Add one line; ``values`` has ``step``."""
-        with open(self.metrics, "a", encoding="utf-8") as file:
+        with naming(self.metrics), open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
 

@@ -18,6 +18,7 @@ has truth if each of its annotations has a segmentation. Nothing is decoded befo
 own bytes of the file are read.
 
 A missing image file is found by listing the folders once while reading (no 100,000 stat calls) and is a recorded skip.
+Where annotations fit no image of the file, an image without any has unknown labels: it may be the one they belong to.
 """
 
 from __future__ import annotations
@@ -32,11 +33,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.datasets.coco_json import NO_CATEGORY, OTHER_CLASS, CocoTable, annotation_name, read_table
+from artifacts.datasets.coco_fields import OTHER_CLASS
+from artifacts.datasets.coco_json import MOST_JSON_BYTES, NO_CATEGORY, CocoTable, annotation_name, read_table
 from artifacts.datasets.coco_masks import MaskBool, decode_segmentation, paint
 from artifacts.datasets.coco_writer import CocoImage, CocoObject, write_coco
+from artifacts.datasets.find import Folder, Names
 from artifacts.datasets.paths import Notes, check_relative, dataset_name, image_ids, read_skip, require_some
 from artifacts.datasets.splits import EVERYTHING, NO_LISTS, SplitRule, select
+from artifacts.images import image_size_hw
+from artifacts.inputs import open_input
 from artifacts.records import Box, DataError, MaskHW, MaskRef, Record, RecordSet, Skip
 
 __all__ = ["CocoImage", "CocoObject", "load_truth", "load_truth_objects", "read", "read_coco", "write_coco"]
@@ -93,9 +98,10 @@ def read_coco(
         raise DataError(f"{annotations} is not a file; expected coco:IMAGES,JSON with an instances file (JSON) second")
     notes = Notes()
     table = read_table(annotations, notes, classes)
-    usable = _usable_images(table, Path(os.path.abspath(images)), dataset)
+    folder = Folder(Path(os.path.abspath(images)), None)
+    usable = _usable_images(table, folder, dataset, notes)
     chosen = select(
-        [table.file_names[row] for row in usable.rows],
+        Names([table.file_names[row] for row in usable.rows], str(annotations)),
         split if rule else EVERYTHING[0],
         rule or SplitRule(),
         annotations.parent if rule else None,
@@ -109,6 +115,10 @@ def read_coco(
     boxes_xyxy, has_box = _boxes(table, notes)
     if not include_crowd:
         has_box &= ~table.crowd
+    if table.orphans and (bare := int((np.diff(table.starts) == 0).sum())):
+        notes.add(
+            "images without annotations may be those of unlisted ones: their labels are unknown", f"{bare} images"
+        )
     records = CocoRecords(
         table, boxes_xyxy, has_box, np.array(rows, np.int64), usable.ids, str(Path(os.path.abspath(images)))
     )
@@ -121,8 +131,17 @@ def read_coco(
         format="coco",
         root=root or os.path.abspath(images),
         warnings=notes.lines(),
+        counts=notes.counts(len(chosen.rows) + len(usable.skips) + len(chosen.unmatched)),
+        origin=_origin(table, rows, usable.ids),
     )
     return require_some(found, len(chosen.rows), f"{annotations} with images in {images}")
+
+
+def _origin(table: CocoTable, rows: list[int], ids: dict[int, str]) -> dict[str, Any]:
+    """What a COCO export gives back: categories, licences, and each image's own id and licence."""
+    whole = {ids[row]: table.image_ids[row] for row in rows if isinstance(table.image_ids[row], int)}
+    licences = {ids[row]: table.licences[row] for row in rows if row in table.licences}
+    return {**table.origin, "image_ids": whole if len(whole) == len(rows) else {}, "image_licenses": licences}
 
 
 @dataclass(frozen=True)
@@ -134,52 +153,60 @@ class _Usable:
     skips: list[Skip]
 
 
-def _usable_images(table: CocoTable, images: Path, dataset: str) -> _Usable:
-    """Check each file name: inside the folder, not named twice, on the disk."""
+def _usable_images(table: CocoTable, folder: Folder, dataset: str, notes: Notes) -> _Usable:
+    """Rows whose file name means one file, or may do so; writes the names as they are on disk into the table."""
     skips = [read_skip(dataset, place, table.path, reason) for place, reason in table.bad_images]
-    rows: list[int] = []
-    names: list[str] = []
-    first: dict[str, int] = {}
+    spelled: dict[str, dict[str, int]] = {}
+    """File on disk -> the names that mean it, with their first rows."""
+    missing: dict[int, str] = {}
     for row, name in enumerate(table.file_names):
-        try:
-            relative = check_relative(name)
-        except DataError as error:
-            skips.append(read_skip(dataset, f"images[{row}]", table.path, f"{table.path}: {error}"))
-            continue
-        if relative in first:
+        relative = folder.find(name)
+        if relative is None:
+            try:
+                relative = check_relative(name)
+            except DataError as error:
+                skips.append(read_skip(dataset, f"images[{row}]", table.path, f"{table.path}: {error}"))
+                continue
+            missing[row] = folder.tried(name)
+        same, plain = spelled.setdefault(relative, {}), os.path.normpath(name.replace("\\", "/"))
+        if plain in same:
             reason = f"{table.path}: {name!r} is listed twice; the first entry counts"
-            skips.append(read_skip(dataset, relative, images / relative, reason))
+            skips.append(read_skip(dataset, relative, f"{folder.where}/{relative}", reason))
             continue
-        first[relative] = row
-        rows.append(row)
-        names.append(relative)
+        same[plain] = row
+    rows, names = [], []
+    for relative, same in spelled.items():
+        exact = same.get(relative)
+        if len(same) > 1 and exact is None:
+            reason = f"{table.path}: {', '.join(map(repr, list(same)[:3]))} would all be this file; correct the names"
+            skips.append(read_skip(dataset, relative, f"{folder.where}/{relative}", reason))
+            continue
+        for name, row in same.items():
+            if len(same) > 1 and row != exact:
+                reason = f"{table.path}: {name!r} is not there, and {relative!r} is another entry's"
+                skips.append(read_skip(dataset, name, f"{folder.where}/{relative}", reason))
+            else:
+                rows.append(row)
+                names.append(relative)
+                if row not in missing and name != relative:
+                    notes.add("image found under another spelling of its name", f"{name!r}: {relative}")
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    rows, names = [rows[i] for i in order], [names[i] for i in order]
     ids = dict(zip(rows, image_ids(names, prefer_stem=True), strict=True))
-    on_disk = _Listing(images)
-    missing = {
-        row: read_skip(dataset, ids[row], images / name, f"image file {images / name} is missing", permanent=False)
+    gone = {
+        row: read_skip(
+            dataset,
+            ids[row],
+            f"{folder.where}/{name}",
+            f"image file {folder.where}/{missing[row]} is missing",
+            permanent=False,
+        )
         for row, name in zip(rows, names, strict=True)
-        if name not in on_disk
+        if row in missing
     }
     for row, name in zip(rows, names, strict=True):
         table.file_names[row] = name
-    return _Usable(rows, ids, missing, skips)
-
-
-class _Listing:
-    """Whether files exist, by listing each folder once."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._files: dict[str, frozenset[str]] = {}
-
-    def __contains__(self, relative: object) -> bool:
-        folder, _, name = str(relative).rpartition("/")
-        if folder not in self._files:
-            try:
-                self._files[folder] = frozenset(os.listdir(self._root / folder))
-            except OSError:
-                self._files[folder] = frozenset()
-        return name in self._files[folder]
+    return _Usable(rows, ids, gone, skips)
 
 
 def _fill_sizes(
@@ -190,8 +217,6 @@ def _fill_sizes(
     skips: list[Skip] = []
     for row in rows:
         if table.sizes_hw[row, 0] < 0 or table.sizes_hw[row, 1] < 0:
-            from artifacts.images import image_size_hw
-
             path = images / table.file_names[row]
             try:
                 table.sizes_hw[row] = image_size_hw(path)
@@ -217,12 +242,14 @@ def _boxes(table: CocoTable, notes: Notes) -> tuple[NDArray[np.float64], NDArray
         known = table.class_ids > NO_CATEGORY
         has_area = (boxes_xyxy[:, 2] > boxes_xyxy[:, 0]) & (boxes_xyxy[:, 3] > boxes_xyxy[:, 1])
         has_area &= np.isfinite(corners).all(axis=1)
-    for kind, which in (
-        ("box without area inside the image, or not finite, dropped (x, y, width, height)", known & ~has_area),
-        ("box that sticks out of the image by more than a pixel, clipped", known & has_area & sticks_out),
-    ):
-        for i in np.flatnonzero(which):
-            notes.add(kind, f"{annotation_name(int(table.annotation_ids[i]))}: {table.boxes_xywh[i].tolist()}")
+    lost = "box without area inside the image, or not finite, dropped (x, y, width, height)"
+    for i in np.flatnonzero(known & ~has_area):
+        name = annotation_name(int(table.annotation_ids[i]))
+        notes.lose(lost, f"{name}: {table.boxes_xywh[i].tolist()}", of="boxes")
+    for i in np.flatnonzero(known & has_area & sticks_out):
+        name = annotation_name(int(table.annotation_ids[i]))
+        kind = "box that sticks out of the image by more than a pixel, clipped"
+        notes.add(kind, f"{name}: {table.boxes_xywh[i].tolist()}")
     return boxes_xyxy, has_area & known
 
 
@@ -265,31 +292,35 @@ class CocoRecords(Sequence[Record]):
         table, row = self._table, int(self._rows[index])
         height, width = table.sizes_hw[row].tolist()
         path = f"{self._images}/{table.file_names[row]}"
-        if not table.labelled:
-            return Record(image_id=self._ids[index], image=path, size_hw=(height, width))
         own = slice(*table.starts[row : row + 2].tolist())
         class_ids = table.class_ids[own].tolist()
-        detail = self._truth_detail(own, class_ids, (height, width))
+        if not table.labelled or (table.orphans and not class_ids):
+            return Record(image_id=self._ids[index], image=path, size_hw=(height, width))
+        detail = self._truth_detail(own, class_ids, (height, width), path)
+        known = [number for number in class_ids if number != NO_CATEGORY]
         return Record(
             image_id=self._ids[index],
             image=path,
             size_hw=(height, width),
-            tags=tuple(sorted(set(class_ids) - {NO_CATEGORY, OTHER_CLASS})),
+            tags=tuple(sorted(set(known) - {OTHER_CLASS})) if known or not class_ids else None,
             boxes=self._boxes(own, class_ids),
             truth=MaskRef("artifacts.datasets.coco:load_truth", table.path, detail) if detail else None,
             truth_objects=MaskRef("artifacts.datasets.coco:load_truth_objects", table.path, detail) if detail else None,
         )
 
-    def _boxes(self, own: slice, class_ids: list[int]) -> tuple[Box, ...]:
+    def _boxes(self, own: slice, class_ids: list[int]) -> tuple[Box, ...] | None:
+        """The boxes; ``None`` if there are objects, but no box of any: the picture would become background."""
         columns = (self._has_box, self._boxes_xyxy, self._table.crowd)
-        rows = zip(class_ids, *(column[own].tolist() for column in columns), strict=True)
-        return tuple(
+        rows = list(zip(class_ids, *(column[own].tolist() for column in columns), strict=True))
+        found = tuple(
             Box(box_id, class_id, x0, y0, x1, y1, crowd=crowd)
             for box_id, (class_id, kept, (x0, y0, x1, y1), crowd) in enumerate(rows)
             if kept
         )
+        damaged = any(not kept and not crowd and class_id != OTHER_CLASS for class_id, kept, _, crowd in rows)
+        return None if damaged and not found else found
 
-    def _truth_detail(self, own: slice, class_ids: list[int], size_hw: tuple[int, int]) -> str:
+    def _truth_detail(self, own: slice, class_ids: list[int], size_hw: tuple[int, int], image: str) -> str:
         """Everything that decoding needs, as JSON; empty if the image has no truth."""
         table = self._table
         columns = (table.offsets, table.lengths, table.crowd, table.annotation_ids)
@@ -302,7 +333,7 @@ class CocoRecords(Sequence[Record]):
         if not self._any_segmentation or not all(length for _, length, *_ in objects):
             return ""
         file = [table.file_size, table.file_mtime_ns]
-        return json.dumps({"hw": size_hw, "file": file, "objects": objects}, separators=(",", ":"))
+        return json.dumps({"hw": size_hw, "image": image, "file": file, "objects": objects}, separators=(",", ":"))
 
 
 def load_truth(reference: MaskRef) -> MaskHW:
@@ -329,8 +360,17 @@ def _load(reference: MaskRef) -> tuple[tuple[int, int], list[tuple[MaskBool, int
     """Image size, and (mask, class number or 0, box id) of each annotation, reading only their bytes."""
     detail = json.loads(reference.detail)
     height, width = detail["hw"]
+    try:
+        real_hw = image_size_hw(Path(detail["image"]))
+    except (DataError, OSError):
+        real_hw = (height, width)  # whoever needs the picture reports it; the stated size is bounded
+    if real_hw != (height, width):
+        raise DataError(
+            f"{detail['image']}: {reference.path} states {width} x {height}, the picture is {real_hw[1]} x {real_hw[0]}"
+            " (EXIF rotation applied): its masks are in another frame"
+        )
     objects = []
-    with open(reference.path, "rb") as file:
+    with open_input(reference.path, MOST_JSON_BYTES) as file:
         status = os.fstat(file.fileno())
         if [status.st_size, status.st_mtime_ns] != detail["file"]:
             raise DataError(f"{reference.path} has changed since its labels were read; start the run again")

@@ -10,21 +10,30 @@ object for one chunk only, its segmentation is never decoded (its byte range is 
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.datasets.coco_fields import (
+    box_xywh,
+    category_names,
+    image_size,
+    plain_id,
+    plain_list,
+    whole,
+)
+from artifacts.datasets.coco_masks import extent_xywh
 from artifacts.datasets.paths import Notes
+from artifacts.inputs import open_input
 from artifacts.records import DataError
 
+MOST_JSON_BYTES = 2**34
 CHUNK = 20_000
 NO_CATEGORY = 0
 """Class number of an annotation whose category the file does not define."""
-OTHER_CLASS = -1
-"""Class number of an annotation whose category the wanted class table leaves out: background."""
 
 _BOM = b"\xef\xbb\xbf"
 _EMPTY_SEGMENTATIONS = (b"", b"[]", b"{}", b"null", b"[[]]")
@@ -64,6 +73,13 @@ class CocoTable:
     """Whether the file has an ``annotations`` list at all."""
     bad_images: tuple[tuple[str, str], ...] = ()
     """(place, reason) of image entries that cannot be used."""
+    image_ids: list[int | str] = field(default_factory=list)
+    """The file's own ids, and with :attr:`origin` what a writer gives back."""
+    licences: dict[int, int] = field(default_factory=dict)
+    """Row -> the number of its licence."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    orphans: bool = False
+    """Some annotations fit no image: an image without any may be the one that they belong to."""
 
 
 def annotation_name(annotation_id: int) -> str:
@@ -78,24 +94,36 @@ def read_table(path: Path, notes: Notes, wanted: tuple[str, ...] = ()) -> CocoTa
     the rest is read. Raises :class:`DataError` for what concerns the file: cut off, not JSON, not an
     instances file, no usable category; ``OSError`` if it cannot be read.
     """
-    with open(path, "rb") as file:
+    try:
+        return _read_table(path, notes, wanted)
+    except RecursionError as error:
+        raise DataError(f"{path}: a value is nested too deeply; make the file again") from error
+
+
+def _read_table(path: Path, notes: Notes, wanted: tuple[str, ...]) -> CocoTable:
+    with open_input(path, MOST_JSON_BYTES) as file:
         status = os.fstat(file.fileno())
         data, outer = _decode_outer(path, file.read())
-    classes, class_by_category = _categories(path, outer.categories, notes, wanted)
-    file_names, sizes_hw, row_by_image, bad_images = _images(path, outer.images)
-    labelled = memoryview(outer.annotations).nbytes > 0
-    columns = _annotations(path, data, outer.annotations, class_by_category, row_by_image, notes)
+    entries = _items(path, "categories", outer.categories)
+    classes, class_by_category, categories = category_names(path, entries, outer.annotations, notes, wanted)
+    images = _images(path, outer.images)
+    columns = _annotations(path, data, outer.annotations, class_by_category, images.rows, notes)
+    orphans = bool(columns.pop("orphans").any())
     order = np.argsort(columns.pop("rows"), kind="stable")
     return CocoTable(
         path=str(path),
         file_size=status.st_size,
         file_mtime_ns=status.st_mtime_ns,
         classes=classes,
-        file_names=file_names,
-        sizes_hw=sizes_hw,
+        file_names=images.names,
+        sizes_hw=images.sizes,
         starts=np.concatenate([[0], np.cumsum(columns.pop("per_image"))]).astype(np.int64),
-        labelled=labelled,
-        bad_images=tuple(bad_images),
+        labelled=memoryview(outer.annotations).nbytes > 0,
+        bad_images=tuple(images.bad),
+        image_ids=list(images.rows),
+        licences=images.licences,
+        origin={"categories": categories, "licenses": plain_list(outer.licenses)},
+        orphans=orphans,
         **{name: column[order] for name, column in columns.items()},
     )
 
@@ -108,6 +136,7 @@ def _decode_outer(path: Path, data: bytes) -> tuple[bytes | bytearray, Any]:
         images: msgspec.Raw
         categories: msgspec.Raw
         annotations: msgspec.Raw = msgspec.Raw(b"")
+        licenses: msgspec.Raw = msgspec.Raw(b"[]")
 
     body: memoryview = memoryview(data)[len(_BOM) if data.startswith(_BOM) else 0 :]
     decoder = msgspec.json.Decoder(Outer)
@@ -143,78 +172,51 @@ def _items(path: Path, name: str, raw: Any) -> list[Any]:
         raise DataError(f"{path}: {name}: {error}; expected a list of objects") from error
 
 
-def _categories(path: Path, raw: Any, notes: Notes, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], dict[int, int]]:
-    """The class table, and category id -> class number."""
-    import msgspec
-
-    class Category(msgspec.Struct):
-        id: int
-        name: str
-
-    names: dict[int, str] = {}
-    for index, item in enumerate(_items(path, "categories", raw)):
-        try:
-            category = msgspec.json.decode(item, type=Category)
-        except msgspec.DecodeError as error:
-            raise DataError(f"{path}: categories[{index}]: {error}") from error
-        if category.id in names:
-            notes.add("category id defined twice, the first kept", f"id {category.id} ({category.name!r})")
-        elif category.name in names.values():
-            raise DataError(f"{path}: categories[{index}]: the name {category.name!r} is already taken; rename one")
-        else:
-            names[category.id] = category.name
-    if not names:
-        raise DataError(f"{path}: categories is empty; an instances file names at least one class")
-    classes = wanted or tuple(names[i] for i in sorted(names))
-    if not set(classes) & set(names.values()):
-        raise DataError(
-            f"{path}: not one of its categories {sorted(names.values())} is in data.classes {list(classes)}"
-        )
-    number = {name: n for n, name in enumerate(classes, start=1)}
-    notes.add_all("category that data.classes leaves out: background", sorted(set(names.values()) - set(classes)))
-    notes.add_all(
-        "class of data.classes that the file does not define", [n for n in classes if n not in names.values()]
-    )
-    return classes, {i: number.get(name, OTHER_CLASS) for i, name in names.items()}
+@dataclass
+class _Images:
+    names: list[str]
+    sizes: NDArray[np.int32]
+    rows: dict[int | str, int]
+    """Image id -> row."""
+    bad: list[tuple[str, str]]
+    licences: dict[int, int]
 
 
-def _images(path: Path, raw: Any) -> tuple[list[str], NDArray[np.int32], dict[int | str, int], list[tuple[str, str]]]:
+def _images(path: Path, raw: Any) -> _Images:
     """File names, sizes, image id -> row, and the entries that cannot be used."""
     import msgspec
 
     class Image(msgspec.Struct):
-        id: int | str
+        id: int | str | float
         file_name: str
-        height: int | None = None
-        width: int | None = None
+        height: msgspec.Raw = msgspec.Raw(b"null")
+        width: msgspec.Raw = msgspec.Raw(b"null")
+        license: msgspec.Raw = msgspec.Raw(b"null")
 
     decoder = msgspec.json.Decoder(Image)
-    file_names: list[str] = []
+    found = _Images([], np.zeros((0, 2), np.int32), {}, [], {})
     sizes: list[tuple[int, int]] = []
-    rows: dict[int | str, int] = {}
-    bad: list[tuple[str, str]] = []
     for index, item in enumerate(_items(path, "images", raw)):
         place = f"images[{index}]"
         try:
             image = decoder.decode(item)
-        except msgspec.DecodeError as error:
-            bad.append((place, f"{path}: {place}: {error}"))
+            size_hw = image_size(image.height, image.width)
+        except (msgspec.DecodeError, DataError) as error:
+            found.bad.append((place, f"{path}: {place}: {error}"))
             continue
-        height, width = image.height or -1, image.width or -1
-        if image.id in rows:
-            first = file_names[rows[image.id]]
-            bad.append((place, f"{path}: {place}: image id {image.id!r} of {image.file_name!r} belongs to {first!r}"))
-        elif not _possible_size(image.height) or not _possible_size(image.width):
-            bad.append((place, f"{path}: {place}: {image.file_name!r} cannot be {width} x {height} pixels"))
-        else:
-            rows[image.id] = len(file_names)
-            file_names.append(image.file_name)
-            sizes.append((height, width))
-    return file_names, np.array(sizes, np.int32).reshape(-1, 2), rows, bad
-
-
-def _possible_size(side: int | None) -> bool:
-    return side is None or 0 < side < 2**31
+        image_id = plain_id(image.id)
+        if image_id in found.rows:
+            first = found.names[found.rows[image_id]]
+            reason = f"image id {image.id!r} of {image.file_name!r} belongs to {first!r}"
+            found.bad.append((place, f"{path}: {place}: {reason}"))
+            continue
+        if (licence := whole(image.license)) is not None:
+            found.licences[len(found.names)] = licence
+        found.rows[image_id] = len(found.names)
+        found.names.append(image.file_name)
+        sizes.append(size_hw)
+    found.sizes = np.array(sizes, np.int32).reshape(-1, 2)
+    return found
 
 
 def _annotations(
@@ -235,10 +237,12 @@ def _annotations(
         for position, annotation in enumerate(_decode_chunk(items[start : start + CHUNK], notes, start), start):
             if isinstance(annotation, str):
                 first_error = first_error or f"annotations[{position}]: {annotation}"
+                notes.lose("annotation that cannot be read, left out", f"annotations[{position}]: {annotation}")
             else:
                 chunk.append((position, annotation))
         readable += len(chunk)
         parts.append(_columns(chunk, base, class_by_category, row_by_image, notes))
+    notes.labels += len(items)
     if items and not readable:
         raise DataError(f"{path}: none of the {len(items)} annotations can be read; the first error: {first_error}")
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -251,45 +255,41 @@ def _decode_chunk(items: Sequence[Any], notes: Notes, start: int) -> Iterator[An
     import msgspec
 
     class Annotation(msgspec.Struct):
-        image_id: int | str
-        category_id: int
-        id: int | str | None = None
+        image_id: int | str | float
+        category_id: int | None
+        id: int | str | float | None = None
         bbox: tuple[float, float, float, float] | None = None
         iscrowd: int | bool = 0
         segmentation: msgspec.Raw = msgspec.Raw(b"")
 
     class Parts(msgspec.Struct):
-        image_id: int | str
+        image_id: int | str | float
         category_id: msgspec.Raw = msgspec.Raw(b"")
         id: msgspec.Raw = msgspec.Raw(b"")
         bbox: msgspec.Raw = msgspec.Raw(b"null")
         iscrowd: msgspec.Raw = msgspec.Raw(b"0")
         segmentation: msgspec.Raw = msgspec.Raw(b"")
 
-    def part(raw: msgspec.Raw, kind: Any, otherwise: Any) -> Any:
-        try:
-            return msgspec.json.decode(raw, type=kind)
-        except msgspec.DecodeError:
-            return otherwise
-
     def salvage(item: Any, position: int) -> Any:
         # One wrong field must not take the rest of the entry along: a category that cannot be read still covers
-        # pixels, and a box that cannot be read still has a class.
+        # pixels, and a box that cannot be read still has a class. Numbers written as text are numbers.
         try:
             return decoder.decode(item)
         except msgspec.DecodeError as error:
-            notes.add("annotation with a wrong type, the field left out", f"annotations[{position}]: {error}")
             reason = str(error)
         try:
             found = msgspec.json.decode(item, type=Parts)
         except msgspec.DecodeError:
             return reason
+        category, bbox, crowd = whole(found.category_id), box_xywh(found.bbox), whole(found.iscrowd)
+        if category is None or (bbox is None and bytes(found.bbox) not in (b"null", b"[]")) or crowd is None:
+            notes.add("annotation with a wrong type, the field left out", f"annotations[{position}]: {reason}")
         return Annotation(
             image_id=found.image_id,
-            category_id=part(found.category_id, int, None),
-            id=part(found.id, int | str | None, None),
-            bbox=part(found.bbox, tuple[float, float, float, float] | None, None),
-            iscrowd=part(found.iscrowd, int | bool, 0),
+            category_id=category,
+            id=whole(found.id),
+            bbox=bbox,
+            iscrowd=crowd or 0,
             segmentation=found.segmentation,
         )
 
@@ -308,28 +308,38 @@ def _columns(
     notes: Notes,
 ) -> dict[str, NDArray[Any]]:
     kept = []
+    orphans = 0
     for position, a in chunk:
-        if a.image_id not in row_by_image:
-            notes.add(
+        if plain_id(a.image_id) not in row_by_image:
+            orphans += 1
+            notes.lose(
                 "annotation for an image that the file does not list, left out", f"{_name(position, a)}: {a.image_id!r}"
             )
             continue
         if a.category_id not in class_by_category:
-            notes.add(
+            notes.lose(
                 "annotation of a category that the file does not define, undecided (255) in the truth",
                 f"{_name(position, a)}: category {a.category_id!r}",
             )
+        if a.iscrowd not in (0, 1):
+            notes.add(
+                "annotation whose iscrowd is neither 0 nor 1, taken as a crowd", f"{_name(position, a)}: {a.iscrowd}"
+            )
+        if not any(a.bbox or ()) and (extent := extent_xywh(bytes(a.segmentation))) is not None:
+            a.bbox = extent
+            notes.add("annotation without a box: that of its segmentation", _name(position, a))
         kept.append((position, a))
     segmentations = [_segmentation(a.segmentation, base) for _, a in kept]
     missing = (float("nan"),) * 4
     return {
-        "rows": np.array([row_by_image[a.image_id] for _, a in kept], np.int32),
+        "rows": np.array([row_by_image[plain_id(a.image_id)] for _, a in kept], np.int32),
         "class_ids": np.array([class_by_category.get(a.category_id, NO_CATEGORY) for _, a in kept], np.int16),
         "boxes_xywh": np.array([a.bbox or missing for _, a in kept], np.float64).reshape(-1, 4),
         "crowd": np.array([bool(a.iscrowd) for _, a in kept], np.bool_),
         "offsets": np.array([offset for offset, _ in segmentations], np.int64),
         "lengths": np.array([length for _, length in segmentations], np.int32),
         "annotation_ids": np.array([_number(position, a) for position, a in kept], np.int64),
+        "orphans": np.array([orphans > 0], np.bool_),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.images import pixel_limit
 from artifacts.records import DataError, MaskHW
 
 MaskBool = NDArray[np.bool_]
@@ -22,6 +23,39 @@ def decode_segmentation(raw: bytes, size_hw: tuple[int, int]) -> MaskBool:
     Accepts a list of polygons, one flat polygon, and run-length codes with ``counts`` as text (compressed) or as
     a list. Raises :class:`DataError` that describes the fault; the caller adds which annotation it is.
     """
+    value = _decoded(raw)
+    if isinstance(value, list):
+        return polygons_mask(value, size_hw)
+    counts, size = value
+    if size != size_hw:
+        raise DataError(f"segmentation: run-length code of size {list(size)}, but the image is {list(size_hw)}")
+    return runs_mask(counts, size_hw)
+
+
+def extent_xywh(raw: bytes) -> tuple[float, float, float, float] | None:
+    """The box around a segmentation (JSON bytes), for an annotation that states none; ``None`` if there is none."""
+    if len(raw) < 8:
+        return None
+    try:
+        value = _decoded(raw)
+    except DataError:
+        return None
+    if isinstance(value, list):
+        numbers = [polygon for polygon in value if len(polygon) >= 6 and len(polygon) % 2 == 0]
+        xs = [x for polygon in numbers for x in polygon[0::2]]
+        ys = [y for polygon in numbers for y in polygon[1::2]]
+        return (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)) if xs else None
+    counts, (height, width) = value
+    if min(height, width) < 1 or height * width > pixel_limit() or sum(counts) != height * width:
+        return None
+    y, x = np.nonzero(runs_mask(counts, (height, width)))
+    if not len(x):
+        return None
+    return float(x.min()), float(y.min()), float(x.max() + 1 - x.min()), float(y.max() + 1 - y.min())
+
+
+def _decoded(raw: bytes) -> list[list[float]] | tuple[list[int], tuple[int, int]]:
+    """Polygons, or run lengths and the size that they are of."""
     import msgspec
 
     class Runs(msgspec.Struct):
@@ -32,15 +66,14 @@ def decode_segmentation(raw: bytes, size_hw: tuple[int, int]) -> MaskBool:
         value = msgspec.json.decode(raw, type=list[list[float]] | Runs)
     except msgspec.DecodeError as error:
         try:
-            value = [msgspec.json.decode(raw, type=list[float])]
+            return [msgspec.json.decode(raw, type=list[float])]
         except msgspec.DecodeError:
             raise DataError(f"segmentation: {error}; expected polygons or run-length codes") from error
+    except RecursionError as error:
+        raise DataError("segmentation: nested too deeply; expected polygons or run-length codes") from error
     if isinstance(value, list):
-        return polygons_mask(value, size_hw)
-    if value.size != size_hw:
-        raise DataError(f"segmentation: run-length code of size {list(value.size)}, but the image is {list(size_hw)}")
-    counts = parse_counts(value.counts) if isinstance(value.counts, str) else value.counts
-    return runs_mask(counts, size_hw)
+        return value
+    return (parse_counts(value.counts) if isinstance(value.counts, str) else value.counts), value.size
 
 
 def runs_mask(counts: list[int], size_hw: tuple[int, int]) -> MaskBool:
@@ -71,6 +104,8 @@ def parse_counts(text: str) -> list[int]:
             raise DataError(f"segmentation: {character!r} cannot stand in compressed counts")
         value |= (group & 0x1F) << shift
         shift += 5
+        if shift > 60:  # such numbers make every further group slower, and fit no image
+            raise DataError("segmentation: compressed counts hold a number of more than 60 bits")
         if group & 0x20:
             continue
         if group & 0x10:
@@ -85,9 +120,10 @@ def parse_counts(text: str) -> list[int]:
 def polygons_mask(polygons_xy: list[list[float]], size_hw: tuple[int, int]) -> MaskBool:
     """The union of polygons ``[x0, y0, x1, y1, ...]`` (pixel edges) as ``(H, W) bool``.
 
-    Polygons of one or two points have no area and are passed over. Corners further out than one image size beyond
+    Polygons of one or two points beside others have no area and are passed over; alone they are no object (four numbers
+    are mostly a box), and an empty mask would say that nothing is there. Corners further out than one image size beyond
     the edge are moved there: pycocotools walks every edge pixel by pixel, and 1e9 pixels would take it for ever.
-    Raises :class:`DataError` for an odd number of coordinates.
+    Raises :class:`DataError` for those, and for an odd number of coordinates.
     """
     from pycocotools import mask as coco_mask
 
@@ -102,7 +138,10 @@ def polygons_mask(polygons_xy: list[list[float]], size_hw: tuple[int, int]) -> M
             points_xy = np.array(polygon, np.float64).reshape(-1, 2)
             solid.append(np.clip(points_xy, (-width, -height), (2 * width, 2 * height)).ravel().tolist())
     if not solid:
-        return np.zeros(size_hw, np.bool_)
+        raise DataError(
+            f"segmentation: a polygon of {max(map(len, polygons_xy), default=0)} numbers; a corner is two, and a"
+            " polygon has three at least. A box? It says not which pixels are the object: leave the segmentation out"
+        )
     # One call a polygon: a list whose first member has 4 numbers would be taken for boxes.
     runs = [coco_mask.frPyObjects([polygon], height, width)[0] for polygon in solid]
     return runs_mask(parse_counts(coco_mask.merge(runs)["counts"].decode("ascii")), size_hw)

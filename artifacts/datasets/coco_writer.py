@@ -43,6 +43,8 @@ class CocoImage:
     """``(H, W) uint8`` class mask, used where ``objects`` is ``None``: one annotation for each class present."""
     id: int | None = None
     """Number in the file; the running number from 1 by default. All images have one, or none."""
+    licence: int | None = None
+    """Number of its licence."""
 
 
 @dataclass
@@ -64,20 +66,22 @@ def write_coco(
     classes: Sequence[str],
     *,
     info: Mapping[str, Any] | None = None,
-    category_ids: Sequence[int] | None = None,
+    categories: Sequence[Mapping[str, Any]] = (),
     licenses: Sequence[Mapping[str, Any]] = (),
 ) -> CocoCounts:
     """Write an instances file, image by image, atomically.
 
-    Categories are numbered 1..K unless ``category_ids`` says otherwise; annotations get running numbers. Undecided
+    Categories are numbered 1..K unless ``categories`` gives the entries of ``classes``, one each (``id``, ``name``,
+    ``supercategory``, ...); annotations get running numbers. Undecided
     pixels (255) belong to no object. ``info["annotations"]`` says what one annotation stands for. Equal arguments give
     equal bytes: no time, no path, no machine enters the file.
 
     Raises :class:`DataError` for a mask of the wrong size, a class number outside 1..K, image ids that repeat.
     """
-    numbers = list(category_ids) if category_ids is not None else list(range(1, len(classes) + 1))
-    if len(numbers) != len(classes) or len(set(numbers)) != len(numbers):
-        raise DataError(f"category_ids must be {len(classes)} different numbers, got {numbers}")
+    entries = [dict(one) for one in categories] or [{"id": n, "name": name} for n, name in enumerate(classes, 1)]
+    numbers = [entry["id"] for entry in entries]
+    if [entry["name"] for entry in entries] != list(classes) or len(set(numbers)) != len(numbers):
+        raise DataError(f"categories must be {', '.join(classes)}, with different ids, got {entries}")
     counts = CocoCounts()
     image_entries: list[bytes] = []
     with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as spool:
@@ -85,6 +89,8 @@ def write_coco(
             image_id = _image_id(image, counts)
             height, width = image.size_hw
             entry = {"id": image_id, "file_name": image.file_name, "height": int(height), "width": int(width)}
+            if image.licence is not None:
+                entry["license"] = image.licence
             image_entries.append(_json(entry))
             for item in _objects(image, len(classes), counts):
                 annotation = _annotation(item, image, counts.annotations + 1, image_id, numbers)
@@ -98,7 +104,7 @@ def write_coco(
         head = {
             "info": {**(info or {}), "annotations": _meaning(counts)},
             "licenses": list(licenses),
-            "categories": [{"id": n, "name": name} for n, name in zip(numbers, classes, strict=True)],
+            "categories": entries,
         }
 
         def write(file: BinaryIO) -> None:

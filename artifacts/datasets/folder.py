@@ -28,19 +28,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from artifacts.datasets.find import Folder, Names
 from artifacts.datasets.folder_tables import ROW_DROPPED, BoxRow, Tables, write_boxes, write_folder_labels, write_tags
 from artifacts.datasets.paths import (
     Notes,
     dataset_name,
     image_ids,
-    list_images,
     read_skip,
     require_some,
-    without_suffix,
 )
 from artifacts.datasets.splits import EVERYTHING, NO_LISTS, Selection, SplitRule, select
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
@@ -62,6 +61,7 @@ def read(spec: str, split: str, data: Any, *, known: tuple[str, ...] = ()) -> Re
         difficult=bool(getattr(data, "difficult", True)),
         include_crowd=bool(getattr(data, "include_crowd", False)),
         known=known,
+        tag_separator=str(getattr(data, "tag_separator", "")),
     )
 
 
@@ -75,6 +75,7 @@ def read_folder(
     difficult: bool = True,
     include_crowd: bool = False,
     known: tuple[str, ...] = (),
+    tag_separator: str = "",
 ) -> RecordSet:
     """Read a folder of pictures and its tables, as described at the top of the module.
 
@@ -88,36 +89,39 @@ def read_folder(
         include_crowd: keep boxes marked crowd.
         known: class table of an earlier reading. Where no list fixes the order, its numbers stay and new names follow.
 
+        tag_separator: what separates the tags of a cell; empty: ``;``, else what is found (and said).
+
     Raises:
         DataError: no pictures, a table without its columns, an unknown split, or not one picture that can be used.
     """
-    images, every, unusable = _pictures(root)
     notes = Notes()
-    tables = Tables.read(root, every, notes)
+    pictures = _pictures(root, notes)
+    images = Path(pictures.where)
     class_file = root / "classes.txt"
     listed = classes or (read_classes(class_file) if class_file.is_file() else ())
+    tables = Tables.read(root, pictures, notes, separator=tag_separator, known=listed)
     class_table = listed or (*known, *sorted(tables.names() - set(known)))
     numbers = {name: number for number, name in enumerate(class_table, start=1)}
     tables.forget_unknown_classes(numbers, notes)
-    chosen = _choose(root, every, split, rule or SplitRule(), tables, notes)
+    chosen = _choose(root, pictures, split, rule or SplitRule(), tables, notes)
     masks = _mask_folder(root, bool(listed), notes)
-    ids = image_ids(every)
+    ids = image_ids(pictures.files)
 
     def keep(box: Box) -> bool:
         return (difficult or not box.difficult) and (include_crowd or not box.crowd)
 
-    skips = [
-        read_skip(dataset, ascii(name), images / ascii(name), "the file name is not UTF-8; rename the file")
-        for name in unusable
-    ]
+    skips = [read_skip(dataset, name, images / name, reason) for name, reason in pictures.unusable]
     found: list[Record] = []
     for row in chosen.rows:
-        path = images / every[row]
+        path = images / pictures.files[row]
         try:
-            truth = _truth(masks, every[row], len(class_table), path)
+            truth = _truth(masks, pictures.files[row], len(class_table), path)
             found.append(_record(row, path, ids[row], truth, tables, numbers, keep, notes))
         except (DataError, OSError) as error:
             skips.append(read_skip(dataset, ids[row], path, str(error), permanent=isinstance(error, DataError)))
+    for names in (pictures, masks):
+        if names is not None:
+            names.say_respelled(notes)
     result = RecordSet(
         dataset=dataset,
         split=split,
@@ -127,37 +131,39 @@ def read_folder(
         format="folder",
         root=os.path.abspath(root),
         warnings=notes.lines(),
+        counts=notes.counts(len(chosen.rows) + len(chosen.unmatched)),
     )
     return require_some(result, len(chosen.rows), str(images))
 
 
-def _pictures(root: Path) -> tuple[Path, list[str], list[str]]:
-    """The picture folder, the relative paths in it, and the names that cannot be used."""
+def _pictures(root: Path, notes: Notes) -> Folder:
+    """The pictures of the folder."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected folder:PATH with pictures in it")
     images = root / "images" if (root / "images").is_dir() else root
-    every, unusable = list_images(images, leave_out=("masks",) if images == root else ())
-    if not every:
-        raise DataError(f"no pictures in {images}")
-    return images, every, unusable
+    pictures = Folder(images, leave_out=("masks",) if images == root else ())
+    pictures.say_left_out(notes)
+    if not pictures.files:
+        raise DataError("; ".join([f"no pictures in {images}", *notes.lines()]))
+    return pictures
 
 
-def _choose(root: Path, every: Sequence[str], split: str, rule: SplitRule, tables: Tables, notes: Notes) -> Selection:
+def _choose(root: Path, pictures: Names, split: str, rule: SplitRule, tables: Tables, notes: Notes) -> Selection:
     if tables.has_splits and split not in EVERYTHING:
         rows = sorted(row for row, name in tables.splits.items() if name == split)
         if not rows:
             names = sorted({name for name in tables.splits.values() if name})
             raise DataError(f"{root}: no picture has split {split!r}; the split column holds {names}")
-        without = [relative for row, relative in enumerate(every) if not tables.splits.get(row)]
+        without = [relative for row, relative in enumerate(pictures.files) if not tables.splits.get(row)]
         notes.add_all("picture that the split column gives no split, left out of every split", without)
         return Selection(rows, "column split")
-    chosen = select(every, split, rule, root)
+    chosen = select(pictures, split, rule, root)
     notes.add_all(f"image in {split}.txt that is not there", chosen.unmatched)
     notes.add_all(NO_LISTS, chosen.hashed)
     return chosen
 
 
-def _mask_folder(root: Path, has_list: bool, notes: Notes) -> Path | None:
+def _mask_folder(root: Path, has_list: bool, notes: Notes) -> Names | None:
     masks = root / "masks"
     if not masks.is_dir():
         return None
@@ -167,7 +173,7 @@ def _mask_folder(root: Path, has_list: bool, notes: Notes) -> Path | None:
             f"{masks}: the meaning of its numbers is unknown; write {root / 'classes.txt'}, number 1 first",
         )
         return None
-    return masks
+    return Folder(masks, (".png",))
 
 
 def _record(
@@ -219,13 +225,13 @@ def _clip(box: BoxRow, class_id: int, size_hw: tuple[int, int], notes: Notes) ->
     return Box(box.index, class_id, *inside, difficult=box.difficult, crowd=box.crowd)
 
 
-def _truth(masks: Path | None, relative: str, n_classes: int, image: Path) -> MaskRef | None:
+def _truth(masks: Names | None, relative: str, n_classes: int, image: Path) -> MaskRef | None:
     """The reference to ``masks/<relative>.png``; the image's path travels along to compare sizes."""
-    if masks is None:
+    found = None if masks is None else masks.find(f"{os.path.splitext(relative)[0]}.png", whole=True)
+    if masks is None or found is None:
         return None
-    path = masks / f"{without_suffix(relative)}.png"
     detail = json.dumps([n_classes, str(image)])
-    return MaskRef("artifacts.datasets.folder:load_index_mask", str(path), detail) if path.is_file() else None
+    return MaskRef("artifacts.datasets.folder:load_index_mask", f"{masks.where}/{found}", detail)
 
 
 def load_index_mask(reference: MaskRef) -> MaskHW:

@@ -6,20 +6,22 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts.cache.atomic import write_text_atomic
-from artifacts.datasets.paths import GENERIC_FOLDERS, Notes, without_suffix
+from artifacts.datasets.find import Names
+from artifacts.datasets.paths import GENERIC_FOLDERS, Notes
 from artifacts.datasets.splits import read_text
+from artifacts.datasets.tag_cells import TAG_SEPARATOR, split_tags
 from artifacts.datasets.voc_tree import NO_CLASS
+from artifacts.inputs import has_control
 from artifacts.records import DataError, Record
 
 TAGS_HEADER = ("image", "tags")
 BOXES_HEADER = ("image", "class", "x0", "y0", "x1", "y1")
 FLAGS = ("difficult", "crowd")
-TAG_SEPARATOR = ";"
 
 ROW_DROPPED = "row dropped"
 UNKNOWN_IMAGE = "row for an image that is not there"
@@ -43,8 +45,6 @@ class Tables:
 
     tags: dict[int, list[tuple[str, str]]] | None = None
     """row -> (place, class name); ``None`` without ``tags.csv`` and without folders of classes."""
-    from_folders: bool = False
-    """The tags are the names of folders."""
     boxes: dict[int, list[BoxRow]] | None = None
     damaged: set[int] = field(default_factory=set)
     """Rows of pictures of which a box was dropped, as its numbers cannot be used."""
@@ -52,43 +52,51 @@ class Tables:
     has_splits: bool = False
 
     @classmethod
-    def read(cls, root: Path, every: Sequence[str], notes: Notes) -> Tables:
-        """Read ``tags.csv`` and ``boxes.csv`` in ``root``, as far as they are there; ``every``: the pictures' paths."""
+    def read(
+        cls, root: Path, pictures: Names, notes: Notes, *, separator: str = "", known: Collection[str] = ()
+    ) -> Tables:
+        """Read ``tags.csv`` and ``boxes.csv`` in ``root``, as far as they are there.
+
+        ``separator`` and ``known`` as in :func:`artifacts.datasets.tag_cells.split_tags`.
+        """
         tables = cls()
-        rows_by_name = _rows_by_name(every)
+        rows = {relative: row for row, relative in enumerate(pictures.files)}
         if (path := root / "tags.csv").is_file():
             tables.tags = {}
-            for place, picture, cells in tables._rows(path, TAGS_HEADER, rows_by_name, notes):
-                names = [name.strip() for name in cells["tags"].split(TAG_SEPARATOR)]
-                tables.tags.setdefault(picture, []).extend((place, name) for name in names if name)
+            lines = list(tables._rows(path, TAGS_HEADER, pictures, rows, notes))
+            found = split_tags([cells["tags"] for _, _, cells in lines], separator, known, str(path), notes)
+            for (place, picture, _), names in zip(lines, found, strict=True):
+                tables.tags.setdefault(picture, []).extend((place, name) for name in names)
+                notes.labels += len(names)
         if (path := root / "boxes.csv").is_file():
             tables.boxes = {}
             counts: dict[int, int] = {}
-            for place, picture, cells in tables._rows(path, BOXES_HEADER, rows_by_name, notes):
+            for place, picture, cells in tables._rows(path, BOXES_HEADER, pictures, rows, notes):
                 boxes = tables.boxes.setdefault(picture, [])
                 if not cells["class"]:
                     continue
+                notes.labels += 1
                 index = counts[picture] = counts.get(picture, -1) + 1
                 try:
                     boxes.append(_parse_box(place, cells, index))
                 except DataError as error:
-                    notes.add(ROW_DROPPED, str(error))
+                    notes.lose(ROW_DROPPED, str(error))
                     tables.damaged.add(picture)
         if tables.tags is None and tables.boxes is None:
-            tables.tags = folder_tags(every, notes)
-            tables.from_folders = tables.tags is not None
+            tables.tags = folder_tags(pictures.files, notes)
         return tables
 
     def _rows(
-        self, path: Path, header: tuple[str, ...], rows_by_name: Mapping[str, int], notes: Notes
+        self, path: Path, header: tuple[str, ...], pictures: Names, rows: Mapping[str, int], notes: Notes
     ) -> Iterator[tuple[str, int, dict[str, str]]]:
         """(``file:line``, row of the picture list, cells by column) of each usable line."""
         for place, cells in read_csv(path, header, notes):
-            name = cells["image"].strip().replace("\\", "/").removeprefix("./")
-            picture = rows_by_name.get(cells["image"], rows_by_name.get(name))
-            if picture is None:
-                notes.add(UNKNOWN_IMAGE, f"{place}: {cells['image']!r}")
+            found = pictures.find(cells["image"], any_ending=True)
+            if found is None:
+                notes.labels += 1
+                notes.lose(UNKNOWN_IMAGE, f"{place}: {pictures.tried(cells['image'])!r}")
                 continue
+            picture = rows[found]
             if "split" in cells:
                 self.has_splits = True
                 split = cells["split"]
@@ -107,14 +115,19 @@ class Tables:
         if self.names() <= numbers.keys():
             return
         kind = f"class that the class table does not have, dropped (it has {', '.join(numbers)})"
-        for row, tags in list((self.tags or {}).items()):
-            unknown = [f"{place}: {name!r}" for place, name in tags if name not in numbers]
-            notes.add_all(kind, unknown)
-            if unknown and self.from_folders and self.tags is not None:
-                del self.tags[row]  # nothing is known of what it shows
-            tags[:] = [(place, name) for place, name in tags if name in numbers]
-        for boxes in (self.boxes or {}).values():
-            notes.add_all(kind, [f"{box.place}: {box.name!r}" for box in boxes if box.name not in numbers])
+        for picture, tags in list((self.tags or {}).items()):
+            for place, name in tags:
+                if name not in numbers:
+                    notes.lose(kind, f"{place}: {name!r}")
+            good = [(place, name) for place, name in tags if name in numbers]
+            if self.tags is not None and tags and not good:
+                del self.tags[picture]  # unknown, not "holds nothing"
+            tags[:] = good
+        for picture, boxes in (self.boxes or {}).items():
+            for box in boxes:
+                if box.name not in numbers:
+                    notes.lose(kind, f"{box.place}: {box.name!r}")
+                    self.damaged.add(picture)
             boxes[:] = [box for box in boxes if box.name in numbers]
 
 
@@ -142,21 +155,6 @@ def folder_tags(every: Sequence[str], notes: Notes) -> dict[int, list[tuple[str,
     return found
 
 
-def _rows_by_name(every: Sequence[str]) -> dict[str, int]:
-    """Each way to write a picture's name -> its row; a name that means two pictures means none."""
-    rows: dict[str, int] = {}
-    twice: set[str] = set()
-    for row, relative in enumerate(every):
-        bare = without_suffix(relative)
-        if bare in rows:
-            twice.add(bare)
-        rows[bare] = row
-    for name in twice:
-        del rows[name]
-    rows.update({relative: row for row, relative in enumerate(every)})
-    return rows | {f"images/{name}": row for name, row in rows.items() if f"images/{name}" not in rows}
-
-
 def read_csv(path: Path, header: tuple[str, ...], notes: Notes) -> Iterator[tuple[str, dict[str, str]]]:
     """(``file:line``, cells by column name) of each line; all cells but ``image`` are stripped.
 
@@ -178,7 +176,8 @@ def read_csv(path: Path, header: tuple[str, ...], notes: Notes) -> Iterator[tupl
                 continue
             place = f"{path}:{reader.line_num}"
             if len(cells) != len(columns):
-                notes.add(
+                notes.labels += 1
+                notes.lose(
                     ROW_DROPPED,
                     f"{place}: {len(cells)} cells, but the header has {len(columns)}; put names with commas in quotes",
                 )
@@ -257,7 +256,7 @@ def write_folder_labels(root: Path, records: Iterable[Record], classes: Sequence
 
 def _check_names(path: Path, names: Iterable[str], forbidden: str = "\n") -> None:
     """Class names must come back as they were: lines and cells are stripped, lists are split."""
-    if wrong := [n for n in names if not n or n != n.strip() or any(c in n for c in f"\r\n{forbidden}")]:
+    if wrong := [n for n in names if not n or n != n.strip() or has_control(n) or any(c in n for c in forbidden)]:
         raise DataError(
             f"{path}: {wrong} cannot be class names here: empty, with spaces around, or holding {forbidden!r}"
         )

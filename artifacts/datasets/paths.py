@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from artifacts.records import DataError, RecordSet, Skip
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2"}
-)
-"""Suffixes, in lower case, by which a file in a folder counts as an image."""
+from artifacts.images import IMAGE_SUFFIXES
+from artifacts.inputs import has_control, shown
+from artifacts.records import Counts, DataError, RecordSet, Skip
 
 GENERIC_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "labels", "train", "val", "valid", "test"})
 """Folder names that do not name their data set."""
@@ -25,14 +22,16 @@ GENERIC_FOLDERS = frozenset({"images", "image", "imgs", "img", "jpegimages", "la
 def check_relative(name: str) -> str:
     """``name`` in POSIX form, without ``./``; it must stay below the folder it is relative to.
 
-    Raises :class:`DataError` for an empty or absolute name, one with ``..`` or a NUL byte, or one that no UTF-8
-    text can hold. The test is on the text alone: links inside the folder are allowed.
+    Raises :class:`DataError` for an empty or absolute name, one with ``..``, a line break or another control
+    character (lists and terminals cannot hold them), or one that no UTF-8 text can hold. The test is on the text alone.
     """
     path = PurePosixPath(name)
     if not path.parts:
         raise DataError(f"file name {name!r} is empty")
-    if path.is_absolute() or ".." in path.parts or "\0" in name:
+    if path.is_absolute() or ".." in path.parts:
         raise DataError(f"file name {name!r} leads out of the data set's folder; it must be a relative path without ..")
+    if has_control(name):
+        raise DataError(f"file name {name!r} holds a line break or another control character; rename the file")
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -49,39 +48,6 @@ def without_suffix(relative: str) -> str:
     """``sub/a.b.jpg`` -> ``sub/a.b``; a suffix that is no image's stays (``sub/a.b`` -> ``sub/a.b``)."""
     stem, dot, suffix = relative.rpartition(".")
     return stem if dot and stem and f".{suffix.lower()}" in IMAGE_SUFFIXES else relative
-
-
-def list_images(root: Path, *, leave_out: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Relative POSIX paths of the images below ``root``, sorted, and the names that cannot be used.
-
-    Hidden files and folders, and the folders of ``leave_out`` directly below ``root``, are passed over. Linked
-    folders are entered, each real folder once, so that a link that leads back up ends nothing but itself.
-
-    Raises :class:`DataError` if ``root`` is no folder.
-    """
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder")
-    good: list[str] = []
-    bad: list[str] = []
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        top = os.path.relpath(folder, root) == "."
-        folders[:] = (
-            [] if real in seen else sorted(f for f in folders if not f.startswith(".") and not (top and f in leave_out))
-        )
-        if real in seen:
-            continue
-        seen.add(real)
-        for name in files:
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
-                continue
-            relative = name if top else f"{Path(os.path.relpath(folder, root)).as_posix()}/{name}"
-            try:
-                good.append(check_relative(relative))
-            except DataError:
-                bad.append(relative)
-    return sorted(good), sorted(bad)
 
 
 def image_ids(relatives: Sequence[str], *, prefer_stem: bool = False) -> list[str]:
@@ -113,29 +79,48 @@ def dataset_name(path: str | Path) -> str:
 
 
 class Notes:
-    """Complaints about data, gathered by kind so that 100,000 of them stay readable."""
+    """Complaints about data, gathered by kind so that 100,000 of them stay readable; and how many labels there were."""
 
     EXAMPLES = 5
 
     def __init__(self) -> None:
         self._count: Counter[str] = Counter()
         self._examples: dict[str, list[str]] = {}
+        self._lost: dict[str, str] = {}
+        """Kinds of which each complaint is a label lost -> of which labels ("": all)."""
+        self.labels = 0
+        """Labels that the files hold (lines, rows, objects, annotations), lost ones included."""
 
     def add(self, kind: str, example: str) -> None:
         """Count one complaint of ``kind``; the first few are kept word for word."""
         self._count[kind] += 1
         examples = self._examples.setdefault(kind, [])
         if len(examples) < self.EXAMPLES:
-            examples.append(example)
+            examples.append(shown(example))
 
     def add_all(self, kind: str, examples: Iterable[str]) -> None:
         """:meth:`add` for each of ``examples``."""
         for example in examples:
             self.add(kind, example)
 
+    def lose(self, kind: str, example: str, *, of: str = "") -> None:
+        """:meth:`add`, of a label that is there and cannot be used; ``of``: as the named kind of label alone."""
+        self._lost.setdefault(kind, of)
+        self.add(kind, example)
+
     def lines(self) -> tuple[str, ...]:
         """One line a kind, in order of first appearance: ``3 boxes without area: a; b; c``."""
         return tuple(self._line(kind) for kind in self._examples)
+
+    def counts(self, listed: int, *, without_label: int = 0) -> Counts:
+        """What was found: ``listed`` images of the split, of which ``without_label`` have no label file or entry."""
+        return Counts(
+            listed,
+            without_label,
+            self.labels,
+            tuple((kind, self._count[kind], of) for kind, of in self._lost.items()),
+            tuple(example for kind in self._lost for example in self._examples[kind])[:3],
+        )
 
     def _line(self, kind: str) -> str:
         more = self._count[kind] - len(self._examples[kind])

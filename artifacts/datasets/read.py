@@ -20,6 +20,10 @@ from artifacts import keys
 from artifacts.cache import sealed
 from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.runs import last_classes
+from artifacts.datasets.check import check_set
+from artifacts.datasets.corrections import with_corrections
+from artifacts.datasets.without import share_of, without_classes
+from artifacts.inputs import InputFault, confined
 from artifacts.records import DataError, RecordSet
 
 DEMO_PREFIX = "demo"
@@ -55,10 +59,25 @@ class DataParams:
     classes: tuple[str, ...] = _option(
         (), "class table, number 1 first; empty: the format's own list, else the names found, sorted"
     )
+    without: tuple[str, ...] = _option(
+        (), "classes to leave out, now background, by any of their names; voc: the 20 of PASCAL VOC"
+    )
+    share: float = _option(1.0, "share of the training images, chosen by a hash of share_seed and the image's id")
+    share_seed: int = _option(0, "another seed chooses other images for share")
+    share_rest: bool = _option(False, "the other training images instead: those that share leaves out")
     difficult: bool = _option(True, "keep the boxes of objects marked difficult (tags always hold them)")
     include_crowd: bool = _option(False, "coco, folder: boxes of crowd regions too (their truth stays undecided)")
     val_share: float = _option(0.2, "share of images for val where the data has no lists (a hash of the name decides)")
     sbd: str = _option("", "voc: SBD folder (with cls/ and inst/); empty: SBD/ in or beside the tree, if there is one")
+    tag_separator: str = _option(
+        "", "what separates tags in a cell of tags.csv; empty: ';', else what is found (and said)"
+    )
+    min_labelled: float = _option(
+        0.5, "least share of the images, and of the labels, that must be readable: with fewer, nothing is done"
+    )
+    train_on_val: bool = _option(False, "allow images that are in train and in val")
+    only_undecided: bool = _option(False, "masks that hold only 0 and 255 are meant: 255 is undecided, not the object")
+    follow_links: bool = _option(False, "follow links that lead out of the data set's folder")
     scribbles: bool = _option(True, "voc: read ScribbleSup/ if the tree has it")
     scribble_files: str = _option(
         "",
@@ -66,6 +85,7 @@ class DataParams:
         " drawn), named as the images; or a JSON of COCO-style polylines; empty: the tree's own",
     )
     scribble_origin: int = _option(0, "number of the first pixel in ScribbleSup files, 0 or 1")
+    corrections: str = _option("", "folder of masks that people corrected, as `maskmill import` writes it; empty: none")
     aux: DataParams | None = field(
         default=None,
         metadata={"help": "auxiliary data: a data set with classes of its own, of which train is used; null: none"},
@@ -86,12 +106,30 @@ class DataParams:
                 raise ValueError(f"{split} must name a split, not {getattr(self, split)!r}")
         if len(set(self.classes)) != len(self.classes) or not all(self.classes):
             raise ValueError(f"classes must be different, non-empty names, not {self.classes}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1], not {self.share}")
         if not 0 <= self.val_share < 1:
             raise ValueError(f"val_share must be in [0, 1), not {self.val_share}")
+        if not 0 <= self.min_labelled <= 1:
+            raise ValueError(f"min_labelled must be in [0, 1], not {self.min_labelled}")
         if self.scribble_origin not in (0, 1):
             raise ValueError(f"scribble_origin must be 0 or 1, not {self.scribble_origin}")
         if self.aux is not None and self.aux.aux is not None:
             raise ValueError("aux must have no auxiliary data of its own; leave out aux.aux")
+
+
+def placed(data: DataParams, folder: str) -> DataParams:
+    """``data`` with its paths made absolute: what is relative lies below ``folder``."""
+
+    def whole(path: str) -> str:
+        return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
+
+    form, _, place = data.source.partition(":")
+    source = data.source
+    if form in READERS:
+        source = f"{form}:{','.join(map(whole, place.split(',') if form == 'coco' else [place]))}"
+    aux = None if data.aux is None else placed(data.aux, folder)
+    return replace(data, source=source, sbd=whole(data.sbd) if data.sbd else "", aux=aux)
 
 
 def guess_format(path: str) -> str:
@@ -117,24 +155,56 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
             ``maskmill-cache`` for demo data, else none.
 
     Raises:
-        DataError: the place is not what the format expects, the split does not exist, nothing in it can be used. What
-            is wrong with single images is in ``skips`` and ``warnings`` of the result.
+        DataError: the place is not what the format expects, the split does not exist, nothing in it can be used; or
+            ``data.corrections`` is no folder of corrections. What is wrong with single images is in ``skips`` and
+            ``warnings`` of the result.
         OSError: the place cannot be read.
     """
-    if data.scribble_files:
-        from artifacts.datasets.scribbles import with_scribbles
+    found = _read_labelled(data, split, cache)
+    if data.corrections:
+        found = with_corrections(found, Path(data.corrections).expanduser())
+    if data.without:
+        found = without_classes(found, data.without)
+    if split == data.train and (data.share < 1 or data.share_rest):
+        found = share_of(found, data.share, data.share_seed, rest=data.share_rest)
+    return found
 
-        own = read_split(replace(data, scribble_files="", scribbles=False), split, cache=cache)
-        return with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
+
+def _read_labelled(data: DataParams, split: str, cache: Path | None) -> RecordSet:
+    """The split with all its labels, those that lie elsewhere among them."""
+    if not data.scribble_files:
+        return _read_source(data, split, cache)
+    from artifacts.datasets.scribbles import with_scribbles
+
+    own = _read_source(replace(data, scribbles=False), split, cache)
+    return with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
+
+
+def _read_source(data: DataParams, split: str, cache: Path | None) -> RecordSet:
     form, _, place = data.source.partition(":")
     if form in READERS:
-        return _read(form, place, split, data, cache)
+        try:
+            with confined(() if data.follow_links else _places(place, split, data)):
+                found = _read(form, place, split, data, cache)
+        except InputFault as error:
+            raise DataError(str(error)) from error
+        said = (*found.warnings, *check_set(found, only_undecided=data.only_undecided))
+        return replace(found, warnings=said, counts=replace(found.counts, least=data.min_labelled))
     from artifacts.demo.data import prepare_demo
 
     cache = Path(os.path.abspath(cache or DEFAULT_CACHE))
     root = prepare_demo(form, cache / "demo-data")
     found = _read("voc", str(root), split, replace(data, name=data.name or form), cache)
     return replace(found, format=DEMO_PREFIX)
+
+
+def _places(place: str, split: str, data: DataParams) -> list[str]:
+    """The folders and files that the user has named: links may lead from one to the other, and nowhere else."""
+    beside = [os.path.join(place, *up, "SBD") for up in ((), ("..",), ("..", ".."))]  # where VOC's SBD may lie
+    named = [place, *place.split(","), data.sbd, *beside]
+    paths = [os.path.expanduser(name.replace("{split}", split)) for name in named if name]
+    paths = [path for path in paths if os.path.exists(path)]
+    return [*paths, *(os.path.dirname(os.path.abspath(path)) for path in paths if os.path.isfile(path))]
 
 
 def _read(form: str, place: str, split: str, data: DataParams, cache: Path | None) -> RecordSet:
@@ -191,7 +261,7 @@ def remember_dataset(cache: Path, records: RecordSet) -> None:
         "name": records.dataset,
         "format": records.format,
         "root": records.root,
-        "classes": list(records.classes),
+        "classes": list(records.own_classes or records.classes),
         "images": dict(sorted(images.items())),
     }
     if fresh != entry:

@@ -36,6 +36,7 @@ from artifacts.datasets.scribblesup import (
 )
 from artifacts.datasets.voc_masks import class_mask_ref
 from artifacts.images import image_size_hw
+from artifacts.inputs import read_input
 from artifacts.records import DataError, MaskRef, Record, RecordSet, Scribble
 
 Found = tuple[Scribble, ...] | MaskRef | None
@@ -116,11 +117,11 @@ def read_polylines(path: Path, numbers: Numbers, notes: Notes | None = None) -> 
     """
     notes = notes or Notes()
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_input(path))
         images = {one["id"]: without_suffix(str(one["file_name"])) for one in document["images"]}
         names = {one["id"]: str(one["name"]) for one in document.get("categories", ())}
         annotations = [one for one in document["annotations"] if "scribble" in one]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: no JSON of COCO-style polylines ({error!r}): images, categories, annotations"
         ) from None

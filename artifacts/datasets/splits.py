@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from artifacts.datasets.find import Names
 from artifacts.datasets.paths import without_suffix
+from artifacts.inputs import MOST_TEXT_BYTES, read_input
 from artifacts.records import DataError
 
 EVERYTHING = ("all", "trainval")
@@ -49,6 +51,8 @@ class Selection:
     """Which part a hash of the names chose, and how to have all; empty if nothing was left out by a hash."""
 
 
+_SPLIT_FOLDER = re.compile(r"(train|val|test)(?:ing|id|idation)?[-_]?\d*")
+
 NO_LISTS = "split without a list of its images"
 """Kind of the complaint that :attr:`Selection.hashed` is."""
 
@@ -58,22 +62,33 @@ def hash_share(name: str) -> float:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
-def select(relatives: Sequence[str], split: str, rule: SplitRule, folder: Path | None) -> Selection:
-    """The rows of ``relatives`` (image paths, POSIX) that belong to ``split``.
+def select(names: Names, split: str, rule: SplitRule, folder: Path | None) -> Selection:
+    """The rows of ``names.files`` (image paths or ids) that belong to ``split``.
 
     ``folder`` is where list files may lie (``None``: nowhere). Raises :class:`DataError` for a split name that
     neither a list nor the rule knows, and where one of the two lists exists without the other.
     """
     listed = list_file(folder, split, rule) if folder else None
     if listed:
-        return select_listed(relatives, listed)
+        return select_listed(names, listed)
+    relatives = names.files
     if split in EVERYTHING:
         return Selection(list(range(len(relatives))), "every image")
+    tops = {relative.partition("/")[0] for relative in relatives if "/" in relative}
+    if split in tops and {rule.train, rule.val} <= tops:
+        rows = [i for i, relative in enumerate(relatives) if relative.startswith(f"{split}/")]
+        return Selection(rows, f"folder {split}")
     if split not in (rule.train, rule.val):
         where = f"no {split}.txt in {folder}, and " if folder else ""
         raise DataError(
             f"unknown split {split!r}: {where}the split names are {rule.train!r} (data.train), "
             f"{rule.val!r} (data.val), {' and '.join(map(repr, EVERYTHING))} for every image"
+        )
+    looks = {found[1] for top in tops if (found := _SPLIT_FOLDER.fullmatch(top.lower()))}
+    if looks >= {"train", "val"}:
+        raise DataError(
+            f"the folders {', '.join(sorted(tops))} look like splits, and nothing says which is which; write"
+            f" {split}.txt (one image a line), or name them: data.train=, data.val="
         )
     wants_val = split == rule.val
     rows = [i for i, r in enumerate(relatives) if (hash_share(without_suffix(r)) < rule.val_share) == wants_val]
@@ -84,6 +99,11 @@ def select(relatives: Sequence[str], split: str, rule: SplitRule, folder: Path |
             f"{split!r} is {len(rows)} of {len(relatives)} images, by a hash of each name, and {rule.val!r}"
             " the others; data.val_share=0 makes all of them training images",
         )
+    elif not wants_val and rule.val_share > 0 and relatives:
+        hashed = (
+            f"the hash of names gives {rule.val!r} none of the {len(relatives)} images: nothing says how good the"
+            f" network is; write {rule.train}.txt and {rule.val}.txt, or raise data.val_share",
+        )
     return Selection(rows, f"hash of the image name, share {share:g}", hashed=hashed)
 
 
@@ -93,47 +113,43 @@ def list_file(folder: Path, split: str, rule: SplitRule) -> Path | None:
     if path.is_file():
         return path
     others = [folder / f"{name}.txt" for name in (rule.train, rule.val) if name != split]
-    if split in (rule.train, rule.val) and (other := next((o for o in others if o.is_file()), None)):
+    own = split in (rule.train, rule.val) and split not in EVERYTHING
+    if own and (other := next((o for o in others if o.is_file()), None)):
         raise DataError(f"{other} exists but {path} does not; write it (one image a line), or remove {other.name}")
     return None
 
 
-def select_listed(relatives: Sequence[str], path: Path) -> Selection:
-    """The rows that the list file ``path`` names.
+def select_listed(names: Names, path: Path) -> Selection:
+    """The rows of ``names.files`` that the list file ``path`` names.
 
     One image a line: a relative path with or without suffix; leading folders that the set does not have
-    (``./images/train/a.jpg``, absolute paths) are passed over, so that lists written for other tools work.
+    (``./images/train/a.jpg``, absolute paths, those of Windows) are passed over, so that other tools' lists work.
     """
-    rows_by_name: dict[str, int] = {}
-    for row, relative in enumerate(relatives):
-        rows_by_name.setdefault(relative, row)
-    for row, relative in enumerate(relatives):
-        rows_by_name.setdefault(without_suffix(relative), row)
+    rows_by_name = {relative: row for row, relative in enumerate(names.files)}
     rows: set[int] = set()
     unmatched = []
     for entry in read_lines(path):
-        named = _longest_tail(entry, rows_by_name)
+        named = names.find(entry, any_ending=True)
         if named is None:
-            unmatched.append(entry)
+            unmatched.append(names.tried(entry))
         else:
-            rows.add(named)
+            rows.add(rows_by_name[named])
     return Selection(sorted(rows), f"list {path}", tuple(unmatched))
 
 
-def _longest_tail(entry: str, rows_by_name: dict[str, int]) -> int | None:
-    parts = PurePosixPath(entry).parts
-    for start in range(len(parts)):
-        tail = "/".join(parts[start:])
-        for name in (tail, without_suffix(tail)):
-            if name in rows_by_name:
-                return rows_by_name[name]
-    return None
-
-
 def read_lines(path: Path) -> list[str]:
-    """The non-empty lines of a UTF-8 text file, stripped (byte order mark and CRLF allowed)."""
+    """The lines of a UTF-8 text file that are not blank (byte order mark and CRLF allowed), blanks at their ends kept.
+
+    A file's name may end in a blank: the reader of the list tries the line as it is first.
+    """
+    return [line for _, line in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, str]]:
+    """:func:`read_lines` with the number of each line, from 1."""
     # Not str.splitlines, which also breaks at U+2028 and the like: a name may hold them.
-    return [line for line in (raw.strip() for raw in io.StringIO(read_text(path), newline=None)) if line]
+    lines = enumerate(io.StringIO(read_text(path), newline=None), 1)
+    return [(number, line.rstrip("\n")) for number, line in lines if line.strip()]
 
 
 def read_names(path: Path) -> list[str]:
@@ -153,7 +169,7 @@ def read_names(path: Path) -> list[str]:
 
 def read_text(path: Path) -> str:
     """A UTF-8 text file, byte order mark allowed. Raises :class:`DataError` naming the first byte that is not UTF-8."""
-    data = path.read_bytes()
+    data = read_input(path, MOST_TEXT_BYTES)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -10,29 +10,29 @@ image is decoded; truth stays a reference until it is loaded.
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.datasets import DataParams
+from artifacts.datasets.find import Folder, Names
 from artifacts.datasets.paths import (
     Notes,
-    check_relative,
     dataset_name,
-    list_images,
     read_skip,
     require_some,
     without_suffix,
 )
 from artifacts.datasets.scribblesup import BEYOND, LOST, Strokes, WithStrokes, beyond, packed, read_scribbles
-from artifacts.datasets.splits import SplitRule, read_text, select
+from artifacts.datasets.splits import SplitRule, numbered_lines, select
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask, load_objects, objects_ref, sbd_objects_ref
 from artifacts.datasets.voc_tree import (
+    LABELMAP,
     OFFICIAL_COUNTS,
     VOC_CLASSES,
     ClassTable,
     Listed,
+    annotation_folder,
     augmented_ids,
     class_table,
     find_root,
@@ -86,11 +86,13 @@ def read(place: str, split: str, data: DataParams, *, known: tuple[str, ...] = (
         DataError: no VOC tree, no such split, or not one usable image. Single images that cannot be used are skips.
     """
     root = find_root(place)
-    tree = _Tree.open(root, data, class_table(root, data.classes, known))
+    tree = _Tree.open(root, data, class_table(root, data.classes, known, data.tag_separator))
     listed, origin = _listed(tree, split, data)
     records, skips = _records(tree, listed, origin, unlabelled=split == "test")
+    tree.say_spellings()
     warnings = (*tree.warnings(), *_count_warning(tree, split, len(listed), origin), *tree.notes.lines())
-    found = RecordSet(tree.name, split, tree.table.names, records, tuple(skips), "voc", str(root), warnings)
+    counts = tree.notes.counts(len(listed))
+    found = RecordSet(tree.name, split, tree.table.names, records, tuple(skips), "voc", str(root), warnings, counts)
     return require_some(found, len(listed), f"voc:{root}, split {split!r}")
 
 
@@ -103,48 +105,61 @@ class _Tree:
     data: DataParams
     table: ClassTable
     numbers: dict[str, int]
+    files: Folder
+    """The pictures below ``JPEGImages``."""
     images: dict[str, str]
     """Image id -> file below ``JPEGImages``."""
     tags: dict[str, tuple[str, ...]]
     tags_in: str
     """Where they are from, below the root."""
-    masks: dict[str, frozenset[str]]
-    """Folder -> ids for which it holds a PNG."""
+    xml: Names
+    masks: dict[str, Names]
+    """Folder -> its PNGs."""
     sbd: Path | None
     notes: Notes
 
     @classmethod
     def open(cls, root: Path, data: DataParams, table: ClassTable) -> _Tree:
         """List the tree's folders."""
-        files, _ = list_images(root / "JPEGImages")
+        files = Folder(root / "JPEGImages")
         images: dict[str, str] = {}
-        for file in sorted(files, key=lambda f: not f.lower().endswith((".jpg", ".jpeg"))):
+        for file in sorted(files.files, key=lambda f: not f.lower().endswith((".jpg", ".jpeg"))):
             images.setdefault(without_suffix(file), file)  # of a.jpg and a.png, VOC's own kind
-        masks = {folder: _ids_below(root / folder, ".png") for folder in (*MASK_FOLDERS, "SegmentationObject")}
+        xml = Folder.if_there(annotation_folder(root), (".xml",))
+        masks = {name: Folder.if_there(root / name, (".png",)) for name in (*MASK_FOLDERS, "SegmentationObject")}
         sbd = find_sbd(root, data.sbd) if table.names == VOC_CLASSES or data.sbd else None
         numbers = {name: number for number, name in enumerate(table.names, 1)}
         name = data.name or dataset_name(root)
-        tags, tags_in, notes = read_tags(root), "WeakTags/tags.csv", Notes()
-        if not tags and not (root / "Annotations").is_dir():
-            tags, tags_in = read_class_lists(root), "ImageSets/Main"
-        return cls(root, name, data, table, numbers, images, tags, tags_in, masks, sbd, notes)
-
-    def line(self, number: int, text: str) -> Listed:
-        """One line of a list. Where é is one character in the list and two in the file's name, the file's counts."""
-        line = parse_line(number, text)
-        if line.image is None and line.image_id not in self.images and not line.image_id.isascii():
-            wanted = unicodedata.normalize("NFC", line.image_id)
-            same = (found for found in self.images if unicodedata.normalize("NFC", found) == wanted)
-            return replace(line, image_id=next(same, line.image_id))
-        return line
+        notes = Notes()
+        files.say_left_out(notes)
+        notes.add_all("file whose name cannot be used", (f"{file}: {reason}" for file, reason in files.unusable))
+        listed = read_tags(root, data.tag_separator, table.names if table.given else (), notes)
+        tags_in = "WeakTags/tags.csv"
+        if not listed and not xml.files:
+            listed, tags_in = read_class_lists(root), "ImageSets/Main"
+        tags: dict[str, tuple[str, ...]] = {}
+        for cell, names in listed.items():
+            if (found := images.get(cell) or files.find(cell, any_ending=True)) is not None:
+                tags.setdefault(without_suffix(found), names)
+            else:
+                notes.add(f"row of {tags_in} for an image that is not there", files.tried(cell))
+        return cls(root, name, data, table, numbers, files, images, tags, tags_in, xml, masks, sbd, notes)
 
     def image(self, listed: Listed) -> str:
         """Path of the image file. Raises ``FileNotFoundError`` if there is none of that id."""
-        relative = self.images.get(listed.image_id)
-        path = self.root / listed.image if listed.image else self.root / "JPEGImages" / (relative or listed.image_id)
-        if relative is None and not (listed.image and path.is_file()):
-            raise FileNotFoundError(f"no image {path}{'' if listed.image else '.jpg (nor another suffix)'}")
-        return str(path)
+        if listed.image is None:
+            raise FileNotFoundError(f"no image {self.root}/JPEGImages/{listed.image_id}.jpg (nor another suffix)")
+        return f"{self.root}/JPEGImages/{listed.image}"
+
+    def below(self, names: Names, image_id: str, suffix: str) -> str | None:
+        """Path of the file of an image's labels in ``names``."""
+        found = names.find(f"{image_id}{suffix}", whole=True)
+        return None if found is None else f"{names.where}/{found}"
+
+    def say_spellings(self) -> None:
+        """Name what was found in another spelling."""
+        for names in (self.files, self.xml, *self.masks.values()):
+            names.say_respelled(self.notes)
 
     def number(self, path: str, what: str, name: str) -> int:
         """Class number of ``name``. Raises :class:`DataError` that names its place and what to do."""
@@ -155,29 +170,25 @@ class _Tree:
             )
         return self.numbers[name]
 
+    @property
+    def labelmap(self) -> str:
+        """CVAT's class table, if that is the one in use: masks are read by its colours."""
+        path = str(self.root / LABELMAP)
+        return path if self.table.source == path else ""
+
     def warnings(self) -> tuple[str, ...]:
         """Warnings about the tree as a whole."""
-        if self.table.given or self.table.names == VOC_CLASSES or not any(self.masks[f] for f in MASK_FOLDERS):
+        if self.table.given or self.table.names == VOC_CLASSES or not any(self.masks[f].files for f in MASK_FOLDERS):
             return ()
         listed = ", ".join(f"{number} {name}" for name, number in self.numbers.items())
         return (f"{self.root}: no classes.txt, so the masks' numbers are read as {listed}",)
-
-
-def _ids_below(folder: Path, suffix: str) -> frozenset[str]:
-    """Ids of the files with ``suffix`` below ``folder``, which need not exist."""
-    ids = set()
-    for parent, _, files in os.walk(folder):
-        below = "" if Path(parent) == folder else Path(parent).relative_to(folder).as_posix() + "/"
-        ids |= {below + name[: -len(suffix)] for name in files if name.endswith(suffix)}
-    return frozenset(ids)
 
 
 def _listed(tree: _Tree, split: str, data: DataParams) -> tuple[list[tuple[int, str]], str]:
     """``(line number, line)`` of every listed image, and where the list is."""
     path = list_path(tree.root, split)
     if path is not None:
-        lines = enumerate(read_text(path).splitlines(), 1)
-        return [(number, line.strip()) for number, line in lines if line.strip()], str(path)
+        return numbered_lines(path), str(path)
     if split in ("trainaug", "train_aug") and tree.sbd is not None:
         return list(enumerate(augmented_ids(tree.root, tree.sbd), 1)), f"{tree.sbd} and VOC's lists"
     lists = known_splits(tree.root)
@@ -187,7 +198,7 @@ def _listed(tree: _Tree, split: str, data: DataParams) -> tuple[list[tuple[int, 
             " (set data.train, data.val)"
         )
     ids = sorted(tree.images)
-    selection = select(ids, split, SplitRule.of(data), None)
+    selection = select(Names(ids, f"{tree.root}/JPEGImages", ()), split, SplitRule.of(data), None)
     if not lists:
         said = selection.hashed or (f"split {split!r} is {selection.how}",)
         tree.notes.add_all("no list of images in ImageSets", said)
@@ -202,11 +213,12 @@ def _records(
     records: list[Record] = []
     strokes: list[Strokes | None] = []
     skips: list[Skip] = []
-    reader = _Reader(tree, unlabelled or not (tree.root / "Annotations").is_dir())
+    without_xml = not tree.xml.files and not (tree.root / "Annotations").is_dir()
+    reader = _Reader(tree, unlabelled or without_xml)
     for number, text in listed:
         name, path = text, origin
         try:
-            line = tree.line(number, text)
+            line = parse_line(number, text, tree.files, tree.images)
             name = line.image_id
             if name in first_line:
                 lines = f"lines {first_line[name]} and {number}"
@@ -233,13 +245,14 @@ class _Reader:
     def __init__(self, tree: _Tree, without_xml: bool) -> None:
         self.tree = tree
         self._may_lack_xml = without_xml
-        self._scribbles = _ids_below(tree.root / "ScribbleSup", ".xml") if tree.data.scribbles else frozenset[str]()
+        place = tree.root / "ScribbleSup"
+        self._scribbles = Folder.if_there(place, (".xml",)) if tree.data.scribbles else Names((), str(place))
 
     def record(self, listed: Listed) -> Record:
         """Everything but the strokes. Raises :class:`DataError` or ``OSError`` if the image cannot be used."""
         tree, image_id = self.tree, listed.image_id
         image = tree.image(listed)
-        xml = f"{tree.root}/Annotations/{image_id}.xml"
+        xml = tree.below(tree.xml, image_id, ".xml") or f"{tree.xml.where}/{image_id}.xml"
         annotation = self._annotation(xml)
         size_hw = (annotation.size_hw if annotation else None) or image_size_hw(Path(image))
         return Record(
@@ -259,11 +272,7 @@ class _Reader:
             if self._may_lack_xml:
                 return None
             raise FileNotFoundError(f"no annotation {xml}; take the image off the list if it has none") from None
-        if annotation.filename:
-            try:
-                check_relative(annotation.filename)
-            except DataError as error:
-                raise DataError(f"{xml}: <filename>: {error}") from None
+        self.tree.notes.labels += len(annotation.objects)
         for item in annotation.objects:
             self.tree.number(xml, f"object {item.index}", item.name)
         return annotation
@@ -289,33 +298,40 @@ class _Reader:
         return tuple(sorted({tree.numbers[item.name] for item in annotation.objects}))
 
     def _boxes(self, xml: str, annotation: Annotation | None, size_hw: tuple[int, int]) -> tuple[Box, ...] | None:
-        """Boxes inside the image; ``None`` if there are objects, but no position of any of them is known."""
+        """Boxes inside the image; ``None`` if there are objects, and the position of none can be used."""
         if annotation is None:
             return None
-        boxes, located = [], not annotation.objects
+        boxes: list[Box] = []
+        located, damaged = not annotation.objects, False
         for item in annotation.objects:
             located |= item.xyxy is not None
             if item.difficult and not self.tree.data.difficult:
                 continue
             xyxy, remark = place_box(item, size_hw)
-            if remark:
-                kind = "boxes that stick out of their image, clipped" if xyxy else "boxes left out"
-                self.tree.notes.add(kind, f"{xml}: object {item.index} ({item.name}): {remark}")
+            where = f"{xml}: object {item.index} ({item.name}): {remark}"
             if xyxy:
                 boxes.append(Box(item.index, self.tree.numbers[item.name], *xyxy, difficult=item.difficult))
-        return tuple(boxes) if located else None
+                if remark:
+                    self.tree.notes.add("boxes that stick out of their image, clipped", where)
+            elif remark:
+                damaged = True
+                self.tree.notes.lose("boxes left out", where, of="boxes")
+        # Without any of its boxes the whole picture would become background.
+        return tuple(boxes) if located and (boxes or not damaged) else None
 
     def _truth(self, listed: Listed, size_hw: tuple[int, int]) -> MaskRef | None:
         tree, count = self.tree, len(self.tree.table.names)
         if listed.mask is not None:
-            path = tree.root / listed.mask
-            if path.is_file():
-                return class_mask_ref(str(path), count, size_hw)
-            tree.notes.add("listed masks that do not exist", str(path))
+            folder, _, name = listed.mask.replace("\\", "/").lstrip("/").partition("/")
+            below = Folder.if_there(tree.root / folder, (".png", ".mat")) if folder not in tree.masks else None
+            mask = (below or tree.masks[folder]).find(name)
+            if mask is not None:
+                return class_mask_ref(f"{tree.root}/{folder}/{mask}", count, size_hw, tree.labelmap)
+            tree.notes.add("listed masks that do not exist", f"{tree.root}/{folder}/{name}")
             return None
         for folder in MASK_FOLDERS:
-            if listed.image_id in tree.masks[folder]:
-                return class_mask_ref(f"{tree.root}/{folder}/{listed.image_id}.png", count, size_hw)
+            if (own := tree.below(tree.masks[folder], listed.image_id, ".png")) is not None:
+                return class_mask_ref(own, count, size_hw, tree.labelmap)
         if tree.sbd is not None and os.path.isfile(path := tree.sbd / "cls" / f"{listed.image_id}.mat"):
             return class_mask_ref(str(path), count, size_hw)
         return None
@@ -324,9 +340,8 @@ class _Reader:
         self, image_id: str, xml: str, annotation: Annotation | None, size_hw: tuple[int, int]
     ) -> MaskRef | None:
         tree = self.tree
-        if image_id in tree.masks["SegmentationObject"]:
-            count = len(annotation.objects) if annotation else None
-            return objects_ref(f"{tree.root}/SegmentationObject/{image_id}.png", count, size_hw)
+        if (own := tree.below(tree.masks["SegmentationObject"], image_id, ".png")) is not None:
+            return objects_ref(own, len(annotation.objects) if annotation else None, size_hw)
         if tree.sbd is not None and annotation:
             path = tree.sbd / "inst" / f"{image_id}.mat"
             return sbd_objects_ref(str(path), xml, size_hw) if path.is_file() else None
@@ -334,9 +349,9 @@ class _Reader:
 
     def strokes(self, record: Record) -> Strokes | None:
         """The image's scribbles, packed; ``None`` if there are none or they cannot be read (a warning, not a skip)."""
-        if record.image_id not in self._scribbles:
+        path = self.tree.below(self._scribbles, record.image_id, ".xml")
+        if path is None:
             return None
-        path = f"{self.tree.root}/ScribbleSup/{record.image_id}.xml"
         try:
             read = read_scribbles(path, self.tree.numbers, origin=self.tree.data.scribble_origin)
         except (DataError, OSError) as error:  # costs this image its scribbles; its other labels may be good

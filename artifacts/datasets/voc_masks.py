@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts.datasets.voc_tree import VOC_CLASSES
+from artifacts.datasets.voc_tree import VOC_CLASSES, read_labelmap
 from artifacts.datasets.voc_writer import voc_palette
 from artifacts.datasets.voc_xml import read_annotation
+from artifacts.inputs import InputFault, open_input, read_input
 from artifacts.records import UNDECIDED, DataError, MaskHW, MaskRef
 
 ObjectMasks = tuple[NDArray[np.bool_], NDArray[np.int64]]
 """``(masks (N, H, W) bool, ids (N,) int64)``, ids as in ``Box.id``, ascending."""
 
 _LEAST_BOX_IOU = 0.5
+_PNG = b"\x89PNG\r\n\x1a\n"
+_BIT_DEPTH = 24
+"""Place of the bits of a sample in a PNG file (its first chunk is the header)."""
 
 
-def class_mask_ref(path: str, class_count: int, size_hw: tuple[int, int]) -> MaskRef:
-    """A class mask: a PNG of a VOC tree, or an SBD ``cls/*.mat``."""
-    return MaskRef("artifacts.datasets.voc_masks:load_class_mask", path, f"{class_count},{size_hw[0]},{size_hw[1]}")
+def class_mask_ref(path: str, class_count: int, size_hw: tuple[int, int], labelmap: str = "") -> MaskRef:
+    """A class mask: a PNG of a VOC tree, or an SBD ``cls/*.mat``; with ``labelmap`` (CVAT's file) by its colours."""
+    detail = f"{class_count},{size_hw[0]},{size_hw[1]},{labelmap}"
+    return MaskRef("artifacts.datasets.voc_masks:load_class_mask", path, detail)
 
 
 def objects_ref(path: str, object_count: int | None, size_hw: tuple[int, int]) -> MaskRef:
@@ -42,12 +49,13 @@ def load_class_mask(ref: MaskRef) -> MaskHW:
 
     Raises :class:`DataError` for an unreadable file, another size than the image's, or a number that is no class.
     """
-    count, height, width = (int(part) for part in ref.detail.split(","))
-    if ref.path.endswith(".mat"):
+    *numbers_text, labelmap = ref.detail.split(",", 3)
+    count, height, width = (int(part) for part in numbers_text)
+    if ref.path.lower().endswith(".mat"):
         mask = _sbd_field(ref.path, "GTcls", "Segmentation")
         _check_size(ref.path, mask.shape, (height, width))
     else:
-        mask = read_index_png(ref.path, (height, width))
+        mask = read_index_png(ref.path, (height, width), _labelmap(labelmap) if labelmap else None)
     numbers = np.bincount(mask.reshape(-1), minlength=256)
     numbers[UNDECIDED] = 0
     wrong = np.flatnonzero(numbers[count + 1 :]) + count + 1
@@ -106,53 +114,81 @@ def load_sbd_objects(ref: MaskRef) -> ObjectMasks:
     return mask[None] == values[:, None, None], np.array([box_id for box_id, _ in pairs], np.int64)
 
 
-def read_index_png(path: str, size_hw: tuple[int, int]) -> NDArray[Any]:
+def read_index_png(
+    path: str, size_hw: tuple[int, int], colours: Mapping[tuple[int, int, int], int] | None = None
+) -> NDArray[Any]:
     """The numbers of a palette or grey PNG, ``(H, W)``; VOC's colours in an RGB file are turned into them.
 
-    Raises :class:`DataError` for another size (by its header) or kind of file, ``OSError`` where it cannot be read.
+    Grey of 2 or 4 bits holds the numbers as they are stored, not spread over 0..255. ``colours`` (colour -> number)
+    are those of a palette or RGB file instead of VOC's. Raises :class:`DataError` for another size (by its header) or
+    kind of file (a JPEG called ``.png`` has lost its numbers), ``OSError`` where it cannot be read.
     """
-    data = Path(path).read_bytes()
+    data = read_input(path)
+    if not data.startswith(_PNG):
+        raise DataError(
+            f"{path}: not a PNG file (it begins with {data[:8]!r}); other formats do not keep class numbers"
+        )
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             _check_size(path, image.size[::-1], size_hw)
-            mode, pixels = image.mode, np.asarray(image)
+            as_colours = colours is not None and image.mode == "P"
+            mode = "RGB" if as_colours else image.mode
+            pixels = np.asarray(image.convert("RGB") if as_colours else image)
     except DataError:
         raise
     except Exception as error:
         raise DataError(f"{path}: not a readable mask ({type(error).__name__}: {error})") from error
-    if mode in ("P", "L"):
+    if mode == "P":
         return pixels
+    if mode == "L":
+        bits = data[_BIT_DEPTH]
+        return np.asarray(pixels // (255 // (2**bits - 1)), np.uint8) if bits < 8 else pixels
     if mode == "1" or (mode.startswith("I") and pixels.min() >= 0 and pixels.max() <= 255):
         return pixels.astype(np.uint8)
     if mode == "RGB":
-        return _from_colours(path, pixels)
+        if colours is not None:
+            return _from_colours(path, pixels, colours, "labelmap.txt")
+        table = {(red, green, blue): number for number, (red, green, blue) in enumerate(voc_palette().tolist())}
+        return _from_colours(path, pixels, table, "VOC's palette")
     raise DataError(f"{path}: a mask must be a palette or grey PNG of 8 bits, this one has mode {mode}")
 
 
-def _from_colours(path: str, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _from_colours(
+    path: str, pixels: NDArray[np.uint8], colours: Mapping[tuple[int, int, int], int], where: str
+) -> NDArray[np.uint8]:
     weights = np.array([65536, 256, 1])
-    codes = voc_palette().astype(np.int64) @ weights
+    codes = np.array(list(colours)) @ weights
+    numbers = np.array(list(colours.values()), np.uint8)
     order = np.argsort(codes)
     wanted = pixels.astype(np.int64) @ weights
-    place = np.searchsorted(codes[order], wanted).clip(max=255)
+    place = np.searchsorted(codes[order], wanted).clip(max=len(codes) - 1)
     unknown = codes[order][place] != wanted
     if unknown.any():
         y, x = np.argwhere(unknown)[0]
         colour = tuple(int(v) for v in pixels[y, x])
         raise DataError(
-            f"{path}: the colour {colour} at x {x}, y {y} is not in VOC's palette; save the mask as a palette or grey"
+            f"{path}: the colour {colour} at x {x}, y {y} is not in {where}; save the mask as a palette or grey"
             " PNG, one number a pixel"
         )
-    return np.asarray(order[place], np.uint8)
+    return np.asarray(numbers[order][place], np.uint8)
+
+
+@functools.cache
+def _labelmap(path: str) -> dict[tuple[int, int, int], int]:
+    return read_labelmap(Path(path))[1]
 
 
 def _sbd_field(path: str, struct: str, name: str) -> NDArray[Any]:
     """One field of an SBD file. Raises :class:`DataError` if it is another kind of file."""
     from scipy.io import loadmat
 
-    Path(path).stat()  # a missing file is an OSError, whatever scipy makes of it
     try:
-        field = np.asarray(loadmat(path)[struct][0, 0][name])
+        with open_input(path) as file:
+            field = np.asarray(loadmat(file)[struct][0, 0][name])
+    except OSError as error:
+        if isinstance(error, InputFault) or error.errno is not None:
+            raise
+        raise DataError(f"{path}: no {struct}.{name} as SBD has it ({error})") from error
     except Exception as error:
         raise DataError(f"{path}: no {struct}.{name} as SBD has it ({type(error).__name__}: {error})") from error
     return field

@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from artifacts.datasets.paths import check_relative, without_suffix
-from artifacts.datasets.splits import read_lines, read_names, read_text
+from artifacts.datasets.find import Folder, Names
+from artifacts.datasets.paths import Notes, check_relative, without_suffix
+from artifacts.datasets.splits import numbered_lines, read_lines, read_names, read_text
+from artifacts.datasets.tag_cells import split_tags
 from artifacts.datasets.voc_xml import read_annotation
-from artifacts.records import DataError
+from artifacts.inputs import MOST_TEXT_BYTES, read_input
+from artifacts.records import UNDECIDED, DataError
 
 VOC_CLASSES: tuple[str, ...] = (
     "aeroplane",
@@ -40,6 +44,8 @@ OFFICIAL_COUNTS = {"train": 1_464, "val": 1_449, "trainval": 2_913, "test": 1_45
 """Images in VOC2012's segmentation lists; ``trainaug`` is train and SBD without val."""
 
 CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
+LABELMAP = "labelmap.txt"
+"""CVAT's class table: ``name:red,green,blue:parts:actions`` a line; its masks are colours, in any order."""
 LIST_FOLDERS = ("Segmentation", "SegmentationAug", "Main", "")
 NO_CLASS = frozenset({"background", "_background_", "__background__", "__ignore__", "_ignore_"})
 """Lines of a class file that name no class, in lower case."""
@@ -84,28 +90,30 @@ class Listed:
     line: int
     image_id: str
     image: str | None = None
-    """Image path below the root, if the line names one."""
+    """The file below ``JPEGImages``; ``None`` if there is none."""
     mask: str | None = None
-    """Mask path below the root, if the line is a pair."""
+    """The mask's path as written, if the line is a pair."""
 
 
-_PAIR = re.compile(r"^(?P<image>.+\.(?:jpe?g|png|bmp|tiff?|webp))\s+(?P<mask>.+\.(?:png|mat))$", re.IGNORECASE)
+_PAIR = re.compile(r"^(?P<image>.+\.[A-Za-z0-9]{2,5})\s+(?P<label>.+\.(?:png|mat|xml))$", re.IGNORECASE)
+_FLAGGED = re.compile(r"^(?P<image>.*\S)\s+(?:-1|0|1)$")
 
 
-def parse_line(number: int, text: str) -> Listed:
-    """``<id>``, ``JPEGImages/<id>.jpg``, or the pair ``/JPEGImages/<id>.jpg /SegmentationClassAug/<id>.png``.
+def parse_line(number: int, text: str, images: Names, by_id: Mapping[str, str]) -> Listed:
+    """One line of a list: ``<id>``, an image's path, the pair of it and a mask or annotation, ``<id>  1`` (per class).
 
+    ``images`` are the files of ``JPEGImages``, ``by_id`` those of each id: of ``a.jpg`` and ``a.png``, VOC's own kind.
     Ids may hold spaces. Raises :class:`DataError` for names that lead out of the tree.
     """
-    pair = _PAIR.match(text)
-    if pair is None and "/" not in text:
-        return Listed(number, check_relative(text))
-    image = check_relative((pair["image"] if pair else text).lstrip("/"))
-    mask = check_relative(pair["mask"].lstrip("/")) if pair else None
-    has_suffix = without_suffix(image) != image
-    below = PurePosixPath(image).parts
-    named = "/".join(below[1:]) if below[0] == "JPEGImages" else image
-    return Listed(number, without_suffix(named), image if has_suffix and below[0] == "JPEGImages" else None, mask)
+    pair, flagged = _PAIR.match(text), _FLAGGED.match(text)
+    names = [match["image"] for match in (pair, flagged) if match]
+    names += [text.strip()[: -len(".xml")]] if text.strip().lower().endswith(".xml") and not pair else []
+    for name in [text, *names] if text in by_id else [*names, text]:
+        file = by_id.get(name) or by_id.get(name.strip()) or images.find(name, any_ending=True)
+        if file is not None:
+            mask = pair["label"] if pair and name == pair["image"] else None
+            return Listed(number, without_suffix(file), file, None if mask and mask.lower().endswith(".xml") else mask)
+    return Listed(number, without_suffix(check_relative(text.strip())))
 
 
 def list_path(root: Path, split: str) -> Path | None:
@@ -138,7 +146,7 @@ def augmented_ids(root: Path, sbd: Path) -> list[str]:
     }.items():
         if not path.is_file():
             raise DataError(f"split 'trainaug' has no list, and {path} is missing, from which it could be made")
-        parts[role] = set(read_lines(path))
+        parts[role] = {line.strip() for line in read_lines(path)}
     return sorted((parts["train"] | parts["sbd train"] | parts["sbd val"]) - parts["val"])
 
 
@@ -167,7 +175,7 @@ class ClassTable:
     """The table is given explicitly: a name that is not in it is a mistake, not a new class."""
 
 
-def class_table(root: Path, wanted: tuple[str, ...], known: tuple[str, ...]) -> ClassTable:
+def class_table(root: Path, wanted: tuple[str, ...], known: tuple[str, ...], separator: str = "") -> ClassTable:
     """The same table for every split of a tree.
 
     ``wanted`` (``data.classes``), else a class file in the tree, else the names found in the whole tree: VOC's 20 if
@@ -178,7 +186,9 @@ def class_table(root: Path, wanted: tuple[str, ...], known: tuple[str, ...]) -> 
     for name in CLASS_FILES:
         if (path := root / name).is_file():
             return ClassTable(read_classes(path), str(path), given=True)
-    found = names_found(root)
+    if (path := root / LABELMAP).is_file():
+        return ClassTable(tuple(read_labelmap(path)[0]), str(path), given=True)
+    found = names_found(root, separator)
     if known:
         return ClassTable((*known, *sorted(found - set(known))), "the cache and the names found", given=False)
     if found <= set(VOC_CLASSES):
@@ -192,30 +202,56 @@ def read_classes(path: Path) -> tuple[str, ...]:
     Raises :class:`DataError` for a name that stands there twice and for an empty line between names.
     """
     names = tuple(name for name in read_names(path) if name.lower() not in NO_CLASS)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise DataError(f"{path}: {', '.join(map(repr, twice))} stands in it twice; class names must differ")
     return names
+
+
+def read_labelmap(path: Path) -> tuple[list[str], dict[tuple[int, int, int], int]]:
+    """Class names in the order of CVAT's ``labelmap.txt``, and colour -> number in masks."""
+    names: list[str] = []
+    numbers: dict[tuple[int, int, int], int] = {(0, 0, 0): 0}
+    for line, text in numbered_lines(path):
+        if text.lstrip().startswith("#"):
+            continue
+        parts = text.strip().split(":")
+        try:
+            red, green, blue = (int(part) for part in parts[1].split(","))
+        except (IndexError, ValueError):
+            raise DataError(f"{path}:{line}: {text!r}: expected name:red,green,blue:parts:actions") from None
+        colour = (red, green, blue)
+        if parts[0].lower() in NO_CLASS | {"ignored"}:
+            number = 0 if "background" in parts[0].lower() else UNDECIDED
+        else:
+            names.append(parts[0])
+            number = len(names)
+        if numbers.setdefault(colour, number) != number:
+            raise DataError(f"{path}:{line}: {parts[0]!r} has the colour of another class, or background's black")
+    if not names or len(set(names)) != len(names):
+        raise DataError(f"{path}: {'a class stands in it twice' if names else 'names no class'}")
+    return names, numbers
 
 
 _NAME = re.compile(rb"<name>\s*([^<]*?)\s*</name>")
 
 
-def names_found(root: Path) -> set[str]:
+def names_found(root: Path, separator: str = "") -> set[str]:
     """Class names in all annotations and in ``WeakTags/tags.csv``; files that cannot be read are passed over.
 
     Without annotations those of ``ImageSets/Main``'s class lists count.
 
     A file is parsed only if its text shows a name that no parsed file has confirmed: 17,125 files take a second.
     """
-    names = {name for tags in read_tags(root).values() for name in tags}
+    names = {name for tags in read_tags(root, separator).values() for name in tags}
     seen: set[bytes] = {name.encode() for name in names}
-    folder = root / "Annotations"
-    if not folder.is_dir():
+    folder = annotation_folder(root)
+    annotations = Folder.if_there(folder, (".xml",)).files
+    if not annotations:
         return names | {name for tags in read_class_lists(root).values() for name in tags}
-    for path in _files_below(folder):
+    for relative in annotations:
+        path = folder / relative
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = read_input(path, MOST_TEXT_BYTES)
             plain = b"<annotation" in data and b"&" not in data and b"CDATA" not in data
             if plain and seen.issuperset(_NAME.findall(data)):
                 continue
@@ -227,29 +263,32 @@ def names_found(root: Path) -> set[str]:
     return names
 
 
-def _files_below(folder: Path) -> Iterable[str]:
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            if name.lower().endswith(".xml"):
-                yield os.path.join(parent, name)
+def annotation_folder(root: Path) -> Path:
+    """``Annotations``, or the pictures' folder where the XML files lie beside them."""
+    folder = root / "Annotations"
+    return folder if folder.is_dir() else root / "JPEGImages"
 
 
-def read_tags(root: Path) -> dict[str, tuple[str, ...]]:
-    """``WeakTags/tags.csv`` (``image,tags``, names joined by ``;``) as image id -> class names; ``{}`` without it."""
+def read_tags(
+    root: Path, separator: str = "", known: Collection[str] = (), notes: Notes | None = None
+) -> dict[str, tuple[str, ...]]:
+    """``WeakTags/tags.csv`` (``image,tags``, joined by ``;``): image as written -> class names; ``{}`` if missing.
+
+    ``separator`` and ``known`` as in :func:`artifacts.datasets.tag_cells.split_tags`.
+    """
     path = root / "WeakTags" / "tags.csv"
     if not path.is_file():
         return {}
     rows = list(csv.reader(read_text(path).splitlines()))
     if not rows or [cell.strip().lower() for cell in rows[0]] != ["image", "tags"]:
         raise DataError(f"{path}:1: the first line must be image,tags, not {','.join(rows[0]) if rows else 'empty'!r}")
-    tags: dict[str, tuple[str, ...]] = {}
     for number, row in enumerate(rows[1:], 2):
-        if not row:
-            continue
-        if len(row) != 2:
+        if row and len(row) != 2:
             raise DataError(f"{path}:{number}: {len(row)} columns, expected 2 (image,tags; names joined by ';')")
-        names = tuple(name for name in (part.strip() for part in row[1].split(";")) if name)
-        tags.setdefault(without_suffix(row[0].strip()), names)
+    rows = [row for row in rows[1:] if row]
+    tags: dict[str, tuple[str, ...]] = {}
+    for row, names in zip(rows, split_tags([row[1] for row in rows], separator, known, str(path), notes), strict=True):
+        tags.setdefault(row[0], tuple(names))
     return tags
 
 
@@ -268,7 +307,7 @@ def read_class_lists(root: Path) -> dict[str, tuple[str, ...]]:
     names: set[str] = set()
     for path in sorted((root / "ImageSets" / "Main").glob("*_*.txt")):
         name, _, split = path.stem.rpartition("_")
-        lines = read_lines(path)
+        lines = [line.strip() for line in read_lines(path)]
         if split not in _CLASS_LIST_SPLITS or not lines or not _CLASS_LIST_LINE.fullmatch(lines[0]):
             continue  # a list of images
         names.add(name)

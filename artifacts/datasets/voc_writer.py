@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
+from artifacts.inputs import has_control
 
 ObjectToWrite = tuple[str, tuple[float, float, float, float] | None, bool]
 """``(class name, xyxy or None, difficult)``; ``None`` writes an object without a box, which is a tag."""
@@ -96,10 +97,11 @@ def xml_text(text: str) -> str:
     return escape(text)
 
 
-def write_class_mask(path: Path, mask_hw: NDArray[Any]) -> None:
+def write_class_mask(path: Path, mask_hw: NDArray[Any], *, durable: bool = False) -> None:
     """Write ``(H, W) uint8`` as an 8-bit PNG with VOC's palette: class masks and object masks alike.
 
-    The same mask gives the same bytes. Raises ``ValueError`` for another shape or type.
+    The same mask gives the same bytes. ``durable``: for what nothing can make again.
+    Raises ``ValueError`` for another shape or type.
     """
     if mask_hw.dtype != np.uint8 or mask_hw.ndim != 2:
         raise ValueError(f"{path}: a mask must be (H, W) uint8, not {mask_hw.shape} {mask_hw.dtype}")
@@ -107,11 +109,17 @@ def write_class_mask(path: Path, mask_hw: NDArray[Any]) -> None:
     image.putpalette(_palette().tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
-    write_bytes_atomic(path, buffer.getvalue(), durable=False)
+    write_bytes_atomic(path, buffer.getvalue(), durable=durable)
 
 
 def write_image_set(path: Path, ids: Iterable[str]) -> None:
-    """Write a list of image ids, one a line (``ImageSets/Segmentation/<split>.txt``)."""
+    """Write a list of image ids, one a line (``ImageSets/Segmentation/<split>.txt``).
+
+    Raises ``ValueError`` for an id with a line break: it would be read back as two.
+    """
+    ids = list(ids)
+    if wrong := [image_id for image_id in ids if has_control(image_id)]:
+        raise ValueError(f"{path}: {wrong[0]!r} cannot stand in a list of images; rename its file")
     write_text_atomic(path, "".join(f"{image_id}\n" for image_id in ids), durable=False)
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from artifacts.images import pixel_limit
+from artifacts.inputs import MOST_TEXT_BYTES, read_input
 from artifacts.records import DataError
 
 Corners = tuple[float, float, float, float]
@@ -33,7 +35,6 @@ class AnnotatedObject:
 class Annotation:
     """The content of one XML file."""
 
-    filename: str
     size_hw: tuple[int, int] | None
     objects: tuple[AnnotatedObject, ...]
 
@@ -45,8 +46,7 @@ def read_xml(path: str | Path) -> Element:
         DataError: broken XML, or one that declares entities or refers to external ones (path and reason named).
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        data = file.read()
+    data = read_input(path, MOST_TEXT_BYTES)
     parse, attacks, broken = _parser()
     try:
         return parse(data)
@@ -60,6 +60,8 @@ def read_xml(path: str | Path) -> Element:
         raise DataError(
             f"{path}:{line}: broken XML at column {column + 1} ({error}); repair or re-export it"
         ) from error
+    except RecursionError as error:
+        raise DataError(f"{path}: the XML is nested too deeply; repair or re-export it") from error
     except (ValueError, LookupError) as error:  # an encoding that Python does not know, or multi-byte
         raise DataError(f"{path}: unreadable XML ({error}); save it as UTF-8") from error
 
@@ -79,7 +81,10 @@ def read_annotation(path: str | Path) -> Annotation:
     if root.tag != "annotation":
         raise DataError(f"{path}: the root element is <{root.tag}>, a VOC annotation has <annotation>")
     objects = tuple(_object(path, index, element) for index, element in enumerate(root.iterfind("object")))
-    return Annotation((root.findtext("filename") or "").strip(), _size(root), objects)
+    size_hw = _size(root)
+    if size_hw is not None and size_hw[0] * size_hw[1] > pixel_limit():
+        raise DataError(f"{path}: <size> states {size_hw[1]:,} x {size_hw[0]:,} pixels, more than {pixel_limit():,}")
+    return Annotation(size_hw, objects)
 
 
 def _object(path: str | Path, index: int, element: Element) -> AnnotatedObject:

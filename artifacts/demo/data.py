@@ -93,8 +93,10 @@ class DemoParams:
 
 DEMO = DemoParams()
 DEMO_TINY = DemoParams(train=24, val=8, size=64)
-DEMO_AUXILIARY = DemoParams(train=2000, val=0, family="auxiliary")
-DEMO_TINY_AUXILIARY = DemoParams(train=12, val=0, size=64, family="auxiliary")
+DEMO_AUXILIARY = DemoParams(train=2000, val=100, family="auxiliary")
+DEMO_AUXILIARY_600 = DemoParams(train=600, val=60, family="auxiliary")
+"""The first of them: drawing all takes a minute, which a demo feels."""
+DEMO_TINY_AUXILIARY = DemoParams(train=12, val=4, size=64, family="auxiliary")
 DEMO_CLAIMS = DemoParams(train=720, val=200, seed=1)
 """Of another seed: settings are chosen on :data:`DEMO`, methods are compared on pictures that nothing was chosen on."""
 
@@ -105,6 +107,7 @@ PRESETS: Mapping[str, DemoParams] = MappingProxyType(
         "demo-tiny": DEMO_TINY,
         "demo-claims": DEMO_CLAIMS,
         "demo-auxiliary": DEMO_AUXILIARY,
+        "demo-auxiliary-600": DEMO_AUXILIARY_600,
         "demo-tiny-auxiliary": DEMO_TINY_AUXILIARY,
     }
 )
@@ -139,9 +142,8 @@ def make_sample(params: DemoParams, split: str, index: int) -> DemoSample:
     strokes = [(name, object_stroke(rng, region)) for name, region in zip(scene.names, regions, strict=True)]
     nothing = scene.objects_hw == 0
     strokes += [("background", path) for path in background_strokes(rng, nothing, int(rng.integers(1, 4)))]
-    prefix = "aux" if params.family == "auxiliary" else "demo"
     return DemoSample(
-        image_id=f"{prefix}_{split}_{index:05d}",
+        image_id=_image_id(params, split, index),
         image_rgb=scene.image_rgb,
         mask_hw=number_of[scene.objects_hw],
         objects_hw=scene.objects_hw,
@@ -175,6 +177,10 @@ def prepare_demo(source: str, folder: Path) -> Path:
         raise DataError(f"there is no demo data {source!r}; there is {', '.join(PRESETS)}")
     params = PRESETS[source]
     root = folder / f"{source}-{keys.digest(_signature(params))[:8]}"
+    if root.exists() and not _is_whole(root, params):
+        aside = temporary_beside(root)
+        os.rename(root, aside)  # cut by a deleted cache, or damaged: it is the cache's own, and drawn again
+        shutil.rmtree(aside)
     write_demo(root, params)
     return root
 
@@ -217,6 +223,33 @@ def _is_there(root: Path, params: DemoParams) -> bool:
     if found != _signature(params):
         raise DataError(f"{root} holds demo data of other params: {found}, not {_signature(params)}; remove the folder")
     return True
+
+
+def _is_whole(root: Path, params: DemoParams) -> bool:
+    """Whether the tree states these params and has each file of each picture."""
+    try:
+        if json.loads((root / MARKER).read_bytes()) != _signature(params):
+            return False
+        ids = [_image_id(params, split, index) for split in _SPLITS for index in range(getattr(params, split))]
+        lists = [f"{split}.txt" for split in _SPLITS if getattr(params, split)]
+        wanted = {folder: {f"{i}{suffix}" for i in ids} for folder, suffix in _FOLDERS.items()}
+        wanted |= {"ImageSets/Segmentation": set(lists), "WeakTags": {"tags.csv"}, "": {"classes.txt"}}
+        return all(names <= set(os.listdir(root / folder)) for folder, names in wanted.items())
+    except (OSError, ValueError):
+        return False
+
+
+_FOLDERS = {
+    "JPEGImages": ".jpg",
+    "Annotations": ".xml",
+    "SegmentationClass": ".png",
+    "SegmentationObject": ".png",
+    "ScribbleSup": ".xml",
+}
+
+
+def _image_id(params: DemoParams, split: str, index: int) -> str:
+    return f"{'aux' if params.family == 'auxiliary' else 'demo'}_{split}_{index:05d}"
 
 
 def _write_tree(root: Path, params: DemoParams) -> None:

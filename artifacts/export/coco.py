@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from artifacts.datasets.coco_writer import CocoImage, CocoObject, write_coco
@@ -14,8 +14,14 @@ from artifacts.objects import paste_object
 def write_coco_export(folder: Path, source: Source) -> dict[str, int]:
     """``annotations/instances_<split>.json`` and ``images/``.
 
-    A stage without objects gives one annotation per class and image; the file's ``info`` says which it is.
+    A stage without objects gives one annotation per class and image; the file's ``info`` says which it is. Masks of a
+    COCO set keep its ids of images and categories, its supercategories and licences: both files can be joined by id.
     """
+    origin = source.origin
+    image_ids: Mapping[str, int] = origin.get("image_ids", {})
+    categories = origin.get("categories", [])
+    if any(entry.get("id") is None for entry in categories) or [c["name"] for c in categories] != list(source.classes):
+        categories = []  # classes that the file does not define have no id of its own
 
     def images() -> Iterator[CocoImage]:
         for image in source:
@@ -31,9 +37,17 @@ def write_coco_export(folder: Path, source: Source) -> dict[str, int]:
                 target = folder / "images" / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(image.image, target)
-            yield CocoImage(name, size_hw, objects, image.mask_hw)
+            licence = origin.get("image_licenses", {}).get(image.image_id)
+            yield CocoImage(name, size_hw, objects, image.mask_hw, image_ids.get(image.image_id), licence)
 
     path = folder / "annotations" / f"instances_{source.split}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    counts = write_coco(path, images(), source.classes, info={"description": "pseudo-masks made by maskmill"})
+    counts = write_coco(
+        path,
+        images(),
+        source.classes,
+        info={"description": "pseudo-masks made by maskmill"},
+        categories=categories,
+        licenses=origin.get("licenses", []),
+    )
     return {"images": counts.images, "annotations": counts.annotations, "empty_objects": counts.empty_objects}

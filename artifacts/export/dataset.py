@@ -1,4 +1,4 @@
-"""Stored masks -> a dataset in a folder: VOC tree, VOC server tree, COCO JSON, HDF5.
+"""Stored masks -> a dataset in a folder: VOC tree, VOC server tree, COCO JSON, HDF5, files for annotation tools.
 
 An export is made aside and renamed into place whole, with a ``maskmill-export.json`` that says what it was made
 from (params, seeds, versions, addresses, counts, skips) and lists every file with its digest. Repeated, it gives the
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +22,26 @@ from artifacts import keys
 from artifacts.cache.atomic import (
     fsync_folder,
     kill_point,
+    naming,
     publish_folder,
     sweep_temporaries,
     temporary_beside,
     write_text_atomic,
 )
-from artifacts.cache.runs import read_stamps
+from artifacts.cache.runs import read_origin, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.export.coco import write_coco_export
+from artifacts.export.cvat import write_cvat
 from artifacts.export.hdf5 import write_hdf5_export
 from artifacts.export.items import ExportImage, Source
-from artifacts.export.voc import write_voc_export, write_voc_server_export
+from artifacts.export.label_studio import write_label_studio
+from artifacts.export.labelme import write_labelme
+from artifacts.export.val import WITH_VAL, val_source
+from artifacts.export.voc import write_trainval, write_voc_export, write_voc_server_export
+from artifacts.export.yolo_seg import write_data_yaml, write_yolo_seg
 from artifacts.images import ImageDigests
 from artifacts.objects import Object, unpack_objects
-from artifacts.records import DataError
+from artifacts.records import DataError, RecordSet
 
 MANIFEST = "maskmill-export.json"
 FORMAT_VERSION = 1
@@ -43,8 +50,17 @@ WRITERS: Mapping[str, Callable[[Path, Source], Mapping[str, int]]] = {
     "voc-server": write_voc_server_export,
     "coco": write_coco_export,
     "hdf5": write_hdf5_export,
+    "label-studio": write_label_studio,
+    "label-studio-polygons": partial(write_label_studio, polygons=True),
+    "cvat": write_cvat,
+    "cvat-polygons": partial(write_cvat, polygons=True),
+    "labelme": write_labelme,
+    "labelme-polygons": partial(write_labelme, polygons=True),
+    "yolo-seg": write_yolo_seg,
 }
 """format -> ``write(folder, source)``, which returns its counts."""
+FINISHERS: Mapping[str, Callable[[Path, Source, Source], None]] = {"voc": write_trainval, "yolo-seg": write_data_yaml}
+"""format -> what is written once both splits are there."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +75,13 @@ class StageSource:
     with_images: bool = True
     array: str = "mask_hw"
     """Which of the stage's masks; objects go with ``mask_hw`` alone, which they were painted to."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    only: Sequence[str] | None = None
+    """Keys of the pictures that are wanted, in their order; ``None``: all, by key."""
 
     def __iter__(self) -> Iterator[ExportImage]:
         store = MaskStore(self.cache, readonly=True)
-        for key in sorted(self.stamps):
+        for key in sorted(self.stamps) if self.only is None else self.only:
             stamp, image = self.stamps[key]
             if stamp is None:
                 continue
@@ -97,6 +116,8 @@ def export_run(
     *,
     with_images: bool = True,
     array: str = "mask_hw",
+    only: Sequence[str] | None = None,
+    val: RecordSet | None = None,
 ) -> Path:
     """Export stage ``label`` of the run that ``manifest`` describes to the folder ``out``; returns ``out``.
 
@@ -104,10 +125,13 @@ def export_run(
         cache: the cache folder.
         manifest: a run's manifest (``runs/<id>/manifest.json``).
         label: a map stage that gives ``array``.
-        kind: ``voc``, ``voc-server``, ``coco`` or ``hdf5``.
+        kind: a key of :data:`WRITERS`.
         out: the folder to make; if it is there, it must be an unchanged export.
         with_images: copy the images too, where the format has a place for them.
         array: which of the stage's masks.
+        only: keys of the pictures to export, in this order; ``None``: all.
+        val: the run's evaluation pictures. With masks of the training images, formats that trainers read hold them, too
+            (:mod:`artifacts.export.val`).
 
     Raises:
         DataError: unknown stage or format, or ``out`` holds what no export wrote.
@@ -124,19 +148,32 @@ def export_run(
         read_stamps(cache, stage["stamps"]),
         with_images,
         array,
+        read_origin(cache, manifest, stage.get("set", "")),
+        only,
     )
     origin = _made_from(cache, manifest, stage, kind, source)
-    if previous and json.loads(previous).items() >= origin.items():
+    second = None
+    if kind in WITH_VAL and only is None and stage.get("set") == "train":
+        split, classes = source.split, source.classes
+        second = val_source(cache, manifest, val, source.stamps, split, classes, with_images=with_images)
+        origin["val"] = None if second is None else second.made_from()
+    before = json.loads(previous) if previous else {}
+    if before.items() >= origin.items() and before.get("only") == origin.get("only"):
         return out  # made from the same, and no file in it was touched since
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sweep_temporaries(out.parent)
     temporary = temporary_beside(out)
     try:
-        temporary.mkdir()
-        counts = WRITERS[kind](temporary, source)
-        kill_point("export.mid_export")
-        _write_manifest(temporary, origin, counts)
-        _replace(temporary, out)
+        with naming(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            sweep_temporaries(out.parent)
+            temporary.mkdir()
+            counts: dict[str, Any] = dict(WRITERS[kind](temporary, source))
+            kill_point("export.mid_export")
+            if second is not None:
+                counts["val"] = {**WRITERS[kind](temporary, second), "masks": second.counts}
+                if kind in FINISHERS:
+                    FINISHERS[kind](temporary, source, second)
+            _write_manifest(temporary, origin, counts)
+            _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
@@ -179,6 +216,7 @@ def _made_from(
         "addresses": {one["label"]: one["address"] for one in manifest["stages"]},
         "masks": keys.digest({key: entries[pair].output for key, pair in pairs.items() if pair in entries}),
         "images": _image_digests(cache, source) if source.with_images else None,
+        "origin": keys.digest(dict(source.origin)) if kind == "coco" else None,
         "fits": {one["label"]: one["output"] for one in manifest["stages"] if one["kind"] == "fit"},
         "recipe": manifest["recipe"],
         "libraries": manifest["libraries"],
@@ -186,6 +224,8 @@ def _made_from(
         "without_mask": source.absent,
         "skips": [{"key": s["key"], "stage": s["stage"], "reason": s["reason"]} for s in manifest["skips"]],
     }
+    if source.only is not None:
+        origin["only"] = list(source.only)
     plain: dict[str, Any] = json.loads(json.dumps(origin))
     return plain
 
@@ -203,7 +243,7 @@ def _image_digests(cache: Path, source: StageSource) -> str:
     return keys.digest(found)
 
 
-def _write_manifest(folder: Path, origin: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+def _write_manifest(folder: Path, origin: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
     """What the export was made from, and every file in it."""
     files = {
         path.relative_to(folder).as_posix(): keys.digest_file(path)

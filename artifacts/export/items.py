@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from artifacts.objects import Object
 from artifacts.records import MaskHW
 
-FORMATS = ("voc", "voc-server", "coco", "hdf5")
+FORMATS = (
+    "voc",
+    "voc-server",
+    "coco",
+    "hdf5",
+    "label-studio",
+    "label-studio-polygons",
+    "cvat",
+    "cvat-polygons",
+    "labelme",
+    "labelme-polygons",
+    "yolo-seg",
+)
 """What can be exported to; :data:`artifacts.export.dataset.WRITERS` holds how."""
 
 
@@ -40,5 +52,9 @@ class Source(Protocol):
     @property
     def with_images(self) -> bool:
         """Whether the images are to be copied."""
+
+    @property
+    def origin(self) -> Mapping[str, Any]:
+        """As ``RecordSet.origin``: what the data set's own format says beside the labels."""
 
     def __iter__(self) -> Iterator[ExportImage]: ...

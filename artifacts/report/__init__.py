@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.report.contact_sheet import Panel, SheetRow, contact_sheet, sheet_pages
 from artifacts.report.curve import curve_png
-from artifacts.report.html import html_report
+from artifacts.report.html import Confusion, ReportPictures, html_report
 from artifacts.report.score_lines import number_of, percent, summary_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "Confusion",
     "Panel",
+    "ReportPictures",
     "SheetRow",
     "contact_sheet",
     "curve_png",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 CLASSES_PER_COLUMN = 12
+SHOWN_ABSENT = 12
 MOST_COLUMNS = 3
 """More would not fit a terminal of 80 characters."""
 
@@ -59,7 +62,9 @@ def score_table(scores: Mapping[str, Any], *, title: str = "") -> Table:
         cells = [f"[bold]{escape(label)}[/]", f"[bold]{escape(value)}[/]"] if place == 0 else [escape(label), value]
         table.add_row(*cells)
     if absent := scores.get("absent"):
-        table.caption = escape(f"in neither truth nor prediction, so in no mean: {', '.join(map(str, absent))}")
+        more = f" and {len(absent) - SHOWN_ABSENT} more" if len(absent) > SHOWN_ABSENT else ""
+        named = f"{', '.join(map(str, absent[:SHOWN_ABSENT]))}{more}"
+        table.caption = escape(f"in neither truth nor prediction, so in no mean: {named}")
         table.caption_justify = "left"
     return table
 

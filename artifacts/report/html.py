@@ -1,6 +1,7 @@
-"""The report page: one ``index.html`` with no outside resource, beside the pictures it shows.
+"""The report page: one ``index.html`` that holds all it shows, and links to the files beside it.
 
-Light or dark as the reader's system is; readable without colour, mouse or script. The layout is in ``report.html.j2``;
+Light or dark as the reader's system is; readable without colour, mouse or script (which
+sorts and filters the pictures). The layout is in ``report.html.j2``;
 jinja escapes every text from data.
 """
 
@@ -9,20 +10,67 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import logging
 import os
 import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
 from artifacts.report.contact_sheet import sheet_pages
+from artifacts.report.pictures import Card, ReportPicture, card, inline
 from artifacts.report.score_lines import DASH, number_of, percent, summary_lines
+
+log = logging.getLogger("maskmill")
+
+
+@dataclass(frozen=True)
+class ReportPictures:
+    """The pictures that the page shows."""
+
+    shown: Sequence[ReportPicture] = ()
+    classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Set of masks -> its class table."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Set of masks -> how many pictures it has."""
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What became of the pixels of each class."""
+
+    classes: Sequence[str]
+    matrix: Sequence[Sequence[int]]
+    """(K + 1) rows of truth, background first; K + 2 columns, undecided last."""
+
+    @property
+    def names(self) -> list[str]:
+        """Of the rows; the last column is ``undecided``."""
+        return ["background", *self.classes]
+
+    @property
+    def shares(self) -> list[tuple[str, list[float]]]:
+        """``(true class, share of its pixels in each column)`` of the classes that there are."""
+        rows = zip(self.names, self.matrix, strict=True)
+        return [(name, [value / sum(row) for value in row]) for name, row in rows if sum(row)]
+
+    @property
+    def worst(self) -> list[tuple[str, str, float]]:
+        """The largest confusions: ``(true class, called, share of the true class)``."""
+        columns = [*self.names, "undecided"]
+        found = [(a, b, share) for a, row in self.shares for b, share in zip(columns, row, strict=True) if a != b]
+        return sorted((one for one in found if one[2] > 0), key=lambda one: -one[2])[:WORST_CONFUSIONS]
+
 
 INDEX = "index.html"
 TEMPLATE = "report.html.j2"
 SHOWN_SKIPS = 500
+WORST_CONFUSIONS = 12
+MATRIX_CLASSES = 24
+"""Larger class tables are shown by their largest confusions alone."""
 
 
 def html_report(
@@ -34,6 +82,9 @@ def html_report(
     files: Mapping[str, str],
     curves: Mapping[str, Path] | None = None,
     skips: Sequence[Mapping[str, Any]] = (),
+    pictures: ReportPictures = ReportPictures(),
+    matrices: Mapping[str, Confusion] | None = None,
+    before: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``folder/index.html`` and return its path.
 
@@ -42,9 +93,12 @@ def html_report(
         title: heading.
         manifest: the run's manifest (``run``, ``flow``, ``stages``, ``recipe``, ...); missing keys are left out.
         scores: name of a set of masks -> its scores.
-        files: name -> path of what else the run left; ``"contact sheet"`` is shown, the rest linked.
+        files: name -> path of what else the run left, linked; ``"contact sheet"`` is shown, too.
         curves: label of a fit -> its curve PNG.
         skips: ``{"path", "reason", "stage", "key"}`` of images left out.
+        pictures: shown in the page itself, as small ones; one that cannot be drawn is left out.
+        matrices: name of a set of masks -> its confusion matrix.
+        before: the manifest of the run to compare with.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -59,9 +113,11 @@ def html_report(
     page.filters.update(
         number=number_of,
         percent=lambda value: percent(number_of(value)),
+        points=points,
         duration=duration,
         json=functools.partial(json.dumps, ensure_ascii=False, default=str),
         link=lambda path: _link(folder, Path(path)),
+        inline=lambda path: inline(Path(path)),
     )
     folder.mkdir(parents=True, exist_ok=True)
     lines = [summary_lines(one) for one in scores.values()]
@@ -80,9 +136,48 @@ def html_report(
         shown_skips=SHOWN_SKIPS,
         files=files,
         dash=DASH,
+        cards=_cards(pictures),
+        picture_counts=pictures.counts,
+        matrices=matrices or {},
+        matrix_classes=MATRIX_CLASSES,
+        defaults=manifest.get("defaults") or {},
+        before=before or {},
+        changes=changes(before, manifest) if before else [],
     )
     write_text_atomic(folder / INDEX, text, durable=False)
     return folder / INDEX
+
+
+def _cards(pictures: ReportPictures) -> list[Card]:
+    found = []
+    for picture in pictures.shown:
+        try:
+            found.append(card(picture, pictures.classes.get(picture.of, ())))
+        except ValueError as error:  # the page comes last in a long run, and must not fail it
+            log.warning("report: %s", error)
+    return found
+
+
+def points(value: Any, other: Any) -> str:
+    """The difference of two shares in points, with its sign: ``+1.2``."""
+    now, then = number_of(value), number_of(other)
+    return DASH if now is None or then is None else f"{100 * (now - then):+.1f}"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """``(dotted name, then, now)`` of the recipe's values that differ between two runs."""
+    then, here = (_flat("", manifest.get("recipe") or {}) for manifest in (before, now))
+    names = sorted({*then, *here})
+    return [(name, then.get(name), here.get(name)) for name in names if then.get(name) != here.get(name)]
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {name: json.loads(json.dumps(value, default=str))}  # a manifest that was read holds lists for tuples
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= _flat(f"{name}.{key}" if name else str(key), item)
+    return found
 
 
 def duration(seconds: float) -> str:

@@ -9,11 +9,11 @@ from cyclopts import Parameter
 from rich.markup import escape
 
 from artifacts.cache.fit_store import Publication
-from artifacts.datasets import DataParams, read_split
+from artifacts.datasets import DataParams
 from artifacts.images import read_image_rgb
 from artifacts.records import DataError, Record
 from artifacts.report.heat_sheet import HeatPanel, heat_sheet
-from flows.cli.export import finished, published_fit
+from flows.cli.export import finished, published_fit, records_of
 from flows.cli.terminal import terminal
 from flows.config import Layer, build
 from tasks.deeplab import lgsa
@@ -72,8 +72,8 @@ def find_image(name: str, manifest: dict[str, Any], cache: Path) -> tuple[Path, 
     """The picture's file and, where it belongs to the run's data, its record. An id wins over a file of that name."""
     recipe = manifest["recipe"]
     data = build(DataParams, "data", recipe, [Layer(recipe, f"run {manifest['run']}", {})])
-    for split in (data.val, data.train):
-        for record in read_split(data, split, cache=cache):
+    for of_set, split in (("val", data.val), ("train", data.train)):
+        for record in records_of(manifest, of_set, split, cache):
             if record.image_id == name:
                 return Path(record.image), record
     if Path(name).is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -11,7 +12,9 @@ from rich.table import Table
 
 from artifacts.report import score_table
 from artifacts.report.html import duration
+from artifacts.report.score_lines import percent
 from flows.run_flow import Plan
+from tasks.engine.stage_report import skip_line
 
 SHOWN_SKIPS = 20
 WITH_ADDRESSES = 100
@@ -49,16 +52,21 @@ def plan(planned: Plan, console: Console) -> None:
             *([report.address[-12:]] if wide else []),
         )
     console.print(table)
+    data(planned.data, console)
     for warning in planned.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
 
 
-def summary(result: dict[str, Any], console: Console) -> None:
-    """Scores, paths of the outputs, and the skipped images."""
+def summary(result: dict[str, Any], console: Console, *, quiet: bool = False) -> None:
+    """Scores, paths of the outputs, and the skipped images; ``quiet``: a line for each set of masks, no table."""
     for name, scores in result["scores"].items():
-        console.print(score_table(scores, title=name))
+        if quiet:
+            console.print(f"{escape(name)}: mIoU {percent(scores['miou'])}, {scores['images']} images", soft_wrap=True)
+        else:
+            console.print(score_table(scores, title=name))
     computed = ", ".join(f"{stage['label']} {stage['computed']}" for stage in result["stages"] if stage["computed"])
     console.print(f"computed: {computed or 'nothing, all was cached'}; {duration(result['seconds'])}")
+    data(result.get("data", {}), console)
     for name, path in result["files"].items():
         console.print(f"{name}: {escape(str(path))}", soft_wrap=True)
     for warning in result.get("warnings", []):
@@ -68,12 +76,18 @@ def summary(result: dict[str, Any], console: Console) -> None:
     skips(result["skips"], result["files"].get("manifest", ""), console)
 
 
+def data(said: Mapping[str, str], console: Console) -> None:
+    """How many images and labels of each set were read, and what was lost."""
+    for name, line in said.items():
+        console.print(f"{name}: {escape(line)}", soft_wrap=True, highlight=False)
+
+
 def skips(items: list[dict[str, Any]], manifest: str, console: Console) -> None:
     """The skipped images with path and reason; a long list is cut, with the path of the whole one."""
     if not items:
         return
     console.print(f"[yellow]{len(items)} skipped:[/]")
     for item in items[:SHOWN_SKIPS]:
-        console.print(f"  {escape(item['path'] or item['key'])}: {escape(item['reason'])}", soft_wrap=True)
+        console.print(f"  {escape(skip_line(item['path'] or item['key'], item['reason']))}", soft_wrap=True)
     if len(items) > SHOWN_SKIPS:
         console.print(f"  ... and {len(items) - SHOWN_SKIPS} more in {escape(manifest)}", soft_wrap=True)

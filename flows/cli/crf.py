@@ -1,8 +1,9 @@
-"""``maskmill crf``: a dense CRF for pictures with given probabilities (or labels). No cache, no run, no torch."""
+"""``maskmill crf``: a dense CRF for pictures with given probabilities, labels or boxes. No cache, no run, no torch."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,17 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from artifacts.records import UNDECIDED, DataError
+from artifacts.records import DataError
 from flows.cli.crf_files import Job, check_targets, check_writable, pair_folders, source_of
+from flows.cli.crf_input import Energies, Sums, read_boxes, read_labels, read_probs
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
 from tasks.crf.params import PRESETS, Backend, CRFParams, Normalisation, Preset
 
 DEFAULT: Preset = "ahn-kwak-cam"
+OF_BOXES: Preset = "bbox-seg"
+log = logging.getLogger("maskmill")
 
 
 def _own(name: str) -> Parameter:
@@ -35,13 +39,15 @@ class Settings:
 
     params: CRFParams
     from_labels: bool
-    gt_prob: float
+    gt_prob: float | None
     floor: float
+    sums: Sums
+    core: float
 
 
 def crf(
     *,
-    image: Annotated[Path, Parameter(help="a picture, or a folder of pictures")],
+    image: Annotated[Path | None, Parameter(help="a picture, or a folder of pictures")] = None,
     out: Annotated[Path, Parameter(help="the mask to write (PNG of label numbers), or a folder for NAME.png")],
     probs: Annotated[
         Path | None,
@@ -50,9 +56,26 @@ def crf(
     labels: Annotated[
         Path | None, Parameter(help="instead: a mask PNG (255: unknown) of the picture's size, or a folder of NAME.png")
     ] = None,
-    gt_prob: Annotated[float, Parameter(help="with --labels: probability that a label is right, 0 to 1")] = 0.5,
+    boxes: Annotated[
+        str | None,
+        Parameter(
+            help="instead: a table image,class,x0,y0,x1,y1 (CSV) of --image's boxes; or, without --image, a data set:"
+            " folder:PATH, voc:PATH, coco:IMAGES,JSON, yolo:PATH"
+        ),
+    ] = None,
+    split: Annotated[str, Parameter(help="with --boxes and a data set: the split, or all")] = "all",
+    core: Annotated[float, Parameter(help="with --boxes: certain share of a box, in its middle, 0 to 1")] = 0.2,
+    gt_prob: Annotated[
+        float | None,
+        Parameter(help="with --labels: probability that a label is right; default: 20 times each other's"),
+    ] = None,
     floor: Annotated[float, Parameter(help="with --probs: floor; smaller probabilities are raised to it")] = 1e-5,
-    preset: Annotated[Preset, Parameter(help="a named set of parameters")] = DEFAULT,
+    sums: Annotated[
+        Sums, Parameter(help="with --probs that do not sum to 1: refuse them, divide by their sum, or keep them")
+    ] = "refuse",
+    preset: Annotated[
+        Preset | None, Parameter(help=f"a named set of parameters [default: {DEFAULT}; with --boxes: {OF_BOXES}]")
+    ] = None,
     iterations: Annotated[int | None, _own("iterations")] = None,
     gaussian_sxy: Annotated[float | None, _own("gaussian_sxy")] = None,
     gaussian_compat: Annotated[float | None, _own("gaussian_compat")] = None,
@@ -68,7 +91,7 @@ def crf(
     threads: Annotated[int, Parameter(help="pictures at once; -1: one per core")] = -1,
     quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
 ) -> int:
-    """Sharpen label probabilities to a mask, with a dense CRF (Krähenbühl & Koltun 2011)."""
+    """Sharpen label probabilities, rough labels or boxes to a mask, with a dense CRF (Krähenbühl & Koltun 2011)."""
     given = {
         "iterations": iterations,
         "gaussian_sxy": gaussian_sxy,
@@ -81,23 +104,37 @@ def crf(
     }
     try:
         own: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        params = dataclasses.replace(PRESETS[preset], **own)
+        chosen = preset or (DEFAULT if boxes is None else OF_BOXES)
+        params = dataclasses.replace(PRESETS[chosen], **own)
     except ValueError as error:
         raise DataError(f"--{str(error).removeprefix('crf.').replace('_', '-', 1)}") from error
     for name, value in (("gt-prob", gt_prob), ("floor", floor)):
-        if not 0 < value < 1:  # nan, too
+        if value is not None and not 0 < value < 1:  # nan, too
             raise DataError(f"--{name} {value}: give a number between 0 and 1")
+    if not 0 <= core <= 1:
+        raise DataError(f"--core {core}: give a number from 0 to 1")
     if threads == 0 or threads < -1:
         raise DataError(f"--threads {threads}: give at least 1, or -1 for one per core")
-    source = source_of(image, probs, labels)
-    settings = Settings(params, labels is not None, gt_prob, floor)
-    if image.is_dir():
-        jobs, skips = pair_folders(image, source, out, overlay, marginals, ".png" if labels is not None else ".npy")
+    settings = Settings(params, labels is not None, gt_prob, floor, sums, core)
+    if boxes is not None:
+        from flows.cli.crf_boxes import box_jobs
+
+        if probs is not None or labels is not None:
+            raise DataError("give --probs, --labels or --boxes, one of them")
+        jobs, skips = box_jobs(image, boxes, split, out, overlay, marginals)
+    else:
+        source = source_of(image, probs, labels)
+        assert image is not None
+        jobs, skips = [Job(image, source, out, overlay, marginals)], []
+        if image.is_dir():
+            suffix = ".png" if labels is not None else ".npy"
+            jobs, skips = pair_folders(image, source, out, overlay, marginals, suffix)
+    one = partial(work, settings=settings)
+    if image is None or image.is_dir():
         check_writable(out=out, overlay=overlay, marginals=marginals)
-        return run_jobs("crf", "masks", jobs, skips, partial(work, settings=settings), threads, out, quiet=quiet)
-    job = Job(image, source, out, overlay, marginals)
-    check_targets(job)
-    run_one("masks", job, partial(work, settings=settings))
+        return run_jobs("crf", "masks", jobs, skips, one, threads, out, quiet=quiet)
+    check_targets(jobs[0])
+    run_one("masks", jobs[0], one)
     terminal().print(f"mask: {escape(str(out))}", soft_wrap=True)
     return 0
 
@@ -113,13 +150,20 @@ def work(job: Job, writes: Writes, *, settings: Settings) -> None:
     from tasks.crf.dense_crf import dense_crf
 
     image_rgb = read_image_rgb(job.image)
-    size_hw = image_rgb.shape[0], image_rgb.shape[1]
-    unary, numbers = read_labels(job, settings, size_hw) if settings.from_labels else read_probs(job, settings, size_hw)
+    unary, numbers, given = energies(job, settings, (image_rgb.shape[0], image_rgb.shape[1]))
     try:
         q_khw = dense_crf(image_rgb, unary, settings.params)
     except ValueError as error:
         raise DataError(f"{job.image}: {error}") from error
     mask_hw = numbers[q_khw.argmax(axis=0)]
+    if given and not given & set(np.unique(mask_hw).tolist()):
+        log.warning(
+            "%s: the mask has lost every label of the input (%s): all is %s. A lighter --preset (deeplab-v2) or fewer"
+            " --iterations keep small objects",
+            job.image,
+            ", ".join(map(str, sorted(given))),
+            ", ".join(map(str, np.unique(mask_hw))),
+        )
     shown = picture(image_rgb, mask_hw, job.overlay.suffix) if job.overlay is not None else b""
     with writes.one():
         if job.marginals is not None:
@@ -131,63 +175,13 @@ def work(job: Job, writes: Writes, *, settings: Settings) -> None:
         write_named(job.out, lambda path: write_class_mask(path, mask_hw))
 
 
-def read_probs(job: Job, settings: Settings, size_hw: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Energies at the picture's size, and each label's number: its place in the file."""
-    from tasks.crf.dense_crf import from_probabilities, resize_probabilities
-
-    try:
-        probs = np.load(job.source, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{job.source}: not an .npy file of plain numbers (numpy.save of one array)") from error
-    if not isinstance(probs, np.ndarray) or probs.ndim != 3 or not 1 <= len(probs) <= UNDECIDED:
-        shape = probs.shape if isinstance(probs, np.ndarray) else "an archive"
-        raise DataError(
-            f"{job.source}: expected (labels, height, width) with 1..{UNDECIDED} labels, not {shape};"
-            " labels last? array.transpose(2, 0, 1)"
-        )
-    if np.issubdtype(probs.dtype, np.floating) and probs.size:
-        _check_probs(job, probs)
-    try:
-        if np.issubdtype(probs.dtype, np.floating) and probs.size:
-            probs = resize_probabilities(probs, size_hw)
-        unary = from_probabilities(probs, settings.floor)
-    except ValueError as error:
-        raise DataError(f"{job.source}: {error}") from error
-    return unary, np.arange(len(probs), dtype=np.uint8)
-
-
-def _check_probs(job: Job, probs: NDArray[np.floating[Any]]) -> None:
-    """Raise :class:`DataError` for nan and inf, and for labels along the last axis."""
-    if not np.isfinite(probs).all():
-        label, y, x = np.argwhere(~np.isfinite(probs))[0]
-        raise DataError(f"{job.source}: holds {probs[label, y, x]} at label {label}, row {y}, column {x}")
-    first, last = (np.abs(probs.sum(axis=axis, dtype=np.float64) - 1).max() for axis in (0, -1))
-    if last < 0.01 < 0.1 < first:
-        raise DataError(
-            f"{job.source}: {probs.shape} sums up to 1 along its last axis, not its first: labels last?"
-            " array.transpose(2, 0, 1)"
-        )
-
-
-def read_labels(
-    job: Job, settings: Settings, size_hw: tuple[int, int]
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Energies of the labels that the map holds, and their numbers."""
-    from artifacts.datasets.voc_masks import read_index_png
-    from tasks.crf.dense_crf import from_labels
-
-    mask_hw = np.asarray(read_index_png(str(job.source), size_hw))
-    numbers = np.unique(mask_hw)
-    numbers = numbers[numbers != UNDECIDED]
-    if not len(numbers):
-        raise DataError(f"{job.source}: every pixel is {UNDECIDED}, unknown: there is no label to spread")
-    places = np.full(256, UNDECIDED, dtype=np.int32)
-    places[numbers] = np.arange(len(numbers))
-    try:
-        unary = from_labels(places[mask_hw], len(numbers), settings.gt_prob)
-    except ValueError as error:
-        raise DataError(f"{job.source}: {error}") from error
-    return unary, numbers.astype(np.uint8)
+def energies(job: Job, settings: Settings, size_hw: tuple[int, int]) -> Energies:
+    """What the picture comes with, as energies."""
+    if job.boxes is not None:
+        return read_boxes(job.boxes, size_hw, settings.core)
+    if settings.from_labels:
+        return read_labels(job.source, size_hw, settings.gt_prob)
+    return read_probs(job.source, job.image, size_hw, settings.floor, settings.sums)
 
 
 def picture(image_rgb: NDArray[np.uint8], mask_hw: NDArray[np.uint8], suffix: str) -> bytes:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.records import DataError
+from artifacts.datasets.find import NO_ENDING, Names, may_be_picture
+from artifacts.images import IMAGE_SUFFIXES
+from artifacts.records import Box, DataError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 
 
@@ -18,16 +19,19 @@ class Job:
 
     image: Path
     source: Path
-    """Probabilities (.npy) or labels (.png)."""
+    """Probabilities (.npy), labels (.png) or the boxes' table."""
     out: Path
     overlay: Path | None = None
     marginals: Path | None = None
+    boxes: tuple[Box, ...] | None = None
 
 
-def source_of(image: Path, probs: Path | None, labels: Path | None) -> Path:
+def source_of(image: Path | None, probs: Path | None, labels: Path | None) -> Path:
     """What the pictures are paired with. Raises ``DataError`` unless picture and it are two files or two folders."""
     if (probs is None) == (labels is None):
-        raise DataError("give --probs or --labels, one of them")
+        raise DataError("give --probs, --labels or --boxes, one of them")
+    if image is None:
+        raise DataError("give --image: a picture, or a folder of pictures")
     option, source = ("probs", probs) if probs is not None else ("labels", labels)
     assert source is not None
     for name, path in (("image", image), (option, source)):
@@ -49,27 +53,36 @@ def pair_folders(
     check_apart([images, sources] if suffix == ".png" else [images], out, overlay)
     if suffix == ".npy":
         check_apart([sources], marginals)
-    found = {path.stem: path for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix}
+    there = Names((path.name for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix), str(sources))
+    used: set[str] = set()
     jobs: list[Job] = []
     skips: list[tuple[Path, str]] = []
     seen: set[str] = set()
     for path in sorted(images.iterdir()):
         name = path.stem
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            if left_out(path):
+                skips.append((path, NO_ENDING))
             continue
         if name in seen:
             skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
-        elif name not in found:
+        elif (partner := there.find(f"{name}{suffix}", whole=True)) is None:
             skips.append((path, f"no {name}{suffix} in {sources}"))
         else:
             extra = overlay / f"{name}.png" if overlay is not None else None
             numbers = marginals / f"{name}.npy" if marginals is not None else None
-            jobs.append(Job(path, found[name], out / f"{name}.png", extra, numbers))
+            used.add(partner)
+            jobs.append(Job(path, sources / partner, out / f"{name}.png", extra, numbers))
         seen.add(name)
-    skips += [(path, f"no picture of this name in {images}") for name, path in found.items() if name not in seen]
+    skips += [(sources / one, f"no picture of this name in {images}") for one in there.files if one not in used]
     if not jobs and not skips:
         raise DataError(f"--image {images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return jobs, skips
+
+
+def left_out(path: Path) -> bool:
+    """Whether ``path``, without a picture's ending, is to be named: it may be a picture."""
+    return path.is_file() and not path.name.startswith(".") and may_be_picture(path.name)
 
 
 def check_targets(job: Job) -> None:
@@ -90,29 +103,12 @@ def check_targets(job: Job) -> None:
 
 
 def check_writable(**folders: Path | None) -> None:
-    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet.
-
-    Checked before the work, which may take hours. Leaves no files.
-    """
-    from artifacts.cache.atomic import temporary_beside
+    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet."""
+    from artifacts.cache import atomic
 
     for option, folder in folders.items():
-        if folder is None:
-            continue
-        there = folder
-        try:
-            while not (there.exists() or there.is_symlink()):
-                there = there.parent
-            if not there.is_dir():
-                raise DataError(f"--{option} {folder}: {there} is no folder; name another place")
-            probe = temporary_beside(there / "any")
-            probe.mkdir()
-            probe.rmdir()
-        except OSError as error:
-            raise DataError(
-                f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
-                " give yourself write permission there"
-            ) from error
+        if folder is not None:
+            atomic.check_writable(option, folder)
 
 
 def check_apart(read: Sequence[Path], *written: Path | None) -> None:

@@ -13,8 +13,10 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 from rich.markup import escape
 
+from artifacts.datasets.find import NO_ENDING
+from artifacts.images import IMAGE_SUFFIXES
 from artifacts.records import DataError, ImageRGB
-from flows.cli.crf_files import IMAGE_SUFFIXES, PICTURE_SUFFIXES, check_apart, check_writable
+from flows.cli.crf_files import PICTURE_SUFFIXES, check_apart, check_writable, left_out
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
@@ -50,7 +52,10 @@ def edges(
     weights: Annotated[str, Parameter(help="packaged (the network's own), or a file of its tensors")] = PACKAGED,
     quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
 ) -> int:
-    """Draw the boundaries in pictures, with HED (Xie & Tu 2015). 255 is certain; what lies at OUT is replaced."""
+    """Draw the boundaries in pictures: by HED (Xie & Tu 2015), our small hed-lite, or Canny's filter.
+
+    255 is certain; what lies at OUT is replaced.
+    """
     try:
         params = EdgesParams(network or default_network(weights), weights, scales, flip)
     except ValueError as error:
@@ -116,6 +121,8 @@ def folder_jobs(images: Path, out: Path, overlay: Path | None) -> tuple[list[Edg
     for path in sorted(images.iterdir()):
         name = path.stem
         if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+            if left_out(path):
+                skips.append((path, NO_ENDING))
             continue
         if name in jobs:
             skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))

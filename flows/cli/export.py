@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 from artifacts.cache.fit_store import FitStore, Publication
 from artifacts.cache.runs import find_run, read_stamps
 from artifacts.cache.store import MaskStore
-from artifacts.datasets import DataParams, read_split
+from artifacts.datasets import DataParams, read_split, remember_dataset
+from artifacts.datasets.read import placed
 from artifacts.datasets.voc_masks import read_index_png
 from artifacts.export.dataset import WRITERS, export_run
+from artifacts.export.val import WITH_VAL
 from artifacts.records import DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
 from flows.config import ConfigError, Layer, build
@@ -23,14 +26,26 @@ from tasks.evaluate.object_iou import Window
 from tasks.evaluate.score import SetScores, score_set
 from tasks.stage import CRF_MASK, MASKS
 
+log = logging.getLogger("maskmill")
+
 
 def export(
-    cache: Path, run: str, stage: str, kind: str, to: Path, *, images: bool = True, crf: bool = False
+    cache: Path,
+    run: str,
+    stage: str,
+    kind: str,
+    to: Path,
+    *,
+    images: bool = True,
+    crf: bool = False,
+    worst: int = 0,
+    by: str = "suspicion",
 ) -> tuple[Path, str]:
     """Export one stage of one run; returns the folder, and a note where the stage is not the run's own choice.
 
     ``stage=""``: the run's masks (:func:`complete_stage`). With ``crf`` the masks that a stage keeps with a dense CRF;
-    ``stage=""`` is a prediction that does, then. Raises :class:`DataError` if it keeps none.
+    ``stage=""`` is a prediction that does, then. Raises :class:`DataError` if it keeps none. ``worst``: only so many
+    pictures, the worst first: by suspicion, which needs no truth, or by score.
     """
     if kind not in WRITERS:
         raise ConfigError(f"--format {kind}: expected one of {', '.join(WRITERS)}")
@@ -49,7 +64,51 @@ def export(
         what = "masks with a CRF" if crf else "masks"
         option = "--crf: " if crf else ""
         raise DataError(f"run {manifest['run']}: {option}its stage {found['label']!r} keeps no {what}; {there}")
-    return export_run(cache, manifest, found["label"], kind, to, with_images=images, array=array), note
+    only = worst_pictures(cache, manifest, found["label"], worst, by) if worst else None
+    try:
+        options: dict[str, Any] = {"with_images": images, "array": array, "only": only}
+        val = _val(cache, manifest) if kind in WITH_VAL and only is None and found["set"] == "train" else None
+        return export_run(cache, manifest, found["label"], kind, to, val=val, **options), note
+    except FileNotFoundError as error:
+        if not images or str(error.filename) not in _images_of(cache, found):
+            raise
+        raise DataError(
+            f"{error.filename}: the image is gone; if the data were moved, run the flow again with --data and the new"
+            f" place (and --set data.name={found['dataset']} if the folder's name has changed): nothing is computed"
+            " anew. Or export the masks alone, with --no-images"
+        ) from error
+
+
+def _val(cache: Path, manifest: Mapping[str, Any]) -> RecordSet | None:
+    """The evaluation pictures of a run; a word where they cannot be had, since the training masks can do without."""
+    split = manifest["recipe"].get("data", {}).get("val")
+    try:
+        return records_of(manifest, "val", split, cache) if split else None
+    except DataError as error:
+        log.warning("the evaluation pictures are not exported: %s", error)
+        return None
+
+
+def _images_of(cache: Path, stage: Mapping[str, Any]) -> set[str]:
+    return {image for _, image in read_stamps(cache, stage["stamps"]).values()}
+
+
+def worst_pictures(cache: Path, manifest: Mapping[str, Any], label: str, count: int, by: str) -> list[str]:
+    """Keys of the ``count`` worst pictures of a stage, the worst first: by ``suspicion``, or by ``score`` (mIoU).
+
+    Raises :class:`DataError` where no picture has a truth mask to be scored by.
+    """
+    if count < 0 or by not in ("suspicion", "score"):
+        raise ConfigError(f"--worst {count} --by {by}: expected a number of pictures, and suspicion or score")
+    if by == "suspicion":
+        from tasks.evaluate.run_suspicion import suspects
+
+        found = suspects(cache, manifest, label)
+        return sorted(found, key=lambda key: (-found[key].suspicion, key))[:count]
+    stage, _ = complete_stage(manifest, label)
+    scored = score_run(cache, manifest["run"], label).masks["mask_hw"][1].image_miou
+    known = {f"{stage['dataset']}/{image_id}": value for image_id, value in scored.items() if value is not None}
+    return sorted(known, key=lambda key: (known[key], key))[:count]
 
 
 def complete_maps(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -122,14 +181,17 @@ class RunScores:
     """Names the stage, where it is not the run's own choice."""
 
 
-def score_run(cache: Path, run: str, stage: str) -> RunScores:
-    """Scores of one complete stage of a run in any state, from the current cache and data set."""
+def score_run(cache: Path, run: str, stage: str, moved: str = "") -> RunScores:
+    """Scores of one complete stage of a run in any state, from the current cache and data set.
+
+    ``moved``: where the run's data lie now, as ``--data`` takes it. Raises :class:`DataError` if other data lie there.
+    """
     manifest = find_run(cache, run).manifest()
     found, note = complete_stage(manifest, stage)
     arrays = [array for array in MASKS if array in found["outputs"]]
     if not arrays:
         raise DataError(f"run {manifest['run']}: its stage {found['label']!r} keeps no masks: {found['outputs']}")
-    records = _records_of(manifest, found, cache)
+    records = records_of(manifest, found["set"], found["split"], cache, moved)
     stamps = read_stamps(cache, found["stamps"])
     store = MaskStore(cache, readonly=True)
 
@@ -152,14 +214,28 @@ def score_run(cache: Path, run: str, stage: str) -> RunScores:
     return RunScores(found["label"], scores, note)
 
 
-def _records_of(manifest: Mapping[str, Any], stage: Mapping[str, Any], cache: Path) -> RecordSet:
-    """The current records of the set that a stage of a run processed."""
-    if not manifest["recipe"]:
-        raise DataError(f"run {manifest['run']} is a script's and does not record its data; score it there")
-    data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
-    if stage["set"] == "aux" and data.aux is not None:
-        data = data.aux
-    return read_split(data, stage["split"], cache=cache)
+def records_of(manifest: Mapping[str, Any], of_set: str, split: str, cache: Path, moved: str = "") -> RecordSet:
+    """The current records of a set (``train``, ``val`` or ``aux``) of a run; ``moved`` as in :func:`score_run`."""
+    run, recipe = manifest["run"], manifest["recipe"]
+    if not recipe:
+        raise DataError(f"run {run} is a script's and does not record its data; score it there")
+    data = build(DataParams, "data", recipe, [Layer(recipe, f"run {run}", {})])
+    data = placed(data.aux if of_set == "aux" and data.aux is not None else data, manifest.get("folder", ""))
+    if moved:
+        # Keys begin with the data set's name, which is the folder's unless it was named.
+        name = next(stage["dataset"] for stage in manifest["stages"] if stage["set"] == of_set)
+        given = {"data": {"source": moved}}
+        data = replace(data, source=build(DataParams, "data", given, [Layer(given, "--data", {})]).source, name=name)
+    try:
+        records = read_split(data, split, cache=cache)
+    except (DataError, OSError) as error:
+        raise DataError(
+            f"run {run}: its data {data.source} cannot be read ({error}); if they were moved, name the place: --data"
+            f" {data.source.partition(':')[0]}:PATH"
+        ) from error
+    if moved:
+        remember_dataset(cache, records)  # where it says that these are the same images
+    return records
 
 
 def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tuple[dict[str, Any], SetScores]:
@@ -175,19 +251,31 @@ def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tupl
         height, width = record.truth.load().shape
         return np.asarray(read_index_png(str(path), (height, width)))
 
-    return _scored(records, mask_of)
+    def expected(image_id: str) -> str:
+        """The name that a mask must have, and what is there instead."""
+        there = sorted(path.relative_to(masks).as_posix() for path in masks.rglob("*") if path.is_file())
+        alike = [name for name in there if Path(name).name.lower().startswith(Path(image_id).name.lower())] or there
+        holds = f"holds {', '.join(alike[:3])}{', ...' if len(alike) > 3 else ''}" if there else "is empty"
+        return f"; expected {masks / image_id}.png, the folder {holds}"
+
+    return _scored(records, mask_of, expected=expected)
 
 
 def _scored(
     records: RecordSet,
     mask_of: Callable[[Record], MaskHW | None],
     windows_of: Callable[[Record], dict[int, Window]] | None = None,
+    expected: Callable[[str], str] = lambda image_id: "",
 ) -> tuple[dict[str, Any], SetScores]:
+    """Scores, or a :class:`DataError` that says why there are none; ``expected`` says what a missing mask is called."""
     scored = score_set(records, len(records.classes), mask_of, windows_of)
     if not scored.scores.images:
+        reasons = "".join(f"; {skip.reason}" for skip in scored.skips[:3])
+        hint = expected(scored.without_mask[0]) if scored.without_mask else ""
         raise DataError(
             f"{records.dataset}:{records.split}: nothing to score: of {len(records)} images"
-            f" {len(scored.without_truth)} have no truth and {len(scored.without_mask)} no mask"
+            f" {len(scored.without_truth)} have no truth, {len(scored.without_mask)} no mask, and"
+            f" {len(scored.skips)} cannot be used{reasons}{hint}"
         )
     return scored.scores.as_dict(records.classes), scored
 

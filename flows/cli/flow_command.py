@@ -43,7 +43,7 @@ def run_flow_command(
         summary = _as_flow_run(page, prefect_flow, job)
     else:
         summary = run_page(flow, page, job.data, job.params, job.options, reporter=_reporter(job.options)).summary()
-    show.summary(summary, terminal())
+    show.summary(summary, terminal(), quiet=not job.options.progress)
     if summary["failures"]:
         return 1
     return 3 if summary["skips"] else 0

@@ -7,14 +7,17 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was done),
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import logging
 import os
 import signal
 import sys
+import tomllib
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.logging import RichHandler
@@ -27,6 +30,7 @@ from flows.server.environment import PRIVATE, QUIET, set_defaults
 from tasks.engine.gpus import NoDevice
 
 OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
+KEPT = "finished work is kept (a fit: up to its last checkpoint), the same command resumes"
 
 app = App(
     name="maskmill",
@@ -35,7 +39,9 @@ app = App(
         "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 done with skipped images,"
         " 130 and 143 stopped by SIGINT and SIGTERM."
     ),
+    version=lambda: version(),
     version_flags=["--version"],
+    help_format="plaintext",  # markup would swallow <image id> and [0, 1]
     suppress_keyboard_interrupt=False,  # main prints what was kept
 )
 log = logging.getLogger("maskmill")
@@ -50,8 +56,14 @@ app.command(
     "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
-app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures, with HED.")
+app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures: HED, hed-lite, Canny.")
+app.command(
+    "flows.cli.score:score", name="score", help="Score masks against truth, or edge maps against drawn boundaries."
+)
 app.command("flows.cli.scribbles:scribbles", name="scribbles", help="Draw plausible scribbles from masks.")
+app.command(
+    "flows.cli.handback:import_", name="import", help="Store masks that people corrected: every flow then prefers them."
+)
 app.command("flows.cli.weights:app", name="weights", help="List the pretrained weights that there are, and get them.")
 
 
@@ -90,14 +102,18 @@ def run_flow(
     ] = (),
     until: Annotated[str | None, Parameter(help="stop after this stage; score, draw and export its results")] = None,
     workers: Annotated[int | None, Parameter(help="worker processes; -1: one per core, 0: none")] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, Parameter(help="where networks run; default auto")] = None,
-    export: Annotated[tuple[str, ...], Parameter(help="voc, voc-server, coco or hdf5; repeatable", negative=())] = (),
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "gpu"] | None, Parameter(help="where networks run (gpu is cuda); default auto")
+    ] = None,
+    export: Annotated[tuple[str, ...], Parameter(help="voc, coco, hdf5, label-studio, ...", negative=())] = (),
     dry_run: Annotated[bool, Parameter(help="show what would be done and the estimated time", negative=())] = False,
     show_config: Annotated[bool, Parameter(help="print the whole configuration as YAML and stop", negative=())] = False,
     prefect: Annotated[
         bool, Parameter(help="run as a Prefect flow run even if no API is configured", negative=())
     ] = False,
-    quiet: Annotated[bool, Parameter(help="no progress bars", negative=())] = False,
+    quiet: Annotated[
+        bool, Parameter(help="no progress bars; at the end one line of scores a set", negative=())
+    ] = False,
 ) -> int:
     """``maskmill FLOW``, for every flow: :func:`add_flows` makes a command of it for each."""
     from flows.cli import flow_command as command
@@ -108,7 +124,7 @@ def run_flow(
         "rerun": list(rerun) or None,
         "until": until,
         "workers": workers,
-        "device": device,
+        "device": "cuda" if device == "gpu" else device,
         "export": list(export) or None,
         "progress": False if quiet else None,
     }
@@ -138,7 +154,13 @@ def add_flows() -> None:
 def export(
     *,
     to: Annotated[Path, Parameter(help="folder to make; an unchanged earlier export there is replaced, nothing else")],
-    format_: Annotated[str, Parameter(name="--format", help="voc, voc-server, coco or hdf5")] = "voc",
+    format_: Annotated[
+        str,
+        Parameter(
+            name="--format",
+            help="voc, voc-server, coco, hdf5, yolo-seg; for people: label-studio, cvat, labelme, these with -polygons",
+        ),
+    ] = "voc",
     cache: Cache = Path("maskmill-cache"),
     run: Annotated[str, Parameter(help="a run's id, or latest")] = "latest",
     stage: Annotated[
@@ -149,77 +171,19 @@ def export(
         Parameter(help="the masks with the dense CRF of a run with params.crf; default: its predictions", negative=()),
     ] = False,
     images: Annotated[bool, Parameter(help="copy the images too, where the format has a place for them")] = True,
+    worst: Annotated[int, Parameter(help="only so many pictures, the worst first; 0: all")] = 0,
+    by: Annotated[
+        Literal["suspicion", "score"], Parameter(help="what is worst: suspicion needs no truth, score does")
+    ] = "suspicion",
 ) -> int:
     """Export a run's masks as a dataset, also of an interrupted run whose masks are complete."""
     from flows.cli.export import export as write
 
-    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf)
+    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf, worst=worst, by=by)
     if note:
         terminal().print(escape(note), soft_wrap=True, highlight=False)
     terminal().print(f"exported: {escape(str(folder))}", soft_wrap=True)
     return OK
-
-
-@app.command
-def score(
-    *,
-    cache: Cache = Path("maskmill-cache"),
-    run: Annotated[str | None, Parameter(help="a run's id, or latest; default latest")] = None,
-    stage: Annotated[
-        str | None, Parameter(help="label of a complete stage; default: the run's masks, or its last complete ones")
-    ] = None,
-    masks: Annotated[
-        Path | None, Parameter(help="score this folder of <image id>.png index masks instead of a run")
-    ] = None,
-    data: Source = None,
-    split: Annotated[str | None, Parameter(help="with --masks: the split to score; default val")] = None,
-    json: Annotated[Path | None, Parameter(help="also write the scores to this file")] = None,
-) -> int:
-    """Score masks against truth: mIoU over the set, per class, both readings of 255; without and with a CRF.
-
-    A stage with a second mask from a dense CRF (params.crf of the run) is scored with both masks.
-    """
-    from artifacts.datasets import DataParams
-    from artifacts.report import score_table
-    from artifacts.report.score_lines import percent
-    from flows.cli.export import save_scores, score_folder, score_run
-    from flows.config import ConfigError, Layer, build
-    from tasks.stage import CRF_MASK
-
-    with_crf, note = None, ""
-    if masks is not None:
-        if data is None:
-            raise ConfigError("--masks needs --data: the data set whose truth masks are compared")
-        if run is not None or stage is not None:
-            raise ConfigError("--run and --stage name masks in the cache, --masks a folder: give one or the other")
-        given = {"data": {"source": data}}
-        scores, scored = score_folder(
-            build(DataParams, "data", given, [Layer(given, "--data", {})]), split or "val", masks, cache
-        )
-        title = str(masks)
-    else:
-        if data is not None or split is not None:
-            raise ConfigError("--data and --split need --masks; a run is scored against the truth of its own data")
-        found = score_run(cache, run or "latest", stage or "")
-        note, title = found.note, f"{found.stage} of run {run or 'latest'}"
-        scores, scored = next(iter(found.masks.values()))
-        if len(found.masks) > 1:
-            with_crf, _ = found.masks[CRF_MASK]
-    console = terminal()
-    if note:
-        console.print(escape(note), soft_wrap=True, highlight=False)
-    console.print(score_table(scores, title=title))
-    if with_crf is not None:
-        console.print(score_table(with_crf, title=f"{title}, with CRF"))
-        console.print(f"mIoU without CRF {percent(scores['miou'])}, with CRF {percent(with_crf['miou'])}")
-    for what, ids in (("without truth", scored.without_truth), ("without mask", scored.without_mask)):
-        if ids:
-            console.print(f"{len(ids)} images {what}, not scored (the first: {escape(ids[0])})", soft_wrap=True)
-    for skip in scored.skips:
-        console.print(f"skipped {escape(skip.path)}: {escape(skip.reason)}", soft_wrap=True)
-    if json is not None:
-        save_scores(json, scores, with_crf)
-    return SKIPPED if scored.skips else OK
 
 
 @app.command
@@ -242,7 +206,7 @@ def serve(
 
     return serving.serve(
         configs,
-        serving.Schedule(cron, interval, timezone or serving.local_timezone()),
+        serving.Schedule(cron, interval, timezone or (serving.local_timezone() if cron else "UTC")),
         home=home or serving.default_home(),
         port=port,
         server=False if no_server else None,
@@ -250,13 +214,35 @@ def serve(
     )
 
 
+def version() -> str:
+    """The version of the code that runs: its pyproject.toml's, or the installed package's."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if project.is_file():
+        return str(tomllib.loads(project.read_text())["project"]["version"])
+    return importlib.metadata.version("maskmill")
+
+
+class _Once(logging.Filter):
+    """A warning is shown once, however many stages and processes meet it."""
+
+    seen: ClassVar[set[str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if record.levelno != logging.WARNING or message not in self.seen:
+            self.seen.add(message)
+            return True
+        return False
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: errors become one message and an exit code, signals end every child."""
-    logging.basicConfig(
-        level=os.environ.get("MASKMILL_LOG", "WARNING").upper(),
-        format="%(message)s",
-        handlers=[RichHandler(console=terminal(stderr=True), show_path=False, show_level=False)],
+    shown = RichHandler(
+        console=terminal(stderr=True), show_path=False, show_level=False, log_time_format="%Y-%m-%d %H:%M:%S"
     )
+    shown.addFilter(_Once())
+    _Once.seen.clear()
+    logging.basicConfig(level=os.environ.get("MASKMILL_LOG", "WARNING").upper(), format="%(message)s", handlers=[shown])
     before = signal.signal(signal.SIGTERM, _terminate)
     set_defaults(PRIVATE, QUIET)
     try:
@@ -268,14 +254,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DataError, NoDevice) as error:
         return _say(error, USAGE)
     except KeyboardInterrupt:
-        return _say("stopped (SIGINT); finished work is kept, the same command resumes", 130)
+        return _say(f"stopped (SIGINT); {KEPT}", 130)
     except Terminated:
-        return _say("stopped (SIGTERM); finished work is kept, the same command resumes", 143)
+        return _say(f"stopped (SIGTERM); {KEPT}", 143)
     except BrokenPipeError:
         return FAILED
+    except OSError as error:
+        from artifacts.cache.cache_format import advice
+
+        log.debug("failed", exc_info=True)
+        return _say(f"{error.filename or ''}: {error.strerror or error}; {advice(error)}".removeprefix(": "), FAILED)
     except Exception as error:
         log.debug("failed", exc_info=True)
-        return _say(f"{error or type(error).__name__}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
+        where = ""
+        if type(error).__module__ == "builtins" and not isinstance(error, RuntimeError):  # none of ours: a bug
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f" ({type(error).__name__} at {frame.filename}:{frame.lineno} in {frame.name})"
+        return _say(f"{error or type(error).__name__}{where}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
     finally:
         signal.signal(signal.SIGTERM, before)
 

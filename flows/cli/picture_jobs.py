@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,9 +62,7 @@ def run_jobs(
     from tasks.crf.batch import in_threads
 
     left = list(skips)
-    reporter = Silent() if quiet else Bars() if sys.stderr.isatty() else Lines()
-    reporter.stage(name, 0, 0, "pictures")  # nothing is cached here
-    reporter.total(name, len(jobs))
+    reporter = _reporter(name, len(jobs), quiet=quiet)
     try:
         with _stoppable(what, out, len(jobs), reporter) as writes:
             for outcome in in_threads(lambda job: work(job, writes), jobs, threads):
@@ -81,6 +80,25 @@ def run_jobs(
     for path, why in left:
         console.print(f"skipped {escape(str(path))}: {escape(why)}", soft_wrap=True)
     return (3 if left else 0) if writes.done else 1
+
+
+@contextmanager
+def reporting(name: str, total: int, *, quiet: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar of ``total`` pictures; what is yielded says that one more is done."""
+    reporter = _reporter(name, total, quiet=quiet)
+    done = itertools.count(1)
+    try:
+        yield lambda: reporter.advance(name, next(done))
+        reporter.done(name)
+    finally:
+        reporter.close()
+
+
+def _reporter(name: str, total: int, *, quiet: bool) -> Reporter:
+    reporter: Reporter = Silent() if quiet else Bars() if sys.stderr.isatty() else Lines()
+    reporter.stage(name, 0, 0, "pictures")  # nothing is cached here
+    reporter.total(name, total)
+    return reporter
 
 
 def run_one(what: str, job: J, work: Callable[[J, Writes], None]) -> None:

@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ import urllib.error
 import urllib.request
 import zoneinfo
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,7 @@ from rich.markup import escape
 
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.cache.locks import LockTaken, hold
-from artifacts.datasets import DataParams
-from artifacts.datasets.read import READERS
+from artifacts.datasets.read import placed
 from flows.config import ConfigError, read_config
 from flows.configure import configure, load
 from flows.registry import FLOWS
@@ -41,6 +41,8 @@ from tasks.engine.children import Child, Stopped, Supervisor
 
 HEALTH_S = 180.0
 """For the server's first answer: 10 s on an idle machine with a new database, much more on a busy one."""
+REACH_S = 10.0
+"""For a configured API to answer."""
 END_S = 15.0
 """For the runner to cancel its runs, and 5 s more for each deployment."""
 USER = "maskmill"
@@ -93,7 +95,7 @@ def deployment(config: str, schedule: Schedule) -> dict[str, Any]:
         cache=os.path.abspath(job.options.cache),
         out=os.path.abspath(job.options.out) if job.options.out else "",
     )
-    sections = {"data": absolute(job.data), "params": job.params, "options": options}
+    sections = {"data": placed(job.data, os.getcwd()), "params": job.params, "options": options}
     return {
         "name": Path(config).stem,
         "flow": FLOWS[flow].entrypoint,
@@ -108,20 +110,6 @@ def deployment(config: str, schedule: Schedule) -> dict[str, Any]:
 def plain(params: object) -> Any:
     """A params object as JSON values."""
     return TypeAdapter(type(params)).dump_python(params, mode="json")
-
-
-def absolute(data: DataParams) -> DataParams:
-    """``data`` with its paths made absolute: a flow run has another working directory, perhaps."""
-    form, _, place = data.source.partition(":")
-    source = data.source
-    if form in READERS:
-        source = f"{form}:{','.join(map(_absolute, place.split(',') if form == 'coco' else [place]))}"
-    aux = None if data.aux is None else absolute(data.aux)
-    return replace(data, source=source, sbd=_absolute(data.sbd) if data.sbd else "", aux=aux)
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def check_schedule(schedule: Schedule) -> None:
@@ -144,10 +132,33 @@ def check_schedule(schedule: Schedule) -> None:
 
 
 def local_timezone() -> str:
-    """This machine's time zone by name; UTC if it has none."""
-    names = (os.environ.get("TZ", ""), os.path.realpath("/etc/localtime").partition("zoneinfo/")[2])
+    """This machine's time zone by name; UTC if it has none.
+
+    ``TZ`` decides (``Europe/Berlin``, ``:Europe/Berlin`` or a file), then the link ``/etc/localtime``; where that is a
+    file (mounted into a container), ``/etc/timezone``, or the zone whose rules are the file's. Raises
+    :class:`ConfigError` for a ``TZ`` that names no zone: a schedule in another one would run at a wrong hour.
+    """
     known = zoneinfo.available_timezones()
-    return next((name for name in names if name in known), "UTC")
+    if given := os.environ.get("TZ", "").removeprefix(":"):
+        name = given.rpartition("zoneinfo/")[2]
+        if name not in known:
+            raise ConfigError(f"TZ={given}: no time zone by name; give --timezone, a name like Europe/Berlin or UTC")
+        return name
+    name = os.path.realpath(LOCALTIME).partition("zoneinfo/")[2]
+    if name in known:
+        return name
+    with suppress(OSError, UnicodeDecodeError):
+        if (name := TIMEZONE.read_text().strip()) in known:
+            return name
+    with suppress(OSError):
+        rules = LOCALTIME.read_bytes()
+        files = (Path(place, name) for place in zoneinfo.TZPATH for name in sorted(known))
+        if found := next((path for path in files if path.is_file() and path.read_bytes() == rules), None):
+            return str(found).partition("zoneinfo/")[2]
+    return "UTC"
+
+
+LOCALTIME, TIMEZONE = Path("/etc/localtime"), Path("/etc/timezone")
 
 
 # -- the home: database, password, identity --------------------------------------------------------------------------
@@ -248,6 +259,26 @@ def require_free(port: int) -> None:
             ) from error
 
 
+def check_api() -> None:
+    """Raises :class:`ConfigError` if the configured API does not answer: the runner's own error is 97 lines long."""
+    from prefect.settings import get_current_settings
+
+    url = str(get_current_settings().api.url)
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=REACH_S):
+            return
+    except urllib.error.HTTPError:
+        return  # an answer: it may want a password, which Prefect's client knows
+    except (OSError, ValueError) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            return  # Prefect's client may have a certificate of its own
+        reason = getattr(error, "reason", error)
+        raise ConfigError(
+            f"PREFECT_API_URL {url}: no answer ({getattr(reason, 'strerror', None) or reason}); start that server, or"
+            " unset PREFECT_API_URL (and the profile's) to have a server started here"
+        ) from error
+
+
 def wait_healthy(server: Child, url: str, log_file: Path, stop: threading.Event) -> None:
     """Until ``url`` answers. Raises ``RuntimeError`` with the end of the server's log, or ``Stopped``."""
     deadline = time.monotonic() + HEALTH_S
@@ -277,6 +308,8 @@ def serve(
     own = not api_configured() if server is None else server
     if not own and not api_configured():
         raise ConfigError("--no-server: no Prefect API is configured; set PREFECT_API_URL, or let serve start a server")
+    if not own:
+        check_api()
     deployments = prepare(configs, schedule)
     place = Home.open(home)
     try:

@@ -19,7 +19,7 @@ from tasks.bounds import bounded, number
 from tasks.boxes import usable_boxes
 from tasks.crf import crf_pydensecrf as crf_oracle
 from tasks.crf.params import PRESETS, CRFParams, preset
-from tasks.crf.unary import UnaryKHW, from_box_prior, from_labels, from_probabilities
+from tasks.crf.unary import UnaryKHW, check_layout, from_box_prior, from_labels, from_probabilities
 from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
 
 if TYPE_CHECKING:
@@ -188,8 +188,12 @@ def check_unary(unary_khw: Any, size_hw: tuple[int, int]) -> UnaryKHW:
             f" {size_hw[1]})"
         )
     if unary.ndim != 3 or not len(unary):
-        raise ValueError(f"unaries must be a (labels, height, width) array of at least one label, not {unary.shape}")
+        batch = ": unary[0] takes off the batch axis" if unary.ndim == 4 and len(unary) == 1 else ""
+        raise ValueError(
+            f"unaries must be a (labels, height, width) array of at least one label, not {unary.shape}{batch}"
+        )
     if unary.shape[1:] != size_hw:
+        check_layout(unary.shape, size_hw)
         raise ValueError(f"unaries are {unary.shape[1:]}, the image is {size_hw} (height, width)")
     if not np.issubdtype(unary.dtype, np.floating):
         raise ValueError(f"unaries must be floating energies, not {unary.dtype}; labels go through from_labels")
@@ -259,7 +263,7 @@ class BoxCRFParams:
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
-    crf: CRFParams = field(default_factory=lambda: PRESETS["box-prior"], metadata={"help": "the CRF"})
+    crf: CRFParams = field(default_factory=lambda: PRESETS["bbox-seg"], metadata={"help": "the CRF"})
     core: float = number(0.2, 0.0, 1.0, "share of a box's area, in its middle, that is certain")
     difficult: bool = field(default=True, metadata={"help": "give difficult objects masks too"})
 
@@ -331,13 +335,13 @@ def stage_device(params: CRFParams, device: str) -> str:
 def resize_probabilities(probs_chw: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.float32]:
     """``(C, H, W) float32`` at another grid: bilinear between cell centres (``align_corners=False``).
 
-    Raises ``ValueError`` for anything but three dimensions with something in them.
+    Raises ``ValueError`` for anything but three dimensions with something in them, and for axes in another order
+    (:func:`tasks.crf.unary.check_layout`).
     """
     import cv2
 
     probs = np.ascontiguousarray(probs_chw, dtype=np.float32)
-    if probs.ndim != 3 or not probs.size:
-        raise ValueError(f"probabilities must be (labels, height, width), at least one of each, not {probs.shape}")
+    check_layout(probs.shape, size_hw)
     if probs.shape[1:] == size_hw:
         return probs
     height, width = size_hw

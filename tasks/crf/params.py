@@ -11,7 +11,7 @@ from tasks.stage import PARAMS_CONFIG
 
 Backend = Literal["auto", "lattice", "lattice-cpp", "lattice-torch", "exact", "brute", "pydensecrf"]
 Normalisation = Literal["symmetric", "before", "after", "none"]
-Preset = Literal["ahn-kwak-cam", "deeplab-largefov", "deeplab-v2", "rrm-test", "box-prior"]
+Preset = Literal["ahn-kwak-cam", "deeplab-largefov", "deeplab-v2", "rrm-test", "bbox-seg"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,10 @@ PRESETS: Mapping[Preset, CRFParams] = {
     ),
     # RRM's released code at test time (Zhang et al. 2020).
     "rrm-test": CRFParams(bilateral_sxy=83.0, bilateral_srgb=5.0, bilateral_compat=4.0),
-    # Boxes as unaries: Bbox-Seg of Papandreou et al. 2015, section 3.2, whose text leaves the values to
-    # cross-validation. These are the ones that the released code names for it (bboxErode20: w 45, 37 px, 3 grey
-    # levels; position w 15, 3 px), again with DeepLab's "after".
-    "box-prior": CRFParams(
+    # The weights for boxes as unaries; the boxes come with `crf --boxes` or `proposals=box-crf`. Bbox-Seg of Papandreou
+    # et al. 2015, section 3.2, whose text leaves the values to cross-validation. These are the ones that the released
+    # code names for it (bboxErode20: w 45, 37 px, 3 grey levels; position w 15, 3 px), again with DeepLab's "after".
+    "bbox-seg": CRFParams(
         gaussian_sxy=3.0,
         gaussian_compat=15.0,
         bilateral_sxy=37.0,

@@ -50,7 +50,43 @@ def from_probabilities(probs_khw: NDArray[Any], floor: float = 1e-5) -> UnaryKHW
     return unary
 
 
-def from_labels(labels_hw: NDArray[Any], k: int, gt_prob: float = 0.5, unknown: int = UNDECIDED) -> UnaryKHW:
+def check_layout(shape: tuple[int, ...], size_hw: tuple[int, int]) -> None:
+    """Raise ``ValueError`` where ``shape`` is no (labels, height, width) at any grid over an image of ``size_hw``.
+
+    A grid that has the image's shape only if its axes change places is refused: it would be stretched to a wrong mask.
+    """
+    height, width = size_hw
+    if len(shape) == 4:
+        fix = "array[0] takes off the batch axis" if shape[0] == 1 else "one array an image: array[i]"
+        raise ValueError(f"expected (labels, height, width), not {shape}: {fix}")
+    if len(shape) == 2:
+        raise ValueError(f"expected (labels, height, width), not {shape}: of one map, np.stack([1 - array, array])")
+    if len(shape) != 3 or 0 in shape:
+        raise ValueError(f"expected (labels, height, width), at least one of each, not {shape}")
+    if shape[1:] == size_hw:
+        return
+    of_image = f"the image is {height} x {width} (height x width)"
+    if shape[:2] == size_hw:
+        raise ValueError(f"{shape}, and {of_image}: labels last? array.transpose(2, 0, 1)")
+    if shape[:2] == (width, height):
+        raise ValueError(f"{shape}, and {of_image}: labels last and transposed? array.transpose(2, 1, 0)")
+    if shape[1:] == (width, height) or (not _alike(shape[1:], size_hw) and _alike(shape[1:], (width, height))):
+        raise ValueError(f"{shape}, and {of_image}: transposed? array.transpose(0, 2, 1)")
+    if shape[0] >= UNDECIDED or (not _alike(shape[1:], size_hw) and _alike(shape[:2], size_hw)):
+        raise ValueError(f"{shape}, and {of_image}: labels last? array.transpose(2, 0, 1)")
+
+
+def _alike(grid: Sequence[int], size_hw: tuple[int, int]) -> bool:
+    """Whether a grid has the proportions of ``size_hw``, give or take a cell."""
+    (rows, columns), (height, width) = grid, size_hw
+    return (rows - 1) * width <= (columns + 1) * height and (columns - 1) * height <= (rows + 1) * width
+
+
+OWN_TO_OTHER = 20.0
+"""How many times as likely a label map's own label is as each other: 0.5 with VOC's 21 labels, the usual value."""
+
+
+def from_labels(labels_hw: NDArray[Any], k: int, gt_prob: float | None = None, unknown: int = UNDECIDED) -> UnaryKHW:
     """Energies of a label map that is right with probability ``gt_prob``.
 
     ``-log(gt_prob)`` for a pixel's own label, ``-log((1 - gt_prob) / (k - 1))`` for every other, ``-log(1 / k)`` for
@@ -59,7 +95,8 @@ def from_labels(labels_hw: NDArray[Any], k: int, gt_prob: float = 0.5, unknown: 
     Args:
         labels_hw: (H, W) integer, 0..k-1 and ``unknown``.
         k: number of labels, background included; any number from 1.
-        gt_prob: 0 < gt_prob < 1; at most 1 / k the map would speak against itself.
+        gt_prob: 1 / k < gt_prob < 1: at 1 / k the map says nothing, below it speaks against itself. Default: the own
+            label is :data:`OWN_TO_OTHER` times as likely as each other, whatever k is.
         unknown: the value that means "any label".
 
     ``pydensecrf.utils.unary_from_labels`` gives the same, with 0 in the place of ``unknown`` and labels from 1.
@@ -70,8 +107,15 @@ def from_labels(labels_hw: NDArray[Any], k: int, gt_prob: float = 0.5, unknown: 
         raise ValueError(f"labels must be an integer (height, width) array, not {labels.shape} {labels.dtype}")
     if k < 1:
         raise ValueError(f"number of labels must be at least 1, not {k}")
+    if gt_prob is None:
+        gt_prob = OWN_TO_OTHER / (OWN_TO_OTHER + k - 1) if k > 1 else 0.5
     if not 0 < gt_prob < 1:
         raise ValueError(f"gt_prob {gt_prob!r} must lie between 0 and 1")
+    if k > 1 and gt_prob <= 1 / k:
+        raise ValueError(
+            f"gt_prob {gt_prob:g} with {k} labels makes a pixel's own label no likelier than the others; give more than"
+            f" {1 / k:.3g}, or leave it out"
+        )
     open_hw = labels == unknown
     foreign = ~open_hw & ((labels < 0) | (labels >= k))
     if foreign.any():

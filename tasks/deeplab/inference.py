@@ -16,9 +16,10 @@ from artifacts.records import DataError, ImageRGB, MaskHW
 from models.lgsa_deeplab import LGSADeepLab
 from models.network import Segmenter
 from models.resample import MIN_SIDE, extend, scale_images
+from tasks.boxes import usable_boxes
 from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
 from tasks.deeplab.build import build_network
-from tasks.deeplab.stages import PredictParams
+from tasks.deeplab.stages import Keep, PredictParams
 from tasks.evaluate.score import confusion, read_as_wrong
 from tasks.stage import CRF_MASK, Arrays, Item, SkipImage, by_size, image_of
 from tasks.training.context import FitData
@@ -90,14 +91,23 @@ def probs_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
         return [_probs(*one, params) for one in zip(part, scores_of(part, params, at_grid=True), strict=True)]
 
     for item in items:
-        if params.keep == "tags" and item.record.tags is None:
-            raise SkipImage(f"{item.key}: no tags are known for this image, so the classes to keep are unknown")
+        kept_classes(item, params.keep)
     return by_size(items, of_one_size)
 
 
+def kept_classes(item: Item, keep: Keep) -> list[int]:
+    """Class numbers, background first. Raises ``SkipImage`` where the image's own are not known."""
+    if keep == "all":
+        return list(range(len(item.classes) + 1))
+    if keep == "boxes":
+        return [0, *sorted({box.class_id for box in usable_boxes(item.record, difficult=True)})]
+    if item.record.tags is None:
+        raise SkipImage(f"{item.key}: no tags are known for this image, so the classes to keep are unknown")
+    return [0, *sorted(set(item.record.tags))]
+
+
 def _probs(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
-    own = set(item.record.tags or ()) if params.keep == "tags" else range(1, len(item.classes) + 1)
-    classes_c = np.array([0, *sorted(own)], np.uint8)
+    classes_c = np.array(kept_classes(item, params.keep), np.uint8)
     probs_chw = probabilities_of(scores, params)[torch.from_numpy(classes_c.astype(np.int64)).to(scores.device)]
     return {"probs_chw": probs_chw.to("cpu").numpy().astype(np.float16), "classes_c": classes_c}
 

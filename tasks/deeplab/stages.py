@@ -20,8 +20,8 @@ from tasks.stage import CRF_MASK, IMAGES_AT_ONCE, PARAMS_CONFIG, FitStage, MapSt
 from tasks.training import weights as weights_files
 from tasks.training.backbone import BackboneParams
 
-Keep = Literal["tags", "all"]
-"""Classes whose probabilities are kept: background and the image's tags, or every class."""
+Keep = Literal["tags", "boxes", "all"]
+"""Classes whose probabilities are kept: background and the image's tags, or those of its boxes, or every class."""
 
 
 @dataclass(frozen=True)
@@ -214,14 +214,14 @@ def predict_probs(
     resize bilinearly (``align_corners=False``) for the image's size. ``lgsa`` as the fit had it.
 
     ``keep="tags"``: background and the image's tags, for images whose tags may be used: those learnt from. They do not
-    add up to 1 where the network finds another class. ``keep="all"``: every class, for images that are scored; their
-    tags would be truth.
+    add up to 1 where the network finds another class. ``keep="boxes"``: the same with the classes of the image's boxes.
+    ``keep="all"``: every class, for images that are scored; their tags would be truth.
     """
     return MapStage(
         name=name,
         version=1,
         params=dataclasses.replace(_predict_params(params, None, lgsa), keep=keep),
-        reads=("image", "tags") if keep == "tags" else ("image",),
+        reads=("image",) if keep == "all" else ("image", keep),
         outputs=("probs_chw", "classes_c"),
         function="tasks.deeplab.inference:probs_item",
         holds_classes=True,

@@ -39,7 +39,7 @@ class LiteFitParams(TrainParams):
     optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: float = number(1e-3, 1e-9, 10.0, "learning rate of the decoder; the body's is a fifth")
     weight_decay: float = number(1e-4, 0.0, 1.0, "weight decay")
-    batch: int = number(8, 1, 4096, "samples an iteration")
+    batch: int = number(4, 1, 4096, "samples an iteration")
     iterations: int = number(3000, 1, 10_000_000, "optimizer steps")
     network: str = "lite0"
     weights: str = field(default="imagenet", metadata={"help": weights_files.HELP})

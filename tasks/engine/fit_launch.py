@@ -258,12 +258,32 @@ class FitRun:
             # Threads that spin while they wait for each other are 20 times slower on cores that others use too.
             env={"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONPATH": _module_path()},
         )
-        code = child.wait(stop=run.stop)
+        try:
+            code = child.wait(stop=run.stop)
+        except KeyboardInterrupt:
+            log.warning("%s", self._stopped())
+            raise
         if code != 0 and run.stop.is_set():
-            raise Stopped(f"{self.label} was stopped; the next run resumes from its checkpoint")
+            raise Stopped(self._stopped())
         if code != 0:
             message = last.get("message") if last.get("event") == "error" else child.error_tail[-2000:]
-            raise FitFailed(f"{self.label}: the fit ended with exit code {code}: {message or 'no message'}")
+            raise FitFailed(
+                f"{self.label}: the fit ended with exit code {code}: {message or 'no message'}; all that it said:"
+                f" {run.folder() / f'{self.label}.log'}"
+            )
+
+    def _stopped(self) -> str:
+        """What is kept of a fit that was stopped."""
+        assert self.plan.stamp is not None
+        steps = sorted((FitStore(self.of_run.cache).folder(self.address, self.plan.stamp) / "work").glob("step-*.ckpt"))
+        if steps:
+            done = int(steps[-1].stem.removeprefix("step-"))
+            return f"{self.label} was stopped; the next run resumes from its checkpoint of iteration {done:,}"
+        every = self.of_run.options.checkpoint_every_s
+        return (
+            f"{self.label} was stopped before its first checkpoint (one every {every:g} s,"
+            " options.checkpoint_every_s): the next run begins this fit anew"
+        )
 
     def _event(self, event: Mapping[str, Any]) -> None:
         """One line of the fit's report."""

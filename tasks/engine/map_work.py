@@ -35,7 +35,7 @@ class MapWork:
         upstream: Mapping[str, Handle],
         images: PendingImages,
     ) -> int:
-        """Work on the pending images of ``images`` and enter their results into it; the number of them."""
+        """Work on the pending images of ``images`` and enter their results into it; how many have one now."""
         pending, produced, skips = images.pending, images.produced, images.skips
         self.reporter.stage(label, len(records), len(produced), "images")
         if not pending:
@@ -68,7 +68,7 @@ class MapWork:
         in_order(records, produced, skips)
         self.reporter.advance(label, len(records))
         self.reporter.done(label, f"{len(skips)} skipped" if skips else "")
-        return len(pending)
+        return sum(produced[task.key].output is not None for task in pending)
 
 
 @dataclass

@@ -25,8 +25,8 @@ from artifacts.cache.locks import LockAborted
 from artifacts.cache.runs import RunFolder, library_versions, write_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import ImageDigests
-from artifacts.records import DataError, RecordSet, Sets, Skip
-from tasks.engine import fit_launch
+from artifacts.records import DataError, Record, RecordSet, Sets, Skip
+from tasks.engine import effort, fit_launch
 from tasks.engine.children import Stopped, Supervisor
 from tasks.engine.gpus import check_device
 from tasks.engine.map_work import MapWork
@@ -34,7 +34,7 @@ from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources, fit_members, pending_images, stamps_of
 from tasks.engine.progress import Reporter, Silent
 from tasks.engine.skin import PlainSkin, Skin
-from tasks.engine.stage_report import StageReport, plain_skip, unique_skips
+from tasks.engine.stage_report import StageReport, plain_skip, skip_line, unique_skips
 from tasks.engine.workers import Workers
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage, stage_address
 
@@ -136,6 +136,11 @@ class Runner:
         return self._folder
 
     @property
+    def val(self) -> RecordSet | None:
+        """The flow's evaluation images, if it said so."""
+        return None if self._sets is None else self._sets.val
+
+    @property
     def sources(self) -> Sources:
         """Digests of images and labels computed so far: a run reuses those of its plan."""
         return self._sources
@@ -154,6 +159,7 @@ class Runner:
         started = time.monotonic()
         images = pending_images(stage, address, label, records, upstream, self._sources, rerun=self._wants(label))
         report = StageReport(label, "map", address, len(records), images.cached, unknown=images.unknown)
+        report.like, report.amount = effort.of_map(stage, self.options, len(records))
         report.outputs = stage.outputs
         self._begin(report, records)
         if not self.planning:
@@ -169,7 +175,7 @@ class Runner:
             report.skipped = sum(produced.output is None for produced in images.produced.values())
             if len(records) and report.skipped == len(records):
                 first = images.skips[0] if images.skips else None
-                reason = f"; the first: {first.path}: {first.reason}" if first else ""
+                reason = f"; the first: {skip_line(first.path, first.reason)}" if first else ""
                 raise StageFailed(f"{label}: all {len(records)} images were skipped{reason}")
         handle = MapHandle(label, stage, address, records, images.produced, tuple(images.skips), upstream)
         self._end(handle)
@@ -198,6 +204,7 @@ class Runner:
         address = stage_address(stage, train.classes, above)
         usable = fit_members(stage, label, train, upstream, self._sources)
         report = StageReport(label, "fit", address, 1)
+        report.like, report.amount = effort.of_fit(stage, self.options, len(usable.members) or len(train))
         self._begin(report, train)
         plan = fit_launch.plan(self.cache, stage, address, train, usable, above, self._sources, self.options)
         if self._wants(label):
@@ -247,6 +254,10 @@ class Runner:
         digest = digest_of(tensors)
         self.facts.setdefault("loaded", []).append({"path": str(file), "digest": digest})
         return FitHandle(str(file), stage, "file", digest, digest, str(file), part_digests=part_digests(tensors))
+
+    def image_digest(self, record: Record) -> str:
+        """Digest of the image's bytes, as stamps have it. Raises ``OSError`` where it cannot be read."""
+        return self._sources.digests.digest(Path(record.image))
 
     # -- book-keeping ------------------------------------------------------------------------------------------------
 
@@ -300,6 +311,7 @@ class Runner:
             "started": self._started,
             "seconds": round(time.time() - self._started, 3),
             "recipe": self.recipe,
+            "folder": os.getcwd(),
             "options": asdict(self.options),
             "stages": [vars(report) for report in self.reports],
             "skips": [plain_skip(skip) for skip in unique_skips(self.skips)],

@@ -34,6 +34,10 @@ class StageReport:
     """``train``, ``val`` or ``aux``, if the stage went over a whole set of the run."""
     outputs: tuple[str, ...] = ()
     """Map: names of its arrays."""
+    like: str = ""
+    """Digest of all that decides how long an ``amount`` of this work takes (:mod:`tasks.engine.effort`)."""
+    amount: float = 0.0
+    """Work of the whole stage."""
 
     @property
     def to_compute(self) -> int:
@@ -47,6 +51,11 @@ def unique_skips(skips: Sequence[Skip]) -> list[Skip]:
     for skip in skips:
         seen.setdefault((skip.key, skip.reason), skip)
     return list(seen.values())
+
+
+def skip_line(path: str, reason: str) -> str:
+    """``path: reason``; a reason that begins with the path does not repeat it."""
+    return f"{path}: {reason.removeprefix(f'{path}: ')}"
 
 
 def plain_skip(skip: Skip) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -141,7 +142,7 @@ class WorkUnit:
         except StoreError:
             raise
         except Exception as error:
-            failure = f"{type(error).__name__}: {error}"
+            failure = raised(error)
         outcomes: list[Arrays | Skip] = []
         for task, item in zip(batch, items, strict=True):
             report(task.key)
@@ -179,13 +180,20 @@ class WorkUnit:
             return self._skip(task, f"{type(error).__name__}: {error}", permanent=False)
         except Exception as error:  # one image must not cost the other 9,999
             log.debug("%s failed on %s", self.label, task.key, exc_info=True)
-            return self._skip(task, f"{type(error).__name__}: {error}", permanent=False)
+            return self._skip(task, raised(error), permanent=False)
 
     def _skip(self, task: ImageTask, reason: str, *, permanent: bool) -> Skip:
         return Skip(task.key, task.record.image, reason, permanent, self.label)
 
     def _meta(self) -> dict[str, str]:
         return {"stage": self.stage.name, "version": str(self.stage.version), "label": self.label}
+
+
+def raised(error: BaseException) -> str:
+    """An error that nobody foresaw: what, and where in the code. The whole traceback is in the debug log."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" ({frame.filename}:{frame.lineno} in {frame.name}: {frame.line})" for frame in last)
+    return f"{type(error).__name__}: {error}{where}; MASKMILL_LOG=debug shows the whole traceback"
 
 
 SEGMENT_IMAGES = 64

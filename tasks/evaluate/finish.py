@@ -5,19 +5,18 @@ Scoring is no stage: it enters no stamp, and is the only place where truth is re
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from artifacts import report
-from artifacts.cache.store import CorruptSegment
+from artifacts.cache.runs import list_runs
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
@@ -25,10 +24,14 @@ from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import plain_skip, unique_skips
 from tasks.evaluate.object_iou import Window
+from tasks.evaluate.report_pictures import report_pictures
 from tasks.evaluate.score import SetScores, image_miou, score_set
+from tasks.evaluate.stored import mending, read_stored
 from tasks.stage import MASKS, FitHandle, Handle, MapHandle, first_of
 
 log = logging.getLogger("maskmill")
+BEFORE = 20
+"""Runs among which the one before is looked for."""
 SHEET_ROWS = 8
 """Pictures on the contact sheet: the first train images with objects, the same ones in every run."""
 
@@ -56,6 +59,7 @@ class Result:
             "stages": self.manifest["stages"],
             "skips": self.manifest["skips"],
             "warnings": self.manifest.get("warnings", []),
+            "data": self.manifest.get("data", {}),
             "failures": list(self.failures),
             "seconds": self.manifest["seconds"],
         }
@@ -69,6 +73,10 @@ class Evaluation:
     """As in :class:`Result`; sets of masks without any truth are left out."""
     warnings: tuple[str, ...] = ()
     """What the numbers of masks and predictions leave out, as text."""
+    judged: Mapping[str, MapHandle] = field(default_factory=dict, repr=False)
+    """Name in the scores -> the flow's masks and predictions, with truth or without."""
+    sets: Mapping[str, SetScores] = field(default_factory=dict, repr=False)
+    """Name in the scores -> matrix, and scores image by image."""
 
 
 def finish(
@@ -104,7 +112,7 @@ def finish(
     files |= exported
     files["manifest"] = str(run.folder.path / "manifest.json")
     log.debug("scores, pictures and export took %.1f s", time.monotonic() - started)
-    files["report"] = str(_html(run, out, manifest, found.scores, files))
+    files["report"] = str(_html(run, out, manifest, found, files))
     return Result(run.folder.run_id, found.scores, files, manifest, failures)
 
 
@@ -121,15 +129,20 @@ def evaluate(
     """Score all masks that the run made of a whole set. Images that cannot be scored are entered into ``run.skips``."""
     named = {id(masks), *(id(handle) for handle in (predictions or {}).values())}
     scores: dict[str, Mapping[str, Any]] = {}
+    judged: dict[str, MapHandle] = {}
+    sets_scored: dict[str, SetScores] = {}
     warnings: list[str] = []
     for name, (handle, array) in _scored(run, sets, masks, predictions or {}).items():
         found = score_handle(run, handle, array)
         run.skips.extend(found.skips)
         if found.scores.images:
             scores[name] = found.scores.as_dict(handle.records.classes)
+            sets_scored[name] = found
         if id(handle) in named:
-            warnings += _unscored(name, found)
-    return Evaluation(scores, tuple(warnings))
+            warnings += _unscored(name, found) + _nothing_found(name, found)
+            if array == "mask_hw":
+                judged[name] = handle
+    return Evaluation(scores, tuple(warnings), judged, sets_scored)
 
 
 def _scored(
@@ -214,7 +227,7 @@ def export(
     for kind in run.options.export if label else ():
         try:
             with mending(run):
-                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind))
+                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind), val=run.val)
         except (DataError, OSError) as error:
             failures.append(f"export to {kind} failed: {error}")
             continue
@@ -252,29 +265,6 @@ def windows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Window]:
     if "objects_flat" not in arrays:
         return {}
     return {item.id: (item.window_xyxy, item.mask_hw) for item in unpack_objects(arrays)}
-
-
-def read_stored(
-    run: Runner, handle: MapHandle, record: Record, names: tuple[str, ...] | None
-) -> dict[str, NDArray[Any]] | None:
-    """Arrays of one image, ``None`` if it has none. A damaged segment ends the run; the next one computes it again."""
-    key = handle.records.key(record)
-    produced = handle.produced.get(key)
-    if produced is None or produced.output is None:
-        return None
-    address, stamp = handle.place(produced)
-    with mending(run):
-        return run.store.read(address, key, stamp, names)
-
-
-@contextlib.contextmanager
-def mending(run: Runner) -> Iterator[None]:
-    """Put a segment that turns out to be damaged aside before the error is raised."""
-    try:
-        yield
-    except CorruptSegment as error:
-        run.store.quarantine(error.segment)
-        raise
 
 
 def draw(run: Runner, sets: Sets, samples: Mapping[str, MapHandle], out: Path) -> dict[str, str]:
@@ -353,20 +343,54 @@ def _unscored(name: str, one: SetScores) -> list[str]:
     return [f"{name}: {count} {what}" for count, what in counts if count]
 
 
-def _html(
-    run: Runner, out: Path, manifest: Mapping[str, Any], scores: Mapping[str, Any], files: Mapping[str, str]
-) -> Path:
-    """The report page beside the pictures."""
+def _nothing_found(name: str, one: SetScores) -> list[str]:
+    """A word where every mask is background and the truth is not: a number alone would look like a poor network."""
+    matrix = one.scores.matrix
+    if matrix[:, 1:].any() or not matrix[1:].any():
+        return []
+    return [f"{name}: all masks are background; no class of the labels is left in any"]
+
+
+def _html(run: Runner, out: Path, manifest: Mapping[str, Any], found: Evaluation, files: dict[str, str]) -> Path:
+    """The report page beside the pictures; every picture's score and suspicion in ``pictures.json``."""
     curves = {handle.label: Path(handle.path).parent / "curve.png" for handle in _fits(run.handles)}
+    pictures, every = report_pictures(run, found.judged, found.sets, manifest)
+    if any(every.values()):
+        report.write_scores_json(out / "pictures.json", every)
+        files["pictures"] = str(out / "pictures.json")
     return report.html_report(
         out,
         title=f"maskmill {run.flow}",
         manifest=manifest,
-        scores=scores,
+        scores=found.scores,
         files=files,
         curves={label: path for label, path in curves.items() if path.exists()},
         skips=[plain_skip(skip) for skip in unique_skips(run.skips)],
+        pictures=report.ReportPictures(
+            pictures,
+            {name: handle.records.classes for name, handle in found.judged.items()},
+            {name: len(rows) for name, rows in every.items()},
+        ),
+        matrices={
+            name: report.Confusion(handle.records.classes, found.sets[name].scores.matrix.tolist())
+            for name, handle in found.judged.items()
+            if name in found.sets
+        },
+        before=_before(run),
     )
+
+
+def _before(run: Runner) -> Mapping[str, Any] | None:
+    """The manifest of the finished run of this flow, on the same data, before this one."""
+    for folder in reversed(list_runs(run.cache, run.flow)[-BEFORE:]):
+        try:
+            manifest = folder.manifest()
+        except DataError:
+            continue
+        same = (manifest.get("recipe") or {}).get("data", {}).get("source") == run.recipe.get("data", {}).get("source")
+        if folder.run_id < run.folder.run_id and manifest.get("status") == "finished" and same:
+            return manifest
+    return None
 
 
 def _fits(handles: list[Handle]) -> list[FitHandle]:

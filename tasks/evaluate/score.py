@@ -151,8 +151,15 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def image_miou(pred_hw: MaskHW, truth_hw: MaskHW, k: int) -> float | None:
-    """One image's own mIoU (255 as wrong): for captions. Its mean over images is NOT the set's mIoU."""
-    return read_as_wrong(confusion(pred_hw, truth_hw, k)).miou
+    """One image's own mIoU (255 as wrong): for captions. Its mean over images is NOT the set's mIoU.
+
+    ``None`` where nothing but background is to be seen and was called: no object was right or wrong.
+    """
+    return _own_miou(confusion(pred_hw, truth_hw, k))
+
+
+def _own_miou(matrix: MatrixTP) -> float | None:
+    return None if matrix.sum() == matrix[0, 0] else read_as_wrong(matrix).miou
 
 
 @dataclass(frozen=True)
@@ -306,12 +313,12 @@ def score_set(
         if record.truth is None:
             without_truth.append(record.image_id)
             continue
-        pred_hw = mask_of(record)
-        if pred_hw is None:
-            without_mask.append(record.image_id)
-            continue
-        windows = windows_of(record) if windows_of is not None else None
         try:
+            pred_hw = mask_of(record)
+            if pred_hw is None:
+                without_mask.append(record.image_id)
+                continue
+            windows = windows_of(record) if windows_of is not None else None
             truth_hw = record.truth.load()
             ious = _record_ious(record, windows, truth_hw)
             matrix = scorer.add(pred_hw, truth_hw, where=record.image_id)
@@ -319,7 +326,7 @@ def score_set(
             skips.append(Skip(record.image_id, record.truth.path, str(error), isinstance(error, DataError), "score"))
             continue
         scorer.add_objects(ious)
-        own[record.image_id] = read_as_wrong(matrix).miou
+        own[record.image_id] = _own_miou(matrix)
     return SetScores(scorer.scores(), own, tuple(without_truth), tuple(without_mask), tuple(skips))
 
 

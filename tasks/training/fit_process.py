@@ -226,7 +226,7 @@ def _guarded(emit: Emit, work: Callable[[], int]) -> int:
         return _failed(emit, error, EXIT_NO_DEVICE)
     except Exception as error:
         traceback.print_exc()
-        return _failed(emit, error, EXIT_FAILED)
+        return _failed(emit, error, EXIT_FAILED, _where(error))
 
 
 def _end_at_once_when_told() -> None:
@@ -235,10 +235,18 @@ def _end_at_once_when_told() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _failed(emit: Emit, error: Exception, code: int) -> int:
+def _failed(emit: Emit, error: Exception, code: int, where: str = "") -> int:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    emit({"event": "error", "type": type(error).__name__, "message": str(error), "code": code})
+    emit({"event": "error", "type": type(error).__name__, "message": f"{error}{where}", "code": code})
     return code
+
+
+def _where(error: Exception) -> str:
+    """The place of an error that is no message of ours (a bug in a stage, say)."""
+    if type(error).__module__ != "builtins" or isinstance(error, (OSError, MemoryError)):
+        return ""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({type(error).__name__} at {frame.filename}:{frame.lineno} in {frame.name}: {frame.line})"
 
 
 def _events(descriptor: int) -> Emit:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from artifacts import keys
+from artifacts import images, keys
 from artifacts.images import ImageDigests, ImageError, decode_image_rgb, image_size_hw, read_image_rgb
 from artifacts.records import DataError
 
@@ -338,3 +338,20 @@ def test_names_of_removed_files_are_forgotten_in_the_end(tmp_path: Path) -> None
     digests.digest(kept)
     digests.save()
     assert list(ImageDigests(tmp_path / "cache")._remembered) == [str(kept)]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_composed_strip_by_strip_to_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (23, 7, 4)).astype(np.uint8)
+    image = Image.fromarray(noise)
+    image = image.quantize(8) if mode == "P" else image.convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    image.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as opened:
+        rgba = opened.convert("RGBA")
+    whole = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba).convert("RGB")
+    monkeypatch.setattr(images, "STRIP_ROWS", 5)
+    np.testing.assert_array_equal(read_image_rgb(tmp_path / "a.png"), np.asarray(whole))

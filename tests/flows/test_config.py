@@ -11,6 +11,11 @@ import pytest
 from flows.config import ConfigError, Layer, as_yaml, build, merge, packaged, parse_set, parse_yaml, read_config
 from tasks.stage import PARAMS_CONFIG
 
+ALIAS_BOMB = "params: {a: &a [x, x, x, x, x, x, x, x, x], " + ", ".join(
+    f"{b}: &{b} [{', '.join(9 * [f'*{a}'])}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+ALIAS_BOMB += "}\n"
+
 
 @dataclass(frozen=True)
 class Inner:
@@ -45,6 +50,15 @@ def test_a_mapping_that_is_set_joins_what_was_set_before() -> None:
     assert built("", "params.inner.rate=2", "params.inner={mode: b}", "params.inner={}").inner == Inner(2.0, "b")
 
 
+def test_a_merged_mappings_own_keys_win_and_have_their_lines() -> None:
+    text = "params:\n  a: {<<: &b {x: 1, y: 2}, y: 3}\n  c: {<<: *b, x: 4}\n  d: {<<: [*b, {z: 5}]}\n"
+    layer = parse_yaml(text, "my.yaml")
+    assert layer.values["params"] == {"a": {"x": 1, "y": 3}, "c": {"x": 4, "y": 2}, "d": {"x": 1, "y": 2, "z": 5}}
+    assert layer.lines["params", "c", "x"] == 3
+    with pytest.raises(ConfigError, match=r"params\.c\.x is given twice"):
+        parse_yaml(text.replace("x: 4", "x: 4, x: 5"), "my.yaml")
+
+
 @pytest.mark.parametrize(
     ("text", "sets", "message"),
     [
@@ -71,8 +85,11 @@ def test_a_mapping_that_is_set_joins_what_was_set_before() -> None:
         ("\noptions: [1]\n", (), r"my.yaml, line 2: options: expected a mapping, found list"),
         ("params:\n  steps: \x07\n", (), r"my.yaml, line 2: not YAML: the character '\\x07' is not allowed"),
         ("", ("params.steps=\x07",), r"--set params.steps=.*not YAML: the character '\\x07' is not allowed"),
-        ("params: {steps: 2024-13-45}\n", (), r"my.yaml: not YAML: month must be in"),
-        ("params: &p {inner: *p}\n", (), r"my.yaml: not YAML: it is nested too deeply, or within itself"),
+        ("params: {steps: 2024-13-45}\n", (), r"my.yaml, line 1: params.steps: .*'2024-13-45'"),
+        ("params: {steps: " + 6_000 * "9" + "}\n", (), r"my.yaml, line 1: not YAML: a number of 6,000 characters"),
+        (ALIAS_BOMB, (), r"my.yaml, line 1: not YAML: its aliases stand for more than 200,000 values"),
+        ("params: " + 60 * "[" + 60 * "]", (), r"my.yaml, line 1: not YAML: it is nested too deeply"),
+        ("params: &p {inner: *p}\n", (), r"my.yaml, line 1: not YAML: it is nested too deeply, or within itself"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(text: str, sets: tuple[str, ...], message: str) -> None:

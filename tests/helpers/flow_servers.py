@@ -145,7 +145,7 @@ def write_config(tmp_path: Path) -> Callable[..., Path]:
             (folder / f"{split}.txt").write_text("\n".join(pictures) + "\n")
         config = {
             "flow": "slow",
-            "data": {"source": f"folder:{folder}"},
+            "data": {"source": f"folder:{folder}", "train_on_val": True},
             "params": params,
             "options": {"cache": str(tmp_path / f"{name}-cache"), "workers": workers},
         }

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from artifacts.objects import unpack_objects
-from artifacts.records import Box, DataError, Record
+from artifacts.datasets.corrections import with_corrections, write_corrections
+from artifacts.objects import Object, unpack_objects
+from artifacts.records import Box, DataError, Record, RecordSet
 from tasks import labels
+from tasks.boxes import LABEL_OUTPUTS, label_arrays
+from tasks.labels import corrected_item, corrected_objects
 from tasks.stage import Item, SkipImage, check_outputs, resolve
 
 IMAGE = np.zeros((6, 8, 3), np.uint8)
@@ -112,3 +118,49 @@ def test_only_given_masks_reads_truth():
     assert some <= {entry[:2] for entry in found}
     readers = {entry[:2] for entry in found if {"truth", "truth_objects"} & set(entry[2])}
     assert readers == {("labels", "given_masks")}
+
+
+# -- corrected masks
+
+
+def grid(*rows: str) -> NDArray[np.uint8]:
+    return np.array([[int(c) for c in row] for row in rows], np.uint8)
+
+
+def test_pixels_of_a_corrected_mask_go_to_the_smallest_object_over_them_or_to_the_nearest() -> None:
+    large, small = np.ones((4, 4), np.uint8), np.ones((2, 2), np.uint8)
+    objects = [Object(3, (0, 0, 4, 4), large), Object(5, (1, 1, 3, 3), small), Object(8, (6, 0, 8, 2), small)]
+    mask_hw = grid("11110000", "11110001", "11110022", "11110022")
+    found = {
+        object_id: (class_id, part) for object_id, class_id, part in corrected_objects(mask_hw, objects, [1, 1, 1])
+    }
+    assert found[5][1].sum() == 4 and found[3][1].sum() == 12, "the small one lies on top"
+    assert np.argwhere(found[8][1]).tolist() == [[1, 7]]
+    assert found[9][0] == 2 and found[9][1].sum() == 4, "a class that had no object"
+    assert sum(part.astype(int) * class_id for class_id, part in found.values()).tolist() == mask_hw.tolist()
+
+
+def test_an_object_without_a_pixel_stays_and_an_empty_one_takes_its_class() -> None:
+    none = np.zeros((2, 2), np.uint8)
+    objects = [Object(0, (0, 0, 2, 2), none), Object(1, (2, 0, 4, 2), np.ones((2, 2), np.float16))]
+    found = {object_id: part for object_id, _, part in corrected_objects(grid("1100", "0000"), objects, [1, 2])}
+    assert found[0].sum() == 2 and found[1].sum() == 0
+
+
+def test_a_corrected_picture_has_the_persons_mask_and_all_others_their_own_bytes(tmp_path: Path) -> None:
+    own = label_arrays([Box(4, 1, 0, 0, 2, 2)], [(0, 0, 2, 2)], [np.ones((2, 2), np.bool_)], (3, 4))
+    item = Item("s/a", Record("a", "a.png"), ("cat", "dog"), up={"masks": own})
+    untouched = corrected_item(item, None)
+    assert {name: array.tobytes() for name, array in untouched.items()} == {n: a.tobytes() for n, a in own.items()}
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((3, 4, 3), np.uint8))
+    mask_hw = grid("1110", "0220", "0000")
+    write_corrections(tmp_path / "c", [("a", mask_hw)], ("cat", "dog"))
+    given = with_corrections(
+        RecordSet("s", "train", ("cat", "dog"), [Record("a", str(tmp_path / "a.png"))]), tmp_path / "c"
+    )
+    found = corrected_item(dataclasses.replace(item, record=given.records[0]), None)
+    assert set(found) == set(LABEL_OUTPUTS) and np.array_equal(found["mask_hw"], mask_hw)
+    assert found["object_ids_n"].tolist() == [4, 5] and found["object_classes_n"].tolist() == [1, 2]
+    assert [one.window_xyxy for one in unpack_objects(found)] == [(0, 0, 3, 1), (1, 1, 3, 2)]
+    alone = dataclasses.replace(item, record=given.records[0], up={"masks": {"mask_hw": own["mask_hw"]}})
+    assert list(corrected_item(alone, None)) == ["mask_hw"]

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 
 from artifacts.records import Box
+from tasks import overlap
 from tasks.boxes import lies_inside
 from tasks.overlap import contested, from_middle, without_inner
 
@@ -76,3 +77,16 @@ def test_an_object_that_would_lose_all_its_pixels_keeps_them():
 
 def test_distances_by_hand():
     assert from_middle((0, 0, 4, 2), (1, 0, 4, 1)).tolist() == [[0.5, 0.5, 2.5]]
+
+
+def test_thousands_of_boxes_cost_what_meets_and_no_more():
+    """Counted, not timed: pairs that are looked at one by one."""
+    boxes = [Box(i, 1, 10 * i, 0, 10 * i + 12, 9) for i in range(2000)]
+    looked = sum(len(beside) for _, beside in overlap._meeting(boxes, full(boxes)))
+    assert looked == 2000 * 3 - 2
+    rng = np.random.default_rng(1)
+    corners = rng.integers(0, 30, (40, 2))
+    some = [Box(i, 1, x, y, x + rng.integers(1, 9), y + rng.integers(1, 9)) for i, (x, y) in enumerate(corners)]
+    windows = full(some)
+    for box, beside in overlap._meeting(some, windows):
+        assert beside == [b for b in some if overlap._common(windows[box.id][0], windows[b.id][0])]

@@ -33,6 +33,10 @@ def get(row: Row) -> Here:
     found = here.look(row)
     if found is not None and not found.problem:
         return found
+    if row.origin == "shipped":
+        raise WeightsError(
+            f"{row.name} is part of Maskmill, and its file {row.file} is missing or damaged: install again"
+        )
     if row.origin == "torchvision":
         # Its loader would take the damaged file as it is.
         here.hub_file(row).unlink(missing_ok=True)

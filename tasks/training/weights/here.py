@@ -27,8 +27,8 @@ class Here:
     """A row's file on this machine."""
 
     path: Path
-    place: Literal["cache", "package", "hub"]
-    """Our own cache folder (safetensors), an installed package, or torchvision's cache."""
+    place: Literal["cache", "package", "hub", "shipped"]
+    """Our own cache folder (safetensors), an installed package, torchvision's cache, or Maskmill itself."""
     problem: str = ""
     """Why it cannot be used; empty: it is what the table says."""
 
@@ -65,6 +65,9 @@ def look(row: Row) -> Here | None:
     if row.origin == "torchvision":
         path = hub_file(row)
         return Here(path, "hub", _checked(path, row)) if path.is_file() else None
+    if row.origin == "shipped":
+        path = Path(__file__).parents[3] / row.file
+        return Here(path, "shipped", _checked(path, row)) if path.is_file() else None
     path = cached_file(row)
     if path.is_file():
         return Here(path, "cache", _checked(path, row))

@@ -22,14 +22,14 @@ class Row:
 
     name: str
     what: str
-    origin: Literal["torchvision", "package", "timm"]
+    origin: Literal["torchvision", "package", "timm", "shipped"]
     networks: tuple[str, ...]
     """Networks that they fit; to these, ``imagenet`` means this row."""
     licence: str
     normalisation: str
     """Name in :data:`models.normalise.NORMALISATIONS`; of a timm row not known here (timm says it)."""
     file: str = ""
-    """torchvision: the file's name; package: the path inside it."""
+    """torchvision: the file's name; package: the path inside it; shipped: the path beside our packages."""
     sha256: str = ""
     """Of that file; of torchvision's the first 8 digits, which are in the name. Empty: known by its content alone."""
     bytes: int = 0

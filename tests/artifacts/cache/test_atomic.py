@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -85,3 +86,21 @@ def test_a_kill_point_kills_at_the_named_arrival_only(wanted: str, calls: int, d
     code = f"from artifacts.cache.atomic import kill_point\nfor _ in range({calls}): kill_point('fit.mid_publish')"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "MASKMILL_KILL_AT": wanted}, check=False)
     assert done.returncode == (-signal.SIGKILL if dies else 0)
+
+
+@pytest.mark.parametrize("where", ["write", "fsync", "replace"])
+def test_a_full_disk_names_the_file_that_was_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    path = tmp_path / "stamps" / "a.json"
+
+    def full(*given: object) -> None:
+        names = given[:1] if where == "replace" else ()  # the kernel's error for a write names no file
+        raise OSError(errno.ENOSPC, "No space left on device", *map(str, names))
+
+    if where != "write":
+        monkeypatch.setattr(atomic.os, where, full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        atomic.write_atomic(path, full if where == "write" else lambda file: file.write(b"x"))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert not list(path.parent.iterdir())

@@ -10,9 +10,10 @@ from artifacts.cache.runs import RunFolder, find_run, last_seconds, list_runs, r
 from artifacts.records import DataError
 
 
-def finished(cache: Path, flow: str, label: str, seconds: float, computed: int) -> RunFolder:
+def finished(cache: Path, flow: str, like: str, seconds: float, computed: int, **more: object) -> RunFolder:
     run = RunFolder.create(cache, flow)
-    run.write_manifest({"stages": [{"label": label, "computed": computed, "seconds": seconds}]})
+    stage = {"kind": "map", "label": "cut", "like": like, "computed": computed, "seconds": seconds, "total": 10}
+    run.write_manifest({"stages": [{**stage, "amount": 10.0, "stamps": "s", **more}]})
     return run
 
 
@@ -31,7 +32,10 @@ def test_estimates_come_from_the_last_run_with_work_and_survive_a_broken_manifes
     finished(tmp_path, "cfs", "cut", 8, 4)
     broken = finished(tmp_path, "cfs", "cut", 9, 0)
     (broken.path / "manifest.json").write_text("{")
-    assert last_seconds(tmp_path, "cfs") == {"cut": (8.0, 4)}
+    assert last_seconds(tmp_path, "cfs") == {"cut": 2.0}
+    finished(tmp_path, "cfs", "net", 600, 1, kind="fit", total=1, amount=300.0)
+    finished(tmp_path, "cfs", "other", 600, 1, kind="fit", total=1, amount=300.0, stamps="")
+    assert last_seconds(tmp_path, "cfs") == {"cut": 2.0, "net": 2.0}, "what was not finished foretells nothing"
     with pytest.raises(DataError, match="no readable manifest"):
         broken.manifest()
 

@@ -266,6 +266,21 @@ def test_a_failed_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_tree_in_the_cache_that_was_cut_is_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "PRESETS", {"demo-small": DemoParams(train=2, val=1, size=48)})
+    root = demo.prepare_demo("demo-small", tmp_path)
+    before = {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+    assert len(before) == 3 * 5 + 2 + 3
+    for name in before:
+        (root / name).unlink()
+        assert demo.prepare_demo("demo-small", tmp_path) == root
+        assert {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()} == before, name
+    (root / demo.MARKER).write_text("{")
+    demo.prepare_demo("demo-small", tmp_path)
+    assert {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == [root.name]
+
+
 def test_presets(tmp_path: Path) -> None:
     with pytest.raises(
         DataError, match="no demo data 'demo-huge'; there is demo, demo-tiny, demo-claims, demo-auxiliary"

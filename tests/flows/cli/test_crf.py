@@ -23,6 +23,7 @@ from PIL import Image
 import models.crf
 from artifacts.cache.atomic import TEMPORARY_PREFIX
 from artifacts.datasets.voc_writer import voc_palette, write_class_mask
+from artifacts.export.voc import DEVKIT
 from flows.cfs import CFSFlowParams
 from tasks.crf.dense_crf import PRESETS, CRFParams, dense_crf, from_labels, from_probabilities, resize_probabilities
 from tasks.stage import CRF_MASK, MapHandle
@@ -111,7 +112,7 @@ def test_a_class_has_the_same_colour_in_mask_and_overlay(here: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--image", "a.png", "--out", "m.png"), "give --probs or --labels, one of them"),
+        (("--image", "a.png", "--out", "m.png"), "give --probs, --labels or --boxes, one of them"),
         (("--image", "a.png", "--out", "m.png", "--probs", "p.npy", "--labels", "l.png"), "one of them"),
         (("--image", "a.png", "--out", "m.jpg", "--probs", "p.npy"), "a mask is a .png file"),
         (
@@ -146,7 +147,7 @@ def test_a_class_has_the_same_colour_in_mask_and_overlay(here: Path) -> None:
 )
 def test_wrong_usage_is_told_and_writes_nothing(here: Path, arguments: tuple[str, ...], message: str) -> None:
     np.save("logits.npy", np.full((2, 4, 4), 7.0))
-    np.save("last.npy", np.full((4, 400, 2), 0.5)[None, ..., 0, 0])
+    np.save("last.npy", np.full((60, 80, 2), 0.5))
     np.save("hwk.npy", np.full((9, 8, 5), 0.2))
     holed = np.full((2, 4, 4), 0.5)
     holed[1, 2, 3] = np.nan
@@ -430,7 +431,7 @@ def test_export_hands_on_the_students_masks_with_the_crf(with_crf: Done, tmp_pat
     for name, options in (("crf", ("--crf",)), ("plain", ("--stage", "student"))):
         done = maskmill(tmp_path, "export", *cache, "--to", str(tmp_path / name), *options)
         assert done.code == 0, done.printed
-    found = {name: tmp_path / name / "SegmentationClass" for name in ("crf", "plain")}
+    found = {name: tmp_path / name / DEVKIT / "SegmentationClass" for name in ("crf", "plain")}
     ids = sorted(path.name for path in found["crf"].iterdir())
     assert len(ids) == 8 and ids == sorted(path.name for path in found["plain"].iterdir())
     assert any((mask(found["crf"] / one) != mask(found["plain"] / one)).any() for one in ids)

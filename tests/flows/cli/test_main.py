@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
+import tomllib
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from flows.cli import console as show
-from flows.cli.main import main
+from flows.cli.main import _Once, main
 from flows.run_flow import Plan
 from tasks.engine.stage_report import StageReport
 
@@ -17,8 +19,8 @@ from tasks.engine.stage_report import StageReport
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("score", "--data", "demo-tiny"), "--data and --split need --masks"),
-        (("score", "--split", "train"), "--data and --split need --masks"),
+        (("score", "--data", "demo-tiny"), "no run here yet"),
+        (("score", "--split", "train"), "--split needs --masks"),
         (("score", "--masks", "m", "--data", "demo-tiny", "--run", "latest"), "give one or the other"),
         (("score", "--masks", "m", "--data", "demo-tiny", "--stage", "student"), "give one or the other"),
         (("cache", "show", "x", "--key", "set/1"), "--key and --out go together"),
@@ -42,6 +44,45 @@ def test_wrong_usage_has_exit_code_2(
     (tmp_path / "maskmill-cache").mkdir()
     assert main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_the_version_is_the_projects(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out.strip() == project["version"]
+
+
+def test_help_keeps_what_looks_like_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "--help"]) == 0
+    assert "<image id>.png" in capsys.readouterr().out
+
+
+def test_gpu_is_a_name_of_cuda(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cfs", "--device", "gpu", "--show-config"]) == 0
+    assert "device: cuda" in capsys.readouterr().out
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flows.run_flow.read_sets", lambda *_: pytest.fail("the work began"))
+    assert main(["cfs", "--data", "demo-tiny", "--out", "/proc/none/out"]) == 2
+    assert "--out /proc/none/out: nothing can be written in /proc" in capsys.readouterr().err
+
+
+def test_a_warning_is_shown_once_and_by_an_iso_date() -> None:
+    shown = _Once()
+    _Once.seen.clear()
+    records = [logging.LogRecord("maskmill", level, "", 0, "m %d", (1,), None) for level in (30, 30, 20, 20, 40, 40)]
+    assert [shown.filter(record) for record in records] == [True, False, True, True, True, True]
+
+
+def test_an_exception_of_nobodys_says_where_it_was_raised(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flows.cli.main.add_flows", lambda: {}["gone"])
+    assert main(["cfs"]) == 1
+    assert "KeyError at" in capsys.readouterr().err and __file__.endswith("test_main.py")
 
 
 def test_a_word_that_yaml_1_1_takes_for_a_boolean_needs_no_quotes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import datetime
 import io
 import signal
+import socket
 import stat
 import typing
 import urllib.error
 import urllib.request
+import zoneinfo
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +22,11 @@ import psutil
 import pytest
 import yaml
 from flow_servers import Server, Started, eventually
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
 from artifacts.datasets import DataParams
+from artifacts.datasets.read import placed
 from flows.config import ConfigError, build, merge, parse_set, parse_yaml
 from flows.registry import FLOWS
 from flows.server import serve
@@ -247,11 +252,69 @@ def test_a_deployment_holds_the_whole_config_with_absolute_paths(
     assert parameters["data"]["source"] == f"folder:{config.parent}/a-data"
     assert parameters["options"]["cache"] == f"{config.parent}/a-cache" and parameters["options"]["rerun"] == []
     coco = DataParams(source="coco:x,y.json")
-    assert serve.absolute(coco).source == f"coco:{config.parent}/x,{config.parent}/y.json"
-    assert serve.absolute(DataParams(source="demo-tiny", aux=coco)) == DataParams("demo-tiny", aux=serve.absolute(coco))
-    assert serve.absolute(DataParams("voc:x", sbd="y")) == DataParams(
-        f"voc:{config.parent}/x", sbd=f"{config.parent}/y"
-    )
+    there = str(config.parent)
+    assert placed(coco, there).source == f"coco:{config.parent}/x,{config.parent}/y.json"
+    assert placed(DataParams(source="demo-tiny", aux=coco), there) == DataParams("demo-tiny", aux=placed(coco, there))
+    assert placed(DataParams("voc:x", sbd="/y"), there) == DataParams(f"voc:{config.parent}/x", sbd="/y")
+
+
+def test_an_api_that_does_not_answer_is_one_line_before_anything_starts(
+    tmp_path: Path, write_config: WriteConfig
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/api"
+    with (
+        temporary_settings({PREFECT_API_URL: url}),
+        pytest.raises(ConfigError, match=f"{url}: no answer .*Connection refused.*unset PREFECT_API_URL"),
+    ):
+        serving(tmp_path, write_config("a"), server=None)
+    assert not (tmp_path / "home").exists()
+
+
+ZONE = next(Path(place) for place in zoneinfo.TZPATH if Path(place, "Europe/Berlin").is_file())
+
+
+@pytest.mark.parametrize(
+    ("given", "link", "text", "expected"),
+    [
+        ("Europe/Berlin", None, None, "Europe/Berlin"),
+        (":Europe/Berlin", "UTC", None, "Europe/Berlin"),
+        (f":{ZONE}/Asia/Tokyo", "UTC", None, "Asia/Tokyo"),
+        ("", "Asia/Kolkata", None, "Asia/Kolkata"),
+        ("", b"Asia/Kathmandu", "Asia/Kathmandu\n", "Asia/Kathmandu"),
+        ("", b"Pacific/Chatham", None, "Pacific/Chatham"),
+        ("", b"no zone", "nonsense", "UTC"),
+        ("", None, None, "UTC"),
+        ("CET-1CEST", "UTC", None, None),
+    ],
+)
+def test_the_time_zone_of_this_machine(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str,
+    link: str | bytes | None,
+    text: str | None,
+    expected: str | None,
+) -> None:
+    """``link``: what /etc/localtime points to, or, as bytes, the zone whose file was mounted there."""
+    monkeypatch.setenv("TZ", given)
+    for name in ("LOCALTIME", "TIMEZONE"):
+        monkeypatch.setattr(serve, name, tmp_path / name)
+    if isinstance(link, str):
+        (tmp_path / "LOCALTIME").symlink_to(ZONE / link)
+    elif link is not None:
+        source = ZONE / link.decode()
+        (tmp_path / "LOCALTIME").write_bytes(source.read_bytes() if source.is_file() else link)
+    if text is not None:
+        (tmp_path / "TIMEZONE").write_text(text)
+    if expected is None:
+        with pytest.raises(ConfigError, match="TZ=CET-1CEST.*give --timezone"):
+            serve.local_timezone()
+        return
+    found = zoneinfo.ZoneInfo(serve.local_timezone())
+    moments = [datetime.datetime(2024, month, 15, 3) for month in (1, 7)]
+    assert [found.utcoffset(at) for at in moments] == [zoneinfo.ZoneInfo(expected).utcoffset(at) for at in moments]
 
 
 # -- parameters ------------------------------------------------------------------------------------------------------
@@ -353,15 +416,16 @@ def test_a_flow_on_its_tiny_configuration_can_be_served(
 
 def test_the_parameters_in_prefect_yaml_are_right() -> None:
     root = Path(__file__).parents[3]
-    nightly = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
-    assert len({one["name"] for one in nightly}) == len(nightly) >= 2
-    for one in nightly:
-        file, _, name = one["entrypoint"].partition(":")
+    deployments = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
+    assert len({one["name"] for one in deployments}) == len(deployments) > 1
+    for nightly in deployments:
+        file, _, function = nightly["entrypoint"].partition(":")
+        (name,) = (name for name, entry in FLOWS.items() if entry.entrypoint.endswith(f":{function}"))
         module = file.removesuffix(".py").replace("/", ".")
-        assert (root / file).exists() and FLOWS[name].entrypoint == f"{module}:{name}"
-        merged, layers = merge([parse_yaml(yaml.safe_dump(one["parameters"]), "prefect.yaml")])
+        assert (root / file).exists() and FLOWS[name].entrypoint == f"{module}:{function}"
+        merged, layers = merge([parse_yaml(yaml.safe_dump(nightly["parameters"]), "prefect.yaml")])
         for section, kind in sections(name).items():
             build(kind, section, merged, layers)
-        assert one["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-        (schedule,) = one["schedules"]
+        assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+        (schedule,) = nightly["schedules"]
         serve.check_schedule(serve.Schedule(schedule["cron"], timezone=schedule["timezone"]))

@@ -344,7 +344,7 @@ def test_named_sets_are_the_published_ones() -> None:
         "deeplab-largefov": (10, 3, 3, 140, 5, 5, "after"),
         "deeplab-v2": (10, 1, 3, 67, 3, 4, "after"),
         "rrm-test": (10, 3, 3, 83, 5, 4, "symmetric"),
-        "box-prior": (10, 3, 15, 37, 3, 45, "after"),
+        "bbox-seg": (10, 3, 15, 37, 3, 45, "after"),
     }
     with pytest.raises(ValueError, match="no CRF parameter set 'deeplab'; there are ahn-kwak-cam"):
         preset("deeplab")

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydensecrf import utils
 
-from tasks.crf.unary import FORBIDDEN, from_box_prior, from_labels, from_probabilities
+from tasks.crf.unary import FORBIDDEN, check_layout, from_box_prior, from_labels, from_probabilities
 
 # From probabilities
 
@@ -58,6 +58,7 @@ def test_what_is_no_probability_is_refused(probs: Any, floor: float, message: st
 
 @given(st.integers(2, 40), st.floats(0.05, 0.95), st.integers(0, 2**31))
 def test_labels_give_pydensecrfs_energies(k: int, gt_prob: float, seed: int) -> None:
+    assume(gt_prob > 1 / k)
     labels = np.random.default_rng(seed).integers(0, k + 1, (4, 6))  # pydensecrf: 0 unsure, labels from 1
     ours = np.where(labels == 0, 255, labels - 1).astype(np.uint8)
     expected = utils.unary_from_labels(labels, k, gt_prob).reshape(k, 4, 6)
@@ -81,15 +82,58 @@ def test_one_label_costs_what_it_must_and_nothing_more() -> None:
     [
         (np.zeros((2, 2)), 2, 0.5, r"integer \(height, width\) array, not \(2, 2\) float64"),
         (np.zeros((1, 2, 2), np.uint8), 2, 0.5, r"not \(1, 2, 2\)"),
-        (np.full((2, 3), 2, np.uint8), 2, 0.5, r"label 2 at row 0, column 0: labels are 0\.\.1, 255 is unknown"),
-        (np.full((2, 3), -1), 2, 0.5, r"label -1"),
+        (np.full((2, 3), 2, np.uint8), 2, 0.6, r"label 2 at row 0, column 0: labels are 0\.\.1, 255 is unknown"),
+        (np.full((2, 3), -1), 2, 0.6, r"label -1"),
         (np.zeros((2, 3), np.uint8), 0, 0.5, r"at least 1, not 0"),
         (np.zeros((2, 3), np.uint8), 2, 1.0, r"gt_prob 1\.0"),
+        (np.zeros((2, 3), np.uint8), 2, 0.5, r"no likelier than the others; give more than 0\.5, or leave it out"),
+        (np.zeros((2, 3), np.uint8), 5, 0.2, r"give more than 0\.2"),
     ],
 )
 def test_what_is_no_label_map_is_refused(labels: Any, k: int, gt_prob: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_labels(labels, k, gt_prob)
+
+
+@pytest.mark.parametrize("k", [2, 3, 21, 300])
+def test_by_default_a_label_is_likelier_than_each_other_by_the_same_factor(k: int) -> None:
+    unary = from_labels(np.array([[1]]), k)[:, 0, 0]
+    assert np.exp(-unary).sum() == pytest.approx(1)
+    assert np.delete(unary, 1) - unary[1] == pytest.approx(math.log(20)), "0.5 with 21 labels, .95 with 2"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 5, 20, 30), r"array\[0\] takes off the batch axis"),
+        ((4, 5, 20, 30), r"array\[i\]"),
+        ((20, 30), r"np.stack"),
+        ((5, 0, 30), "at least one of each"),
+        ((5, 30, 20), r"transposed\? array.transpose\(0, 2, 1\)"),
+        ((5, 15, 10), r"transposed\?"),
+        ((20, 30, 5), r"labels last\? array.transpose\(2, 0, 1\)"),
+        ((30, 20, 5), r"labels last and transposed\? array.transpose\(2, 1, 0\)"),
+        ((40, 60, 5), r"labels last\?"),
+        ((400, 30, 20), r"transposed\?"),
+        ((400, 3, 2), r"labels last\?"),
+        ((400, 41, 41), r"labels last\?"),
+    ],
+)
+def test_axes_in_another_order_are_refused_with_the_call_that_mends_them(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_layout(shape, (20, 30))
+
+
+def test_a_grid_of_any_size_is_taken() -> None:
+    for grid in ((20, 30), (10, 15), (3, 4), (41, 41), (1, 1), (321, 481), (2, 3)):
+        check_layout((5, *grid), (20, 30))
+    check_layout((5, 4, 4), (4, 4))
+    check_layout((30, 20, 30), (20, 30))
+    check_layout((21, 41, 41), (321, 321))
+    for height in range(1, 400, 7):  # a network's own grid, whatever its rounding
+        for stride in (8, 16):
+            check_layout((5, -(-height // stride), -(-333 // stride)), (height, 333))
+            check_layout((5, height // stride + 1, 333 // stride + 1), (height, 333))
 
 
 # From boxes

@@ -56,7 +56,7 @@ def test_every_row_is_complete() -> None:
     assert len(set(names)) == len(names)
     for row in table.ROWS:
         assert row.normalisation in NORMALISATIONS and row.licence and row.what and row.bytes
-        assert set(row.networks) <= {*SEGMENTERS, *ENCODERS, "hed"}
+        assert set(row.networks) <= {*SEGMENTERS, *ENCODERS, "hed", "hed-lite"}
         assert not set(row.name) - set("abcdefghijklmnopqrstuvwxyz0123456789-")
     taken = [network for row in table.ROWS if row.imagenet for network in row.networks]
     assert len(set(taken)) == len(taken), "imagenet means one row for a network"

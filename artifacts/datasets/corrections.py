@@ -1,0 +1,132 @@
+"""Masks that people corrected: a folder beside the data, which no clean-up of a cache touches.
+
+``classes.txt`` names the classes, number 1 first; ``masks/<image id>.png`` are palette PNGs, 0 background, 255
+undecided. ``data.corrections=FOLDER`` gives the pictures of these ids the label kind ``corrected``. Numbers are those
+of the folder's own ``classes.txt``: they follow the names, whatever the data set's table is later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from artifacts.cache.atomic import write_text_atomic
+from artifacts.datasets.find import Folder
+from artifacts.datasets.paths import without_suffix
+from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
+from artifacts.datasets.voc_tree import read_classes
+from artifacts.datasets.voc_writer import write_class_mask
+from artifacts.inputs import open_input
+from artifacts.records import UNDECIDED, DataError, MaskHW, MaskRef, Record, RecordSet
+
+CLASSES = "classes.txt"
+MASKS = "masks"
+LOADER = "artifacts.datasets.corrections:load_corrected"
+
+
+def with_corrections(records: RecordSet, folder: Path) -> RecordSet:
+    """``records``, of which those that ``folder`` has a mask for have it as ``corrected``. Nothing is decoded.
+
+    Masks of other pictures are those of the data set's other splits. Raises :class:`DataError` where ``folder`` is no
+    folder of corrections, or names a class that the data set does not have.
+    """
+    ours = _classes(folder)
+    if unknown := [name for name in ours if name not in records.classes]:
+        raise DataError(
+            f"data.corrections={folder}: {folder / CLASSES} names {', '.join(unknown)}, which is no class of"
+            f" {records.dataset} ({', '.join(records.classes)}); correct one of the two lists"
+        )
+    numbers = [records.classes.index(name) + 1 for name in ours]
+    masks = folder / MASKS
+    found = {without_suffix(name): masks / name for name in Folder(masks).files} if masks.is_dir() else {}
+    return replace(records, records=_Corrected(records.records, found, numbers)) if found else records
+
+
+@dataclass(frozen=True)
+class _Corrected(Sequence[Record]):
+    """The records one by one, each with its corrected mask: a data set's records may be lazy."""
+
+    records: Sequence[Record]
+    masks: Mapping[str, Path]
+    numbers: Sequence[int]
+    """Class number of the data set for each of the folder's."""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, place: int) -> Record: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Record]: ...
+    def __getitem__(self, place: int | slice) -> Record | Sequence[Record]:
+        if isinstance(place, slice):
+            return _Corrected(self.records[place], self.masks, self.numbers)
+        record = self.records[place]
+        path = self.masks.get(record.image_id)
+        if path is None:
+            return record
+        detail = json.dumps([list(self.numbers), record.image])
+        return replace(record, corrected=MaskRef(LOADER, os.path.abspath(path), detail))
+
+
+def load_corrected(reference: MaskRef) -> MaskHW:
+    """A corrected mask, ``(H, W) uint8`` in the data set's class numbers.
+
+    Raises :class:`DataError` for another size than the image's, an unreadable file, or a number that is no class.
+    """
+    from artifacts.images import image_size_hw
+
+    numbers, image = json.loads(reference.detail)
+    mask_hw = load_class_mask(class_mask_ref(reference.path, len(numbers), image_size_hw(Path(image))))
+    table = np.zeros(256, np.uint8)
+    table[1 : len(numbers) + 1] = numbers
+    table[UNDECIDED] = UNDECIDED
+    return table[mask_hw]
+
+
+def load_stored(folder: Path, image_id: str) -> MaskHW | None:
+    """The mask that ``folder`` holds for a picture, in the folder's class numbers; ``None`` without a readable one."""
+    from PIL import Image
+
+    try:
+        with open_input(folder / MASKS / f"{image_id}.png") as file, Image.open(file, formats=("PNG",)) as image:
+            return np.asarray(image, np.uint8)
+    except (OSError, ValueError):
+        return None
+
+
+def write_corrections(folder: Path, masks: Iterable[tuple[str, MaskHW]], classes: Sequence[str]) -> list[str]:
+    """Store ``(image id, mask)`` pairs in ``folder``, over earlier ones of the same pictures; returns the ids.
+
+    Each file is written whole or not at all, and nothing is made before the first mask. ``classes[i]``
+    names number ``i + 1`` of the masks. Raises :class:`DataError` where ``folder`` has another class table.
+    """
+    table = folder / CLASSES
+    if table.exists() and (there := _classes(folder)) != tuple(classes):
+        raise DataError(
+            f"{folder}: its corrections have the classes {', '.join(there)}, these have {', '.join(classes)};"
+            " name another folder with --to"
+        )
+    ids: list[str] = []
+    for image_id, mask_hw in masks:
+        if not table.exists():
+            write_text_atomic(table, "".join(f"{name}\n" for name in classes))
+        write_class_mask(folder / MASKS / f"{image_id}.png", mask_hw, durable=True)
+        ids.append(image_id)
+    return ids
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    try:
+        return read_classes(folder / CLASSES)
+    except OSError as error:
+        raise DataError(
+            f"data.corrections={folder}: no {CLASSES} there ({error.strerror}); name a folder that `maskmill import`"
+            " has written, or leave data.corrections out"
+        ) from error

@@ -1,0 +1,192 @@
+"""Corrected masks out of the files of annotation tools: which tool's a file is, which pictures it means.
+
+Pictures are found by what the file calls them: an image id, a path, a file name; a name that two pictures have is
+refused. What cannot be used of one picture costs that picture only, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts.datasets.coco_masks import decode_segmentation
+from artifacts.datasets.find import Folder
+from artifacts.datasets.paths import without_suffix
+from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
+from artifacts.datasets.voc_tree import read_classes
+from artifacts.export.cvat import ANNOTATIONS, read_cvat
+from artifacts.export.label_studio import TASKS, read_label_studio
+from artifacts.export.labelme import read_labelme
+from artifacts.export.regions import Drawn, MaskBool, class_labels
+from artifacts.export.voc import DEVKIT
+from artifacts.export.yolo_seg import read_yolo_seg
+from artifacts.images import image_size_hw
+from artifacts.inputs import read_input
+from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
+
+EXPECTED = (
+    "a Label Studio JSON, CVAT's annotations.xml, a COCO instances file, a labelme JSON, or a folder of labelme files,"
+    " of YOLO labels with data.yaml, or of a VOC tree (SegmentationClass)"
+)
+
+
+@dataclass
+class ReadBack:
+    """What files of corrections hold for a data set. Iterate over :meth:`masks` first: the rest is then known."""
+
+    records: RecordSet
+    without: int = 0
+    """Pictures that nobody has submitted an annotation for (Label Studio)."""
+    problems: list[str] = field(default_factory=list)
+    """Pictures that could not be used, and why."""
+    _by_name: dict[str, list[Record]] = field(default_factory=dict, repr=False)
+
+    def masks(self, paths: Iterable[Path]) -> Iterator[tuple[str, MaskHW]]:
+        """``(image id, (H, W) uint8)``, one a picture: of two files the later one counts.
+
+        Raises :class:`DataError` for a file that is no tool's, and ``OSError`` where one cannot be read.
+        """
+        numbers = {name: number for number, name in class_labels(self.records.classes).items()}
+        found: dict[str, tuple[Drawn, Record, Path]] = {}
+        for path in paths:
+            for drawn in read_file(path):
+                if drawn is None:
+                    self.without += 1
+                    continue
+                try:
+                    record = self._record(drawn.names)
+                except DataError as error:
+                    self.problems.append(f"{path}: {error}")
+                    continue
+                found[record.image_id] = drawn, record, path
+        for image_id, (drawn, record, path) in sorted(found.items()):
+            try:
+                mask_hw = drawn.paint(numbers, image_size_hw(Path(record.image)))
+            except (DataError, OSError) as error:
+                self.problems.append(f"{path}: {image_id}: {error}")
+                continue
+            yield image_id, mask_hw
+
+    def _record(self, names: Iterable[str]) -> Record:
+        """The picture of these names: its id, else its path's end, else its file's name."""
+        if not self._by_name:
+            for record in self.records:
+                for name in {record.image_id, Path(record.image).stem, Path(record.image_id).name}:
+                    self._by_name.setdefault(name, []).append(record)
+        tried = [name for name in dict.fromkeys(names) if name]
+        for name in tried:
+            plain = without_suffix(name)
+            parts = plain.split("/")
+            for wanted in dict.fromkeys([name, *("/".join(parts[start:]) for start in range(len(parts)))]):
+                here = self._by_name.get(wanted, [])
+                exact = [record for record in here if record.image_id == wanted]
+                if len(exact or here) > 1:
+                    raise DataError(f"{wanted!r} may be {', '.join(record.image_id for record in here[:3])}")
+                if here:
+                    return (exact or here)[0]
+        raise DataError(f"no picture of {self.records.dataset} is called {' or '.join(map(repr, tried)) or 'nothing'}")
+
+
+def read_file(path: Path) -> Iterator[Drawn | None]:
+    """The pictures in a file or folder of any tool. Raises :class:`DataError` for one that is none."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    if path.is_dir():
+        yield from _read_folder(path)
+    elif path.suffix.lower() == ".xml":
+        yield from read_cvat(path)
+    elif path.suffix.lower() == ".json":
+        yield from _read_json(path, path)
+    else:
+        raise DataError(f"{path}: expected {EXPECTED}; unpack an archive first")
+
+
+def _read_folder(folder: Path) -> Iterator[Drawn | None]:
+    trees = [tree for tree in (folder, folder / DEVKIT) if (tree / "SegmentationClass").is_dir()]
+    if trees:
+        yield from _read_voc(trees[0])
+    elif (folder / "data.yaml").is_file():
+        yield from read_yolo_seg(folder)
+    elif named := [path for name in (TASKS, ANNOTATIONS) if (path := folder / name).is_file()]:
+        yield from read_file(named[0])
+    elif (folder / "annotations").is_dir():
+        for path in sorted((folder / "annotations").glob("*.json")):
+            yield from _read_json(path, path)
+    else:
+        paths = [path for path in sorted(folder.rglob("*.json")) if path.name != "maskmill-export.json"]
+        if not paths:
+            raise DataError(f"{folder}: expected {EXPECTED}")
+        for path in paths:
+            yield from _read_json(path, folder)
+
+
+def _read_json(path: Path, root: Path) -> Iterator[Drawn | None]:
+    try:
+        content = json.loads(read_input(path).decode())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable JSON ({error})") from error
+    if isinstance(content, list):
+        yield from read_label_studio(content)
+    elif isinstance(content, dict) and "shapes" in content:
+        yield read_labelme(content, path, root)
+    elif isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+        yield from _read_coco(content, path)
+    else:
+        raise DataError(f"{path}: expected {EXPECTED}")
+
+
+def _read_coco(content: Mapping[str, Any], path: Path) -> Iterator[Drawn]:
+    """Pictures of an instances file; crowds are undecided, smaller objects lie on top, as in COCO's own data."""
+    try:
+        names = {one["id"]: str(one["name"]) for one in content["categories"]}
+        of_image: dict[Any, list[Mapping[str, Any]]] = {}
+        for one in content["annotations"]:
+            of_image.setdefault(one["image_id"], []).append(one)
+        for image in content["images"]:
+            yield Drawn(
+                [str(image["file_name"])],
+                [
+                    (None if one.get("iscrowd") else names[one["category_id"]], partial(_segmentation, one))
+                    for one in of_image.get(image["id"], ())
+                ],
+                (int(image["height"]), int(image["width"])),
+                sort_by_area=True,
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a COCO instances file ({type(error).__name__}: {error})") from error
+
+
+def _segmentation(annotation: Mapping[str, Any], size_hw: tuple[int, int]) -> MaskBool:
+    if not annotation.get("segmentation"):
+        raise DataError(f"annotation {annotation.get('id')} has no segmentation: a box is no mask")
+    if annotation.get("iscrowd") and not isinstance(annotation["segmentation"], dict):
+        raise DataError(f"annotation {annotation.get('id')} is a crowd without run-length code")
+    return decode_segmentation(json.dumps(annotation["segmentation"]).encode(), size_hw)
+
+
+def _read_voc(folder: Path) -> Iterator[Drawn]:
+    """Masks of a VOC tree; ``classes.txt`` says what its numbers mean."""
+    table = folder / "classes.txt"
+    if not table.is_file():
+        raise DataError(f"{table} is not there: it says what the masks' numbers mean, one class a line, number 1 first")
+    classes = read_classes(table)
+    masks = folder / "SegmentationClass"
+    for name in Folder(masks).files:
+        yield Drawn([without_suffix(name)], (), mask=partial(_class_mask, str(masks / name), classes))
+
+
+def _class_mask(path: str, classes: tuple[str, ...], numbers: Mapping[str, int], size_hw: tuple[int, int]) -> MaskHW:
+    mask_hw = load_class_mask(class_mask_ref(path, len(classes), size_hw))
+    table = np.zeros(256, np.uint8)
+    table[UNDECIDED] = UNDECIDED
+    for number in np.unique(mask_hw[(mask_hw > 0) & (mask_hw != UNDECIDED)]).tolist():
+        if classes[number - 1] not in numbers:
+            raise DataError(f"{classes[number - 1]!r} is no class of the data set; it has {', '.join(numbers)}")
+        table[number] = numbers[classes[number - 1]]
+    return table[mask_hw]

@@ -1,0 +1,212 @@
+"""Boxes to masks by a learnt mask generator (Xie et al., "Learning Class-Agnostic Pseudo Mask Generation for
+Box-Supervised Semantic Segmentation", LPG, 2021), Fig. 2 as a page.
+
+The generators come from a bundle (:mod:`flows.lpg_learn`), or are learnt first on ``data.aux``: masks of other classes.
+A segmenter is trained round by round on the masks that they make of boxes. Each of the paper's ablations is a value of
+one parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from prefect import State, flow
+
+from artifacts.datasets import DataParams
+from artifacts.datasets.without import shared
+from artifacts.export.bundle import part_name, read_bundle
+from artifacts.records import DataError, RecordSet, Sets
+from flows.server.prefect_skin import run_flow, show_help, threads
+from tasks import labels
+from tasks.bounds import bounded, number
+from tasks.crf.params import PRESETS, Preset
+from tasks.deeplab import stages as deeplab
+from tasks.deeplab.stages import DeepLabParams
+from tasks.engine.options import RunParams
+from tasks.engine.runner import Runner
+from tasks.evaluate.finish import Result, finish
+from tasks.lpg import em, stages
+from tasks.lpg.em import LearnParams
+from tasks.lpg.stages import GenerateParams, GeneratorNet
+from tasks.stage import PARAMS_CONFIG, FitHandle, MapHandle
+from tasks.training.params import check_run
+
+
+@dataclass(frozen=True)
+class LPGFlowParams:
+    """Everything that decides the result of the flow ``lpg``. The defaults are the paper's, on ResNet-50."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
+
+    generator: str = field(
+        default="", metadata={"help": "a bundle: the folder that `maskmill lpg-learn` left; empty: learn on data.aux"}
+    )
+    learn: LearnParams = field(
+        default_factory=LearnParams, metadata={"help": "with data.aux: how generators are learnt on it first"}
+    )
+    overlap: Literal["refuse", "allow"] = field(
+        default="refuse", metadata={"help": "classes that the generators have seen among the target's"}
+    )
+    rounds: int = number(0, 0, 9, "rounds, each with its generator; 0: as many as there are generators")
+    generators: Literal["stage-wise", "fixed"] = field(
+        default="stage-wise", metadata={"help": "each round its own generator, or the last one in all (Table II)"}
+    )
+    masks: str = field(
+        default="none",
+        metadata={
+            "help": "training images whose given masks are used instead of boxes (semi-supervised): none, all that have"
+            " one, or a file of image ids, one a line"
+        },
+    )
+    student: Literal["segmenter", "deeplab", "none"] = field(
+        default="segmenter",
+        metadata={
+            "help": "the network that is the result: the rounds' segmenter after the last (the paper's), a DeepLab that"
+            " learns from the last masks alone; none: the masks are the result"
+        },
+    )
+    crf: Literal["off", Preset] = field(
+        default="off",
+        metadata={
+            "help": f"dense CRF at test time, scored beside the student alone: off, {', '.join(get_args(Preset))}"
+        },
+    )
+    segmenter: DeepLabParams = field(
+        default_factory=DeepLabParams, metadata={"help": "the segmenter of the rounds; trained further in each"}
+    )
+    generate: GenerateParams = field(default_factory=GenerateParams, metadata={"help": "inference of the generators"})
+    deeplab: DeepLabParams = field(default_factory=DeepLabParams, metadata={"help": "the student, if it is deeplab"})
+
+    def __post_init__(self) -> None:
+        bounded(self, "lpg")
+        if not self.masks:
+            raise ValueError("masks is empty; give none, all, or a file of image ids")
+
+
+def page(run: Runner, sets: Sets, params: LPGFlowParams) -> Result:
+    """The whole method on one page: where the generators come from, the rounds under them (Fig. 2), the student."""
+    nets, net = generators(run, sets, params)
+    check_run(params.segmenter, run.options, name="segmenter")
+    given = given_masks(run, sets.train, params.masks)
+    deployed = em.deploy(
+        run,
+        sets.train,
+        of_rounds(nets, params),
+        net,
+        params.segmenter,
+        params.generate,
+        monitor=sets.val,
+        given=given,
+        last_m_step=params.student == "segmenter",
+    )
+    masks = deployed.masks if given is None else run.map(labels.chosen_masks(), sets.train, masks=deployed.target)
+    masks = labels.prefer_corrected(run, masks)
+    if params.student == "none":
+        return finish(run, sets, masks)
+    crf = None if params.crf == "off" else PRESETS[params.crf]
+    first, *later = deployed.segmenters
+    segment = deeplab.predict(params.segmenter, name="segmented", crf=crf)
+    found = [run.map(segment, sets.val, label="segmented-by-boxes", net=first)]
+    found += [run.map(segment, sets.val, label="segmented", net=segmenter) for segmenter in later]
+    if params.student == "deeplab":
+        check_run(params.deeplab, run.options, name="deeplab")
+        student = run.fit(deeplab.fit(params.deeplab), sets.train, monitor=sets.val, target=deployed.target)
+        found.append(run.map(deeplab.predict(params.deeplab, crf=crf), sets.val, label="student", net=student))
+    return finish(run, sets, masks, {"student": found[-1]})
+
+
+def generators(run: Runner, sets: Sets, params: LPGFlowParams) -> tuple[Sequence[FitHandle], GeneratorNet]:
+    """The generators of all rounds, out of the bundle or learnt on the auxiliary set, and their network.
+
+    Raises :class:`DataError` where there is neither or both, where a bundle is not what it should be, and where the
+    generators have seen the target's classes or images.
+    """
+    if bool(params.generator) == (sets.aux is not None):
+        which = "both are set: take one away" if params.generator else "set params.generator to a bundle (`maskmill"
+        more = "" if params.generator else " lpg-learn` makes one), or data.aux.source to a data set with masks"
+        raise DataError(f"the mask generators come from a bundle or from data.aux; {which}{more}")
+    if sets.aux is not None:
+        check_unseen(run, sets, sets.aux.classes, {run.image_digest(one): one.image for one in sets.aux}, params)
+        params.learn.check(run.options, within="learn.")
+        return em.learn(run, sets.aux, params.learn, prefix="aux-").generators, stages.net_of(params.learn.generator)
+    bundle = read_bundle(Path(params.generator).expanduser())
+    if bundle.card["network_version"] != stages.VERSION:
+        raise DataError(
+            f"{bundle.path}: its network is version {bundle.card['network_version']}, this Maskmill has"
+            f" {stages.VERSION}; learn it again, or take the version of Maskmill that wrote it"
+        )
+    try:
+        net = GeneratorNet(**bundle.card["network"])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{bundle.path}: its card names no network that there is here ({error})") from error
+    check_unseen(run, sets, bundle.classes, dict.fromkeys(bundle.images, f"an image of {bundle.path}"), params)
+    loaded = run.load(bundle.weights)
+    return [loaded.part(part_name(one)) for one in range(1, bundle.rounds + 1)], net
+
+
+def check_unseen(
+    run: Runner, sets: Sets, classes: Sequence[str], images: dict[str, str], params: LPGFlowParams
+) -> None:
+    """Raises :class:`DataError` where the generators saw a class or an image (digest -> what it is) of the target."""
+    if (both := shared(sets.train.classes, classes)) and params.overlap == "refuse":
+        listed = ", ".join(own if own == other else f"{own} ({other} there)" for own, other in both)
+        names = ",".join(other for _, other in both)
+        remedy = f"--set data.aux.without=[{names}]" if sets.aux is not None else f"--set data.without=[{names}]"
+        raise DataError(
+            f"{len(both)} classes of the target are among those that the generators learn from: {listed}. Leave them"
+            f" out ({remedy}), or say --set params.overlap=allow"
+        )
+    for records in (sets.train, sets.val):
+        for record in records:
+            try:
+                digest = run.image_digest(record)
+            except OSError:
+                continue  # the stages say what is wrong with it
+            if digest in images:
+                raise DataError(
+                    f"{record.image} of {records.dataset} is also {images[digest]}, from whose masks the generators"
+                    " learn: an auxiliary set may hold no image of the target"
+                )
+
+
+def of_rounds(nets: Sequence[FitHandle], params: LPGFlowParams) -> list[FitHandle]:
+    """A generator for each round. Raises :class:`DataError` for more rounds than there are."""
+    rounds = params.rounds or len(nets)
+    if params.generators == "fixed":
+        return [nets[-1]] * rounds
+    if rounds > len(nets):
+        raise DataError(
+            f"params.rounds={rounds}, but there are generators of {len(nets)} alone; learn more, or set fewer"
+        )
+    return list(nets[:rounds])
+
+
+def given_masks(run: Runner, train: RecordSet, which: str) -> MapHandle | None:
+    """The given masks of the images that ``params.masks`` names. Raises :class:`DataError` where there are none."""
+    if which == "none":
+        return None
+    if which == "all":
+        strong = train.only(record.image_id for record in train if record.truth is not None)
+    else:
+        try:
+            listed = set(Path(which).expanduser().read_text(encoding="utf-8").split())
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"params.masks={which}: not all or none, and no file of image ids ({error})") from error
+        strong = train.only(listed)
+        if missing := sorted(listed - {record.image_id for record in strong}):
+            raise DataError(f"{which}: {len(missing)} ids are none of {train.dataset}'s, the first: {missing[0]}")
+    if not len(strong):
+        raise DataError(f"params.masks={which}: no training image of {train.dataset} has a mask; set it to none")
+    return run.map(labels.given_masks(), strong)
+
+
+show_help(DataParams, LPGFlowParams, RunParams)
+
+
+@flow(name="lpg", persist_result=False, task_runner=threads())
+def lpg(data: DataParams, params: LPGFlowParams = LPGFlowParams(), options: RunParams = RunParams()) -> State[Any]:
+    """Boxes -> rounds of learnt masks and a segmenter that learns from them -> scores, as a Prefect flow run."""
+    return run_flow("lpg", page, data, params, options)

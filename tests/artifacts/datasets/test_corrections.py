@@ -1,0 +1,72 @@
+"""Are corrected masks a label of their pictures, and of no others?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from artifacts.datasets import DataParams, read_split
+from artifacts.datasets.corrections import load_stored, with_corrections, write_corrections
+from artifacts.records import DataError, RecordSet
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> RecordSet:
+    root = tmp_path / "data"
+    for name in ("a", "b", "sub/a"):
+        path = root / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((4, 5, 3), np.uint8))
+    (root / "classes.txt").write_text("cat\ndog\n")
+    return read_split(DataParams(source=f"folder:{root}", val_share=0.0), "train")
+
+
+def test_the_pictures_that_have_one_have_it_and_no_others(records: RecordSet, tmp_path: Path) -> None:
+    mask_hw = np.array([[0, 1, 2, 255, 0]] * 4, np.uint8)
+    folder = tmp_path / "corrections"
+    assert write_corrections(folder, [("sub/a", mask_hw), ("elsewhere", mask_hw)], records.classes) == [
+        "sub/a",
+        "elsewhere",
+    ]
+    given = read_split(
+        DataParams(source=f"folder:{tmp_path / 'data'}", val_share=0.0, corrections=str(folder)), "train"
+    )
+    corrected = {record.image_id: record.corrected for record in given}
+    assert [image_id for image_id, found in corrected.items() if found is not None] == ["sub/a"]
+    assert corrected["sub/a"] is not None and np.array_equal(corrected["sub/a"].load(), mask_hw)
+    assert [r.view(("corrected",)).corrected is not None for r in given.records[1:]] == [False, True]
+    assert given.records[2].view(("boxes", "truth")).corrected is None, "nobody sees it who does not declare it"
+    before = given.records[2].label_digest("corrected")
+    write_corrections(folder, [("sub/a", mask_hw[::-1].copy())], records.classes)
+    assert given.records[2].label_digest("corrected") == before, "the same pixels"
+    write_corrections(folder, [("sub/a", np.zeros_like(mask_hw))], records.classes)
+    assert given.records[2].label_digest("corrected") != before
+    stored = load_stored(folder, "sub/a")
+    assert stored is not None and not stored.any() and load_stored(folder, "b") is None
+
+
+def test_numbers_follow_the_names(records: RecordSet, tmp_path: Path) -> None:
+    folder = tmp_path / "corrections"
+    write_corrections(folder, [("b", np.full((4, 5), 1, np.uint8))], ("dog",))
+    found = with_corrections(records, folder)
+    reference = next(r.corrected for r in found if r.image_id == "b")
+    assert reference is not None and (reference.load() == 2).all()
+
+
+def test_what_is_no_folder_of_corrections_is_refused(records: RecordSet, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no classes.txt there .* `maskmill import` has written"):
+        with_corrections(records, tmp_path / "nowhere")
+    write_corrections(tmp_path / "other", [("a", np.zeros((4, 5), np.uint8))], ("cow",))
+    with pytest.raises(DataError, match="names cow, which is no class of data"):
+        with_corrections(records, tmp_path / "other")
+    with pytest.raises(DataError, match="its corrections have the classes cow, these have cat, dog"):
+        write_corrections(tmp_path / "other", [], ("cat", "dog"))
+    wrong = tmp_path / "wrong"
+    write_corrections(wrong, [("a", np.zeros((5, 5), np.uint8))], ("cat",))
+    reference = with_corrections(records, wrong).records[0].corrected
+    assert reference is not None
+    with pytest.raises(DataError, match="the mask is 5 x 5"):
+        reference.load()
