@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ SMALL = dataclasses.replace(
 Fit = Callable[..., Publication]
 
 
+@functools.cache
 def scribbled(count: int = 4) -> list[Scene]:
     """Drawn pictures with their scribbles and edges, and their truth for the monitor."""
     assert load_truth(MaskRef("", "", "0")).any()
@@ -86,24 +88,38 @@ def test_it_learns_masks_and_boundaries_from_strokes_and_edges(learnt: Publicati
     assert (found["mask_hw"] == truth_hw).mean() > 0.8 and found["boundary_hw"].dtype == np.uint8
 
 
-def test_each_switch_changes_what_is_learnt_and_what_is_there(fit: Fit) -> None:
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ({}, {"prn", "brn"}),
+        ({"brn": "off"}, {"prn"}),
+        ({"prn": False}, {"brn"}),
+        ({"prn": False, "brn": "off"}, set()),
+        ({"brn": "all", "prn_grouped": True, "low_shared": True}, {"prn", "brn"}),
+    ],
+)
+def test_each_switch_is_in_the_network(change: dict[str, Any], parts: set[str]) -> None:
+    chosen = dataclasses.replace(PARTS, **change)
+    network = build_network(stages.predict(dataclasses.replace(SMALL, parts=chosen)).params, 3)
+    assert set(network.added) == parts
+    if "prn" in parts:
+        prn: Any = network.added["prn"]
+        assert (prn.grouped, prn.low_maps) == (chosen.prn_grouped, 1 if chosen.low_shared else 3)
+        assert [c.out_channels for c in convolutions(prn.low)] == [4, 4, 4, 4, 3 * prn.low_maps]
+        assert [len([*convolutions(step)]) for step in prn.steps] == [PARTS.prn_depth] * 3
+    if "brn" in parts:
+        layers = [*convolutions(network.added["brn"])]
+        assert [c.in_channels for c in layers] == [2 if chosen.brn == "two" else 3, PARTS.brn_width]
+
+
+def test_lambda_and_the_parts_change_what_is_learnt(fit: Fit) -> None:
     brief = dataclasses.replace(SMALL, iterations=1, crop=16)
-    plain = load_file(fit(brief, name="plain").weights)
-    whole = {name.split(".")[1] for name in plain if name.startswith("added.")}
-    assert whole == {"prn", "brn"}
-    for number, (change, parts) in enumerate(
-        [
-            ({"parts": dataclasses.replace(PARTS, brn="off")}, {"prn"}),
-            ({"parts": dataclasses.replace(PARTS, prn=False)}, {"brn"}),
-            ({"parts": dataclasses.replace(PARTS, prn=False, brn="off")}, set()),
-            ({"parts": dataclasses.replace(PARTS, brn="all")}, whole),
-            ({"boundary_weight": 0.0}, whole),
-        ]
-    ):
-        other = load_file(fit(dataclasses.replace(brief, **change), name=str(number)).weights)  # type: ignore[arg-type]
-        assert {name.split(".")[1] for name in other if name.startswith("added.")} == parts, change
-        name = "head.branches.0.weight"
-        assert not torch.equal(other[name], plain[name]), change
+    without = dataclasses.replace(PARTS, prn=False, brn="off")
+    changes: list[dict[str, Any]] = [{}, {"boundary_weight": 0.0}, {"parts": without}]
+    made = [load_file(fit(dataclasses.replace(brief, **one), name=str(i)).weights) for i, one in enumerate(changes)]
+    heads = [tensors["head.branches.0.weight"] for tensors in made]
+    assert not torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+    assert {name for name in made[2] if name.startswith("added.")} == set()
 
 
 # What the trained network gives
