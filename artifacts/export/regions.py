@@ -177,8 +177,8 @@ class Drawn:
 
     names: Sequence[str]
     """What the file calls the picture, the surest first: an image id, a path, a file name."""
-    layers: Sequence[tuple[str, Layer]]
-    """``(class name, its shape)``; the later lies on top."""
+    layers: Sequence[tuple[str | None, Layer]]
+    """``(class name, its shape)``; the later lies on top. ``None``: undecided, below all others."""
     size_hw: tuple[int, int] | None = None
     """The picture's size as the file states it."""
     mask: Callable[[Mapping[str, int], tuple[int, int]], MaskHW] | None = None
@@ -195,11 +195,11 @@ class Drawn:
             return self.mask(numbers, size_hw)
         parts = []
         for name, layer in self.layers:
-            if name not in numbers:
+            if name is not None and name not in numbers:
                 raise DataError(f"{name!r} is no class of the data set; it has {', '.join(numbers)}")
-            parts.append((layer(size_hw), numbers[name]))
+            parts.append((layer(size_hw), UNDECIDED if name is None else numbers[name]))
         if self.sort_by_area:
-            parts.sort(key=lambda part: -int(part[0].sum()))
+            parts.sort(key=lambda part: (part[1] != UNDECIDED, -int(part[0].sum())))
         mask_hw = np.zeros(size_hw, np.uint8)
         for part_hw, number in parts:
             mask_hw[part_hw] = number

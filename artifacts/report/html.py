@@ -1,4 +1,4 @@
-"""The report page: one ``index.html`` with no outside resource, beside the pictures it shows.
+"""The report page: one ``index.html`` that holds all it shows, and links to the files beside it.
 
 Light or dark as the reader's system is; readable without colour, mouse or script (which
 sorts and filters the pictures). The layout is in ``report.html.j2``;
@@ -21,7 +21,7 @@ from typing import Any
 
 from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
 from artifacts.report.contact_sheet import sheet_pages
-from artifacts.report.pictures import Card, ReportPicture, card
+from artifacts.report.pictures import Card, ReportPicture, card, inline
 from artifacts.report.score_lines import DASH, number_of, percent, summary_lines
 
 log = logging.getLogger("maskmill")
@@ -93,7 +93,7 @@ def html_report(
         title: heading.
         manifest: the run's manifest (``run``, ``flow``, ``stages``, ``recipe``, ...); missing keys are left out.
         scores: name of a set of masks -> its scores.
-        files: name -> path of what else the run left; ``"contact sheet"`` is shown, the rest linked.
+        files: name -> path of what else the run left, linked; ``"contact sheet"`` is shown, too.
         curves: label of a fit -> its curve PNG.
         skips: ``{"path", "reason", "stage", "key"}`` of images left out.
         pictures: shown in the page itself, as small ones; one that cannot be drawn is left out.
@@ -117,6 +117,7 @@ def html_report(
         duration=duration,
         json=functools.partial(json.dumps, ensure_ascii=False, default=str),
         link=lambda path: _link(folder, Path(path)),
+        inline=lambda path: inline(Path(path)),
     )
     folder.mkdir(parents=True, exist_ok=True)
     lines = [summary_lines(one) for one in scores.values()]

@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -26,6 +27,8 @@ SIDE = 360
 OUTLINE = 254
 """Palette index of outlines; a class of this number has the same colour."""
 SMALL, LARGE = 32**2, 96**2
+LARGE_FILE = 200_000
+"""Bytes from which a PNG is put into the page as a JPEG."""
 NAMED_SHARE = 0.004
 """Of the picture, the least share of a region that is named."""
 
@@ -93,6 +96,17 @@ def card(picture: ReportPicture, classes: Sequence[str]) -> Card:
     named = {_name(int(n), classes) for layer in picture.layers for n in np.unique(layer.mask_hw) if 0 < n < UNDECIDED}
     sizes = {"small" if n < SMALL else "large" if n > LARGE else "medium" for n in counts.tolist()}
     return Card(picture, _uri("image/jpeg", buffer), *size_wh, layers, sorted(named), sorted(sizes))
+
+
+def inline(path: Path) -> str:
+    """A picture file as a data URI; a large one as a JPEG, which is a third of a contact sheet's PNG."""
+    data = path.read_bytes()
+    if len(data) <= LARGE_FILE:
+        return _uri("image/png", io.BytesIO(data))
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.convert("RGB").save(buffer, format="JPEG", quality=85)
+    return _uri("image/jpeg", buffer)
 
 
 def _overlay(layer: Layer, size_wh: tuple[int, int]) -> str:

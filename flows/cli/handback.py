@@ -6,15 +6,50 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from cyclopts import Parameter
+from rich.markup import escape
 
 from artifacts.cache.runs import find_run
 from artifacts.datasets import DataParams, read_split
 from artifacts.datasets.corrections import load_stored, write_corrections
 from artifacts.export.read_back import ReadBack
 from artifacts.records import DataError, MaskHW
-from flows.config import Layer, build
+from flows.cli.terminal import terminal
+from flows.config import ConfigError, Layer, build
+
+
+def import_(
+    *corrections: Annotated[
+        Path,
+        Parameter(
+            help="files or folders of Label Studio (JSON), CVAT (XML 1.1), labelme, YOLO-seg, COCO or VOC; at least one"
+        ),
+    ],
+    cache: Annotated[Path, Parameter(help="folder of the mask cache")] = Path("maskmill-cache"),
+    run: Annotated[str, Parameter(help="the run whose data set it is: its id, or latest")] = "latest",
+    to: Annotated[
+        Path | None, Parameter(help="folder of corrections; default: the run's, else DATASET-corrections")
+    ] = None,
+) -> int:
+    """Store masks that people corrected; every flow then prefers them to its own (data.corrections)."""
+    if not corrections:
+        raise ConfigError("import: name a file of corrections, e.g. `maskmill import project-1.json`")
+    done = import_corrections(corrections, cache, run, to)
+    console = terminal()
+    folder = escape(str(done.folder))
+    console.print(
+        f"corrected: {len(done.stored)} stored in {folder}, {done.unchanged} there before"
+        + (f", {done.without} not looked at by anybody" if done.without else ""),
+        soft_wrap=True,
+    )
+    for problem in done.problems:
+        console.print(f"left out: {escape(problem)}", soft_wrap=True)
+    if not done.known:
+        console.print(f"the next run takes them with --set data.corrections={folder}", soft_wrap=True)
+    return 3 if done.problems else 0
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,9 @@ class Pictures:
     classes: tuple[str, ...] = CLASSES
     split: str = "train"
     with_images: bool = True
+    origin: dict[str, Any] = field(default_factory=dict)
     masks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    origin: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.masks = {"a": noisy(1), "b ü": np.zeros(SIZE_HW, np.uint8), "sub/a": noisy(2)}
@@ -272,6 +274,30 @@ def test_a_name_that_two_pictures_have_is_refused(pictures: Pictures, tmp_path: 
     found = ReadBack(pictures.records)
     assert dict(found.masks([write(tmp_path / "one.json", labelme() | {"imagePath": "c.png"})])) == {}
     assert "'c' may be other/c, deep/c" in found.problems[0]
+
+
+def test_coco_crowds_are_undecided_and_smaller_objects_lie_on_top(pictures: Pictures, tmp_path: Path) -> None:
+    def one(number: int, side: int, **more: Any) -> dict[str, Any]:
+        runs = [part for _ in range(side) for part in (side, 30 - side)]
+        counts = [0, *runs[:-1], runs[-1] + 30 * (40 - side)]
+        return {
+            "id": number,
+            "image_id": 1,
+            "category_id": 7,
+            "segmentation": {"size": [30, 40], "counts": counts},
+        } | more
+
+    content = {
+        "images": [{"id": 1, "file_name": "b ü.png", "height": 30, "width": 40}],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 8, "name": CLASSES[1]}],
+        "annotations": [one(1, 5, category_id=8), one(2, 10), one(3, 20, iscrowd=1)],
+    }
+    found = back(pictures, write(tmp_path / "instances.json", content))["b ü"]
+    assert [found[y, y].item() for y in (0, 4, 5, 9, 10, 19, 20)] == [2, 2, 1, 1, 255, 255, 0]
+    content["annotations"] = [one(1, 5, segmentation=[])]
+    problems = ReadBack(pictures.records)
+    assert dict(problems.masks([write(tmp_path / "boxes.json", content)])) == {}
+    assert "a box is no mask" in problems.problems[0]
 
 
 def test_only_submitted_tasks_of_label_studio_count(pictures: Pictures, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
@@ -11,11 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from artifacts import report
 from artifacts.objects import Object
 from artifacts.report.html import changes, points
-from artifacts.report.pictures import Layer, ReportPicture, card, region_names
+from artifacts.report.pictures import Layer, ReportPicture, card, inline, region_names
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = "<script>document.title='evil'</script>"
@@ -125,6 +127,16 @@ def test_a_mask_of_another_size_is_refused_and_costs_only_its_picture(tmp_path: 
     shown = report.ReportPictures([wrong, PICTURES[0]], {"masks (train)": CLASSES}, {"masks (train)": 2})
     path = report.html_report(tmp_path, title="t", manifest={}, scores={}, files={}, pictures=shown)
     assert path.read_text().count('class="pic"') == 1
+
+
+def test_a_large_picture_is_put_into_the_page_smaller(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    Image.fromarray(noise[:8]).save(tmp_path / "small.png")
+    kept = base64.b64encode((tmp_path / "small.png").read_bytes()).decode()
+    assert inline(tmp_path / "small.png") == f"data:image/png;base64,{kept}"
+    found = inline(tmp_path / "large.png")
+    assert found.startswith("data:image/jpeg") and len(found) < (tmp_path / "large.png").stat().st_size
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")

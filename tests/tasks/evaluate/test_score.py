@@ -317,6 +317,16 @@ class TestSet:
         assert found.image_miou == {"good": 0.5}
         assert found.scores.iou_c == (0.5, 0.5) and found.scores.objects == 1 and found.scores.object_iou == 0.5
 
+    def test_a_picture_without_any_class_has_no_score_of_its_own(self):
+        """Its 100 would be of the background alone, and first in no list of the worst."""
+        truths = {"void": [0, 255, 0], "called": [0, 0, 0], "unsure": [0, 0, 0]}
+        records = [self.record(name, Ref(mask(row))) for name, row in truths.items()]
+        preds = {"void": mask([0, 1, 0]), "called": mask([0, 1, 0]), "unsure": mask([0, 255, 0])}
+        found = score.score_set(records, 1, lambda r: preds[r.image_id]).image_miou
+        assert found["void"] is None and found["called"] == pytest.approx(1 / 3)
+        assert found["unsure"] == pytest.approx(2 / 3), "255 where background is, is wrong"
+        assert score.image_miou(preds["void"], mask(truths["void"]), 1) is None
+
     def test_json(self):
         record = self.record("good", Ref(mask([1, 1, 0])))
         found = score.score_set([record], 1, lambda r: mask([1, 255, 0])).scores.as_dict(["cat"])
