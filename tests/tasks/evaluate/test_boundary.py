@@ -151,5 +151,5 @@ def test_people_agree_with_each_other_about_as_the_benchmark_says() -> None:
             others = np.delete(drawn, left_out, axis=0)
             total += boundary_counts(drawn[left_out].astype(float), others, np.array([0.5]))
     precision, recall = precision_recall(total[0])
-    # On all of val .787; these two are clearer than most.
-    assert 2 * precision * recall / (precision + recall) == pytest.approx(0.889, abs=2e-3)
+    # On all of val .787; these two are clearer than most (benchmarks.edges --people).
+    assert 2 * precision * recall / (precision + recall) == pytest.approx(0.900, abs=2e-3)

@@ -96,6 +96,20 @@ def test_lite0s_tensors_are_read_from_its_package(tmp_path: Path, monkeypatch: p
     assert (len(state), state["_conv_stem.weight"].shape) == (296, (32, 3, 3, 3))
 
 
+def test_what_ships_with_maskmill_is_here_and_cannot_be_got() -> None:
+    row = weights.known_row("hed-lite")
+    found = get(row)
+    assert found.place == "shipped" and found.path.stat().st_size == row.bytes < 4e6 and not found.problem
+    assert all(tensor.dtype == torch.float16 for tensor in weights.state_of("hed-lite").values() if tensor.ndim)
+    other = replace(row, sha256="ab" * 32)
+    damaged = here.look(other)
+    assert damaged is not None and "expected abababab" in damaged.problem
+    with pytest.raises(WeightsError, match=r"hed-lite is part of Maskmill, .* missing or damaged: install again"):
+        get(other)
+    with pytest.raises(WeightsError, match="hed-lite is part of Maskmill"):
+        get(replace(row, file="tasks/edges/none.safetensors"))
+
+
 # Found
 
 
