@@ -31,7 +31,6 @@ WEIGHTS: Mapping[str, float] = {
     "tightness": 0.2,
     "claimed": 0.3,
     "disagreement": 0.3,
-    "margin": 0.3,
 }
 """Weight of each cue; a cue that cannot be told is left out of the mean, and so are those that are not named: they
 were of no use on held-out drawn objects."""
