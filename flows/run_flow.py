@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from artifacts.cache.atomic import check_writable
-from artifacts.cache.runs import last_seconds
+from artifacts.cache.runs import last_seconds, write_origin
 from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.export.dataset import check_target
 from artifacts.records import DataError, RecordSet, Sets
@@ -264,6 +264,8 @@ def run_page(
             workers=workers,
         ) as run:
             run.facts["defaults"] = defaults_left(data, params)
+            origins = {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets}
+            run.facts |= {"data": sets.said(), "origins": origins}
             run.skips.extend(skip for records in sets for skip in records.skips)
             return _to_its_end(run, page, sets, params)
     except DataError as error:

@@ -11,6 +11,7 @@ import datetime
 import functools
 import importlib.metadata
 import json
+import logging
 import platform
 import secrets
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from artifacts.cache import sealed
 from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
 from artifacts.records import DataError
 
+log = logging.getLogger("maskmill")
 MANIFEST = "manifest.json"
 LIBRARIES = ("maskmill", "torch", "torchvision", "numpy", "opencv-python-headless", "h5py", "prefect", "lightning")
 
@@ -96,19 +98,20 @@ def find_run(cache: Path, run_id: str = "latest") -> RunFolder:
 
 def write_stamps(cache: Path, stamps: Stamps) -> str:
     """Store a stage's stamps under their digest, once; returns the digest. A damaged copy is replaced."""
-    text = json.dumps(stamps, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return _write_named(cache / "stamps", stamps)
+
+
+def _write_named(folder: Path, value: Mapping[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     name = keys.digest_bytes(text.encode())
-    path = cache / "stamps" / f"{name}.json"
-    if not _is_text(path, text):
+    path = folder / f"{name}.json"
+    try:
+        there = path.read_bytes() == text.encode()
+    except OSError:
+        there = False
+    if not there:
         write_text_atomic(path, text)
     return name
-
-
-def _is_text(path: Path, text: str) -> bool:
-    try:
-        return path.read_bytes() == text.encode()
-    except OSError:
-        return False
 
 
 def read_stamps(cache: Path, name: str) -> Stamps:
@@ -125,24 +128,24 @@ def read_stamps(cache: Path, name: str) -> Stamps:
 
 def write_origin(cache: Path, origin: Mapping[str, Any]) -> str:
     """Store what a data set's format says beside its labels, as :func:`write_stamps` does; "" for nothing."""
-    if not origin:
-        return ""
-    text = json.dumps(origin, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    name = keys.digest_bytes(text.encode())
-    path = cache / "origins" / f"{name}.json"
-    if not path.exists():
-        write_text_atomic(path, text)
-    return name
+    return _write_named(cache / "origins", origin) if origin else ""
 
 
 def read_origin(cache: Path, manifest: Mapping[str, Any], of_set: str) -> dict[str, Any]:
-    """What :func:`write_origin` stored for a set of a run; empty if there is nothing, or it is damaged."""
+    """What :func:`write_origin` stored for a set of a run; empty if there is nothing, or (a warning) it is damaged."""
     name = manifest.get("origins", {}).get(of_set)
-    try:
-        text = (cache / "origins" / f"{name}.json").read_text() if name else "{}"
-    except OSError:
+    if not name:
         return {}
-    found: dict[str, Any] = json.loads(text) if not name or keys.digest_bytes(text.encode()) == name else {}
+    path = cache / "origins" / f"{name}.json"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        log.warning("%s cannot be read (%s): numbers of the data set's own format are not kept", path, error.strerror)
+        return {}
+    if keys.digest_bytes(data) != name:
+        log.warning("%s is damaged: numbers of the data set's own format are not kept; run the flow again", path)
+        return {}
+    found: dict[str, Any] = json.loads(data)
     return found
 
 

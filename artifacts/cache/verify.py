@@ -150,6 +150,7 @@ def verify_records(root: Path, *, repair: bool = False) -> tuple[int, list[Probl
 _RECORDS = (
     "maskmill.json",
     "stamps/*.json",
+    "origins/*.json",
     "datasets/*.json",
     "digests/images.json",
     "runs/*/manifest.json",
@@ -159,7 +160,7 @@ _RECORDS = (
 
 def _check_record(path: Path) -> None:
     data = path.read_bytes()
-    if path.parent.name == "stamps":
+    if path.parent.name in ("stamps", "origins"):
         if keys.digest_bytes(data) != path.stem:
             raise ValueError("the content does not match its name")
     elif sealed.unseal(data).get("name", path.stem) != path.stem and path.parent.name == "datasets":

@@ -22,6 +22,7 @@ from artifacts.datasets.paths import without_suffix
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
 from artifacts.datasets.voc_tree import read_classes
 from artifacts.datasets.voc_writer import write_class_mask
+from artifacts.inputs import open_input
 from artifacts.records import UNDECIDED, DataError, MaskHW, MaskRef, Record, RecordSet
 
 CLASSES = "classes.txt"
@@ -94,7 +95,7 @@ def load_stored(folder: Path, image_id: str) -> MaskHW | None:
     from PIL import Image
 
     try:
-        with Image.open(folder / MASKS / f"{image_id}.png") as image:
+        with open_input(folder / MASKS / f"{image_id}.png") as file, Image.open(file, formats=("PNG",)) as image:
             return np.asarray(image, np.uint8)
     except (OSError, ValueError):
         return None

@@ -175,6 +175,7 @@ def _walk(root: Path, leave_out: Collection[str], refused: list[tuple[str, str]]
     """Relative POSIX paths of all files but hidden ones."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder")
+    check_link(root)
     seen: set[str] = set()
     waiting = [("", str(root))]
     while waiting:

@@ -200,7 +200,8 @@ def _read_source(data: DataParams, split: str, cache: Path | None) -> RecordSet:
 
 def _places(place: str, split: str, data: DataParams) -> list[str]:
     """The folders and files that the user has named: links may lead from one to the other, and nowhere else."""
-    named = [place, *place.split(","), data.sbd]
+    beside = [os.path.join(place, *up, "SBD") for up in ((), ("..",), ("..", ".."))]  # where VOC's SBD may lie
+    named = [place, *place.split(","), data.sbd, *beside]
     paths = [os.path.expanduser(name.replace("{split}", split)) for name in named if name]
     paths = [path for path in paths if os.path.exists(path)]
     return [*paths, *(os.path.dirname(os.path.abspath(path)) for path in paths if os.path.isfile(path))]

@@ -36,6 +36,7 @@ from artifacts.datasets.scribblesup import (
 )
 from artifacts.datasets.voc_masks import class_mask_ref
 from artifacts.images import image_size_hw
+from artifacts.inputs import read_input
 from artifacts.records import DataError, MaskRef, Record, RecordSet, Scribble
 
 Found = tuple[Scribble, ...] | MaskRef | None
@@ -45,7 +46,7 @@ Numbers = Mapping[str, int]
 
 
 def with_scribbles(records: RecordSet, place: str, *, origin: int = 0) -> RecordSet:
-    """The same images with the scribbles that lie at ``place``; theirs, if they had any, are replaced.
+    """The same images, which have no scribbles of their own, with those that lie at ``place``.
 
     Args:
         records: of any format.
@@ -60,13 +61,12 @@ def with_scribbles(records: RecordSet, place: str, *, origin: int = 0) -> Record
     numbers = {name: number for number, name in enumerate(records.classes, 1)}
     notes = Notes()
     find = _reader(path, numbers, origin, notes)
-    kept: list[Record] = []
-    strokes: list[Strokes | None] = []
+    strokes: list[Strokes | MaskRef | None] = []
     for record in records:
         found = _found(find, record, path, notes)
-        kept.append(replace(record, scribbles=found if isinstance(found, MaskRef) else None))
-        strokes.append(packed(found) if isinstance(found, tuple) else None)
-    return replace(records, records=WithStrokes(kept, strokes), warnings=(*records.warnings, *notes.lines()))
+        strokes.append(packed(found) if isinstance(found, tuple) else found)
+    together = WithStrokes(records.records, strokes)
+    return replace(records, records=together, warnings=(*records.warnings, *notes.lines()))
 
 
 def _found(find: Callable[[Record], Found], record: Record, path: Path, notes: Notes) -> Found:
@@ -117,11 +117,11 @@ def read_polylines(path: Path, numbers: Numbers, notes: Notes | None = None) -> 
     """
     notes = notes or Notes()
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_input(path))
         images = {one["id"]: without_suffix(str(one["file_name"])) for one in document["images"]}
         names = {one["id"]: str(one["name"]) for one in document.get("categories", ())}
         annotations = [one for one in document["annotations"] if "scribble" in one]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{path}: no JSON of COCO-style polylines ({error!r}): images, categories, annotations"
         ) from None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.datasets.voc_writer import number_text, xml_text
 from artifacts.datasets.voc_xml import read_xml
-from artifacts.records import UNDECIDED, DataError, MaskHW, Record, Scribble
+from artifacts.records import UNDECIDED, DataError, MaskHW, MaskRef, Record, Scribble
 
 BACKGROUND = "background"
 
@@ -182,12 +182,12 @@ def packed(scribbles: Iterable[Scribble]) -> Strokes:
 
 
 class WithStrokes(Sequence[Record]):
-    """Records whose scribbles are kept as arrays and unpacked on access: 16 bytes a point instead of 110.
+    """Records whose strokes are kept as arrays and unpacked on access: 16 bytes a point instead of 110.
 
-    Where there are none of them, the record's own (a mask, say) stay.
+    ``records`` may be lazy. Where there is neither a stroke nor a mask, the record's own scribbles stay.
     """
 
-    def __init__(self, records: Sequence[Record], strokes: Sequence[Strokes | None]) -> None:
+    def __init__(self, records: Sequence[Record], strokes: Sequence[Strokes | MaskRef | None]) -> None:
         self._records = records
         self._strokes = strokes
 
@@ -207,8 +207,10 @@ class WithStrokes(Sequence[Record]):
         return map(_unpacked, self._records, self._strokes)
 
 
-def _unpacked(record: Record, strokes: Strokes | None) -> Record:
+def _unpacked(record: Record, strokes: Strokes | MaskRef | None) -> Record:
     if strokes is None:
         return record
+    if isinstance(strokes, MaskRef):
+        return replace(record, scribbles=strokes)
     scribbles = tuple(Scribble(number, tuple(map(tuple, points.tolist()))) for number, points in strokes)
     return replace(record, scribbles=scribbles)

@@ -36,11 +36,12 @@ from artifacts.export.hdf5 import write_hdf5_export
 from artifacts.export.items import ExportImage, Source
 from artifacts.export.label_studio import write_label_studio
 from artifacts.export.labelme import write_labelme
-from artifacts.export.voc import write_voc_export, write_voc_server_export
-from artifacts.export.yolo_seg import write_yolo_seg
+from artifacts.export.val import WITH_VAL, val_source
+from artifacts.export.voc import write_trainval, write_voc_export, write_voc_server_export
+from artifacts.export.yolo_seg import write_data_yaml, write_yolo_seg
 from artifacts.images import ImageDigests
 from artifacts.objects import Object, unpack_objects
-from artifacts.records import DataError
+from artifacts.records import DataError, RecordSet
 
 MANIFEST = "maskmill-export.json"
 FORMAT_VERSION = 1
@@ -58,6 +59,8 @@ WRITERS: Mapping[str, Callable[[Path, Source], Mapping[str, int]]] = {
     "yolo-seg": write_yolo_seg,
 }
 """format -> ``write(folder, source)``, which returns its counts."""
+FINISHERS: Mapping[str, Callable[[Path, Source, Source], None]] = {"voc": write_trainval, "yolo-seg": write_data_yaml}
+"""format -> what is written once both splits are there."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ def export_run(
     with_images: bool = True,
     array: str = "mask_hw",
     only: Sequence[str] | None = None,
+    val: RecordSet | None = None,
 ) -> Path:
     """Export stage ``label`` of the run that ``manifest`` describes to the folder ``out``; returns ``out``.
 
@@ -126,6 +130,8 @@ def export_run(
         with_images: copy the images too, where the format has a place for them.
         array: which of the stage's masks.
         only: keys of the pictures to export, in this order; ``None``: all.
+        val: the run's evaluation pictures. With masks of the training images, formats that trainers read hold them, too
+            (:mod:`artifacts.export.val`).
 
     Raises:
         DataError: unknown stage or format, or ``out`` holds what no export wrote.
@@ -146,6 +152,11 @@ def export_run(
         only,
     )
     origin = _made_from(cache, manifest, stage, kind, source)
+    second = None
+    if kind in WITH_VAL and only is None and stage.get("set") == "train":
+        split, classes = source.split, source.classes
+        second = val_source(cache, manifest, val, source.stamps, split, classes, with_images=with_images)
+        origin["val"] = None if second is None else second.made_from()
     before = json.loads(previous) if previous else {}
     if before.items() >= origin.items() and before.get("only") == origin.get("only"):
         return out  # made from the same, and no file in it was touched since
@@ -155,8 +166,12 @@ def export_run(
             out.parent.mkdir(parents=True, exist_ok=True)
             sweep_temporaries(out.parent)
             temporary.mkdir()
-            counts = WRITERS[kind](temporary, source)
+            counts: dict[str, Any] = dict(WRITERS[kind](temporary, source))
             kill_point("export.mid_export")
+            if second is not None:
+                counts["val"] = {**WRITERS[kind](temporary, second), "masks": second.counts}
+                if kind in FINISHERS:
+                    FINISHERS[kind](temporary, source, second)
             _write_manifest(temporary, origin, counts)
             _replace(temporary, out)
     finally:
@@ -228,7 +243,7 @@ def _image_digests(cache: Path, source: StageSource) -> str:
     return keys.digest(found)
 
 
-def _write_manifest(folder: Path, origin: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+def _write_manifest(folder: Path, origin: Mapping[str, Any], counts: Mapping[str, Any]) -> None:
     """What the export was made from, and every file in it."""
     files = {
         path.relative_to(folder).as_posix(): keys.digest_file(path)

@@ -110,7 +110,9 @@ def _draw(shape: Mapping[str, Any], size_hw: tuple[int, int]) -> MaskBool:
     if kind != "mask":
         raise DataError(f"{kind!r} is no mask; draw a polygon or a mask")
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape.get("mask") or "", validate=True))) as image:
+        with Image.open(
+            io.BytesIO(base64.b64decode(shape.get("mask") or "", validate=True)), formats=("PNG",)
+        ) as image:
             part_hw = np.asarray(image.convert("L")) > 0
     except (binascii.Error, OSError, ValueError, TypeError) as error:
         raise DataError(f"mask: not a PNG in base64 ({error})") from error

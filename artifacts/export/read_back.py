@@ -24,8 +24,10 @@ from artifacts.export.cvat import ANNOTATIONS, read_cvat
 from artifacts.export.label_studio import TASKS, read_label_studio
 from artifacts.export.labelme import read_labelme
 from artifacts.export.regions import Drawn, MaskBool, class_labels
+from artifacts.export.voc import DEVKIT
 from artifacts.export.yolo_seg import read_yolo_seg
 from artifacts.images import image_size_hw
+from artifacts.inputs import read_input
 from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 
 EXPECTED = (
@@ -106,8 +108,9 @@ def read_file(path: Path) -> Iterator[Drawn | None]:
 
 
 def _read_folder(folder: Path) -> Iterator[Drawn | None]:
-    if (folder / "SegmentationClass").is_dir():
-        yield from _read_voc(folder)
+    trees = [tree for tree in (folder, folder / DEVKIT) if (tree / "SegmentationClass").is_dir()]
+    if trees:
+        yield from _read_voc(trees[0])
     elif (folder / "data.yaml").is_file():
         yield from read_yolo_seg(folder)
     elif named := [path for name in (TASKS, ANNOTATIONS) if (path := folder / name).is_file()]:
@@ -125,8 +128,8 @@ def _read_folder(folder: Path) -> Iterator[Drawn | None]:
 
 def _read_json(path: Path, root: Path) -> Iterator[Drawn | None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(read_input(path).decode())
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable JSON ({error})") from error
     if isinstance(content, list):
         yield from read_label_studio(content)

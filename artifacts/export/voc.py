@@ -17,26 +17,47 @@ SERVER_COMPETITION = "comp6"
 """Segmentation trained on data of one's own (comp5: on the challenge's data only)."""
 
 
-def write_voc_export(folder: Path, source: Source) -> dict[str, int]:
-    """``JPEGImages/``, ``SegmentationClass/``, ``SegmentationObject/``, ``ImageSets/Segmentation/<split>.txt``.
+DEVKIT = Path("VOCdevkit", "VOC2012")
+"""Where torchvision's ``VOCSegmentation`` looks below its root."""
 
-    Masks are PNGs with VOC's palette; 255 is undecided. ``classes.txt`` holds the class table, number 1 first.
+
+def write_voc_export(folder: Path, source: Source) -> dict[str, int]:
+    """A VOC tree in ``VOCdevkit/VOC2012``, as torchvision's ``VOCSegmentation(folder, year="2012")`` reads it.
+
+    ``JPEGImages/``, ``SegmentationClass/``, ``SegmentationObject/``, ``ImageSets/Segmentation/<split>.txt`` and
+    ``trainval.txt``. Masks are PNGs with VOC's palette; 255 is undecided. ``classes.txt`` holds the class table, number
+    1 first. torchvision takes ``<id>.jpg`` alone: JPEGs get that ending, other pictures keep theirs and are counted.
     """
+    tree = folder / DEVKIT
     ids = []
-    objects = 0
+    objects = others = 0
     for image in source:
         ids.append(image.image_id)
-        write_class_mask(folder / "SegmentationClass" / f"{image.image_id}.png", image.mask_hw)
+        write_class_mask(tree / "SegmentationClass" / f"{image.image_id}.png", image.mask_hw)
         if image.objects is not None:
-            write_class_mask(folder / "SegmentationObject" / f"{image.image_id}.png", object_mask(image))
+            write_class_mask(tree / "SegmentationObject" / f"{image.image_id}.png", object_mask(image))
             objects += len(image.objects)
         if source.with_images:
-            target = folder / "JPEGImages" / f"{image.image_id}{image.image.suffix}"
+            suffix = ".jpg" if image.image.suffix.lower() in JPEG else image.image.suffix
+            others += suffix != ".jpg"
+            target = tree / "JPEGImages" / f"{image.image_id}{suffix}"
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(image.image, target)
-    write_image_set(folder / "ImageSets" / "Segmentation" / f"{source.split}.txt", ids)
-    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in source.classes))
-    return {"images": len(ids), "objects": objects}
+    lists = tree / "ImageSets" / "Segmentation"
+    write_image_set(lists / f"{source.split}.txt", ids)
+    write_image_set(lists / "trainval.txt", ids)
+    (tree / "classes.txt").write_text("".join(f"{name}\n" for name in source.classes))
+    return {"images": len(ids), "objects": objects, "images_that_are_no_jpeg": others}
+
+
+JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
+
+
+def write_trainval(folder: Path, train: Source, val: Source) -> None:
+    """``trainval.txt``: the ids of both lists, sorted."""
+    lists = folder / DEVKIT / "ImageSets" / "Segmentation"
+    lines = [line for split in (train.split, val.split) for line in (lists / f"{split}.txt").read_text().splitlines()]
+    write_image_set(lists / "trainval.txt", sorted(lines))
 
 
 def write_voc_server_export(folder: Path, source: Source) -> dict[str, int]:

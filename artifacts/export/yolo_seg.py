@@ -11,8 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from artifacts.cache.atomic import write_text_atomic
+from artifacts.datasets.splits import read_text
+from artifacts.datasets.yolo_tree import declared
 from artifacts.export.items import Source
 from artifacts.export.regions import Drawn, MaskBool, PolygonLoss, copy_image, fill_polygon, regions
 from artifacts.records import UNDECIDED, DataError
@@ -20,8 +23,6 @@ from artifacts.records import UNDECIDED, DataError
 
 def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
     """``images/<split>/``, ``labels/<split>/<image id>.txt`` and ``data.yaml``. Equal masks give equal bytes."""
-    import yaml
-
     loss = PolygonLoss()
     images = undecided = lines_written = parts = 0
     for image in source:
@@ -41,14 +42,7 @@ def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
         write_text_atomic(path, "".join(f"{line}\n" for line in lines), durable=False)
         images += 1
         lines_written += len(lines)
-    # Both are asked for by trainers; an export is of one split.
-    table = {
-        "path": ".",
-        "train": f"images/{source.split}",
-        "val": f"images/{source.split}",
-        "names": dict(enumerate(source.classes)),
-    }
-    write_text_atomic(folder / "data.yaml", yaml.safe_dump(table, sort_keys=False, allow_unicode=True))
+    write_data_yaml(folder, source, source)  # trainers ask for both
     return {
         "images": images,
         "polygons": lines_written,
@@ -58,21 +52,31 @@ def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
     }
 
 
+def write_data_yaml(folder: Path, train: Source, val: Source) -> None:
+    """The table of splits and classes; one split stands for both where there is no other."""
+    table = {
+        "path": ".",
+        "train": f"images/{train.split}",
+        "val": f"images/{val.split}",
+        "task": "segment",  # all lines of one length might be keypoints
+        "names": dict(enumerate(train.classes)),
+    }
+    write_text_atomic(folder / "data.yaml", yaml.safe_dump(table, sort_keys=False, allow_unicode=True))
+
+
 def read_yolo_seg(folder: Path) -> Iterator[Drawn]:
     """Pictures of a folder with ``labels/`` and ``data.yaml``. Raises :class:`DataError` where a file is none."""
-    import yaml
-
     config = folder / "data.yaml"
     try:
-        names = (yaml.safe_load(config.read_text()) or {}).get("names")
-    except (OSError, yaml.YAMLError, AttributeError) as error:
+        names = declared(folder).names
+    except (OSError, DataError) as error:
         raise DataError(f"{config}: no readable class names ({error}); YOLO's numbers mean nothing without") from error
-    table = dict(enumerate(names)) if isinstance(names, list) else dict(names or {})
+    table = dict(enumerate(names))
     root = folder / "labels"
     for path in sorted(root.rglob("*.txt")):
         relative = path.relative_to(root).with_suffix("").as_posix()
         layers = []
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             words = line.split()
             if not words:
                 continue

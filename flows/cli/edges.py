@@ -52,7 +52,10 @@ def edges(
     weights: Annotated[str, Parameter(help="packaged (the network's own), or a file of its tensors")] = PACKAGED,
     quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
 ) -> int:
-    """Draw the boundaries in pictures, with HED (Xie & Tu 2015). 255 is certain; what lies at OUT is replaced."""
+    """Draw the boundaries in pictures: by HED (Xie & Tu 2015), our small hed-lite, or Canny's filter.
+
+    255 is certain; what lies at OUT is replaced.
+    """
     try:
         params = EdgesParams(network or default_network(weights), weights, scales, flip)
     except ValueError as error:

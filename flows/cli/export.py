@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.datasets.read import placed
 from artifacts.datasets.voc_masks import read_index_png
 from artifacts.export.dataset import WRITERS, export_run
+from artifacts.export.val import WITH_VAL
 from artifacts.records import DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
 from flows.config import ConfigError, Layer, build
@@ -23,6 +25,8 @@ from tasks.evaluate.finish import windows
 from tasks.evaluate.object_iou import Window
 from tasks.evaluate.score import SetScores, score_set
 from tasks.stage import CRF_MASK, MASKS
+
+log = logging.getLogger("maskmill")
 
 
 def export(
@@ -62,7 +66,9 @@ def export(
         raise DataError(f"run {manifest['run']}: {option}its stage {found['label']!r} keeps no {what}; {there}")
     only = worst_pictures(cache, manifest, found["label"], worst, by) if worst else None
     try:
-        return export_run(cache, manifest, found["label"], kind, to, with_images=images, array=array, only=only), note
+        options: dict[str, Any] = {"with_images": images, "array": array, "only": only}
+        val = _val(cache, manifest) if kind in WITH_VAL and only is None and found["set"] == "train" else None
+        return export_run(cache, manifest, found["label"], kind, to, val=val, **options), note
     except FileNotFoundError as error:
         if not images or str(error.filename) not in _images_of(cache, found):
             raise
@@ -71,6 +77,16 @@ def export(
             f" place (and --set data.name={found['dataset']} if the folder's name has changed): nothing is computed"
             " anew. Or export the masks alone, with --no-images"
         ) from error
+
+
+def _val(cache: Path, manifest: Mapping[str, Any]) -> RecordSet | None:
+    """The evaluation pictures of a run; a word where they cannot be had, since the training masks can do without."""
+    split = manifest["recipe"].get("data", {}).get("val")
+    try:
+        return records_of(manifest, "val", split, cache) if split else None
+    except DataError as error:
+        log.warning("the evaluation pictures are not exported: %s", error)
+        return None
 
 
 def _images_of(cache: Path, stage: Mapping[str, Any]) -> set[str]:

@@ -136,6 +136,11 @@ class Runner:
         return self._folder
 
     @property
+    def val(self) -> RecordSet | None:
+        """The flow's evaluation images, if it said so."""
+        return None if self._sets is None else self._sets.val
+
+    @property
     def sources(self) -> Sources:
         """Digests of images and labels computed so far: a run reuses those of its plan."""
         return self._sources

@@ -16,7 +16,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from artifacts import report
-from artifacts.cache.runs import list_runs, write_origin
+from artifacts.cache.runs import list_runs
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
@@ -208,8 +208,6 @@ def write_manifest(
         "masks": "" if masks is None else masks.label,
         "predictions": {name: handle.label for name, handle in (predictions or {}).items()},
         "scores": {} if found is None else found.scores,
-        "data": sets.said(),
-        "origins": {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets},
         "warnings": [*warnings, *(found.warnings if found is not None else ())],
     }
     return run.write_manifest("finished")
@@ -229,7 +227,7 @@ def export(
     for kind in run.options.export if label else ():
         try:
             with mending(run):
-                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind))
+                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind), val=run.val)
         except (DataError, OSError) as error:
             failures.append(f"export to {kind} failed: {error}")
             continue

@@ -13,6 +13,7 @@ import cv2
 from flow_runs import ROOT, Done, copy_of, demo_tree, run_cfs
 
 from artifacts.cache.store import MaskStore
+from artifacts.export.voc import DEVKIT
 from flows.configure import configure, load
 from flows.run_flow import plan_page, read_sets
 from tasks.deeplab.stages import PRESETS
@@ -58,7 +59,7 @@ def test_one_added_image_computes_one_image_in_each_stage_before_the_fit(tiny: D
     assert (again.code, again.computed) == (0, {**NOTHING, "grabcut": 1})
     (fit,) = (stage for stage in again.manifest["stages"] if stage["kind"] == "fit")
     assert fit["pinned"], "the manifest says that an older fit stood in"
-    assert (again.out / "dataset-voc" / "SegmentationClass" / "one more ü.png").exists()
+    assert (again.out / "dataset-voc" / DEVKIT / "SegmentationClass" / "one more ü.png").exists()
 
 
 def row(plan: Done, label: str) -> list[str]:

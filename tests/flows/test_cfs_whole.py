@@ -17,6 +17,7 @@ from flow_runs import FIGURE, Done, copy_of, demo_tree, maskmill, run_cfs
 from PIL import Image
 
 from artifacts.cache.store import MaskStore
+from artifacts.export.voc import DEVKIT
 from artifacts.objects import unpack_objects
 from benchmarks.soak_kill import differences, fingerprint
 from flows.cfs import CFSFlowParams, page
@@ -101,9 +102,9 @@ def test_every_stage_can_be_exported(whole: Done, tmp_path: Path, stage: str) ->
     address = stage_of(whole, stage)["address"]
     key, stamp = next(iter(store.entries(address)))
     arrays, image_id = store.read(address, key, stamp), key.partition("/")[2]
-    with Image.open(tmp_path / "voc" / "SegmentationClass" / f"{image_id}.png") as exported:
+    with Image.open(tmp_path / "voc" / DEVKIT / "SegmentationClass" / f"{image_id}.png") as exported:
         assert np.array_equal(np.asarray(exported), arrays["mask_hw"])
-    with Image.open(tmp_path / "voc" / "SegmentationObject" / f"{image_id}.png") as exported:
+    with Image.open(tmp_path / "voc" / DEVKIT / "SegmentationObject" / f"{image_id}.png") as exported:
         assert (np.asarray(exported) > 0).sum() == (arrays["mask_hw"] > 0).sum(), "objects as they are painted"
     (listing,) = (path for path in (tmp_path / "coco").rglob("*.json") if "maskmill-export" not in path.name)
     coco = json.loads(listing.read_text())

@@ -20,6 +20,7 @@ from PIL import Image
 
 from artifacts.cache.runs import read_stamps
 from artifacts.cache.store import MaskStore
+from artifacts.export.voc import DEVKIT
 from benchmarks.soak_kill import differences, fingerprint
 from flows.config import packaged, read_config
 from flows.configure import configure
@@ -65,7 +66,7 @@ def test_the_exported_masks_are_the_stored_ones(flow: str, runs: Runs) -> None:
     for key, (stamp, _) in stamps.items():
         assert stamp is not None
         mask_hw = store.read(stage["address"], key, stamp, ["mask_hw"])["mask_hw"]
-        path = done.out / "dataset-voc" / "SegmentationClass" / f"{key.partition('/')[2]}.png"
+        path = done.out / "dataset-voc" / DEVKIT / "SegmentationClass" / f"{key.partition('/')[2]}.png"
         with Image.open(path) as exported:
             assert exported.mode == "P"
             assert np.array_equal(np.asarray(exported), mask_hw)

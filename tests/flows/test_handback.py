@@ -12,13 +12,14 @@ from PIL import Image
 
 from artifacts.datasets.voc_masks import read_index_png
 from artifacts.export.label_studio import encode_brush
+from artifacts.export.voc import DEVKIT
 from flows.cli.export import score_run, worst_pictures
 
 ALONE = ("--set", "params.student=none")
 
 
 def masks(out: Path) -> dict[str, bytes]:
-    return {path.stem: path.read_bytes() for path in (out / "dataset-voc" / "SegmentationClass").glob("*.png")}
+    return {path.stem: path.read_bytes() for path in (out / "dataset-voc" / DEVKIT / "SegmentationClass").glob("*.png")}
 
 
 def correct(tasks: Path, tree: Path, to: Path, count: int) -> list[str]:
@@ -50,7 +51,7 @@ def test_corrected_pictures_keep_the_persons_mask_and_nothing_else_changes(tiny:
     assert first.code == 0, first.printed
     scores = [first.manifest["scores"]["masks (train)"]]
     before, cache, done_json = masks(out), str(out / "cache"), str(tmp_path / "done.json")
-    assert len(before) == 24
+    assert len(before) == 24 + 8, "and the pictures of val"
     exported = maskmill(
         tmp_path, "export", "--cache", cache, "--format", "label-studio", "--to", str(tmp_path / "tasks")
     )
@@ -71,7 +72,8 @@ def test_corrected_pictures_keep_the_persons_mask_and_nothing_else_changes(tiny:
     after = masks(out)
     assert {image_id for image_id in after if after[image_id] != before[image_id]} == {wanted}
     found, truth = (
-        np.asarray(Image.open(root / "SegmentationClass" / f"{wanted}.png")) for root in (out / "dataset-voc", tree)
+        np.asarray(Image.open(root / "SegmentationClass" / f"{wanted}.png"))
+        for root in (out / "dataset-voc" / DEVKIT, tree)
     )
     assert np.array_equal(found, truth)
     scores.append(second.manifest["scores"]["masks (train)"])

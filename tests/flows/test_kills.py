@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from zygote import Zygote
 
 from artifacts.cache import locks
 from artifacts.cache.store import MaskStore
+from artifacts.export.voc import DEVKIT
 from benchmarks.soak_kill import differences, fingerprint, gone, survivors
 from flows.registry import FLOWS
 
@@ -96,7 +98,9 @@ def check_what_was_left(out: Path, tiny: Done, to: Path) -> None:
         return
     assert exported.code == 0, exported.printed
     assert f"is running, or was killed: taking {masks[-1]['label']!r}" in exported.printed
-    assert len(list((to / "SegmentationClass").iterdir())) == masks[-1]["total"] - masks[-1]["skipped"]
+    counts = json.loads((to / "maskmill-export.json").read_text())["counts"]
+    assert counts["images"] == masks[-1]["total"] - masks[-1]["skipped"] and counts["val"]["masks"]["truth"]
+    assert len(list((to / DEVKIT / "SegmentationClass").iterdir())) == counts["images"] + counts["val"]["images"]
 
 
 def fits(run: Done) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from artifacts.datasets import DataParams
 from artifacts.records import DataError
 from flows.cfs import CFSFlowParams, page
 from flows.cli import console
+from flows.cli.crf_files import pair_folders
 from flows.cli.terminal import terminal
 from flows.run_flow import Plan, plan_page, read_sets
 from tasks.engine.options import RunParams
@@ -78,3 +80,14 @@ def test_control_characters_reach_no_terminal() -> None:
     console.skips([{"path": "a\x1b[2J.jpg", "key": "", "reason": "b\x07\nc"}], "", shown)
     assert "\x1b" not in written.getvalue() and "\x07" not in written.getvalue()
     assert "a\\x1b[2J.jpg: b\\x07" in written.getvalue()
+
+
+def test_crf_pairs_names_of_a_mac_and_names_what_it_leaves_out(tmp_path: Path) -> None:
+    for folder, names in (("images", ("é.jpg", "a.JPG", "b.xyz", "notes.txt")), ("probs", ("é.npy", "a.NPY"))):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            form = "NFC" if folder == "images" else "NFD"
+            (tmp_path / folder / unicodedata.normalize(form, name)).touch()
+    jobs, skips = pair_folders(tmp_path / "images", tmp_path / "probs", tmp_path / "out", None, None, ".npy")
+    assert [(job.image.stem, job.source.suffix) for job in jobs] == [("a", ".NPY"), ("é", ".npy")]
+    assert [path.name for path, _ in skips] == ["b.xyz"]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flow_runs import Done, Runs, copy_of, demo_tree, run_flow
 
+from artifacts.export.voc import DEVKIT
 from artifacts.records import RecordSet
 from flows.configure import configure
 from flows.registry import FLOWS
@@ -190,7 +191,7 @@ def test_masks_that_are_given_are_learnt_from_instead(deployed: Done, tmp_path: 
     for image_id in ids:
         masks = [
             cv2.imread(str(place / "SegmentationClass" / f"{image_id}.png"))
-            for place in (out / "dataset-voc", demo_tree(deployed))
+            for place in (out / "dataset-voc" / DEVKIT, demo_tree(deployed))
         ]
         assert np.array_equal(*masks)
     assert done.manifest["masks"] == "chosen-masks"
@@ -206,7 +207,7 @@ def test_its_masks_are_better_than_the_boxes_on_classes_that_it_never_saw(deploy
 
 
 def pngs(run: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (run / "dataset-voc" / "SegmentationClass").glob("*.png")}
+    return {path.name: path.read_bytes() for path in (run / "dataset-voc" / DEVKIT / "SegmentationClass").glob("*.png")}
 
 
 def test_the_learning_flow_shares_its_stages_with_a_run_that_learns_first(learnt: Done) -> None:

@@ -11,6 +11,7 @@ import pytest
 from flow_runs import Done, copy_of, maskmill, run_cfs, share_demo
 
 from artifacts.cache.runs import RunFolder
+from artifacts.export.voc import DEVKIT
 from benchmarks.soak_kill import fingerprint
 
 ALONE = ("--set", "params.student=none")
@@ -19,7 +20,7 @@ NO_WEIGHTS = ("--set", "params.deeplab.weights=nowhere.pth")
 
 
 def pngs(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "SegmentationClass").glob("*.png")}
+    return {path.name: path.read_bytes() for path in (folder / DEVKIT / "SegmentationClass").glob("*.png")}
 
 
 @pytest.mark.parametrize("ending", [("--until", "grabcut"), ALONE])

@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 import pytest
-from flow_runs import Runs, share_demo
 
 from artifacts.datasets import DataParams
 from benchmarks import claims, claims_rrm, claims_rrm_photo
@@ -27,8 +26,8 @@ def test_the_papers_configuration_is_its_preset() -> None:
 
 
 @pytest.fixture(scope="module")
-def options(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> RunParams:
-    return RunParams(cache=str(share_demo(runs.tiny("rrm"), tmp_path_factory.mktemp("cache"))))
+def options(tmp_path_factory: pytest.TempPathFactory) -> RunParams:
+    return RunParams(cache=str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.mark.parametrize("table", [claims_rrm.CLAIMS, claims_rrm_photo.CLAIMS], ids=["drawn", "photo"])

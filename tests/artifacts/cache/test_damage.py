@@ -21,7 +21,7 @@ from artifacts.cache import listing as cache
 from artifacts.cache import sealed
 from artifacts.cache.fit_store import FitStore, tensor_digests
 from artifacts.cache.fit_work import Work
-from artifacts.cache.runs import RunFolder, read_stamps, write_stamps
+from artifacts.cache.runs import RunFolder, read_origin, read_stamps, write_origin, write_stamps
 from artifacts.cache.store import CorruptSegment, MaskStore, MissingEntry
 from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.datasets.voc_writer import write_annotation, write_image_set
@@ -124,9 +124,19 @@ def test_every_flipped_bit_of_a_record_is_seen(value: dict[str, object], indent:
         assert json.loads(data)["a"] == 1, "any JSON reader reads it"
 
 
-def test_a_damaged_stamps_file_is_written_again(tmp_path: Path) -> None:
+def test_a_damaged_file_that_its_content_names_is_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stamps = {"set/a": ("s", "/a.jpg")}
     name = write_stamps(tmp_path, stamps)
+    origin = {"licenses": [1]}
+    of_set = tmp_path / "origins" / f"{write_origin(tmp_path, origin)}.json"
+    of_set.write_bytes(b"{}")
+    manifest = {"origins": {"train": of_set.stem}}
+    assert read_origin(tmp_path, manifest, "train") == {} and f"{of_set} is damaged" in caplog.text
+    assert cache.verify_records(tmp_path)[1][0].segment == of_set
+    write_origin(tmp_path, origin)
+    assert read_origin(tmp_path, manifest, "train") == origin
     path = tmp_path / "stamps" / f"{name}.json"
     for damage in (b"", path.read_bytes().replace(b"/a", b"/b"), b"\xff"):
         path.write_bytes(damage)

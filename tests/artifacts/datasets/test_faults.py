@@ -156,6 +156,26 @@ def test_a_folder_that_is_a_link_itself_is_the_data_set(tmp_path: Path) -> None:
     assert [record.image_id for record in read("yolo", tmp_path / "set")] == ["p1", "p2", "q"]
 
 
+def test_a_folder_of_the_tree_that_leads_away_is_refused_by_name(tmp_path: Path) -> None:
+    voc(tmp_path / "away")
+    (tmp_path / "set").mkdir()
+    for name in ("JPEGImages", "Annotations", "ImageSets", "classes.txt"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "away" / name)
+    with pytest.raises(DataError, match="leads to .*away.*data.follow_links=true"):
+        read("voc", tmp_path / "set", "train")
+    assert whole(read("voc", tmp_path / "set", "train", follow_links=True))
+
+
+def test_lists_of_sbd_may_lie_beside_the_tree(tmp_path: Path) -> None:
+    voc(tmp_path / "VOC2012")
+    (tmp_path / "VOC2012/classes.txt").unlink()
+    (tmp_path / "VOC2012/ImageSets/Segmentation/val.txt").write_text("p1\n")
+    (tmp_path / "SBD/cls").mkdir(parents=True)
+    for name, text in (("train", "p2\n"), ("val", "p1\n")):
+        (tmp_path / f"SBD/{name}.txt").write_text(text)
+    assert [record.image_id for record in read("voc", tmp_path / "VOC2012", "trainaug")] == ["p2"]
+
+
 def test_postscript_in_a_picture_is_not_run(tmp_path: Path) -> None:
     yolo(tmp_path)
     (tmp_path / "images/p1.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote
@@ -21,8 +22,9 @@ from artifacts.export import dataset as export
 from artifacts.export.dataset import export_run
 from artifacts.export.hdf5 import write_hdf5_export
 from artifacts.export.items import FORMATS, ExportImage, Source
+from artifacts.export.voc import DEVKIT
 from artifacts.objects import Object, pack_objects
-from artifacts.records import DataError
+from artifacts.records import Box, DataError, MaskRef, Record, RecordSet
 
 ADDRESS = "cut-0"
 IDS = ("a", "b ü", "sub/c")
@@ -96,15 +98,15 @@ def test_the_same_run_exports_to_the_same_bytes(kind: str, run: tuple[Path, dict
 def test_voc_masks_read_back_with_their_palette(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     out = export_run(*run, "cut", "voc", tmp_path / "out")
     for index, image_id in enumerate(IDS):
-        with Image.open(out / "SegmentationClass" / f"{image_id}.png") as image:
+        with Image.open(out / DEVKIT / "SegmentationClass" / f"{image_id}.png") as image:
             assert image.mode == "P"
             assert image.getpalette()[3:6] == [128, 0, 0]  # type: ignore[index]
             assert np.array_equal(np.asarray(image), mask(index))
-        with Image.open(out / "SegmentationObject" / f"{image_id}.png") as image:
+        with Image.open(out / DEVKIT / "SegmentationObject" / f"{image_id}.png") as image:
             assert np.array_equal(np.asarray(image) == 1, (mask(index) > 0) & (mask(index) < 255))
-        assert (out / "JPEGImages" / f"{image_id}.png").exists()
-    assert (out / "ImageSets" / "Segmentation" / "train.txt").read_text().splitlines() == sorted(IDS)
-    assert (out / "classes.txt").read_text() == "cat\ndog\n"
+        assert (out / DEVKIT / "JPEGImages" / f"{image_id}.png").exists()
+    assert (out / DEVKIT / "ImageSets" / "Segmentation" / "train.txt").read_text().splitlines() == sorted(IDS)
+    assert (out / DEVKIT / "classes.txt").read_text() == "cat\ndog\n"
 
 
 def test_the_server_tree_holds_no_undecided_pixel(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -169,9 +171,9 @@ def test_another_array_of_a_stage_is_another_export_without_its_objects(
     out = tmp_path / "out"
     for array in ("mask_hw", "mask_crf_hw", "mask_hw"):
         export_run(cache, manifest, "cut", "voc", out, array=array)
-        with Image.open(out / "SegmentationClass" / "a.png") as image:
+        with Image.open(out / DEVKIT / "SegmentationClass" / "a.png") as image:
             assert np.array_equal(np.asarray(image), with_crf[array])
-        assert (out / "SegmentationObject").exists() == (array == "mask_hw")
+        assert (out / DEVKIT / "SegmentationObject").exists() == (array == "mask_hw")
         assert json.loads((out / export.MANIFEST).read_text())["array"] == array
 
 
@@ -183,7 +185,7 @@ def test_changed_masks_replace_an_untouched_export(run: tuple[Path, dict[str, An
     stamps = {"set/a": ("new", stamps["set/a"][1])}
     manifest["stages"][0]["stamps"] = runs.write_stamps(cache, stamps)
     export_run(cache, manifest, "cut", "voc", out)
-    assert sorted(p.name for p in (out / "SegmentationClass").rglob("*.png")) == ["a.png"]
+    assert sorted(p.name for p in (out / DEVKIT / "SegmentationClass").rglob("*.png")) == ["a.png"]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".maskmill-tmp")] == []
 
 
@@ -192,7 +194,7 @@ def spoil_extra(out: Path) -> None:
 
 
 def spoil_changed(out: Path) -> None:
-    (out / "classes.txt").write_text("other\n")
+    (out / DEVKIT / "classes.txt").write_text("other\n")
 
 
 def spoil_foreign(out: Path) -> None:
@@ -240,3 +242,102 @@ def test_an_unknown_stage_or_format_lists_what_there_is(run: tuple[Path, dict[st
         export_run(*run, "cat", "voc", tmp_path / "out")
     with pytest.raises(DataError, match="expected one of voc, voc-server, coco, hdf5"):
         export_run(*run, "cut", "png", tmp_path / "out")
+
+
+# -- the evaluation pictures -----------------------------------------------------------------------------------------
+
+
+def half(reference: MaskRef) -> np.ndarray[Any, Any]:
+    """The truth of val pictures: class 2 in the left half."""
+    mask_hw = np.zeros((6, 8), np.uint8)
+    mask_hw[:, :4] = 2
+    return mask_hw
+
+
+def one_object(reference: MaskRef) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    return (half(reference) > 0)[None], np.array([0])
+
+
+@pytest.fixture
+def with_val(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> tuple[Path, dict[str, Any], RecordSet]:
+    """The run with five more pictures: ``v`` with truth, ``w`` and ``x`` without, of which ``w`` was predicted; one
+    whose truth cannot be read, and one that the training split holds, too.
+    """
+    cache, manifest = run
+    stage = manifest["stages"][0]
+    stage |= {"set": "train", "outputs": ["mask_hw"]}
+    records = []
+    for name in ("v", "w", "x", "y", "a"):
+        image = tmp_path / "images" / f"{name}.jpeg"
+        cv2.imwrite(str(image.with_suffix(".jpg")), np.zeros((6, 8, 3), np.uint8))
+        image.with_suffix(".jpg").rename(image)
+        truth = {"v": MaskRef(f"{__name__}:half", str(image)), "y": MaskRef(f"{__name__}:broken", str(image))}.get(name)
+        objects = MaskRef(f"{__name__}:one_object", str(image)) if name == "v" else None
+        boxes = (Box(0, 2, 0, 0, 4, 6),)
+        records.append(Record(name, str(image), boxes=boxes, truth=truth, truth_objects=objects))
+    MaskStore(cache).write_segment("student-0", [("set/w", "t", {"mask_hw": mask(1)})], meta={})
+    stamps = {"set/w": ("t", records[1].image), "set/x": (None, records[2].image)}
+    student = {**stage, "label": "student", "address": "student-0", "set": "val", "split": "val"}
+    student["stamps"] = runs.write_stamps(cache, stamps)
+    manifest |= {"stages": [stage, student], "predictions": {"student": "student"}}
+    return cache, manifest, RecordSet("set", "val", ("cat", "dog"), tuple(records))
+
+
+def broken(reference: MaskRef) -> None:
+    raise DataError(f"{reference.path}: cut")
+
+
+COUNTS = {"truth": 1, "student": 1, "no_mask": 2}
+
+
+def test_torchvision_reads_the_voc_export_of_both_splits_as_it_is(
+    with_val: tuple[Path, dict[str, Any], RecordSet], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torchvision.datasets import VOCSegmentation
+
+    cache, manifest, val = with_val
+    out = export_run(cache, manifest, "cut", "voc", tmp_path / "out", val=val)
+    val_set = VOCSegmentation(str(out), year="2012", image_set="val")
+    assert len(val_set) == 2
+    (image, truth), (_, predicted) = val_set[0], val_set[1]
+    assert image.size == (8, 6) and np.array_equal(np.asarray(truth), half(MaskRef("", "")))
+    assert np.array_equal(np.asarray(predicted), mask(1))
+    lists = out / DEVKIT / "ImageSets" / "Segmentation"
+    assert (lists / "train.txt").read_text().split("\n")[:-1] == ["a", "b ü", "sub/c"]
+    assert (lists / "trainval.txt").read_text().split("\n")[:-1] == ["a", "b ü", "sub/c", "v", "w"]
+    written = json.loads((out / export.MANIFEST).read_text())
+    assert written["counts"]["val"]["masks"] == COUNTS
+    assert "1 of the 4 pictures of val have no truth; their masks are the student's" in caplog.text
+    assert "the truth of y is left out" in caplog.text
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    export_run(cache, manifest, "cut", "voc", out, val=val)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    only_truth = replace(val, records=val.records[:1])
+    export_run(cache, manifest, "cut", "voc", out, val=only_truth)
+    assert (lists / "val.txt").read_text() == "v\n", "another val, another export"
+
+
+def test_coco_and_yolo_hold_both_splits(with_val: tuple[Path, dict[str, Any], RecordSet], tmp_path: Path) -> None:
+    cache, manifest, val = with_val
+    out = export_run(cache, manifest, "cut", "coco", tmp_path / "coco", val=val)
+    coco = COCO(str(out / "annotations" / "instances_val.json"))
+    assert {image["file_name"] for image in coco.imgs.values()} == {"v.jpeg", "w.jpeg"}
+    assert len(COCO(str(out / "annotations" / "instances_train.json")).imgs) == 3
+    of_v = next(a for a in coco.anns.values() if coco.imgs[a["image_id"]]["file_name"] == "v.jpeg")
+    assert (coco.cats[of_v["category_id"]]["name"], of_v["bbox"]) == ("dog", [0, 0, 4, 6])
+    out = export_run(cache, manifest, "cut", "yolo-seg", tmp_path / "yolo", val=val)
+    assert "train: images/train\nval: images/val\n" in (out / "data.yaml").read_text()
+    assert sorted(path.name for path in (out / "labels/val").iterdir()) == ["v.txt", "w.txt"]
+
+
+def test_other_stages_formats_and_samples_have_no_val(
+    with_val: tuple[Path, dict[str, Any], RecordSet], tmp_path: Path
+) -> None:
+    cache, manifest, val = with_val
+    cases = {"hdf5": ("cut", {}), "voc": ("student", {}), "coco": ("cut", {"only": ["set/a"]})}
+    for kind, (label, options) in cases.items():
+        out = export_run(cache, manifest, label, kind, tmp_path / kind, val=val, **options)  # type: ignore[arg-type]
+        assert "val" not in json.loads((out / export.MANIFEST).read_text())["counts"]
+    same = replace(val, split="train")
+    out = export_run(cache, manifest, "cut", "voc", tmp_path / "same", val=same)
+    assert "val" not in json.loads((out / export.MANIFEST).read_text())["counts"]

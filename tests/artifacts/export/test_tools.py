@@ -52,6 +52,7 @@ class Pictures:
     with_images: bool = True
     origin: dict[str, Any] = field(default_factory=dict)
     masks: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    origin: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.masks = {"a": noisy(1), "b ü": np.zeros(SIZE_HW, np.uint8), "sub/a": noisy(2)}

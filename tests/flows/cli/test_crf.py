@@ -23,6 +23,7 @@ from PIL import Image
 import models.crf
 from artifacts.cache.atomic import TEMPORARY_PREFIX
 from artifacts.datasets.voc_writer import voc_palette, write_class_mask
+from artifacts.export.voc import DEVKIT
 from flows.cfs import CFSFlowParams
 from tasks.crf.dense_crf import PRESETS, CRFParams, dense_crf, from_labels, from_probabilities, resize_probabilities
 from tasks.stage import CRF_MASK, MapHandle
@@ -430,7 +431,7 @@ def test_export_hands_on_the_students_masks_with_the_crf(with_crf: Done, tmp_pat
     for name, options in (("crf", ("--crf",)), ("plain", ("--stage", "student"))):
         done = maskmill(tmp_path, "export", *cache, "--to", str(tmp_path / name), *options)
         assert done.code == 0, done.printed
-    found = {name: tmp_path / name / "SegmentationClass" for name in ("crf", "plain")}
+    found = {name: tmp_path / name / DEVKIT / "SegmentationClass" for name in ("crf", "plain")}
     ids = sorted(path.name for path in found["crf"].iterdir())
     assert len(ids) == 8 and ids == sorted(path.name for path in found["plain"].iterdir())
     assert any((mask(found["crf"] / one) != mask(found["plain"] / one)).any() for one in ids)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from artifacts import report
+from artifacts.export.voc import DEVKIT
 from artifacts.records import MaskHW, MaskRef, Record, RecordSet, Sets
 from artifacts.report import SheetRow
 from tasks.engine.options import RunParams
@@ -131,7 +132,7 @@ def test_rounds_predictions_by_name_and_heat_maps(
     assert {name: len(found) for name, found in every.items()} == counts and page.count('class="pic"') == 7
     assert all(one["score"] is not None and 0 <= one["suspicion"] <= 1 for found in every.values() for one in found)
     assert page.count("mask of cams") == 0 and page.count('alt="mask of generator@2"') == 2 * 3
-    assert (tmp_path / "out" / "dataset-voc" / "SegmentationClass" / "train 0.png").exists()
+    assert (tmp_path / "out" / "dataset-voc" / DEVKIT / "SegmentationClass" / "train 0.png").exists()
     assert (result.manifest["status"], result.manifest["masks"]) == ("finished", "generator@2")
     assert result.manifest["predictions"] == {"one-step": "second", "two-step": "third"}
     assert result.manifest["classes"] == {"set": ["thing"], "other": ["thing", "other"]}
