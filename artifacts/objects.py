@@ -132,6 +132,14 @@ def paste_object(values_hw: NDArray[Any], window_xyxy: Sequence[int], size_hw: t
     return image_hw
 
 
+def tight_window(mask_hw: NDArray[np.bool_]) -> Window:
+    """``x0, y0, x1, y1`` around all that is set, half-open; without area where nothing is."""
+    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
+    if not len(rows):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def clip_window(
     window_xyxy: Sequence[int], size_hw: tuple[int, int]
 ) -> tuple[tuple[slice, slice], tuple[slice, slice]]:

@@ -205,9 +205,16 @@ def _check_enough(name: str, records: RecordSet, kind: str) -> None:
 
 
 def defaults_left(data: DataParams, params: object) -> dict[str, Any]:
-    """Dotted name -> default of each field of ``data`` and ``params`` that has another value in this run."""
+    """Dotted name -> default of each field of ``data`` and ``params`` that has another value in this run.
+
+    Params of a flow of one's own that cannot be made without arguments have no defaults: none of them is listed.
+    """
     given = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
-    plain = {"data": asdict(DataParams()), "params": asdict(type(params)())}  # type: ignore[call-overload]
+    plain: dict[str, Any] = {"data": asdict(DataParams())}
+    try:
+        plain["params"] = asdict(type(params)())  # type: ignore[call-overload]
+    except TypeError:
+        plain["params"] = given["params"]
     found: dict[str, Any] = {}
 
     def compare(name: str, value: Any, default: Any) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.objects import Object, pack_objects, paste_object, unpack_objects
+from artifacts.objects import Object, pack_objects, paste_object, tight_window, unpack_objects
 from artifacts.records import UNDECIDED, DataError, MaskHW
 from tasks.boxes import LABEL_OUTPUTS, label_arrays, pixel_window, usable_boxes
 from tasks.engine.runner import Runner
@@ -189,11 +189,3 @@ def corrected_objects(
         for place, object_id in enumerate(order):
             found[object_id] = class_id, region & (nearest == place)
     return [(object_id, class_id, part) for object_id, (class_id, part) in found.items()]
-
-
-def tight_window(mask_hw: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """``x0, y0, x1, y1`` around all that is set, half-open; without area where nothing is."""
-    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
-    if not len(rows):
-        return 0, 0, 0, 0
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

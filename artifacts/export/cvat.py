@@ -30,6 +30,7 @@ from artifacts.export.regions import (
     fill_polygon,
     regions,
 )
+from artifacts.objects import tight_window
 from artifacts.records import DataError
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ def _attribute(text: str) -> str:
 
 def _mask_attributes(mask_hw: MaskBool) -> str:
     """The mask in its tight window."""
-    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
-    top, left, bottom, right = rows[0], columns[0], rows[-1] + 1, columns[-1] + 1
+    left, top, right, bottom = tight_window(mask_hw)
     runs = ", ".join(map(str, encode_runs(mask_hw[top:bottom, left:right])))
     return f'rle="{runs}" left="{left}" top="{top}" width="{right - left}" height="{bottom - top}"'
 

@@ -29,6 +29,7 @@ from artifacts.export.regions import (
     fill_polygon,
     regions,
 )
+from artifacts.objects import tight_window
 from artifacts.records import DataError
 
 VERSION = "5.3.0"
@@ -56,10 +57,9 @@ def write_labelme(folder: Path, source: Source, *, polygons: bool = False) -> di
                     for points_xy in loss.outlines(region, EDITABLE)
                 ]
             else:
-                rows, columns = np.flatnonzero(region.mask_hw.any(1)), np.flatnonzero(region.mask_hw.any(0))
-                top, left, bottom, right = (int(n) for n in (rows[0], columns[0], rows[-1], columns[-1]))
-                png = _png(region.mask_hw[top : bottom + 1, left : right + 1])
-                points = [[left, top], [right, bottom]]
+                left, top, right, bottom = tight_window(region.mask_hw)
+                png = _png(region.mask_hw[top:bottom, left:right])
+                points = [[left, top], [right - 1, bottom - 1]]
                 shapes.append({**rest, "shape_type": "mask", "points": points, "mask": png})
             count += 1
         name = copy_image(folder, image, source)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from artifacts.cache.runs import read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import read_image_rgb
-from artifacts.objects import Object, unpack_objects
+from artifacts.objects import Object, tight_window, unpack_objects
 from artifacts.records import UNDECIDED, DataError
 from tasks.evaluate.suspicion import (
     MaskBool,
@@ -91,10 +92,13 @@ def run_cues(
         if strength_hw is None or strength_hw.shape != image_rgb.shape[:2]:
             strength_hw = gradient(image_rgb)
         colour_hw = colours(image_rgb)
+        arrays = read(mine, key)
         found[key] = [
             object_cues(object_id, class_id, mask_hw, window, colour_hw, strength_hw, masks, rivals, probs)
-            for object_id, class_id, window, mask_hw, masks, rivals, probs in _objects(read(mine, key), above)
+            for object_id, class_id, window, mask_hw, masks, rivals, probs in _objects(arrays, above)
         ]
+        if "objects_flat" not in arrays:  # no box is known that a mask could fail to fill
+            found[key] = [replace(one, cues={**one.cues, "tightness": math.nan}) for one in found[key]]
     return found
 
 
@@ -122,11 +126,13 @@ def _objects(arrays: Mapping[str, NDArray[Any]], above: list[dict[str, NDArray[A
 
 
 def _classes(mask_hw: NDArray[np.uint8], others: list[NDArray[np.uint8]]) -> list[_One]:
-    """The classes of a picture as its objects, each in the whole picture."""
+    """The classes of a picture as its objects, each in the tight box of its pixels."""
     height, width = mask_hw.shape
-    whole = (0, 0, width, height)
-    numbers = [int(n) for n in np.unique(mask_hw) if n not in (0, UNDECIDED)]
-    return [
-        (n, n, whole, mask_hw == n, [(whole, other == n) for other in others if other.shape == mask_hw.shape], [], None)
-        for n in numbers
-    ]
+    found: list[_One] = []
+    for number in np.unique(mask_hw).tolist():
+        if number in (0, UNDECIDED):
+            continue
+        window = x0, y0, x1, y1 = tight_window(mask_hw == number)
+        masks = [((0, 0, width, height), other == number) for other in others if other.shape == mask_hw.shape]
+        found.append((number, number, window, mask_hw[y0:y1, x0:x1] == number, masks, [], None))
+    return found

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.objects import clip_window
+from artifacts.objects import clip_window, tight_window
 from artifacts.records import ImageRGB
 
 MaskBool = NDArray[np.bool_]
@@ -31,7 +31,6 @@ WEIGHTS: Mapping[str, float] = {
     "tightness": 0.2,
     "claimed": 0.3,
     "disagreement": 0.3,
-    "margin": 0.3,
 }
 """Weight of each cue; a cue that cannot be told is left out of the mean, and so are those that are not named: they
 were of no use on held-out drawn objects."""
@@ -72,10 +71,8 @@ def unusual_share(share: float, usual: float) -> float:
 
 def tightness(mask_hw: MaskBool) -> float:
     """Of the box (the mask's window), the share outside of the mask's own tight box: an object reaches all sides."""
-    rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))
-    if not len(rows):
-        return 1.0
-    return 1 - float((rows[-1] + 1 - rows[0]) * (columns[-1] + 1 - columns[0])) / mask_hw.size
+    x0, y0, x1, y1 = tight_window(mask_hw)
+    return 1 - (x1 - x0) * (y1 - y0) / mask_hw.size
 
 
 def edge_support(strength_hw: NDArray[Any], mask_hw: MaskBool) -> float:

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifacts.objects import OBJECT_ARRAYS, Object, pack_objects, paint_label_map, paste_object, unpack_objects
+from artifacts.objects import (
+    OBJECT_ARRAYS,
+    Object,
+    pack_objects,
+    paint_label_map,
+    paste_object,
+    tight_window,
+    unpack_objects,
+)
 
 FEW = settings(max_examples=40, deadline=None)
 
@@ -157,3 +165,10 @@ def test_a_mask_is_what_is_not_zero_and_of_probabilities_what_exceeds_a_half() -
     assert Object(0, (0, 0, 3, 1), values).mask_hw.tolist() == [[False, True, True]]
     probabilities = np.array([[0.0, 0.4, 0.5, 0.6]], np.float16)
     assert Object(0, (0, 0, 4, 1), probabilities).mask_hw.tolist() == [[False, False, False, True]]
+
+
+def test_the_tight_window_of_a_mask() -> None:
+    mask_hw = np.zeros((5, 7), np.bool_)
+    assert tight_window(mask_hw) == (0, 0, 0, 0)
+    mask_hw[1, 2] = mask_hw[3, 5] = True
+    assert tight_window(mask_hw) == (2, 1, 6, 4)

@@ -12,7 +12,7 @@ from artifacts.records import DataError, Kind, RecordSet, Sets
 from flows.cfs import CFSFlowParams, page
 from flows.config import ConfigError, as_yaml
 from flows.configure import configure
-from flows.run_flow import plan_page, read_sets, resolve_options, run_page
+from flows.run_flow import defaults_left, plan_page, read_sets, resolve_options, run_page
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.options import RunParams
@@ -180,3 +180,15 @@ def test_impossible_combinations_are_refused(params: DeepLabParams, options: Run
 def test_not_a_number_is_no_option() -> None:
     with pytest.raises(ValueError, match=r"options\.image_timeout_s must be .* not nan"):
         RunParams(image_timeout_s=float("nan"))
+
+
+def test_what_differs_from_the_default_is_told_with_it() -> None:
+    data = DataParams("voc:x", difficult=False)
+    params = CFSFlowParams(student="none", deeplab=DeepLabParams(crop=99))
+    found = defaults_left(data, params)
+    assert found == {
+        "data.source": "demo",
+        "data.difficult": True,
+        "params.student": "deeplab",
+        "params.deeplab.crop": DeepLabParams().crop,
+    }

@@ -174,4 +174,5 @@ def test_without_objects_the_classes_of_a_picture_stand_for_them(run: tuple[Path
     stamps = runs.write_stamps(cache, {"set/good": ("p", str(cache.parent / "good.png"))})
     manifest["stages"].append(manifest["stages"][0] | {"label": "plain", "address": "plain", "stamps": stamps})
     [one] = run_cues(cache, manifest, "plain")["set/good"]
-    assert (one.class_id, one.area) == (2, 64) and one.cues["disagreement"] == 1
+    assert (one.class_id, one.area, one.share) == (2, 64, 1.0) and one.cues["disagreement"] == 1
+    assert math.isnan(one.cues["tightness"]) and one.cues["leak"] < 0.05, "its own tight box stands for a box"
