@@ -20,8 +20,9 @@ from flows.cli.edges import encoded
 from flows.cli.export import published_fit
 from flows.cli.terminal import terminal
 from flows.config import Layer, build
+from tasks.rrm.stages import RRMParams
 
-FITS = ("classifier", "rrm")
+FITS = ("classifier", RRMParams.NAME)
 """Fits that hold a classifier of tags, the plain one first."""
 
 
