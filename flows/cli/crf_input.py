@@ -58,6 +58,13 @@ def _check_layout(probs: NDArray[Any], size_hw: tuple[int, int], turned: int) ->
     """Raise ``ValueError`` for axes in another order, batches, single maps, and NaN."""
     from tasks.crf.unary import check_layout
 
+    if probs.ndim == 3 and np.issubdtype(probs.dtype, np.floating):
+        # The values say more than the shape, whose proportions may look like those of another order of axes.
+        first, last = (np.abs(probs.sum(axis=axis, dtype=np.float64) - 1).max() for axis in (0, -1))
+        if last < 0.01 < 0.1 < first:
+            turned_too = probs.shape[:2] == size_hw[::-1] != size_hw
+            how = " and transposed? array.transpose(2, 1, 0)" if turned_too else "? array.transpose(2, 0, 1)"
+            raise ValueError(f"{probs.shape} sums up to 1 along its last axis, not its first: labels last{how}")
     try:
         check_layout(probs.shape, size_hw)
     except ValueError as error:
@@ -78,11 +85,6 @@ def _check_layout(probs: NDArray[Any], size_hw: tuple[int, int], turned: int) ->
     if not np.isfinite(probs).all():
         label, y, x = np.argwhere(~np.isfinite(probs))[0]
         raise ValueError(f"holds {probs[label, y, x]} at label {label}, row {y}, column {x}")
-    first, last = (np.abs(probs.sum(axis=axis, dtype=np.float64) - 1).max() for axis in (0, -1))
-    if last < 0.01 < 0.1 < first:
-        raise ValueError(
-            f"{probs.shape} sums up to 1 along its last axis, not its first: labels last? array.transpose(2, 0, 1)"
-        )
 
 
 def _summing_to_one(probs: NDArray[Any], sums: Sums) -> NDArray[Any]:

@@ -36,12 +36,12 @@ class LiteFitParams(TrainParams):
 
     NAME: ClassVar[str] = "hed-lite"
 
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adam", "adamw"] = field(default="adamw", metadata={"help": "sgd, adam or adamw"})
     lr: float = number(1e-3, 1e-9, 10.0, "learning rate of the decoder; the body's is a fifth")
     weight_decay: float = number(1e-4, 0.0, 1.0, "weight decay")
     batch: int = number(4, 1, 4096, "samples an iteration")
     iterations: int = number(3000, 1, 10_000_000, "optimizer steps")
-    network: str = "lite0"
+    network: str = field(default="lite0", metadata={"help": "whose weights the body starts from"})
     weights: str = field(default="imagenet", metadata={"help": weights_files.HELP})
     crop: int = number(256, 16, 4096, "side of the square that is seen, pixels")
     scale_range: tuple[float, float] = number((0.6, 1.5), 0.1, 4, "factors between which a sample's size is drawn")

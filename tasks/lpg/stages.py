@@ -125,9 +125,9 @@ class GeneratorNet:
 class GenerateStageParams(GenerateParams):
     """:class:`GenerateParams` and the network."""
 
-    network: str = "hourglass"
-    width: int = 16
-    channels_last: bool = field(default=True, metadata=OPERATIONAL)
+    network: str = field(kw_only=True)
+    width: int = field(kw_only=True)
+    channels_last: bool = field(default=True, metadata={**OPERATIONAL, "help": "faster memory format"})
 
 
 def net_of(params: GeneratorParams) -> GeneratorNet:

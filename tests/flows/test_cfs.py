@@ -78,7 +78,9 @@ def test_a_dry_run_counts_and_creates_no_run(tiny: Done, tmp_path: Path) -> None
     assert row(changed, "grabcut")[:4] == ["map", "0", "24", "0"]
     assert row(changed, "deeplab")[:4] == ["fit", "0", "0", "1"]
     assert row(changed, "student")[:4] == ["map", "0", "0", "8"]
-    assert re.search(r"grabcut .* \d+\.\d s ", changed.stdout), "the last run's time is the estimate"
+    assert "not run yet" in changed.stdout, "other params, other seconds: nothing is foretold"
+    again = run_cfs(tiny.out, "--dry-run", "--rerun", "grabcut")
+    assert re.search(r"grabcut .* \d+\.\d s ", again.stdout), "the last run's time is the estimate"
     fresh = run_cfs(tmp_path / "new", "--dry-run", "--rerun", "grabcutt")
     assert fresh.code == 2
     assert "--rerun grabcutt: no such stage; this flow has deeplab, grabcut, student" in fresh.printed

@@ -17,11 +17,13 @@ from tasks.bounds import bounded
 from tasks.bpg import stages as bpg
 from tasks.cfs import stages as cfs
 from tasks.deeplab import stages as deeplab
+from tasks.lpg import stages as lpg
 from tasks.stage import PARAMS_CONFIG, stage_address
 
 EXAMPLES: dict[type, Any] = {
     deeplab.PredictParams: deeplab.predict(deeplab.DEMO).params,
     bpg.BPGPredictParams: bpg.predict(bpg.DEMO).params,
+    lpg.GenerateStageParams: lpg.GenerateStageParams(network="hourglass", width=16),
 }
 """Of the classes that cannot be made without arguments."""
 

@@ -14,6 +14,7 @@ from flow_runs import maskmill
 from PIL import Image
 
 from artifacts.datasets.voc_writer import write_class_mask
+from artifacts.demo.data import prepare_demo
 from tasks.crf.dense_crf import PRESETS, CRFParams
 
 PAGE = Path(__file__).parents[3] / "docs/crf.md"
@@ -36,20 +37,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.fromarray(image).save(path)
     for path in ("p.npy", "probs/b.npy", "probs/c.npy"):
         np.save(path, probs)
+    Path("boxes.csv").write_text("image,class,x0,y0,x1,y1\nb.jpg,cat,5,5,60,50\nc.jpg,dog,10,2,70,40\n")
+    prepare_demo("demo-tiny", tmp_path / "demo").rename("VOC2012")
     write_class_mask(Path("rough.png"), np.where(np.arange(83) % 3, 255, labels).astype(np.uint8))
     return tmp_path
 
 
 def test_every_command_runs_as_printed(here: Path) -> None:
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    assert len(lines) == 4
+    assert len(lines) == 6
     for line in lines:
         name, *arguments = shlex.split(line, comments=True)
         done = maskmill(here, *arguments)
         assert (name, done.code) == ("maskmill", 0), done.printed
     with Image.open("m.png") as made:
         assert made.size == (83, 61)
-    assert sorted(path.name for path in Path("masks").iterdir()) == ["b.png", "c.png"]
+    made_of_folders = {path.name for path in Path("masks").iterdir()}
+    assert {"b.png", "c.png", "demo_train_00001.png"} <= made_of_folders and len(made_of_folders) == 2 + 24
     assert Path("look.jpg").exists()
 
 

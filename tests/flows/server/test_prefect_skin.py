@@ -97,7 +97,7 @@ def test_skips_are_counted_in_the_state_and_a_failure_is_a_failed_state_without_
     with server.settings():
         run_here(write_config("some", pictures=("a", "skip me"), stage="touchy"))
         message = last_run(server).state.message
-        assert message.startswith("computed: touchy 2; 1 skipped, the first: ") and "nothing to see" in message
+        assert message.startswith("computed: touchy 1; 1 skipped, the first: ") and "nothing to see" in message
         with pytest.raises(StageFailed, match="all 1 images were skipped"):
             run_here(write_config("none", pictures=("skip me",), stage="touchy"))
         state = last_run(server).state
