@@ -63,8 +63,8 @@ def _check_layout(probs: NDArray[Any], size_hw: tuple[int, int], turned: int) ->
         first, last = (np.abs(probs.sum(axis=axis, dtype=np.float64) - 1).max() for axis in (0, -1))
         if last < 0.01 < 0.1 < first:
             turned_too = probs.shape[:2] == size_hw[::-1] != size_hw
-            how = " and transposed? array.transpose(2, 1, 0)" if turned_too else "? array.transpose(2, 0, 1)"
-            raise ValueError(f"{probs.shape} sums up to 1 along its last axis, not its first: labels last{how}")
+            order = " and transposed? array.transpose(2, 1, 0)" if turned_too else "? array.transpose(2, 0, 1)"
+            raise ValueError(f"{probs.shape} sums up to 1 along its last axis, not its first: labels last{order}")
     try:
         check_layout(probs.shape, size_hw)
     except ValueError as error:
