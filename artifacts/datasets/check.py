@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from artifacts.records import UNDECIDED, DataError, Record, RecordSet
+from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 
 SAMPLE = 8
 """Truth masks that are decoded before a run."""
@@ -16,18 +16,27 @@ LEAST_BOXES = 3
 def check_set(records: RecordSet, *, only_undecided: bool) -> tuple[str, ...]:
     """Raise :class:`DataError` where the labels cannot mean what they would be read as. Decodes up to 8 masks.
 
-    Returns a warning where most of these masks cannot be read: there would be no scores.
+    Returns warnings: most of these masks cannot be read (there would be no scores), or the boxes say otherwise.
     """
     _check_units(records)
-    numbers, broken = _numbers(records)
-    said = []
+    looked_at, broken = _masks(records)
+    numbers = [(record, set(np.unique(mask_hw).tolist())) for record, mask_hw in looked_at]
+    said = _alike(records.classes)
     if records.format != "coco":  # run-length codes and polygons carry their class
         _check_masks(records, numbers, only_undecided)
         said += _binary(records, numbers)
+    said += _misplaced(looked_at)
     if len(broken) > len(numbers):
         looked = len(broken) + len(numbers)
         said.append(f"{len(broken)} of {looked} truth masks looked at cannot be read: {broken[0]}")
     return tuple(said)
+
+
+def _alike(classes: tuple[str, ...]) -> list[str]:
+    """A warning where names differ in nothing but case: one class that was written in two ways?"""
+    first: dict[str, str] = {}
+    pairs = [(first[name.casefold()], name) for name in classes if first.setdefault(name.casefold(), name) != name]
+    return [f"classes whose names differ in case alone: {' and '.join(pair)}; one class?" for pair in pairs[:3]]
 
 
 def _check_units(records: RecordSet) -> None:
@@ -76,14 +85,49 @@ def _binary(records: RecordSet, numbers: list[tuple[Record, set[int]]]) -> list[
     ]
 
 
-def _numbers(records: RecordSet) -> tuple[list[tuple[Record, set[int]]], list[str]]:
-    """Numbers in the masks of a few images, spread over the set, and why others of them cannot be read."""
+def _misplaced(looked_at: list[tuple[Record, MaskHW]]) -> list[str]:
+    """A warning where the objects of most masks are elsewhere than the boxes of their class: classes in another order,
+    a palette whose first colour is not background, polygons in shares of the size, masks of other pictures.
+    """
+    empty, astray, compared = [], [], 0
+    for record, mask_hw in looked_at:
+        if not record.boxes:
+            continue
+        outside_hw = (mask_hw != 0) & (mask_hw != UNDECIDED)
+        objects = int(outside_hw.sum())
+        if not objects and (mask_hw == UNDECIDED).any():  # the objects may be what is undecided
+            continue
+        compared += 1
+        for box in record.boxes:
+            x0, y0, x1, y1 = (max(0, int(edge)) for edge in (box.x0 - 1, box.y0 - 1, box.x1 + 2, box.y1 + 2))
+            outside_hw[y0:y1, x0:x1] &= mask_hw[y0:y1, x0:x1] != box.class_id
+        outside = int(outside_hw.sum())
+        if not objects:
+            empty.append(record.image_id)
+        elif 2 * outside > objects:
+            astray.append(f"{record.image_id}: {outside:,} of {objects:,} pixels")
+    said = []
+    if 2 * len(empty) > compared:
+        said.append(
+            f"the truth of {len(empty)} of {compared} images looked at is all background, and their labels have boxes"
+            f" (the first: {empty[0]}): scores against it say nothing"
+        )
+    if 2 * len(astray) > compared:
+        said.append(
+            f"the objects in the truth of {len(astray)} of {compared} images looked at lie mostly outside the boxes of"
+            f" their class (the first: {astray[0]}): classes in another order, or masks of other pictures?"
+        )
+    return said
+
+
+def _masks(records: RecordSet) -> tuple[list[tuple[Record, MaskHW]], list[str]]:
+    """The masks of a few images, spread over the set, and why others of them cannot be read."""
     with_truth = [record for record in records if record.truth is not None]
     found, broken = [], []
     for record in with_truth[:: max(1, -(-len(with_truth) // SAMPLE))]:
         assert record.truth is not None
         try:
-            found.append((record, set(np.unique(record.truth.load()).tolist())))
+            found.append((record, record.truth.load()))
         except (DataError, OSError) as error:
             broken.append(str(error))
     return found, broken

@@ -150,6 +150,12 @@ class Folder(Names):
                 self.unusable.append((ascii(relative), str(error)))
         super().__init__(sorted(good), str(root), suffixes)
 
+    def say_strays(self, pictures: Names, notes: Notes) -> None:
+        """Name the files of masks that are no picture's, or have no ending of a mask's."""
+        strays = [file for file in self.files if pictures.find(self.bare(file), any_ending=True, whole=True) is None]
+        kind = "mask that is not used: no picture has its name, or it is no PNG"
+        notes.add_all(kind, [f"{self.where}/{file}" for file in sorted((*strays, *self.passed_over))])
+
     @classmethod
     def if_there(cls, root: Path, suffixes: Collection[str]) -> Names:
         """The folder, or one without files where there is none."""

@@ -122,6 +122,8 @@ def read_folder(
     for names in (pictures, masks):
         if names is not None:
             names.say_respelled(notes)
+    if masks is not None:
+        masks.say_strays(pictures, notes)
     result = RecordSet(
         dataset=dataset,
         split=split,
@@ -165,7 +167,7 @@ def _choose(root: Path, pictures: Names, split: str, rule: SplitRule, tables: Ta
     return chosen
 
 
-def _mask_folder(root: Path, has_list: bool, notes: Notes) -> Names | None:
+def _mask_folder(root: Path, has_list: bool, notes: Notes) -> Folder | None:
     masks = root / "masks"
     if not masks.is_dir():
         return None
@@ -228,9 +230,12 @@ def _clip(box: BoxRow, class_id: int, size_hw: tuple[int, int], notes: Notes) ->
 
 
 def _truth(masks: Names | None, relative: str, n_classes: int, image: Path) -> MaskRef | None:
-    """The reference to ``masks/<relative>.png``; the image's path travels along to compare sizes."""
-    found = None if masks is None else masks.find(f"{os.path.splitext(relative)[0]}.png", whole=True)
-    if masks is None or found is None:
+    """The reference to ``masks/<relative>.png``, without or with the picture's ending; its path compares sizes."""
+    if masks is None:
+        return None
+    spellings = (f"{os.path.splitext(relative)[0]}.png", f"{relative}.png")
+    found = next((file for name in spellings if (file := masks.find(name, whole=True)) is not None), None)
+    if found is None:
         return None
     detail = json.dumps([n_classes, str(image)])
     return MaskRef("artifacts.datasets.folder:load_index_mask", f"{masks.where}/{found}", detail)

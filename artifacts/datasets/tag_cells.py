@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from artifacts.datasets.paths import Notes
 
 TAG_SEPARATOR = ";"
-_OTHERS = (",", "|", " ")
+_OTHERS = (",", "|", "/", " ")
 
 
 def split_tags(
@@ -16,12 +16,16 @@ def split_tags(
 ) -> list[list[str]]:
     """The tags of each cell. ``declared`` is ``data.tag_separator``, ``known`` the class table, if there is one.
 
-    Without a declaration it is ``;`` where a cell has one. Else a comma, a bar or a blank counts as the separator if
-    all that it separates are known classes or, without a table, tags of other cells, too; that is said. A cell that
-    could be split and is not is said as well: most likely no class has such a name.
+    Without a declaration it is ``;`` where a cell has one. Else a comma, a bar, a slash or a blank counts as the
+    separator if all that it separates are known classes or, without a table, tags of other cells, too; that is said. A
+    cell that could be split and is not is said as well: most likely no class has such a name.
     """
     if declared or any(TAG_SEPARATOR in cell for cell in cells):
-        return _split(cells, declared or TAG_SEPARATOR)
+        found = _split(cells, declared or TAG_SEPARATOR)
+        mixed = {tag for tags in found for tag in tags if not declared and tag not in known and set(tag) & {",", "|"}}
+        if mixed and notes is not None:
+            notes.add("class name with a separator in it", f"{place}: {min(mixed)!r} is one class; the others have ';'")
+        return found
     distinct = {cell.strip() for cell in cells if cell.strip()}
     for separator in _OTHERS:
         several = sorted(cell for cell in distinct if separator in cell and cell not in known)

@@ -302,12 +302,13 @@ class _Reader:
         if annotation is None:
             return None
         boxes: list[Box] = []
-        located, damaged = not annotation.objects, False
+        located, damaged = not annotation.objects or any(item.xyxy for item in annotation.objects), False
         for item in annotation.objects:
-            located |= item.xyxy is not None
             if item.difficult and not self.tree.data.difficult:
                 continue
             xyxy, remark = place_box(item, size_hw)
+            if xyxy is None and located:
+                remark = remark or "no <bndbox>, and others have one"
             where = f"{xml}: object {item.index} ({item.name}): {remark}"
             if xyxy:
                 boxes.append(Box(item.index, self.tree.numbers[item.name], *xyxy, difficult=item.difficult))

@@ -16,6 +16,9 @@ from artifacts.records import DataError
 
 Corners = tuple[float, float, float, float]
 
+OTHER_SHAPES = ("robndbox", "polygon", "segmentation")
+"""Where an object is, as tools write it that have no box: an object with one of these is no mere tag."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedObject:
@@ -94,7 +97,8 @@ def _object(path: str | Path, index: int, element: Element) -> AnnotatedObject:
     difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
     box = element.find("bndbox")
     if box is None:
-        return AnnotatedObject(index, name, difficult)
+        other = next((tag for tag in OTHER_SHAPES if element.find(tag) is not None), None)
+        return AnnotatedObject(index, name, difficult, problem=other and f"<{other}>, and no <bndbox>")
     try:
         return AnnotatedObject(index, name, difficult, xyxy=_corners(box))
     except ValueError as error:

@@ -141,18 +141,20 @@ def _record(
         lines = [(n, line.split()) for n, line in enumerate(read_text(labels).splitlines(), 1) if line.strip()]
         notes.labels += len(lines)
         lengths.update(len(fields) for _, fields in lines)
-        numbers.update(fields[0] for _, fields in lines)
+        numbers.update(fields[0].removesuffix(".0") for _, fields in lines)
+        reason = ""
         for box_id, (number, fields) in enumerate(lines):
             try:
                 box, sticks_out = parse_line(fields, box_id, size_hw, n_classes, kind)
             except DataError as error:
+                reason = reason or f"line {number}: {error}"
                 notes.lose(DROPPED, f"{labels}:{number}: {error}")
                 continue
             if sticks_out:
                 notes.add(CLIPPED, f"{labels}:{number}")
             boxes.append(box)
         if lines and not boxes:  # the whole picture would become background
-            raise DataError(f"{labels}: none of its {len(lines)} lines can be used; correct them")
+            raise DataError(f"{labels}: none of its {len(lines)} lines can be used; {reason}")
     tags = tuple(sorted({box.class_id for box in boxes}))
     return Record(image_id=image_id, image=os.path.abspath(image), size_hw=size_hw, tags=tags, boxes=tuple(boxes))
 

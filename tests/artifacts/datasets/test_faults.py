@@ -326,3 +326,35 @@ def test_tags_by_comma_bar_or_blank(tmp_path: Path) -> None:
     table.write_text("image,tags\na,traffic light\nb,light\n")
     found = read("folder", tmp_path)
     assert [record.tags for record in found] == [(1,), (2,), None] and not found.warnings
+
+
+def test_masks_that_are_no_pictures_and_names_alike_are_said(tmp_path: Path) -> None:
+    for name in "abcde":
+        picture(tmp_path / f"{name}.jpg")
+    (tmp_path / "masks").mkdir()
+    for name in ("a.png", "B.PNG", "c.jpg.png", "d.tif", "e_mask.png"):
+        picture(tmp_path / "masks" / name, kind="PNG")
+    (tmp_path / "classes.txt").write_text("cat\nCat\n")
+    found = read("folder", tmp_path)
+    assert [record.truth is not None for record in found] == [True, True, True, False, False]
+    said = "\n".join(found.warnings)
+    assert f"2 x mask that is not used: no picture has its name, or it is no PNG: {tmp_path}/masks/d.tif" in said
+    assert "differ in case alone: cat and Cat" in said
+
+
+@pytest.mark.parametrize(
+    ("cells", "classes", "said"),
+    [
+        (("cat/dog", "cat", "dog"), ("cat", "dog"), "by '/'"),
+        (("cat;dog", "cat|dog", "dog"), ("cat", "cat|dog", "dog"), "'cat|dog' is one class; the others have ';'"),
+    ],
+)
+def test_tags_with_other_separators_are_said(
+    tmp_path: Path, cells: tuple[str, ...], classes: tuple[str, ...], said: str
+) -> None:
+    for name in "abc":
+        picture(tmp_path / f"{name}.jpg")
+    rows = "".join(f"{name},{cell}\n" for name, cell in zip("abc", cells, strict=True))
+    (tmp_path / "tags.csv").write_text("image,tags\n" + rows)
+    found = read("folder", tmp_path)
+    assert found.classes == classes and said in found.warnings[0]

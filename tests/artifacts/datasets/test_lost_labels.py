@@ -188,6 +188,49 @@ def test_masks_that_say_object_alone(tmp_path: Path) -> None:
     assert "hold no class but 1 cat" in read("voc", tmp_path, "train").warnings[-1]
 
 
+@pytest.mark.parametrize("form", ["voc", "coco"])
+def test_masks_that_lie_elsewhere_than_the_boxes_are_said(tmp_path: Path, form: str) -> None:
+    mask = sample_mask()
+    if form == "voc":
+        voc(tmp_path / "good", mask=mask)
+        voc(tmp_path / "swapped", mask=np.choose(mask, [0, 2, 1]).astype(np.uint8))
+        voc(tmp_path / "by-frequency", mask=np.choose(mask, [2, 1, 0]).astype(np.uint8))  # a palette that was made anew
+        voc(tmp_path / "empty", mask=mask * 0)
+        voc(tmp_path / "undecided", mask=np.where(mask == 0, 255, mask).astype(np.uint8))
+    else:
+        coco(tmp_path / "good")
+        coco(tmp_path / "empty", annotation_segmentation=lambda a: [[v / 100 for v in a["segmentation"][0]]])
+        coco(tmp_path / "by-frequency", annotation_segmentation=[[60, 50, 80, 50, 80, 60]])
+        coco(tmp_path / "undecided", annotation_iscrowd=1)
+        coco(tmp_path / "swapped", annotation_bbox=lambda a: [40, 45, 10, 10])
+    split = "train" if form == "voc" else "all"
+    for name in ("good", "undecided"):
+        assert not read(form, tmp_path / name, split).warnings, name
+    for name in ("swapped", "by-frequency"):
+        assert "mostly outside the boxes of their class (the first" in read(form, tmp_path / name, split).warnings[0]
+    assert "2 of 2 images looked at is all background" in read(form, tmp_path / "empty", split).warnings[0]
+
+
+def test_an_object_without_a_box_is_no_background_without_a_word(tmp_path: Path) -> None:
+    voc(tmp_path)
+    path = tmp_path / "Annotations/p1.xml"
+    one = path.read_text().replace("bndbox>", "robndbox>", 2)
+    path.write_text(one)
+    found = read("voc", tmp_path, "train")
+    assert [len(record.boxes or ()) for record in found] == [1, 2]
+    assert "object 0 (cat): <robndbox>, and no <bndbox>" in found.warnings[0] and found.counts.dropped("boxes") == 1
+    path.write_text(one.replace("robndbox>", "pose>"))
+    assert "object 0 (cat): no <bndbox>, and others have one" in read("voc", tmp_path, "train").warnings[0]
+    path.write_text(path.read_text().replace("bndbox>", "pose>"))  # tags alone
+    assert read("voc", tmp_path, "train").warnings == ()
+
+
+def test_class_numbers_from_1_are_seen_as_floats_too(tmp_path: Path) -> None:
+    root = yolo(tmp_path, text=LINES.replace("\n1 ", "\n2.0 ").replace("0 ", "1.0 ", 1))
+    with pytest.raises(DataError, match="do the lines count from 1"):
+        read("yolo", root)
+
+
 @pytest.mark.parametrize("mode", ["P", "RGB"])
 def test_the_table_of_cvat_is_read(tmp_path: Path, mode: str) -> None:
     voc(tmp_path)
