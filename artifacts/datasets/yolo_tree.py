@@ -102,7 +102,7 @@ def _yaml_names(path: Path, content: dict[Any, Any]) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{path}: names must be a list, or a mapping from 0, 1, 2, ... to names, not {names!r}")
     if (count := content.get("nc")) not in (None, "", str(len(names))):
-        raise DataError(f"{path}: nc is {count}, and there are {len(names)} names; correct one of them")
+        raise DataError(f"{path}: nc is {str(count)[:20]}, and there are {len(names)} names; correct one of them")
     return checked_names(names, path)
 
 

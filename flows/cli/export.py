@@ -18,7 +18,7 @@ from artifacts.datasets.read import placed
 from artifacts.datasets.voc_masks import read_index_png
 from artifacts.export.dataset import WRITERS, export_run
 from artifacts.export.val import WITH_VAL
-from artifacts.records import DataError, MaskHW, Record, RecordSet
+from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
 from flows.config import ConfigError, Layer, build
 from tasks.evaluate.finish import windows
@@ -243,13 +243,16 @@ def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tupl
     if not masks.is_dir():
         raise DataError(f"--masks {masks}: no such folder; expected index PNGs named <image id>.png")
     records = read_split(data, split, cache=cache)
+    held: set[int] = set()
 
     def mask_of(record: Record) -> MaskHW | None:
         path = masks / f"{record.image_id}.png"
         if record.truth is None or not path.exists():
             return None
         height, width = record.truth.load().shape
-        return np.asarray(read_index_png(str(path), (height, width)))
+        mask_hw = np.asarray(read_index_png(str(path), (height, width)))
+        held.update(np.unique(mask_hw).tolist())
+        return mask_hw
 
     def expected(image_id: str) -> str:
         """The name that a mask must have, and what is there instead."""
@@ -258,7 +261,10 @@ def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tupl
         holds = f"holds {', '.join(alike[:3])}{', ...' if len(alike) > 3 else ''}" if there else "is empty"
         return f"; expected {masks / image_id}.png, the folder {holds}"
 
-    return _scored(records, mask_of, expected=expected)
+    scored = _scored(records, mask_of, expected=expected)
+    if UNDECIDED in held and held <= {0, UNDECIDED} and not data.only_undecided:
+        log.warning("%s: the masks hold only 0 and 255, and 255 means undecided: is it meant as an object?", masks)
+    return scored
 
 
 def _scored(

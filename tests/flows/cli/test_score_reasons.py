@@ -56,6 +56,22 @@ def test_why_no_mask_fits(
     assert (done.code, message in done.printed) == (2, True), done.printed
 
 
+def test_masks_of_0_and_255_are_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tree(tmp_path / "VOC")
+    Path("masks").mkdir()
+    for name, factor in (("p5", 255), ("p6", 0)):
+        write_class_mask(Path("masks") / f"{name}.png", TRUTH * factor)
+    assert maskmill(tmp_path, "score", "--masks", "masks", "--data", "voc:VOC").code == 0
+    assert "hold only 0 and 255" in caplog.text
+    caplog.clear()
+    write_class_mask(Path("masks/p6.png"), TRUTH)
+    assert maskmill(tmp_path, "score", "--masks", "masks", "--data", "voc:VOC").code == 0
+    assert "hold only" not in caplog.text
+
+
 def test_a_run_is_scored_from_another_folder_and_where_its_data_were_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
