@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flow_runs import Done, Runs, copy_of, demo_tree, run_flow
 
+from artifacts.datasets.corrections import write_corrections
 from artifacts.export.voc import DEVKIT
 from artifacts.records import RecordSet
 from flows.configure import configure
@@ -176,6 +177,20 @@ def test_fewer_rounds_and_other_students(cache: Path) -> None:
         and "segmenter@2" not in alone
         and not [label for label in alone if label.startswith(("segmented", "deeplab"))]
     )
+
+
+@pytest.mark.parametrize("masks", ["none", "all"])
+def test_the_last_m_step_and_the_student_learn_from_corrected_masks(cache: Path, tmp_path: Path, masks: str) -> None:
+    write_corrections(tmp_path / "people", [("demo_train_00000", np.zeros((64, 64), np.uint8))], ("grazer",))
+    given = ("params.learn.rounds=2", f"data.corrections={tmp_path / 'people'}", f"params.masks={masks}")
+    found = trace(DEPLOY, *given, cache=cache)
+    assert found["segmenter@3"]["target"] == "corrected", "the last; the rounds before stay as they were"
+    plain = trace(DEPLOY, *given[::2], cache=cache)
+    assert {label for label in found if found[label] != plain.get(label)} == {"corrected", "segmenter@3"} | (
+        {"chosen-masks"} if masks == "all" else set()
+    )
+    student = trace(DEPLOY, *given, "params.student=deeplab", cache=cache)
+    assert student["deeplab"]["target"] == "corrected"
 
 
 def test_masks_that_are_given_are_learnt_from_instead(deployed: Done, tmp_path: Path) -> None:
