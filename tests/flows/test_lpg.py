@@ -71,7 +71,7 @@ class Traced(Runner):
 
 
 def trace(flow: str, *given: str, cache: Path) -> dict[str, dict[str, str]]:
-    """Label -> role -> label of the stage whose address is read there; nothing is computed."""
+    """Label -> role -> label of the stage whose address is read there (``first``: of two); nothing is computed."""
     job = configure(flow, None, FLOWS[flow].tiny, given, {"cache": str(cache)})
     sets = read_sets(job.data, job.options)
     with Traced(job.options, planning=True, sets=sets) as run:
@@ -82,7 +82,7 @@ def trace(flow: str, *given: str, cache: Path) -> dict[str, dict[str, str]]:
         if label not in shown:
             label_at.setdefault(address, label)  # the same stage over the evaluation set has the same address
     return {
-        label: {role: read if role == "on" else label_at[read] for role, read in above.items()}
+        label: {role: read if role == "on" else label_at.get(read, read.split("-")[0]) for role, read in above.items()}
         for label, (_, above) in run.seen.items()
         if label not in shown
     }
