@@ -1,7 +1,7 @@
 """The claims of :mod:`benchmarks.claims_lpg` again, on photographs: networks that start from ImageNet, real objects.
 
-The target is a VOC tree with boxes, the auxiliary set any data set with masks of other classes: docs/lpg.md names the
-pair that is meant. Beside the paper's CRF there is GrabCut in crops, this project's own, which needs no learning.
+The target is a VOC tree with boxes, the auxiliary set any data set with masks of other classes (docs/lpg.md, "The
+auxiliary set"). Beside the paper's CRF there is GrabCut in crops, this project's own, which needs no learning.
 """
 
 from __future__ import annotations

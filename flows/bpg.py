@@ -34,7 +34,10 @@ from tasks.training.params import check_run
 
 @dataclass(frozen=True)
 class BPGFlowParams:
-    """Everything that decides the result of the flow ``bpg``. The defaults are the paper's, on ImageNet's ResNet-50."""
+    """Everything that decides the result of the flow ``bpg``. The configuration ``voc-bpg`` is the paper's.
+
+    The defaults are it on ImageNet's ResNet-50, with inference at one scale and without a CRF.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 

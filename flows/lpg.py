@@ -102,8 +102,9 @@ def page(run: Runner, sets: Sets, params: LPGFlowParams) -> Result:
         given=given,
         last_m_step=params.student == "segmenter",
     )
-    masks = deployed.masks if given is None else run.map(labels.chosen_masks(), sets.train, masks=deployed.target)
-    masks = labels.prefer_corrected(run, masks)
+    masks = deployed.target
+    if given is not None:  # chosen among two stages' masks: to be exported they must be those of one
+        masks = run.map(labels.chosen_masks(), sets.train, masks=masks)
     if params.student == "none":
         return finish(run, sets, masks)
     crf = None if params.crf == "off" else PRESETS[params.crf]
@@ -129,7 +130,7 @@ def generators(run: Runner, sets: Sets, params: LPGFlowParams) -> tuple[Sequence
         more = "" if params.generator else " lpg-learn` makes one), or data.aux.source to a data set with masks"
         raise DataError(f"the mask generators come from a bundle or from data.aux; {which}{more}")
     if sets.aux is not None:
-        check_unseen(run, sets, sets.aux.classes, {run.image_digest(one): one.image for one in sets.aux}, params)
+        check_unseen(run, sets, sets.aux.classes, em.seen_images(run, sets.aux), params)
         params.learn.check(run.options, within="learn.")
         return em.learn(run, sets.aux, params.learn, prefix="aux-").generators, stages.net_of(params.learn.generator)
     bundle = read_bundle(Path(params.generator).expanduser())
@@ -160,14 +161,10 @@ def check_unseen(
             f" out ({remedy}), or say --set params.overlap=allow"
         )
     for records in (sets.train, sets.val):
-        for record in records:
-            try:
-                digest = run.image_digest(record)
-            except OSError:
-                continue  # the stages say what is wrong with it
+        for digest, image in em.seen_images(run, records).items():
             if digest in images:
                 raise DataError(
-                    f"{record.image} of {records.dataset} is also {images[digest]}, from whose masks the generators"
+                    f"{image} of {records.dataset} is also {images[digest]}, from whose masks the generators"
                     " learn: an auxiliary set may hold no image of the target"
                 )
 

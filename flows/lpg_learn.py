@@ -58,7 +58,7 @@ def page(run: Runner, sets: Sets, params: LPGLearnParams) -> Result:
         folder,
         card(sets, params, result),
         [Path(net.path) for net in learnt.generators],
-        {run.image_digest(record) for record in sets.train},
+        em.seen_images(run, sets.train).keys(),
     )
     return replace(result, files={**result.files, "generators": str(folder)})
 

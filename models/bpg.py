@@ -78,7 +78,7 @@ class Output(NamedTuple):
 def stack(inputs: int, width: int, outputs: int, depth: int, groups: int = 1) -> nn.Sequential:
     """``depth`` 3x3 with ReLU between. Outside of the picture lies what lies at its rim: zeros would be an edge there.
 
-    Channels are counted for each group. The last convolution starts near zero.
+    Channels are counted for each group.
     """
     sides = [inputs, *[width] * (depth - 1), outputs]
     layers: list[nn.Module] = []
@@ -99,7 +99,9 @@ class PRN(nn.Module):
     """Prediction refinement (section 3.1): twofold upsampling, step by step, each with low-level details.
 
     At a step the score maps are upsampled; beside each one low-level channel is laid; convolutions refine the pair,
-    and their result is added to the upsampled map. So it starts as plain upsampling.
+    and their result is added to the upsampled map. The last convolution of a step starts near zero, so PRN starts as
+    plain upsampling. Fig. 2 adds "the corresponding feature maps of deeplab": here those are DeepLab's as refined by
+    the steps before [infer].
     """
 
     def __init__(self, maps: int, stride: int, params: Refinement) -> None:
@@ -166,7 +168,10 @@ def foreground(scores_nkhw: Tensor) -> Tensor:
 
 
 def background_foreground(scores_nkhw: Tensor) -> Tensor:
-    """The two class-agnostic maps of section 3.2 (C = 2): ``(N, K+1, H, W)`` -> ``(N, 2, H, W)``."""
+    """The two class-agnostic maps of section 3.2 (C = 2): ``(N, K+1, H, W)`` -> ``(N, 2, H, W)``.
+
+    Edges reach both of them, as Table 2's C = 2 says. Section 3.2 also has "only the resultant foreground channel".
+    """
     return torch.cat([scores_nkhw[:, :1], foreground(scores_nkhw)], 1)
 
 

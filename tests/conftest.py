@@ -44,10 +44,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """ONE undisturbed run of each flow on the tiny demo data, in this process. To change it, copy it."""
+    """ONE undisturbed run of each flow on the tiny demo data, for all workers of this suite. To change it, copy it."""
     from flow_runs import Runs
 
-    return Runs(tmp_path_factory.mktemp("runs"))
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "runs"
+    folder.mkdir(exist_ok=True)
+    return Runs(folder)
 
 
 @pytest.fixture(scope="session")

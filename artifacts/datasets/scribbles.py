@@ -16,8 +16,8 @@ says why. Strokes that leave their image are cut off there, with a warning.
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -131,9 +131,10 @@ def read_polylines(path: Path, numbers: Numbers, notes: Notes | None = None) -> 
     lost: dict[str, str] = {}
     for place, annotation in enumerate(annotations):
         where = f"{path}: annotation {annotation.get('id', place)}"
-        image = images.get(annotation.get("image_id"))
+        image_id = annotation.get("image_id")
+        image = images.get(image_id) if isinstance(image_id, (int, str)) else None
         if image is None:
-            notes.add("scribbles of an image that the file does not list", f"{where}: {annotation.get('image_id')!r}")
+            notes.add("scribbles of an image that the file does not list", f"{where}: {image_id!r}")
             continue
         try:
             found.setdefault(image, []).extend(_polylines(annotation, names, numbers))
@@ -145,6 +146,8 @@ def read_polylines(path: Path, numbers: Numbers, notes: Notes | None = None) -> 
 
 def _polylines(annotation: Mapping[str, Any], names: Mapping[Any, str], numbers: Numbers) -> list[Scribble]:
     category = annotation.get("category_id")
+    if not isinstance(category, (int, str)):
+        raise ValueError(f"category_id must be a category's id, not {category!r}")
     name = names.get(category, BACKGROUND if category == 0 else None)
     number = 0 if name == BACKGROUND else numbers.get(str(name))
     if number is None:
@@ -154,7 +157,7 @@ def _polylines(annotation: Mapping[str, Any], names: Mapping[Any, str], numbers:
         raise ValueError("scribble must be a list of strokes [x, y, x, y, ...]")
     found = []
     for stroke in strokes:
-        if len(stroke) % 2 or not all(type(v) in (int, float) and math.isfinite(v) for v in stroke):
+        if len(stroke) % 2 or not all(type(v) in (int, float) and abs(v) <= sys.float_info.max for v in stroke):
             raise ValueError(f"a stroke must be finite numbers x, y, x, y, ..., not {stroke}")
         points = zip(stroke[::2], stroke[1::2], strict=True)
         if stroke:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import overload
 
 import numpy as np
@@ -22,6 +23,14 @@ from artifacts.records import UNDECIDED, DataError, MaskHW, MaskRef, Record, Scr
 
 BACKGROUND = "background"
 
+SHORT_NAMES = MappingProxyType(
+    {"plane": "aeroplane", "bike": "bicycle", "table": "diningtable", "plant": "pottedplant", "monitor": "tvmonitor"}
+)
+"""The annotators' names of VOC's classes, as a converter of the published files lists them, and VOC's.
+
+A class that is called so itself goes before.
+"""
+
 StrokeToWrite = tuple[str, Sequence[tuple[float, float]]]
 """``(class name or "background", points x, y)``."""
 
@@ -31,7 +40,7 @@ def read_scribbles(path: str | Path, numbers: Mapping[str, int], *, origin: int 
 
     Args:
         path: the XML file.
-        numbers: class name -> class number; ``background`` is 0 and need not be listed.
+        numbers: class name -> class number; ``background`` is 0 and need not be listed. See :data:`SHORT_NAMES`.
         origin: number of the first pixel in the file, 0 or 1.
 
     Returns:
@@ -44,7 +53,7 @@ def read_scribbles(path: str | Path, numbers: Mapping[str, int], *, origin: int 
     strokes = []
     for place, polygon in enumerate(read_xml(path).iterfind("polygon")):
         name = (polygon.findtext("tag") or "").strip()
-        number = 0 if name == BACKGROUND else numbers.get(name)
+        number = 0 if name == BACKGROUND else numbers.get(name, numbers.get(SHORT_NAMES.get(name, name)))
         if number is None:
             known = ", ".join(numbers) or "none"
             raise DataError(f"{path}: stroke {place} has the unknown class {name!r}; the classes are {known}")
@@ -65,12 +74,6 @@ def _coordinate(path: str | Path, place: int, text: str | None, origin: int) -> 
     if not math.isfinite(value):
         raise DataError(f"{path}: stroke {place} has the coordinate {text!r}, which is not a finite number")
     return value - origin
-
-
-def stroke_names(path: str | Path) -> set[str]:
-    """Class names of a file's strokes, background left out. Raises as :func:`read_scribbles`."""
-    names = {(polygon.findtext("tag") or "").strip() for polygon in read_xml(path).iterfind("polygon")}
-    return names - {BACKGROUND, ""}
 
 
 def write_scribbles(

@@ -149,9 +149,8 @@ def _renumbered(reference: MaskRef, load: Callable[[MaskRef], Any], told: list[i
 def load_truth(reference: MaskRef) -> MaskHW:
     """The class mask with its numbers changed; 255 stays. Raises what the set's own loader raises."""
     inner, numbers = _inner(reference)
-    table = np.zeros(256, np.uint8)
+    table = np.arange(256, dtype=np.uint8)  # a number of no class stays, and so is still found to be none
     table[: len(numbers)] = numbers
-    table[255] = 255
     changed: MaskHW = table[inner.load()]
     return changed
 

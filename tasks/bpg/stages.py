@@ -59,7 +59,10 @@ class PartsParams:
 
 @dataclass(frozen=True)
 class BPGParams(BackboneParams):
-    """The network, its schedule, augmentation, inference. The defaults are the paper's on ImageNet's ResNet-50."""
+    """The network, its schedule, augmentation, inference.
+
+    The defaults are the paper's, but for ImageNet's ResNet-50 and inference at one scale; :data:`VOC` has all of them.
+    """
 
     NAME: ClassVar[str] = "bpg"
 

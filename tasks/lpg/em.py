@@ -6,6 +6,7 @@ Box-Supervised Semantic Segmentation", 2021, sections III-B and III-C.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -51,6 +52,15 @@ class LearnParams:
         """Raises ``DataError`` for what cannot run on what the options name. ``within``: ``"learn."``, say."""
         check_run(self.segmenter, options, name=f"{within}segmenter")
         check_run(self.generator, options, name=f"{within}generator")
+
+
+def seen_images(run: Runner, records: RecordSet) -> dict[str, str]:
+    """Digest -> path of every image that can be read. The stages skip the others, so no network sees them."""
+    found: dict[str, str] = {}
+    for record in records:
+        with contextlib.suppress(OSError):
+            found[run.image_digest(record)] = record.image
+    return found
 
 
 def same_boxes(difficult: dict[str, bool]) -> None:
@@ -104,10 +114,8 @@ def learn(run: Runner, aux: RecordSet, params: LearnParams, *, prefix: str = "")
 class Deployed:
     """What the rounds of :func:`deploy` leave."""
 
-    masks: MapHandle
-    """Of the last round's generator."""
     target: MapHandle
-    """The same, with the given masks where there are any: what a student learns from."""
+    """Masks of the last round's generator, or given or corrected ones: what a student learns from."""
     segmenters: tuple[FitHandle, ...]
     """Before the first round (boxes), after it, and so on."""
 
@@ -128,7 +136,8 @@ def deploy(
 
     The segmenter begins on boxes. Round r's generator makes masks of boxes, image and the segmenter's probabilities;
     the segmenter is trained further on them. ``given``: masks of a part of the images, which it learns from instead
-    (section IV-A, semi-supervised). ``last_m_step``: whether the last masks are learnt from, too.
+    (section IV-A, semi-supervised). Masks that people corrected take the place of the last round's alone, which they
+    were made from. ``last_m_step``: whether the last masks are learnt from, too.
     """
     masks = run.map(labels.box_masks(BoxMaskParams(generate.difficult)), train)
     target = masks if given is None else first_of(given, masks)
@@ -137,9 +146,12 @@ def deploy(
         probs = probabilities(run, train, segmenter, made[-1])
         masks = run.map(stages.generate(net, generate), train, net=generator, probs=probs)
         target = masks if given is None else first_of(given, masks)
-        if last_m_step or number_of_round < len(generators):
+        last = number_of_round == len(generators)
+        if last:
+            target = labels.prefer_corrected(run, target)
+        if last_m_step or not last:
             made.append(m_step(run, train, segmenter, made, target, monitor=monitor))
-    return Deployed(masks, target, tuple(made))
+    return Deployed(target, tuple(made))
 
 
 def m_step(

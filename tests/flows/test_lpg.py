@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from flow_runs import Done, Runs, copy_of, demo_tree, run_flow
 
+from artifacts.datasets.corrections import write_corrections
 from artifacts.export.voc import DEVKIT
 from artifacts.records import RecordSet
 from flows.configure import configure
@@ -70,7 +71,7 @@ class Traced(Runner):
 
 
 def trace(flow: str, *given: str, cache: Path) -> dict[str, dict[str, str]]:
-    """Label -> role -> label of the stage whose address is read there; nothing is computed."""
+    """Label -> role -> label of the stage whose address is read there (``first``: of two); nothing is computed."""
     job = configure(flow, None, FLOWS[flow].tiny, given, {"cache": str(cache)})
     sets = read_sets(job.data, job.options)
     with Traced(job.options, planning=True, sets=sets) as run:
@@ -81,7 +82,7 @@ def trace(flow: str, *given: str, cache: Path) -> dict[str, dict[str, str]]:
         if label not in shown:
             label_at.setdefault(address, label)  # the same stage over the evaluation set has the same address
     return {
-        label: {role: read if role == "on" else label_at[read] for role, read in above.items()}
+        label: {role: read if role == "on" else label_at.get(read, read.split("-")[0]) for role, read in above.items()}
         for label, (_, above) in run.seen.items()
         if label not in shown
     }
@@ -176,6 +177,20 @@ def test_fewer_rounds_and_other_students(cache: Path) -> None:
         and "segmenter@2" not in alone
         and not [label for label in alone if label.startswith(("segmented", "deeplab"))]
     )
+
+
+@pytest.mark.parametrize("masks", ["none", "all"])
+def test_the_last_m_step_and_the_student_learn_from_corrected_masks(cache: Path, tmp_path: Path, masks: str) -> None:
+    write_corrections(tmp_path / "people", [("demo_train_00000", np.zeros((64, 64), np.uint8))], ("grazer",))
+    given = ("params.learn.rounds=2", f"data.corrections={tmp_path / 'people'}", f"params.masks={masks}")
+    found = trace(DEPLOY, *given, cache=cache)
+    assert found["segmenter@3"]["target"] == "corrected", "the last; the rounds before stay as they were"
+    plain = trace(DEPLOY, *given[::2], cache=cache)
+    assert {label for label in found if found[label] != plain.get(label)} == {"corrected", "segmenter@3"} | (
+        {"chosen-masks"} if masks == "all" else set()
+    )
+    student = trace(DEPLOY, *given, "params.student=deeplab", cache=cache)
+    assert student["deeplab"]["target"] == "corrected"
 
 
 def test_masks_that_are_given_are_learnt_from_instead(deployed: Done, tmp_path: Path) -> None:

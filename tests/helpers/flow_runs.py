@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from filelock import FileLock
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "tests/helpers")) if path not in sys.path]
 
@@ -108,7 +110,10 @@ def run_cfs(out: Path, *more: str) -> Done:
 
 
 class Runs:
-    """ONE undisturbed run of each flow, and of its whole figure, made when first wanted. To change one, copy it."""
+    """ONE undisturbed run of each flow, and of its whole figure, made when first wanted. To change one, copy it.
+
+    Processes that test side by side share ``folder`` and its runs: one makes a run, the others wait for it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -127,9 +132,15 @@ class Runs:
 
     def _once(self, flow: str, kind: str, make: Callable[[Path], Done]) -> Done:
         if (flow, kind) not in self._done:
-            done = make(self._folder / f"{flow}-{kind}" / "run")
-            assert done.code == 0, done.printed
-            self._done[flow, kind] = done
+            folder = self._folder / f"{flow}-{kind}"
+            said = folder / "done.json"
+            with FileLock(f"{folder}.lock"):
+                if not said.exists():
+                    shutil.rmtree(folder, ignore_errors=True)  # what a failed attempt left
+                    done = make(folder / "run")
+                    assert done.code == 0, done.printed
+                    said.write_text(json.dumps([done.stdout, done.stderr]))
+            self._done[flow, kind] = Done(folder / "run", 0, *json.loads(said.read_text()))
         return self._done[flow, kind]
 
 

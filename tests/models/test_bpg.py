@@ -336,6 +336,20 @@ def test_a_deeplab_is_a_start_and_no_end() -> None:
         load_into(network, base.state_dict(), "a file")
 
 
+@pytest.mark.parametrize("refinement", [SLIM, None])
+def test_edges_are_read_from_the_last_scores_and_teach_all_that_makes_them(refinement: Refinement | None) -> None:
+    """With PRN, BRN reads what PRN gives; the edge loss alone reaches PRN, DeepLab's head and its backbone."""
+    network = small(refinement=refinement).train()
+    shake(network.added)
+    batch = batch_of(24)
+    batch["labels"][:] = 255
+    output = network(image_of(24, 24, 2))
+    assert output.boundary_nhw is not None
+    torch.testing.assert_close(output.boundary_nhw, network.added["brn"](output.scores_nkhw))
+    network.losses(output, batch)["loss"].backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
 def test_every_part_learns_from_the_losses() -> None:
     network = small().train()
     shake(network.added)

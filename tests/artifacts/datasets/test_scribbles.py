@@ -98,6 +98,9 @@ def test_polylines_of_a_json_in_cocos_frame(data: Path, tmp_path: Path) -> None:
         ({"category_id": 3, "scribble": [[1, 1, 2]]}, r"finite numbers x, y, x, y, ..., not \[1, 1, 2\]"),
         ({"category_id": 3, "scribble": [["1", "1"]]}, "finite numbers"),
         ({"category_id": 3, "scribble": [1, 1]}, "scribble must be a list of strokes"),
+        ({"category_id": 3, "scribble": [[10**400, 1]]}, "finite numbers"),
+        ({"category_id": [3], "scribble": [[1, 1]]}, r"category_id must be a category's id, not \[3\]"),
+        ({"scribble": [[1, 1]]}, "category_id must be a category's id, not None"),
     ],
 )
 def test_a_stroke_that_cannot_be_used_costs_its_image_the_scribbles_and_is_said(
@@ -109,6 +112,14 @@ def test_a_stroke_that_cannot_be_used_costs_its_image_the_scribbles_and_is_said(
     assert found(records)["a"] is None and found(records)["b"] is not None
     with pytest.raises(AssertionError, match=rf"images without scribbles: .*s.json: annotation 2 \(a\): .*{message}"):
         raise AssertionError(records.warnings[-1])
+
+
+@pytest.mark.parametrize("image_id", [12, None, [7], "a"])
+def test_polylines_of_an_image_that_is_not_listed_are_said(data: Path, tmp_path: Path, image_id: Any) -> None:
+    good = {"id": 1, "image_id": 8, "category_id": 3, "scribble": [[5, 5]]}
+    records = read(data, polylines(tmp_path / "s.json", [good, {**good, "id": 2, "image_id": image_id}]))
+    assert found(records)["a"] is None and found(records)["b"] is not None
+    assert f"annotation 2: {image_id!r}" in records.warnings[-1] and "does not list" in records.warnings[-1]
 
 
 def test_an_unknown_class_in_a_scribblesup_file_and_a_stroke_outside_are_said(data: Path, tmp_path: Path) -> None:

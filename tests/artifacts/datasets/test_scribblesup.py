@@ -11,7 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from artifacts.datasets.scribblesup import rasterize, read_scribbles, stroke_names, write_scribbles
+from artifacts.datasets.scribblesup import rasterize, read_scribbles, write_scribbles
+from artifacts.datasets.voc_tree import VOC_CLASSES
 from artifacts.records import DataError, Scribble
 
 NUMBERS = {"cat": 1, "tv & <radio>": 2}
@@ -29,7 +30,6 @@ def test_strokes_come_back_as_written(tmp_path_factory: pytest.TempPathFactory, 
     write_scribbles(path, "a b.jpg", (480, 640), strokes, origin=origin)
     want = tuple(Scribble({"background": 0, **NUMBERS}[name], tuple(points)) for name, points in strokes)
     assert read_scribbles(path, NUMBERS, origin=origin) == want
-    assert stroke_names(path) == {name for name, _ in strokes} - {"background"}
 
 
 def test_the_published_layout_and_both_origins(tmp_path: Path) -> None:
@@ -44,6 +44,18 @@ def test_the_published_layout_and_both_origins(tmp_path: Path) -> None:
     assert cat == Scribble(7, ((1.0, 5.0), (3.0, 5.0)))
     assert background == Scribble(0, ((2.0, 1.0),)), "a polygon without points is nothing"
     assert read_scribbles(path, {"cat": 7}, origin=1)[0].points_xy == ((0.0, 4.0), (2.0, 4.0))
+
+
+def test_the_annotators_names_of_vocs_classes_are_read_as_vocs(tmp_path: Path) -> None:
+    path = tmp_path / "a.xml"
+    short = {"plane": 1, "bike": 2, "table": 11, "plant": 16, "monitor": 20}
+    write_scribbles(path, "a.jpg", (9, 9), [(name, [(1.0, 1.0)]) for name in (*short, "motorbike")])
+    voc = {name: number for number, name in enumerate(VOC_CLASSES, 1)}
+    assert [stroke.class_id for stroke in read_scribbles(path, voc)] == [*short.values(), 14]
+    own = {**voc, "plant": 99}
+    assert [stroke.class_id for stroke in read_scribbles(path, own)] == [1, 2, 11, 99, 20, 14], "a class of that name"
+    with pytest.raises(DataError, match="stroke 1 has the unknown class 'bike'; the classes are aeroplane, table"):
+        read_scribbles(path, {"aeroplane": 1, "table": 2})
 
 
 @pytest.mark.parametrize(

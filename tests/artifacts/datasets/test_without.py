@@ -58,6 +58,12 @@ def test_every_kind_of_label_loses_the_class() -> None:
     assert twice.records[0].truth is not None and twice.records[0].truth.load().tolist() == [[0, 1, 0, 2, 0, 255]]
 
 
+def test_a_number_of_no_class_does_not_become_background() -> None:
+    record = Record("one", "one.jpg", truth=MaskRef(f"{__name__}:load_truth", "t.png"))
+    (left,) = without_classes(RecordSet("set", "train", CLASSES[:3], (record,)), ("airplane",))
+    assert left.truth is not None and left.truth.load().tolist() == [[0, 1, 0, 2, 4, 255]], "4 is foreign to 2 classes"
+
+
 def test_scribbles_that_are_a_mask_lose_the_class_too() -> None:
     record = Record("one", "one.jpg", scribbles=MaskRef(f"{__name__}:load_truth", "s.png"))
     (left,) = without_classes(RecordSet("set", "train", CLASSES, (record,)), ("airplane",))
