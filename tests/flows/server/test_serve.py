@@ -117,14 +117,14 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
     waits = eventually(20, lambda: served.run(second.id).state.name == "AwaitingConcurrencySlot", "the second waits")
     assert waits and served.run(first.id).state.name == "Running"
 
-    # Cancelled as the UI does it: within 5 s nothing of it is left, then the next one has its turn.
+    # Cancelled as the UI does it: soon nothing of it is left (a second on an idle machine), then the next has its turn.
     from prefect.states import Cancelling
 
     before = {child for child in family if "serve_runner" not in " ".join(child.cmdline())}
     assert len(before) >= 3, "flow run, two workers"
     with server.client() as client:
         client.set_flow_run_state(first.id, Cancelling())
-    eventually(5, lambda: not any(child.is_running() for child in before), "its processes have ended")
+    eventually(30, lambda: not any(child.is_running() for child in before), "its processes have ended")
     eventually(10, lambda: served.run(first.id).state.name == "Cancelled", "Cancelled")
     eventually(150, lambda: served.run(second.id).state.name == "Running", "the second runs")
 
