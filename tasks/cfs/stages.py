@@ -23,6 +23,7 @@ from tasks.bounds import number
 from tasks.boxes import LABEL_OUTPUTS
 from tasks.stage import PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
+from tasks.training.backbone import encoder_refusal
 from tasks.training.params import TrainParams
 
 
@@ -99,19 +100,8 @@ class CFSParams(TrainParams):
 
     def refusal(self, devices: int, name: str) -> str:
         """One of timm's models that is no encoder; batch norm cannot train on one small crop per device."""
-        if is_timm(self.network):
-            from models.timm_backbone import levels  # timm brings torch
-
-            try:
-                levels(self.network)
-            except ValueError as error:
-                return f"params.{name}: {error}"
-        if self.batch != devices or self.crop >= self.smallest_alone:
-            return ""
-        return (
-            f"params.{name}.batch={self.batch} gives each of options.devices={devices} one crop, and of"
-            f" params.{name}.crop={self.crop} batch norm would see a map of 1 x 1; set batch to"
-            f" {2 * devices} or more, or crop to {self.smallest_alone} or more"
+        return encoder_refusal(
+            self.network, name, batch=self.batch, crop=self.crop, smallest=self.smallest_alone, devices=devices
         )
 
 

@@ -91,3 +91,24 @@ class BackboneParams(TrainParams):
         """What decides a network on this backbone beside its name, and its groups."""
         names = ("atrous", "width", "output_stride", "batch_norm", "head_multipliers")
         return {name: getattr(self, name) for name in names}
+
+
+def encoder_refusal(network: str, name: str, *, batch: int, crop: int, smallest: int, devices: int) -> str:
+    """Why a U-Net's fit cannot be run, or "": ``network`` is a timm model that is no encoder, or crops are too small.
+
+    ``smallest``: side of the smallest crop that may be alone on a device; batch norm has to see two values.
+    """
+    if is_timm(network):
+        from models.timm_backbone import levels  # timm brings torch
+
+        try:
+            levels(network)
+        except ValueError as error:
+            return f"params.{name}: {error}"
+    if batch != devices or crop >= smallest:
+        return ""
+    return (
+        f"params.{name}.batch={batch} gives each of options.devices={devices} one crop, and of"
+        f" params.{name}.crop={crop} batch norm would see a map of 1 x 1; set batch to {2 * devices} or more,"
+        f" or crop to {smallest} or more"
+    )
