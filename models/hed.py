@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, cast
 
@@ -28,9 +29,9 @@ UNDECIDED = 255
 class EdgeNetwork(Network):
     """A network that gives logits of a boundary at every pixel: of its sides, then of their fusion, the result."""
 
+    @abstractmethod
     def logits(self, images_nchw: Tensor) -> Tensor:
         """``(N, 3, H, W)`` normalised, ``H`` and ``W`` multiples of 16 -> ``(N, maps, H, W)``."""
-        raise NotImplementedError
 
     def forward(self, images_nchw: Tensor) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255 -> ``(N, maps, H, W)`` logits: the sides, then the fused one. Any size from 1.

@@ -33,16 +33,22 @@ class MapParams:
 
 
 @dataclass(frozen=True)
-class CamParams(BackboneParams):
-    """A classifier of tags on ImageNet features: RRM's schedule, on EfficientNet-Lite0, which a CPU can train."""
-
-    NAME: ClassVar[str] = "cam"
+class TagFitParams(BackboneParams):
+    """What learns from tags: RRM's schedule, on EfficientNet-Lite0, which a CPU can train."""
 
     network: str = field(default="lite0", metadata=help_of(BackboneParams, "network"))
     output_stride: OutputStride = field(default=16, metadata=help_of(BackboneParams, "output_stride"))
     scale_range: tuple[float, float] = number((0.7, 1.3), 0.1, 4.0, "random scale before the crop")
     batch: int = number(8, 1, 4096, "crops an iteration, over all devices")
     epochs: int = number(15, 1, 100_000, "passes over the data; every image once each")
+
+
+@dataclass(frozen=True)
+class CamParams(TagFitParams):
+    """A classifier of tags on ImageNet features."""
+
+    NAME: ClassVar[str] = "cam"
+
     lr: float = number(1e-3, 1e-9, 10.0, "learning rate of the backbone; the classifier's is 10 times it")
     maps: MapParams = field(default_factory=MapParams, metadata={"help": "the maps: scales and mirror images"})
 

@@ -11,28 +11,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from models.names import OutputStride
-from tasks.bounds import help_of, number
+from tasks.bounds import number
+from tasks.cam.stages import TagFitParams
 from tasks.crf.params import PRESETS as CRF_PRESETS
 from tasks.crf.params import CRFParams
 from tasks.deeplab.stages import PredictParams, TestTimeParams
 from tasks.reliable import ReliableParams
 from tasks.stage import CRF_MASK, IMAGES_AT_ONCE, FitStage, MapStage
 from tasks.training import weights as weights_files
-from tasks.training.backbone import BackboneParams
 
 
 @dataclass(frozen=True)
-class RRMParams(BackboneParams):
+class RRMParams(TagFitParams):
     """Both branches, their losses and the mining. The paper's values, on EfficientNet-Lite0, which a CPU can train."""
 
     NAME: ClassVar[str] = "rrm"
 
-    network: str = field(default="lite0", metadata=help_of(BackboneParams, "network"))
-    output_stride: OutputStride = field(default=16, metadata=help_of(BackboneParams, "output_stride"))
-    scale_range: tuple[float, float] = number((0.7, 1.3), 0.1, 4.0, "random scale before the crop")
-    batch: int = number(8, 1, 4096, "crops an iteration, over all devices")
-    epochs: int = number(15, 1, 100_000, "passes over the data; every image once each")
     lr: float = number(1e-3, 1e-9, 10.0, "learning rate of multiplier 1 (groups 1/2/10/20)")
     mining: Literal["online", "offline"] = field(
         default="online",
