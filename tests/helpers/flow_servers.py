@@ -32,6 +32,7 @@ from zygote import Zygote  # noqa: E402
 
 from flows.registry import FLOWS, PLUG_INS  # noqa: E402
 from flows.server import serve  # noqa: E402
+from flows.server.home import Home  # noqa: E402
 from tasks.engine.children import Supervisor  # noqa: E402
 
 SLOW = "slow_flow:ENTRY"
@@ -191,7 +192,7 @@ class Server:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Started as ``maskmill serve`` starts its own, with a scheduler that looks every second."""
-    home = serve.Home.open(tmp_path_factory.mktemp("server") / "home")
+    home = Home.open(tmp_path_factory.mktemp("server") / "home")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -22,7 +22,7 @@ from flow_servers import Server, Started, eventually
 from flows import configure as configuration
 from flows.run_flow import run_page
 from flows.server import prefect_skin as engine
-from flows.server.prefect_skin import PrefectSkin, _do, _markdown, _tickets, call_flow, one_line, threads
+from flows.server.prefect_skin import PrefectSkin, _do, _tickets, call_flow, threads
 from tasks.engine.runner import StageFailed
 from tasks.engine.work_unit import WorkUnit
 
@@ -167,22 +167,6 @@ def test_the_form_shows_help_texts_and_defaults() -> None:
         assert not missing, f"{name}: no help for {missing}"
 
 
-def test_the_artifact_lists_scores_stages_files_and_skips() -> None:
-    stage = {"label": "grabcut", "total": 3, "computed": 2, "seconds": 1.26}
-    summary = {
-        "run": "r1",
-        "scores": {"masks (train)": {"miou": 0.5, "pixel_accuracy": None}},
-        "files": {"report": "/r/index.html"},
-        "stages": [stage],
-        "skips": [{"key": f"d/{i}", "reason": "broken"} for i in range(60)],
-    }
-    text = _markdown("cfs", summary)
-    for part in ("| masks (train) | 50.0 | - |", "| grabcut | 3 | 2 | 1.3 |", "`/r/index.html`", "60 skipped"):
-        assert part in text
-    assert text.endswith("- `d/49`: broken\n- ... and 10 more in the manifest")
-    assert one_line(KeyError()) == "KeyError"
-
-
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +188,7 @@ def test_the_plain_command_starts_no_server_and_leaves_no_trace_of_prefect(
 
 
 @pytest.mark.server
-def test_the_command_with_an_api_keeps_its_exit_codes_and_makes_no_run_of_a_wrong_config(
+def test_the_command_with_an_api_keeps_its_exit_codes_and_every_failure_is_a_failed_run(
     server: Server, start: Start, write_config: WriteConfig
 ) -> None:
     touchy = {"stage": "touchy", "workers": 0}
@@ -224,8 +208,10 @@ def test_the_command_with_an_api_keeps_its_exit_codes_and_makes_no_run_of_a_wron
     assert "all 1 images were skipped" in outputs[1]
     assert "params.paces: no such parameter (did you mean 'pace'?)" in outputs[2]
     assert str(tmp) in outputs[3]
-    new = [run.state.type.value for run in runs_of_slow(server) if run.id not in {old.id for old in before}]
-    assert sorted(new) == ["COMPLETED", "FAILED"]
+    new = [run.state for run in runs_of_slow(server) if run.id not in {old.id for old in before}]
+    assert sorted(state.name for state in new) == ["DoneWithSkips", "Failed", "Failed", "Failed"]
+    for said in ("StageFailed: touchy: all 1 images", "ConfigError: ", f"DataError: {tmp}"):
+        assert sum(said in (state.message or "") for state in new) == 1, new
 
 
 # -- signals ---------------------------------------------------------------------------------------------------------

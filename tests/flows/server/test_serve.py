@@ -28,8 +28,9 @@ from rich.console import Console
 from artifacts.datasets import DataParams
 from artifacts.datasets.read import placed
 from flows.config import ConfigError, build, merge, parse_set, parse_yaml
-from flows.registry import FLOWS
+from flows.registry import FLOWS, SHIPPED
 from flows.server import serve
+from flows.server.home import Home
 from flows.server.serve_runner import build as build_deployment
 from tasks.engine.runner import RunParams
 
@@ -170,12 +171,12 @@ def test_the_server_asks_for_the_password_listens_on_loopback_and_lets_no_other_
 
 
 def test_password_and_name_are_made_once_and_an_open_home_is_refused(tmp_path: Path) -> None:
-    home = serve.Home.open(tmp_path / "a" / "home")
-    assert (home.auth, home.owner) == (home.auth, serve.Home.open(home.path).owner)
+    home = Home.open(tmp_path / "a" / "home")
+    assert (home.auth, home.owner) == (home.auth, Home.open(home.path).owner)
     assert home.auth.startswith("maskmill:") and len(home.auth) > 30
     home.path.chmod(0o750)
     with pytest.raises(ConfigError, match="must be private"):
-        serve.Home.open(home.path)
+        Home.open(home.path)
 
 
 # -- refused before anything starts ----------------------------------------------------------------------------------
@@ -414,18 +415,24 @@ def test_a_flow_on_its_tiny_configuration_can_be_served(
     assert deployment.flow_name == flow
 
 
-def test_the_parameters_in_prefect_yaml_are_right() -> None:
+def test_prefect_yaml_holds_all_flows_with_right_parameters_and_no_schedule_until_it_is_wanted() -> None:
     root = Path(__file__).parents[3]
-    deployments = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
-    assert len({one["name"] for one in deployments}) == len(deployments) > 1
+    text = (root / "prefect.yaml").read_text()
+    assert not any("schedules" in one for one in yaml.safe_load(text)["deployments"])
+    deployments = yaml.safe_load(text.replace("    # schedules:", "    schedules:"))["deployments"]
+    assert len({one["name"] for one in deployments}) == len(deployments)
+    pools: dict[str, set[str]] = {}
     for nightly in deployments:
         file, _, function = nightly["entrypoint"].partition(":")
         (name,) = (name for name, entry in FLOWS.items() if entry.entrypoint.endswith(f":{function}"))
         module = file.removesuffix(".py").replace("/", ".")
         assert (root / file).exists() and FLOWS[name].entrypoint == f"{module}:{function}"
         merged, layers = merge([parse_yaml(yaml.safe_dump(nightly["parameters"]), "prefect.yaml")])
-        for section, kind in sections(name).items():
-            build(kind, section, merged, layers)
+        built = {section: build(kind, section, merged, layers) for section, kind in sections(name).items()}
+        fits = getattr(built["params"], "student", "") != "none"
+        assert nightly["work_pool"]["name"] == ("mill-gpu" if fits else "mill-cpu")
+        pools.setdefault(nightly["work_pool"]["name"], set()).add(name)
         assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-        (schedule,) = nightly["schedules"]
-        serve.check_schedule(serve.Schedule(schedule["cron"], timezone=schedule["timezone"]))
+        for schedule in nightly["schedules"]:
+            serve.check_schedule(serve.Schedule(schedule["cron"], timezone=schedule["timezone"]))
+    assert pools == {"mill-cpu": {"cfs"}, "mill-gpu": {entry.name for entry in SHIPPED}}
