@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,13 +99,46 @@ def test_skips_are_counted_in_the_state_and_a_failure_is_a_failed_state_without_
 ) -> None:
     with server.settings():
         run_here(write_config("some", pictures=("a", "skip me"), stage="touchy"))
-        message = last_run(server).state.message
-        assert message.startswith("computed: touchy 1; 1 skipped, the first: ") and "nothing to see" in message
+        state = last_run(server).state
+        assert (state.type.value, state.name) == ("COMPLETED", "DoneWithSkips")
+        assert (
+            state.message.startswith("computed: touchy 1; 1 skipped, the first: ") and "nothing to see" in state.message
+        )
         with pytest.raises(StageFailed, match="all 1 images were skipped"):
             run_here(write_config("none", pictures=("skip me",), stage="touchy"))
         state = last_run(server).state
         assert state.type.value == "FAILED" and state.message.startswith("StageFailed: touchy: all 1 images")
     assert not list(Path(os.environ["PREFECT_HOME"]).glob("storage/*"))
+
+
+@pytest.mark.server
+def test_the_automation_of_the_docs_calls_a_webhook_for_a_run_with_skips(
+    server: Server, write_config: WriteConfig
+) -> None:
+    heard: list[dict[str, Any]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    page = (Path(ROOT) / "docs/prefect.md").read_text()
+    (script,) = (block for block in re.findall("```python\n(.*?)```", page, re.S) if "CallWebhook" in block)
+    with HTTPServer(("127.0.0.1", 0), Receiver) as receiver, server.settings():
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{receiver.server_port}/"
+        exec(re.sub('https://[^"]+', url, script), {})
+        run_here(write_config("well", pictures=("a",), stage="touchy"))
+        run_here(write_config("some", pictures=("a", "skip me"), stage="touchy"))
+        run = last_run(server)
+        eventually(60, lambda: heard, "the webhook is called")
+        receiver.shutdown()
+    (told,) = heard
+    assert told["text"].startswith(f"slow {run.name}: DoneWithSkips: computed: touchy 1; 1 skipped, the first: ")
 
 
 @pytest.mark.server

@@ -173,6 +173,19 @@ def test_lines_of_a_thread_without_context_belong_to_the_flow_run(monkeypatch: p
     assert seen == [("fit: done ", str(Context.flow_run.id)), ("later: done ", None)]
 
 
+def test_a_cancel_is_no_error_and_leaves_no_line_that_it_runs(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("calm")
+    logger.addFilter(progress.calm_cancel)
+    with caplog.at_level(logging.INFO):
+        for state in ("Cancelled('the run was stopped')", "Failed('broken')"):
+            logger.error("Finished in state %s", state)
+        logger.info("Finished in state Running()")
+    assert [(one.levelname, one.getMessage()) for one in caplog.records] == [
+        ("INFO", "Finished in state Cancelled('the run was stopped')"),
+        ("ERROR", "Finished in state Failed('broken')"),
+    ]
+
+
 # -- the end ---------------------------------------------------------------------------------------------------------
 
 
