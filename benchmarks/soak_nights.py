@@ -2,10 +2,10 @@
 
     python -m benchmarks.soak_nights [--runs 100] [--folder DIR] [--port 4290]      (make soak-nights)
 
-``maskmill serve`` with a server of its own, on ``demo-tiny``; each run works on all pictures anew (``rerun``), in worker
-processes. Runs come one after the other: a schedule of every few seconds waits behind the one at work. After each run
-that ended, with none alive, what ``serve``, its runner and its server hold is counted. The first :data:`WARM` runs
-fill caches and are left out. Exit status 1 if a run did not complete, or if something grew.
+``maskmill serve`` with a server of its own, on ``demo-tiny``; each run works on all pictures anew (``rerun``), in
+worker processes. Runs come one after the other: a schedule of every few seconds waits behind the one at work. After
+each run that ended, what ``serve``, its runner and its server hold is counted. The first :data:`WARM` runs fill caches
+and are left out. Exit status 1 if a run did not complete, or if something grew.
 """
 
 from __future__ import annotations
@@ -67,10 +67,8 @@ class Count:
 def parts_of(serve: psutil.Process) -> dict[str, psutil.Process]:
     """The parts by name, by their command lines."""
     family = {child.pid: " ".join(child.cmdline()) for child in serve.children(recursive=True)}
-    found = {"serve": serve}
-    for name in ("runner", "server"):
-        found |= {name: psutil.Process(pid) for pid, words in family.items() if PARTS[name] in words}
-    return found
+    by_name = {name: pid for name in ("runner", "server") for pid, words in family.items() if PARTS[name] in words}
+    return {"serve": serve, **{name: psutil.Process(pid) for name, pid in by_name.items()}}
 
 
 def held(process: psutil.Process) -> Held:

@@ -38,8 +38,8 @@ from flows.server.environment import SERVED, api_configured, server_settings
 from flows.server.home import USER, Home
 from tasks.engine.children import Child, Stopped, Supervisor
 
-HEALTH_S = 180.0
-"""For the server's first answer: 10 s on an idle machine with a new database, much more on a busy one."""
+HEALTH_S = 600.0
+"""For the server's first answer: 10 s on an idle machine with a new database, minutes on a busy one (seen)."""
 REACH_S = 10.0
 """For a configured API to answer."""
 END_S = 15.0

@@ -79,7 +79,7 @@ class Started:
             assert psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE, f"ended: {self.printed}"
             return self.begun.exists() and sum(word in line for line in self.begun.read_text().splitlines()) >= lines
 
-        eventually(60, enough, f"{lines} pieces of work begun")
+        eventually(240, enough, f"{lines} pieces of work begun")
         return self.family()
 
     def family(self) -> set[psutil.Process]:

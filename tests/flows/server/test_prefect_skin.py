@@ -46,13 +46,16 @@ def run_here(config: Path, **options: Any) -> dict[str, Any]:
 
 def runs_of_slow(server: Server) -> list[Any]:
     """Runs of ``slow`` that no deployment made, newest first."""
-    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterDeploymentId
     from prefect.client.schemas.sorting import FlowRunSort
 
     with server.client() as client:
         named = FlowFilter(name=FlowFilterName(any_=["slow"]))
-        runs = client.read_flow_runs(flow_filter=named, sort=FlowRunSort.START_TIME_DESC, limit=50)
-        return [run for run in runs if run.deployment_id is None]
+        alone = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(is_null_=True))
+        found: list[Any] = client.read_flow_runs(
+            flow_filter=named, flow_run_filter=alone, sort=FlowRunSort.START_TIME_DESC, limit=50
+        )
+    return found
 
 
 def last_run(server: Server) -> Any:
