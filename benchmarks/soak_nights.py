@@ -66,9 +66,11 @@ class Count:
 
 def parts_of(serve: psutil.Process) -> dict[str, psutil.Process]:
     """The parts by name, by their command lines."""
-    family = {child.pid: " ".join(child.cmdline()) for child in serve.children(recursive=True)}
-    by_name = {name: pid for name in ("runner", "server") for pid, words in family.items() if PARTS[name] in words}
-    return {"serve": serve, **{name: psutil.Process(pid) for name, pid in by_name.items()}}
+    found = {"serve": serve}
+    for child in serve.children():
+        words = " ".join(child.cmdline())
+        found |= {name: child for name, command in PARTS.items() if name != "serve" and command in words}
+    return found
 
 
 def held(process: psutil.Process) -> Held:
@@ -77,15 +79,15 @@ def held(process: psutil.Process) -> Held:
         return Held(process.num_fds(), process.num_threads(), round(process.memory_info().rss / 1e6, 1))
 
 
-def count(run: int, began: float, serve: psutil.Process, home: Path) -> Count:
+def count(run: int, began: float, parts: dict[str, psutil.Process], home: Path) -> Count:
     """Everything, now."""
     size = sum(path.stat().st_size for path in home.glob("prefect.db*"))
     return Count(
         run,
         round(time.monotonic() - began, 1),
-        1 + len(serve.children(recursive=True)),
+        1 + len(parts["serve"].children(recursive=True)),
         round(size / 1e6, 1),
-        {name: held(process) for name, process in parts_of(serve).items()},
+        {name: held(process) for name, process in parts.items()},
     )
 
 
@@ -147,6 +149,7 @@ def soak(runs: int, folder: Path, port: int, interval: float) -> tuple[list[Coun
     command = ["serve", str(config), "--interval", f"{interval:g}", "--home", str(home), "--port", str(port)]
     env = {**os.environ, "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
     counts: list[Count] = []
+    parts: dict[str, psutil.Process] = {}
     with (
         (folder / "serve.log").open("w") as log,
         subprocess.Popen(
@@ -158,6 +161,8 @@ def soak(runs: int, folder: Path, port: int, interval: float) -> tuple[list[Coun
             began = last = time.monotonic()
             while not (home / "env").exists() and served.poll() is None and time.monotonic() < began + START_S:
                 time.sleep(0.5)
+            if not (home / "env").exists():
+                return counts, [f"no server (log: {folder / 'serve.log'})"]
             api = Api(home)
             while len(counts) < runs:
                 if served.poll() is not None or time.monotonic() > last + RUN_S:
@@ -166,8 +171,9 @@ def soak(runs: int, folder: Path, port: int, interval: float) -> tuple[list[Coun
                 done = len(api.states("COMPLETED"))
                 if done > len(counts):
                     last = time.monotonic()
-                    wait_idle(process)
-                    counts.append(count(done, began, process, home))
+                    parts = parts or parts_of(process)
+                    wait_idle(parts["runner"])
+                    counts.append(count(done, began, parts, home))
             bad = api.states("FAILED", "CRASHED")
             family = process.children(recursive=True)
             served.send_signal(signal.SIGTERM)
@@ -181,10 +187,10 @@ def soak(runs: int, folder: Path, port: int, interval: float) -> tuple[list[Coun
     return counts, faults + growth(counts[WARM:] or counts)
 
 
-def wait_idle(serve: psutil.Process, within_s: float = 20.0) -> None:
+def wait_idle(runner: psutil.Process, within_s: float = 20.0) -> None:
     """Until the runner has no child, or its next one: between two runs there is a moment without."""
     deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline and parts_of(serve)["runner"].children():
+    while time.monotonic() < deadline and runner.children():
         time.sleep(0.05)
 
 
@@ -196,6 +202,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=4290)
     parser.add_argument("--folder", type=Path, help="kept; default: a temporary one")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that serve is ended, too
     with tempfile.TemporaryDirectory(prefix="maskmill-soak-nights-") as temporary:
         folder = (given.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)

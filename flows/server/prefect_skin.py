@@ -15,7 +15,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar, cast, get_type_hints
@@ -191,7 +191,7 @@ def run_flow(name: str, page: Page[P], data: DataParams, params: P, options: Run
     try:
         data, params, options = with_deployments(data, params, options)
         progress = ServerProgress((caller.reporter if options.progress else None) or Silent(), name)
-        with all_lines():
+        with all_lines(), closing(progress):
             result = run_page(name, page, data, params, options, skin=PrefectSkin(), reporter=progress)
         caller.summary = result.summary()
     except Exception as error:

@@ -119,13 +119,13 @@ class _Runner(Runner):
 
 async def shut_down(runner: Runner, serving: asyncio.Task[None], deployments: Sequence[UUID], owner: str) -> None:
     """No new runs, cancel those that are there, leave."""
-    await runner.astop()
     async with get_client() as client:
         for deployment in deployments:
             with suppress(Exception):  # the server may be gone: then there is nothing to pause
                 await client.pause_deployment(deployment)
+        await runner.astop()
         with suppress(Exception):
-            await drop_missed(client, owner)
+            await drop_missed(client, owner, served=True)
     while not serving.done():
         # A run that was just being started is not among those that astop has seen.
         with suppress(Exception):
@@ -195,8 +195,11 @@ async def reconcile(client: PrefectClient, owner: str, served: Sequence[str]) ->
     return stale
 
 
-async def drop_missed(client: PrefectClient, owner: str) -> None:
-    """Scheduled runs that nobody began become Missed, and say why. Those that people asked for stay in the queue."""
+async def drop_missed(client: PrefectClient, owner: str, *, served: bool = False) -> None:
+    """Scheduled runs that nobody began become Missed, and say why. Those that people asked for stay in the queue.
+
+    ``served``: they were due while serve was there. Of those that an earlier serve left, their state tells.
+    """
     now = datetime.now(UTC)
     for run in await _runs(client, owner, [StateType.SCHEDULED], before=now + TAKEN_EARLY):
         if not run.auto_scheduled:
@@ -206,10 +209,8 @@ async def drop_missed(client: PrefectClient, owner: str) -> None:
             await client.delete_flow_run(run.id)
         else:
             # As cron has it: what was missed is missed. All of them at once, when it comes back, would not help.
-            why = (
-                "maskmill serve ended before its turn" if run.state_name == WAITS else "maskmill serve was not running"
-            )
-            missed: State[Any] = Cancelled(name="Missed", message=why)
+            why = "ended before its turn" if served or run.state_name == WAITS else "was not running at its time"
+            missed: State[Any] = Cancelled(name="Missed", message=f"maskmill serve {why}")
             await client.set_flow_run_state(run.id, missed, force=True)
 
 

@@ -134,7 +134,7 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
 
     eventually(120, idle, "quiet")
     files, threads = runner.num_fds(), runner.num_threads()
-    for _ in range(3):
+    for _ in range(2):
         asked = served.create()
         eventually(300, lambda run=asked: served.run(run.id).state.name == "Completed", "a run that was asked for")
         eventually(60, idle, "its process is gone")
