@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -125,7 +125,7 @@ class ServerProgress:
                 try:
                     if stage.artifact is None:
                         key = re.sub("[^a-z0-9]+", "-", f"maskmill-{self._flow}-{label}".lower()).strip("-")
-                        stage.artifact = create_progress_artifact(percent, key=key, description=line)
+                        stage.artifact = cast("UUID", create_progress_artifact(percent, key=key, description=line))
                     else:
                         update_progress_artifact(stage.artifact, percent, description=line)
                     stage.shown = line

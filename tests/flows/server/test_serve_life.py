@@ -166,15 +166,15 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
     assert len(before) >= 3, "flow run, two workers"
     with server.client() as client:
         client.set_flow_run_state(first.id, Cancelling())
-    eventually(60, lambda: not any(child.is_running() for child in before), "its processes have ended")
-    eventually(30, lambda: served.run(first.id).state.name == "Cancelled", "Cancelled")
+    eventually(30, lambda: not any(child.is_running() for child in before), "its processes have ended")
+    eventually(10, lambda: served.run(first.id).state.name == "Cancelled", "Cancelled")
     lines = served.log(first.id)
     assert not [line for line in lines if line[0] >= 40 or "Running()" in line[1]], lines
     eventually(300, lambda: served.run(second.id).state.name == "Running", "the second runs")
     (waits,) = eventually(60, lambda: served.runs(name=WAITS), "a scheduled run still waits")
 
     # Told to end: its run is cancelled, nothing is left, nothing is scheduled while it is away.
-    assert again.end(signal.SIGTERM, within_s=30) == 0, again.printed
+    assert again.end(signal.SIGTERM, within_s=15) == 0, again.printed
     assert served.run(second.id).state.name == "Cancelled"
     assert served.deployment.paused and not served.runs("RUNNING", "PENDING", "CANCELLING")
     assert not served.runs("SCHEDULED") and served.run(waits.id).state.name == "Missed"
