@@ -115,7 +115,8 @@ class DeepLab(Segmenter):
 
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """The head's, brought to ``size_hw`` bilinearly."""
-        return resize(self(images_nchw).float(), size_hw)
+        images, share = self.whole(images_nchw)
+        return resize(self(images).float(), size_hw, share)
 
     def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Softmax of :meth:`logits`."""

@@ -120,20 +120,27 @@ class LGSADeepLab(Segmenter):
 
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Logarithms of the walked probabilities where the walk is over those."""
-        output = self(images_nchw)
+        images, share = self.whole(images_nchw)
+        output = self(images)
         if self._gives_probabilities(output):
-            return log_probability(self.spread(output, size_hw))
-        return resize(at_least_float32(_scores(output)), size_hw)
+            return log_probability(self.spread(output, size_hw, share))
+        return resize(at_least_float32(_scores(output)), size_hw, share)
 
     def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """After the walk, brought to ``size_hw`` bilinearly."""
-        return self.spread(self(images_nchw), size_hw)
+        images, share = self.whole(images_nchw)
+        return self.spread(self(images), size_hw, share)
 
-    def spread(self, output: LGSAOutput, size_hw: tuple[int, int]) -> Tensor:
-        """Probabilities ``(N, K+1, *size_hw)`` float32 of the network's output; each pixel's sum to 1."""
+    def spread(
+        self, output: LGSAOutput, size_hw: tuple[int, int], share_hw: tuple[float, float] = (1.0, 1.0)
+    ) -> Tensor:
+        """Probabilities ``(N, K+1, *size_hw)`` float32 of the network's output; each pixel's sum to 1.
+
+        ``share_hw``: of a picture that ends inside the output's last cells (:func:`models.resample.whole_cells`).
+        """
         if self._gives_probabilities(output):
-            return resize(cast(Tensor, output.walked_bkhw), size_hw)
-        return resize(at_least_float32(_scores(output)), size_hw).softmax(1)
+            return resize(cast(Tensor, output.walked_bkhw), size_hw, share_hw)
+        return resize(at_least_float32(_scores(output)), size_hw, share_hw).softmax(1)
 
     def _gives_probabilities(self, output: LGSAOutput) -> bool:
         return output.walked_bkhw is not None and self.walk == "probabilities"
