@@ -27,8 +27,8 @@ def _resize_share(maps_nchw: Tensor, size_hw: tuple[int, int], share_hw: tuple[f
         (torch.arange(size, device=maps_nchw.device, dtype=torch.float32) + 0.5) * (2 * share / size) - 1
         for size, share in ends
     )
-    at_hw2 = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1).to(maps_nchw.dtype)
-    grid = at_hw2.expand(len(maps_nchw), -1, -1, -1)
+    at_hw2 = torch.stack([x.expand(size_hw), y[:, None].expand(size_hw)], -1)
+    grid = at_hw2.to(maps_nchw.dtype).expand(len(maps_nchw), -1, -1, -1)
     return F.grid_sample(maps_nchw, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 

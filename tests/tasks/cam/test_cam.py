@@ -177,5 +177,5 @@ def test_golden(fit: Fit, net: Path) -> None:
     assert losses == pytest.approx([0.49732, 0.17992], rel=0.01)
     maps = maps_item(item(0, net, (1, 2)), stages.maps(SMALL).params)["probs_chw"].astype(np.float64)
     assert (float(maps.mean()), float(maps[0, 3, 5]), float(maps[1, 10, 2])) == pytest.approx(
-        (0.18933, 0, 0.448), rel=0.01
+        (0.19584, 0, 0.448), rel=0.01
     )
