@@ -17,6 +17,7 @@ from flow_servers import eventually
 from PIL import Image
 from prefect.client.schemas.objects import FlowRun, StateType
 
+from benchmarks import soak_nights
 from flows.server import progress
 from flows.server.run_outcome import outcome, page
 from flows.server.turns import turns
@@ -227,3 +228,32 @@ def test_the_page_holds_the_contact_sheet_as_a_small_picture(tmp_path: Path) -> 
     Image.fromarray(noise).save(sheet)
     text = page("cfs", summary(files={"contact sheet": str(sheet)}))
     assert "![contact sheet](data:image/jpeg;base64," in text and len(text) < 1_000_000 < sheet.stat().st_size
+
+
+# -- the soak --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "mb", "processes", "found"),
+    [
+        (0, 0.0, 0, []),
+        (1, 0.0, 0, ["runner: files 24.5 -> 44.5"]),
+        (0, 1.0, 0, ["runner: mb 104.5 -> 124.5"]),
+        (0, 0.2, 0, []),
+        (0, 0.0, 1, ["processes: 7 -> 27"]),
+    ],
+)
+def test_the_soak_sees_what_grows_with_each_run(files: int, mb: float, processes: int, found: list[str]) -> None:
+    still = soak_nights.Held(20, 5, 100.0)
+    counts = [
+        soak_nights.Count(
+            i,
+            float(i),
+            3 + processes * i,
+            1.0,
+            {"serve": still, "runner": soak_nights.Held(20 + files * i, 5, 100 + mb * i), "server": still},
+        )
+        for i in range(30)
+    ]
+    assert soak_nights.growth(counts) == found
+    assert soak_nights.table(counts).count("\n") == 6
