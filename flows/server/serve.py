@@ -321,7 +321,8 @@ def _relay(line: str, console: Console, home: Home, port: int | None, schedule: 
     if port is not None:
         login = f"user {USER}; log in with what `cat {home.path / 'auth'}` prints"
         console.print(f"UI: http://127.0.0.1:{port} ({login})", highlight=False, soft_wrap=True)
-        console.print(f"in a shell: . {home.path / 'env'}; prefect flow-run ls", highlight=False, soft_wrap=True)
+        shell = f"in a shell: . {home.path / 'env'}; prefect flow-run ls --state-type RUNNING"
+        console.print(shell, highlight=False, soft_wrap=True)
     console.print(f"run one now: prefect deployment run '{event['deployments'][0]}'", highlight=False, soft_wrap=True)
 
 
