@@ -173,9 +173,11 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
     eventually(300, lambda: served.run(second.id).state.name == "Running", "the second runs")
     (waits,) = eventually(60, lambda: served.runs(name=WAITS), "a scheduled run still waits")
 
-    # Told to end: its run is cancelled, nothing is left, nothing is scheduled while it is away.
+    # Told to end: its run is cancelled, nothing is left, nothing is scheduled while it is away. What was asked for is kept.
+    kept = served.create()
     assert again.end(signal.SIGTERM, within_s=15) == 0, again.printed
     assert served.run(second.id).state.name == "Cancelled"
     assert served.deployment.paused and not served.runs("RUNNING", "PENDING", "CANCELLING")
-    assert not served.runs("SCHEDULED") and served.run(waits.id).state.name == "Missed"
+    assert [run.id for run in served.runs("SCHEDULED")] == [kept.id]
+    assert served.run(waits.id).state.name == "Missed"
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
