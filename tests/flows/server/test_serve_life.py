@@ -173,7 +173,7 @@ def test_a_serve_from_its_kill_to_its_orderly_end(
     eventually(300, lambda: served.run(second.id).state.name == "Running", "the second runs")
     (waits,) = eventually(60, lambda: served.runs(name=WAITS), "a scheduled run still waits")
 
-    # Told to end: its run is cancelled, nothing is left, nothing is scheduled while it is away. What was asked for is kept.
+    # Told to end: its run is cancelled, nothing is left, nothing new is scheduled; what was asked for is kept.
     kept = served.create()
     assert again.end(signal.SIGTERM, within_s=15) == 0, again.printed
     assert served.run(second.id).state.name == "Cancelled"
