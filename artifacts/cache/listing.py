@@ -287,12 +287,13 @@ def remove(store: MaskStore, addresses: Iterable[str], *, dry_run: bool = False)
     runs = sorted({run for address in wanted for run in runs_that_use(store, address)})
     if not dry_run:
         for address in wanted:
-            _remove_address(store, address)
+            remove_address(store, address)
         atomic.sweep_temporaries(store.root / "maps")
     return RemoveReport(infos, tuple(runs), not dry_run)
 
 
-def _remove_address(store: MaskStore, address: str) -> None:
+def remove_address(store: MaskStore, address: str) -> None:
+    """Remove one address by a rename, then delete it. Raises ``StoreError`` where the cache cannot be written."""
     folder = store.folder(address)
     if store.readonly:
         raise StoreError(f"{folder} was to be removed, but the cache was opened read-only")

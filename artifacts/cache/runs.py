@@ -109,7 +109,7 @@ class RunFolder:
 
 def list_runs(cache: Path, flow: str | None = None) -> list[RunFolder]:
     """Runs that left a manifest, oldest first; of one flow if named."""
-    folders = sorted((cache / "runs").glob(f"*/{MANIFEST}"))
+    folders = sorted((cache / "runs").glob(f"[0-9]*/{MANIFEST}"))
     runs = [RunFolder(cache, path.parent.name) for path in folders]
     return [run for run in runs if flow is None or run.run_id.split("-")[2:-1] == flow.split("-")]
 

@@ -1,4 +1,4 @@
-"""``maskmill cache ls | show | verify | compact | rm``."""
+"""``maskmill cache ls | show | verify | compact | rm | gc``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from artifacts.records import DataError
 from flows.cli.terminal import terminal
 
 app = App(name="cache", help="List, inspect, check and clean up the mask cache.")
+app.command("flows.cli.cache_gc:gc", name="gc", help="Remove what no kept run reaches.")
 Root = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON", negative=())]
 NAMES = "addresses, fits (address/stamp), stage labels, or beginnings of addresses"
