@@ -278,6 +278,7 @@ def run_page(
                 workers=workers,
                 folder=recording.folder,
             ) as run:
+                run.started = recording.started
                 run.facts["defaults"] = defaults_left(data, params)
                 origins = {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets}
                 run.facts |= {"data": sets.said(), "origins": origins, "command": recording.command}

@@ -182,17 +182,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _texts(item)
-
-
-def users(cache: Path, runs: Iterable[RunFolder]) -> dict[str, list[str]]:
-    """Address of a map stage, or ``address/stamp`` of a fit -> ids of the runs that name it, oldest first."""
-    found: dict[str, list[str]] = {}
-    for run in runs:
-        with contextlib.suppress(DataError):  # an unreadable manifest names nothing
-            for stage in run.manifest().get("stages", ()):
-                address = str(stage.get("address", ""))
-                name = f"{address}/{stage.get('stamps', '')}" if stage.get("kind") == "fit" else address
-                of_name = found.setdefault(name, [])
-                if run.run_id not in of_name[-1:]:
-                    of_name.append(run.run_id)
-    return found

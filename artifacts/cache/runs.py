@@ -120,6 +120,20 @@ def all_runs(cache: Path) -> list[RunFolder]:
     return [RunFolder(cache, name) for name in names]
 
 
+def users(cache: Path) -> dict[str, list[str]]:
+    """Address of a stage, and ``address/stamp`` of a fit -> ids of the runs whose manifest names it, oldest first."""
+    found: dict[str, list[str]] = {}
+    for run in list_runs(cache):
+        with contextlib.suppress(DataError):  # an unreadable manifest names nothing
+            for stage in run.manifest().get("stages", ()):
+                address = stage.get("address", "")
+                for name in (address, f"{address}/{stage.get('stamps', '')}"):
+                    of_name = found.setdefault(name, [])
+                    if run.run_id not in of_name[-1:]:
+                        of_name.append(run.run_id)
+    return found
+
+
 def find_run(cache: Path, name: str = "latest") -> RunFolder:
     """The run that :func:`named` finds, or the latest that did anything. Raises :class:`DataError`: what there is."""
     runs = list_runs(cache)

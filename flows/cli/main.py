@@ -60,6 +60,8 @@ app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in 
 app.command(
     "flows.cli.score:score", name="score", help="Score masks against truth, or edge maps against drawn boundaries."
 )
+app.command("flows.cli.runs:app", name="runs", help="List the runs of a cache, show one, read its log, compare two.")
+app.command("flows.cli.status:status", name="status", help="Say what runs now, how far it is, and how the disk is.")
 app.command("flows.cli.scribbles:scribbles", name="scribbles", help="Draw plausible scribbles from masks.")
 app.command(
     "flows.cli.handback:import_", name="import", help="Store masks that people corrected: every flow then prefers them."

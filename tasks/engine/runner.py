@@ -99,7 +99,8 @@ class Runner:
         )
         self._folder = folder
         self._in_use = contextlib.ExitStack()
-        self._started = time.time()
+        self.started = time.time()
+        """Seconds since the epoch; of a whole run, reading and planning included, the page's caller says it."""
 
     def __enter__(self) -> Runner:
         if not self.planning and not self.recipe:  # a script: no plan says what it is going to rely on
@@ -330,8 +331,8 @@ class Runner:
             "flow": self.flow,
             "status": status,
             "error": error,
-            "started": self._started,
-            "seconds": round(time.time() - self._started, 3),
+            "started": self.started,
+            "seconds": round(time.time() - self.started, 3),
             "recipe": self.recipe,
             "folder": os.getcwd(),
             "options": asdict(self.options),
