@@ -34,9 +34,10 @@ def load(flow: str) -> tuple[Page[Any], type[Any], Any]:
 def known_cache(config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> Path | None:
     """The cache of a configuration that may be wrong elsewhere, if it names one, or an ``out``; else ``None``."""
     found: dict[str, Any] = {}
-    for read in (lambda: read_config(config) if config else parse_set(()), lambda: parse_set(sets)):
+    for source in (config, tuple(sets)):
         with contextlib.suppress(ConfigError):
-            section = read().values.get("options")
+            layer = read_config(source) if isinstance(source, str) else parse_set(source or ())
+            section = layer.values.get("options")
             found |= section if isinstance(section, dict) else {}
     found |= {name: value for name, value in options.items() if value is not None}
     if isinstance(cache := found.get("cache"), str) and cache:

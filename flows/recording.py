@@ -60,7 +60,7 @@ class Recording:
             self.log.say(f"score: {name}: mIoU {percent(one['miou'])}, {one['images']} images")
         for name, path in result.files.items():
             self.log.say(f"{name}: {path}")
-        skips = result.manifest["skips"]
+        skips = result.manifest.get("skips", ())
         for skip in skips[:SHOWN_SKIPS]:
             self.log.say(f"skipped: {skip_line(skip['path'] or skip['key'], skip['reason'])}")
         if len(skips) > SHOWN_SKIPS:

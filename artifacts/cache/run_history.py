@@ -270,13 +270,17 @@ def stage_changes(
             StageChange(
                 label,
                 str(one.get("kind", "")),
-                (here and here.get("computed", 0), there and there.get("computed", 0)),
+                (_computed(here), _computed(there)),
                 here is not None and there is not None and here.get("address") != there.get("address"),
                 "" if here is None or there is None else _results(cache, other, here, there),
                 (bool(here and here.get("pinned")), bool(there and there.get("pinned"))),
             )
         )
     return tuple(found)
+
+
+def _computed(stage: Mapping[str, Any] | None) -> int | None:
+    return None if stage is None else int(stage.get("computed", 0))
 
 
 def _results(cache: Path, other: Path, here: Mapping[str, Any], there: Mapping[str, Any]) -> str:

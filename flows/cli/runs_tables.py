@@ -162,7 +162,7 @@ def _skip(one: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    return "-" if value is None else str(value)
+    return "-" if value is None else str(value) or "''"
 
 
 def _percent(value: float | None) -> str:

@@ -51,11 +51,12 @@ def status(
     for name in found.fits:
         if name.partition("/")[0] not in own:
             console.print(f"a fit of no run that works here is under way: {escape(name)}")
-    for one in found.killed:
+    for dead in found.killed:
+        where = f", in {dead.stage}" if dead.stage else ""
+        rest = f"To go on: {dead.command}" if dead.command else f"Its log: {dead.log}"
         console.print(
-            f"[yellow]{escape(one.run)} was killed[/] ({escape(one.process or 'process unknown')}, last sign of life"
-            f" {ended_at(one)}{f', in {escape(one.stage)}' if one.stage else ''}); its lock is free."
-            + (f" To go on: {escape(one.command)}" if one.command else f" Its log: {escape(one.log)}")
+            f"[yellow]{escape(dead.run)} was killed[/] ({escape(dead.process or 'process unknown')}, last sign of life"
+            f" {ended_at(dead)}{escape(where)}); its lock is free. {escape(rest)}"
         )
     if found.last is not None and found.last.outcome != "killed":
         console.print(f"last run: {escape(outcome_line(found.last))}")
