@@ -1,6 +1,6 @@
 """The ``maskmill`` command. Every command imports what it needs when it runs: ``--help`` answers at once.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was done), 3 done with skipped images,
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was computed), 3 done with skipped images,
 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
