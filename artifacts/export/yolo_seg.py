@@ -53,9 +53,11 @@ def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
 
 
 def write_data_yaml(folder: Path, train: Source, val: Source) -> None:
-    """The table of splits and classes; one split stands for both where there is no other."""
+    """The table of splits and classes; one split stands for both where there is no other.
+
+    Without ``path`` trainers take the file's own folder; ``path: .`` would be the folder that they are started in.
+    """
     table = {
-        "path": ".",
         "train": f"images/{train.split}",
         "val": f"images/{val.split}",
         "task": "segment",  # all lines of one length might be keypoints
