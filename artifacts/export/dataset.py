@@ -66,7 +66,7 @@ FINISHERS: Mapping[str, Callable[[Path, Source, Source], None]] = {"voc": write_
 """format -> what is written once both splits are there."""
 OPTIONAL = ("only", "confidence")
 """What an export's manifest holds only where it was asked for."""
-OF_TRAINERS = re.compile(r"labels/[^/]+\.cache")
+OF_TRAINERS = re.compile(r"labels/.+\.cache")
 """Files that a trainer leaves in an export (Ultralytics, beside its labels): they may go with it."""
 
 

@@ -64,7 +64,7 @@ class Beside:
         same = ("dataset", "split", "set")  # a part of the pictures, as on the contact sheet, has no set
         beside = [one for one in stages if all(one.get(name) == mine.get(name) for name in same)]
         copied = _copied(beside, mine)
-        others = [one for one in beside if one not in copied and _name(one) != TRUTH]
+        others = [one for one in beside if one not in copied and _name(one) not in (TRUTH, *COPIES)]
         stamps = {one["label"]: read_stamps(cache, one["stamps"]) for one in [mine, *others]}
         corrected = frozenset(manifest.get("corrected", ()) if label == manifest.get("masks") else ())
         return cls(MaskStore(cache, readonly=True), mine, others, stamps, corrected)
