@@ -119,8 +119,8 @@ def _cell(values: Sequence[float]) -> str:
     return f"{np.mean(values):.1f}{ranged}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print."""
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of cache and corrections; the same goes on")
     parser.add_argument("--config", default="demo", help="of cfs")
@@ -131,7 +131,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="repetitions")
     parser.add_argument("--no-student", dest="student", action="store_false", help="masks alone")
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/corrections.json")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    options = parsed(arguments)
     found = measure(options)
     print(table(found))
     if options.save:

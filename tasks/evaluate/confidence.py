@@ -26,9 +26,9 @@ from tasks.evaluate.suspicion import MaskBool, Window, colours, foreign_share, w
 VERSION = 1
 """Of the maps: raised when equal masks get other ones."""
 Cue = NDArray[np.float32]
-WEIGHTS: Mapping[str, float] = {"depth": 3.0, "colour": 2.0, "margin": 2.0, "agreement": 2.0}
+WEIGHTS: Mapping[str, float] = {"depth": 1.0, "colour": 3.5, "margin": 1.0, "agreement": 1.0}
 """Weight of each cue in the logistic function's sum; a cue that is not known counts as a half."""
-OFFSET = -1.5
+OFFSET = -2.85
 DEPTH = 0.08
 """Of the root of an object's window, the distance from its outline at which the outline says no more."""
 CERTAIN = 255
