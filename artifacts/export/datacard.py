@@ -47,6 +47,7 @@ def describe(
     """
     recipe = manifest.get("recipe") or {}
     data = recipe.get("data") or {}
+    stage: Mapping[str, Any] = next((one for one in manifest["stages"] if one["label"] == origin["stage"]), {})
     masks = counts.get("val", {}).get("masks", {})
     splits = {one.split: _split(one) for one in counted}
     first = counted[0]
@@ -60,7 +61,8 @@ def describe(
         "format": origin["format"],
         "classes": list(first.classes),
         "splits": splits,
-        "source": {"data": data.get("source", ""), "corrections": data.get("corrections", "")},
+        # By name: whoever gets the card need not learn where the data lie.
+        "source": {"dataset": stage.get("dataset", ""), "format": data.get("source", "").partition(":")[0]},
         "licences": _licences(counted),
         "made": {
             "flow": origin["flow"],
@@ -139,15 +141,19 @@ def _seeds(value: Mapping[str, Any], place: str = "") -> Iterable[tuple[str, int
             yield f"{place}{name}", part
 
 
+def _image_id(skip: Mapping[str, Any]) -> str:
+    return str(skip["key"]).partition("/")[2]
+
+
 def _warnings(
     splits: Mapping[str, Mapping[str, Any]], origin: Mapping[str, Any], counts: Mapping[str, Any], first: Counted
 ) -> list[str]:
     """What to beware of, as sentences."""
     found = []
-    if missing := len(origin["without_mask"]):
-        reasons = Counter(one["reason"] for one in origin["skips"]).most_common(3)
-        why = "".join(f"; {n} x {reason}" for reason, n in reasons)
-        found.append(f"{missing} pictures have no mask and are left out{why}")
+    if missing := set(origin["without_mask"]):
+        reason_of = {image_id: one["reason"] for one in origin["skips"] if (image_id := _image_id(one)) in missing}
+        why = "".join(f"; {n} x {reason}" for reason, n in Counter(reason_of.values()).most_common(3))
+        found.append(f"{len(missing)} pictures have no mask and are left out{why}")
     for split, one in splits.items():
         if one["undecided_share"]:
             found.append(f"{split}: {one['undecided_share']:.2%} of the pixels are undecided (255)")
@@ -159,6 +165,8 @@ def _warnings(
     lost = {
         "undecided_pixels_as_background": "undecided pixels became background: the format has no place for them",
         "images_that_are_no_jpeg": "pictures do not end in .jpg: torchvision's VOC class will not find them",
+        "images_that_ultralytics_does_not_find": "pictures will not be found by Ultralytics: their ending, or a folder"
+        " called images, is in its way",
         "pixels_changed_by_polygons": "pixels were changed by drawing outlines as polygons",
         "empty_objects": "objects without a pixel were left out",
     }
@@ -218,8 +226,7 @@ def _facts(card: Mapping[str, Any]) -> list[str]:
     made = card["made"]
     facts = [
         ("format", card["format"]),
-        ("data", card["source"]["data"]),
-        ("corrections", card["source"]["corrections"]),
+        ("data set", f"{card['source']['dataset']} ({card['source']['format']})"),
         ("stages", ", ".join(made["stages"])),
         ("digest of the parameters", made["params_digest"]),
         ("seeds", ", ".join(f"{name}={value}" for name, value in made["seeds"].items())),
@@ -230,6 +237,8 @@ def _facts(card: Mapping[str, Any]) -> list[str]:
         f"- licence {plain(one['name'] or one['id'])} {plain(one['url'])}: {one['pictures']} pictures"
         for one in card["licences"]
     ]
+    if not card["licences"]:
+        lines.append("- licence: the data set's files name none")
     return [*lines, "- all parameters, addresses and digests: maskmill-export.json"]
 
 

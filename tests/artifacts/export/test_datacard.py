@@ -51,10 +51,18 @@ def card(**more: Any) -> dict[str, Any]:
     assert [image.image_id for image in counted] == ["a", "b"]
     origin = {
         **{"format": "voc", "stage": "corrected", "flow": "cfs", "libraries": {"maskmill": "1"}, "without_mask": ["c"]},
-        **{"skips": [{"reason": "gone"}], "scores": {"masks (train)": {"miou": 0.5, "images": 2}}},
+        **{
+            "skips": [{"key": "set/c", "reason": "gone"}, {"key": "set/d", "reason": "of val"}],
+            "scores": {"masks (train)": {"miou": 0.5, "images": 2}},
+        },
     }
     manifest = {
-        **{"stages": [{"label": "corrected"}], "masks": "corrected", "corrected": ["set/a"], "warnings": [NASTY[1]]},
+        **{
+            "stages": [{"label": "corrected", "dataset": "set"}],
+            "masks": "corrected",
+            "corrected": ["set/a"],
+            "warnings": [NASTY[1]],
+        },
         "recipe": {"params": {"seed": 4, "net": {"seed": 5}}, "data": {"source": "voc:x", "share_seed": 6}},
     }
     suspicion = {"pictures": 2, "median": 0.2, "tenth": 0.3, "worst": [[NASTY[0], 0.31]]}
@@ -74,6 +82,7 @@ def test_it_counts_pictures_objects_and_pixels_of_each_class() -> None:
         (3, "background", 1, 0, 10),
     ]
     assert found["licences"] == [{"id": 3, "name": "CC <b>BY</b>", "url": "http://x/", "pictures": 1}]
+    assert found["source"] == {"dataset": "set", "format": "voc"}
     assert found["made"]["seeds"] == {"data.share_seed": 6, "params.net.seed": 5, "params.seed": 4}
     assert found["warnings"] == [
         "1 pictures have no mask and are left out; 1 x gone",
