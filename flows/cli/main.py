@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.logging import RichHandler
@@ -177,11 +177,18 @@ def export(
     by: Annotated[
         Literal["suspicion", "score"], Parameter(help="what is worst: suspicion needs no truth, score does")
     ] = "suspicion",
+    confidence: Annotated[
+        bool, Parameter(help="a grey PNG of each pixel's confidence beside every mask, 255 is certain", negative=())
+    ] = False,
+    undecided_below: Annotated[
+        int, Parameter(help="pixels of less confidence (1 to 255) become undecided (255); 0: none")
+    ] = 0,
 ) -> int:
     """Export a run's masks as a dataset, also of an interrupted run whose masks are complete."""
     from flows.cli.export import export as write
 
-    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf, worst=worst, by=by)
+    options: dict[str, Any] = {"worst": worst, "by": by, "confidence": confidence, "undecided_below": undecided_below}
+    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf, **options)
     if note:
         terminal().print(escape(note), soft_wrap=True, highlight=False)
     terminal().print(f"exported: {escape(str(folder))}", soft_wrap=True)
