@@ -105,7 +105,10 @@ SHIPPED = (
         tiny="demo-tiny-rrm",
         figure=("params.rrm.mining=online",),
         claims={"drawn": "benchmarks.claims_rrm", "photo": "benchmarks.claims_rrm_photo"},
-        label_cost="Zhang et al. 2020 state no time for tags, in the text or in tables 1 to 5 (only: the simplest).",
+        label_cost=(
+            "Zhang et al. 2020 state no time for tags, in the text or in tables 1 to 5; only that, of weak labels, they"
+            " are the simplest to collect (introduction)."
+        ),
     ),
     FlowEntry(
         name="bpg",

@@ -122,6 +122,8 @@ class ScoreTable:
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    words: Sequence[str] = ("variant",)
+    """The columns that hold words, not numbers."""
 
     def markdown(self) -> str:
         """As Markdown, without the caption."""
@@ -134,8 +136,8 @@ class ScoreTable:
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAVY)
-        for place, column in enumerate(self.head):
-            table.add_column(escape(column), justify="right" if place else "left")
+        for column in self.head:
+            table.add_column(escape(column), overflow="fold", justify="left" if column in self.words else "right")
         for row in self.rows:
             table.add_row(*map(escape, row))
         return table

@@ -151,21 +151,21 @@ class Methods:
             own = variant.sets or sets
             used = zip((own.train, own.aux), weak_kinds(variant, own, options), strict=True)
             parts = [(records, kind) for records, kinds in used if records for kind in COUNTED if kind in kinds]
-            labels[variant.name] = "; ".join(_counted(records, kind, own.aux) for records, kind in parts) or DASH
+            labels[variant.name] = ", ".join(_counted(records, kind, own.aux) for records, kind in parts) or DASH
             known = all(COUNTED[kind] in minutes for _, kind in parts)
             total = sum(len(records) * minutes[COUNTED[kind]] for records, kind in parts) if known else 0.0
             hours[variant.name] = total / 60 if known else None
         said = [f"Labels' cost: {cost}" for v in variants if (cost := FLOWS[v.flow].label_cost)]
         notes = [
             "Student: the flow's last network on the evaluation pictures, named where it is called otherwise.",
-            "Seconds: of all stages, from nothing, as measured when they were computed; none is free for being cached.",
+            "Time: of all stages from nothing, as measured when they were computed; cached work is not free.",
             *dict.fromkeys(said),
         ]
         if minutes:
             given = ", ".join(f"{kind} {number:g}" for kind, number in minutes.items())
-            notes.append(f"Labelling hours: minutes a picture as given by --minutes ({given}), times pictures.")
+            notes.append(f"Labelling: minutes a picture as given by --minutes ({given}), times pictures.")
         else:
-            notes.append("Hours of labelling are in the table with your own times: --minutes tags=...,boxes=...")
+            notes.append("With your own times the table has a column for labelling: --minutes tags=...,boxes=...")
         return cls(labels, hours, minutes, tuple(notes))
 
     def table(self, variants: Sequence[Variant], attempts: Sequence[Attempt]) -> ScoreTable:
@@ -182,22 +182,22 @@ class Methods:
                     _student(line),
                     _seconds([a for a in attempts if a.variant == variant.name]),
                     self.labels[variant.name],
-                    *([DASH if hours is None else f"{hours:.1f}"] if self.minutes else []),
+                    *([DASH if hours is None else duration(3600 * hours)] if self.minutes else []),
                     line.state,
                 ]
             )
-        labelling = ["labelling, hours"] if self.minutes else []
+        labelling = ["labelling"] if self.minutes else []
         head = ["variant", "flow", "masks mIoU", "object IoU", "student mIoU", "time", "labels", *labelling, "runs"]
-        return ScoreTable("Methods, per cent", head, rows)
+        return ScoreTable("Methods, per cent", head, rows, ("variant", "flow", "labels"))
 
 
 def _counted(records: RecordSet, kind: Kind, aux: RecordSet | None) -> str:
-    """``446 boxes (1.9 a picture)``."""
+    """``446 boxes``, ``12 auxiliary masks``."""
     values = [getattr(record, kind) for record in records]
     # A mask (of truth, or of what is scribbled on) is one label.
     count = sum(len(value) if isinstance(value, tuple) else value is not None for value in values)
     other = "auxiliary " if records is aux else ""
-    return f"{count:,} {other}{COUNTED[kind]} ({count / max(1, len(records)):.1f} a picture)"
+    return f"{count:,} {other}{COUNTED[kind]}"
 
 
 def _column(line: Line, name: str, what: str) -> str:

@@ -38,11 +38,11 @@ def record(tmp_path: Path) -> Record:
 
 def test_a_mask_is_drawn_over_its_picture_and_named() -> None:
     mask_hw = np.zeros((40, 60), np.uint8)
-    mask_hw[4:36, 6:54] = 2
+    mask_hw[4:35, 14:45] = 2
     found = decoded(mask_png(mask_hw, np.full((40, 60, 3), 128, np.uint8), ("a", "b")))
     assert found.shape == (240, SIDE, 3)
-    assert np.abs(found[60, 60] - (0.42 * 128 + 0.58 * np.array(drawing.class_colour(2)))).max() <= 2
-    assert found[120, 180 - 6 : 180 + 6].min() < 60, "a dark label in the middle"
+    assert np.abs(found[60, 120] - (0.42 * 128 + 0.58 * np.array(drawing.class_colour(2)))).max() <= 2
+    assert found[110:124, 170:184].min() < 60, "a dark label in the middle"
 
 
 def test_objects_and_references_are_pictures() -> None:

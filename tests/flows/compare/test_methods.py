@@ -103,13 +103,9 @@ def test_labels_are_counted_and_cost_what_is_said(cache: Path) -> None:
     aux_boxes, strokes = sum(len(r.boxes or ()) for r in aux), sum(len(r.strokes) for r in train)
     options = RunParams(cache=str(cache), workers=0, progress=False)
     found = Methods.of(variants, variants[0].sets or pytest.fail("read"), options, {"boxes": 0.5, "masks": 4.0})
-    assert found.labels["cfs"] == f"{boxes} boxes ({boxes / 24:.1f} a picture)"
-    assert found.labels["rrm"] == f"{tags} tags ({tags / 24:.1f} a picture)"
-    assert found.labels["bpg"] == f"{strokes} scribbles ({strokes / 24:.1f} a picture)"
-    assert found.labels["lpg"] == (
-        f"{boxes} boxes ({boxes / 24:.1f} a picture); {aux_boxes} auxiliary boxes ({aux_boxes / 12:.1f} a picture);"
-        " 12 auxiliary masks (1.0 a picture)"
-    )
+    assert found.labels["cfs"] == f"{boxes} boxes" and found.labels["rrm"] == f"{tags} tags"
+    assert found.labels["bpg"] == f"{strokes} scribbles"
+    assert found.labels["lpg"] == f"{boxes} boxes, {aux_boxes} auxiliary boxes, 12 auxiliary masks"
     assert found.hours["cfs"] == pytest.approx(24 * 0.5 / 60) and found.hours["rrm"] is None
     assert found.hours["lpg"] == pytest.approx((24 * 0.5 + 12 * 0.5 + 12 * 4.0) / 60)
     assert sum("state no time" in note for note in found.notes) == 4
@@ -137,10 +133,10 @@ def test_a_row_says_masks_objects_student_time_and_labels() -> None:
     labels = {"a": "24 tags", "b": "24 boxes", "c": "-"}
     found = Methods(labels, {"a": 0.2, "b": None, "c": None}, {"tags": 0.5}, ()).table(variants, attempts)
     assert list(found.head) == [
-        "variant", "flow", "masks mIoU", "object IoU", "student mIoU", "time", "labels", "labelling, hours", "runs",
+        "variant", "flow", "masks mIoU", "object IoU", "student mIoU", "time", "labels", "labelling", "runs",
     ]  # fmt: skip
     assert [list(row) for row in found.rows] == [
-        ["a", "rrm", "50.0 ± 0.0", "40.0 ± 0.0", "40.0 ± 14.1 (two-step)", "1 min 30 s", "24 tags", "0.2", "2"],
+        ["a", "rrm", "50.0 ± 0.0", "40.0 ± 0.0", "40.0 ± 14.1 (two-step)", "1 min 30 s", "24 tags", "12 min 00 s", "2"],
         ["b", "rrm", "50.0", "-", "-", "-", "24 boxes", "-", "1"],
         ["c", "rrm", "-", "-", "-", "-", "-", "-", "0 of 1, 1 failed"],
     ]
@@ -195,7 +191,7 @@ def test_flows_side_by_side_one_of_which_fails(tiny: Done, tmp_path: Path) -> No
     words = " ".join(re.sub(r"<(script|style)>.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL).split())
     assert EVIL not in page and "&lt;b&gt;tags&lt;/b&gt; rrm" in words and "no.safetensors" in words
     assert "http" not in page and page.count('class="pic"') >= 3 and "masks: boxes, mIoU" in words
-    assert "state no time for tags" in words and "Labelling hours" in words
+    assert "state no time for tags" in words and "Labelling: minutes" in words
     assert f"| {EVIL} | rrm | " in (out / "compare.md").read_text() and (out / "compare.png").exists()
     again = maskmill(out, *command, "--dry-run")
     assert again.code == 0 and again.printed.count("nothing") == 2, "the failed one alone is left"
