@@ -53,7 +53,9 @@ app.command(
 app.command("flows.cli.cache:app", name="cache", help="List, inspect, check and clean up the mask cache.")
 app.command("flows.cli.cam:cam", name="cam", help="Draw where a run's classifier of tags sees a class.")
 app.command(
-    "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
+    "flows.compare.command:compare",
+    name="compare",
+    help="Compare variants of a flow, or flows: one table, one picture, one page.",
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
 app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures: HED, hed-lite, Canny.")
