@@ -118,7 +118,9 @@ def plan(
     """
     weights = weights_digests(stage, upstream, sources)
     fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
-    inputs = {role: str(path) for role, path in stage.inputs.items()} | {role: h.path for role, h in fits.items()}
+    inputs = {role: os.path.abspath(path) for role, path in stage.inputs.items()} | {
+        role: h.path for role, h in fits.items()
+    }
     prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
     if weights is None or usable.unknown:
         return FitPlan(None, inputs=inputs, prefixes=prefixes)

@@ -29,6 +29,7 @@ from artifacts.images import ImageDigests
 from artifacts.records import DataError, Record, RecordSet, Sets, Skip
 from tasks.engine import effort, fit_launch
 from tasks.engine.children import Stopped, Supervisor
+from tasks.engine.cluster_pool import check_engine
 from tasks.engine.gpus import check_device
 from tasks.engine.map_work import MapWork
 from tasks.engine.options import RunParams
@@ -73,10 +74,12 @@ class Runner:
         default. ``folder``: the run's, where it has one already; by default made on first use.
         """
         check_device(options.device)
+        check_engine(options)
         self.options = options
         self.flow = flow
         self.planning = planning
-        self.cache = Path(options.cache)
+        # Absolute: workers of a cluster, and fits that are started by hand, have folders of their own.
+        self.cache = Path(os.path.abspath(options.cache))
         self.reports: list[StageReport] = []
         self.handles: list[Handle] = []
         self.skips: list[Skip] = []
