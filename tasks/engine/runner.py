@@ -238,7 +238,9 @@ class Runner:
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
         parts = plan.publication.part_digests if plan.publication is not None else {}
-        handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts, train)
+        handle = FitHandle(
+            label, stage, address, plan.stamp, plan.digest, plan.path, "", bool(plan.pinned), parts, train
+        )
         self._end(handle)
         return handle
 
