@@ -17,8 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "../shared/data/voc-mini"
-APART = ("soak_kill", "claims")
-"""Long-running modules that are no benchmarks: `make soak-kill`, `make claims-cfs`."""
+APART = ("soak_kill", "claims", "nights")
+"""Long-running modules that are no benchmarks: `make soak-kill`, `make claims-cfs`, `make nights`."""
 
 
 def names() -> list[str]:

@@ -36,7 +36,7 @@ def learn(context: FitContext) -> dict[str, Tensor]:
 
     if context.label in FAIL:
         raise RuntimeError("as if it were killed")
-    start = load_file(context.spec.init)["level"] if context.spec.init else np.zeros(1)
+    start = load_file(context.init)["level"] if context.init else np.zeros(1)
     items = list(context.train.items())
     seen = sum(int((item.up["shade"]["mask_hw"] if item.up else image_of(item)).sum()) for item in items)
     return {"level": torch.tensor(start + seen, dtype=torch.float64)}
