@@ -329,8 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def progress(row: Row) -> None:
     """A night is over."""
-    faults = [] if row.right else [*row.faults, f"computed {dict(row.computed)}", f"needed {dict(row.needed)}"]
-    print(f"{row.name}: {'as needed' if row.right else 'WRONG'}", *row.pinned, *faults, sep="\n  ", flush=True)
+    faults = [] if row.right else [*row.faults, f"needed {dict(row.needed)}"]
+    said = f"{row.name}: {'as needed' if row.right else 'WRONG'}, {dict(row.computed)}"
+    print(said, *row.pinned, *faults, sep="\n  ", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 
 from artifacts.demo.data import prepare_demo
 from benchmarks.night_world import NIGHTS, World
-from benchmarks.nights import Row, simulate
+from benchmarks.nights import Row, progress, simulate
 
 STAGES = ("grabcut", "deeplab", "student", "student-shown")
 
@@ -29,7 +29,7 @@ def computed(rows: list[Row]) -> dict[str, tuple[int, ...]]:
 
 def test_ten_nights_compute_what_they_have_to(world: World, tmp_path: Path) -> None:
     """A night's numbers follow from what was done to the folder: worked out by hand here, by a model in ``wrong``."""
-    rows = simulate("cfs", tmp_path, world, ["params.deeplab.iterations=3"])
+    rows = simulate("cfs", tmp_path, world, ["params.deeplab.iterations=3"], show=progress)
     assert wrong(rows) == []
     assert computed(rows) == {
         "the first night": (6, 1, 2, 6),
@@ -48,7 +48,8 @@ def test_ten_nights_compute_what_they_have_to(world: World, tmp_path: Path) -> N
 
 def test_between_refits_the_last_network_makes_what_is_new(world: World, tmp_path: Path) -> None:
     nights = [NIGHTS[number] for number in (0, 1, 3, 4, 5)]
-    rows = simulate("cfs", tmp_path, world, ["params.deeplab.iterations=3"], refit="never", nights=nights)
+    few = ["params.deeplab.iterations=3"]
+    rows = simulate("cfs", tmp_path, world, few, refit="never", nights=nights, show=progress)
     assert wrong(rows) == []
     assert computed(rows) == {
         "the first night": (6, 1, 2, 6),
