@@ -35,6 +35,7 @@ from tasks.engine.map_work import MapWork
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources, fit_members, pending_images, stamps_of
 from tasks.engine.progress import Reporter, Silent
+from tasks.engine.shorter_tables import take_over
 from tasks.engine.skin import PlainSkin, Skin
 from tasks.engine.stage_report import StageReport, plain_skip, skip_line, unique_skips
 from tasks.engine.workers import Workers
@@ -181,7 +182,10 @@ class Runner:
         label = self._label(label or stage.name)
         address = stage_address(stage, records.classes, upstream)
         started = time.monotonic()
-        images = pending_images(stage, address, label, records, upstream, self._sources, rerun=self._wants(label))
+        rerun = self._wants(label)
+        images = pending_images(stage, address, label, records, upstream, self._sources, rerun=rerun)
+        if not rerun:
+            take_over(self.store, stage, address, label, records.classes, upstream, images, planning=self.planning)
         report = StageReport(label, "map", address, len(records), images.cached, unknown=images.unknown)
         report.like, report.amount = effort.of_map(stage, self.options, len(records))
         report.outputs = stage.outputs
@@ -262,7 +266,9 @@ class Runner:
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
         parts = plan.publication.part_digests if plan.publication is not None else {}
-        handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts, train)
+        handle = FitHandle(
+            label, stage, address, plan.stamp, plan.digest, plan.path, "", bool(plan.pinned), parts, train
+        )
         self._end(handle)
         return handle
 
