@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,8 @@ from artifacts.records import DataError
 from flows.cli import console as show
 from flows.cli.terminal import terminal
 from flows.config import as_yaml
-from flows.configure import Job, configure, load
+from flows.configure import Job, configure, known_cache, load
+from flows.recording import recorded_if_it_fails
 from flows.registry import FLOWS
 from flows.run_flow import plan_page, read_sets, run_page
 from flows.server.environment import api_configured
@@ -32,9 +34,12 @@ def run_flow_command(
     """The command's body; returns the exit code."""
     if show_config and data is None and config is None:
         data = "demo"
-    reports = not (show_config or dry_run) and (prefect or api_configured())
+    command = as_given(flow, data, config, sets, options)
+    place = None if dry_run or show_config else known_cache(config, sets, options)
+    reports = not (dry_run or show_config) and (prefect or api_configured())
     try:
-        job = configure(flow, data, config, sets, options)
+        with recorded_if_it_fails(flow, place, command):
+            job = configure(flow, data, config, sets, options)
     except DataError as error:
         if reports:
             _report_failure(flow, error)
@@ -50,11 +55,27 @@ def run_flow_command(
     if reports:
         summary = _as_flow_run(prefect_flow, job)
     else:
-        summary = run_page(flow, page, job.data, job.params, job.options, reporter=_reporter(job.options)).summary()
+        reporter = _reporter(job.options)
+        summary = run_page(flow, page, job.data, job.params, job.options, reporter=reporter, command=command).summary()
     show.summary(summary, terminal(), quiet=not job.options.progress)
     if summary["failures"]:
         return 1
     return 3 if summary["skips"] else 0
+
+
+def as_given(flow: str, data: str | None, config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> str:
+    """The command, as somebody would type it again."""
+    words = ["maskmill", flow]
+    words += [word for name, value in (("--data", data), ("--config", config)) if value for word in (name, value)]
+    words += [word for one in sets for word in ("--set", one)]
+    for name, value in options.items():
+        if name == "progress":
+            words += ["--quiet"] if value is False else []
+        elif isinstance(value, list):
+            words += [word for one in value for word in (f"--{name}", str(one))]
+        elif value is not None:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def _as_flow_run(prefect_flow: Any, job: Job) -> dict[str, Any]:

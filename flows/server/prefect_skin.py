@@ -30,9 +30,9 @@ from artifacts.cache.locks import LockAborted
 from artifacts.datasets import DataParams
 from flows.run_flow import Page, run_page
 from flows.server.environment import SERVED_BY
-from flows.server.progress import ServerProgress, all_lines
 from flows.server.run_outcome import one_line, outcome, publish
 from flows.server.run_parameters import with_deployments
+from flows.server.run_progress import ServerProgress, all_lines
 from tasks.engine.children import Stopped
 from tasks.engine.options import RunParams
 from tasks.engine.process_tree import die_with_parent

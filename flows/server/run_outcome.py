@@ -24,8 +24,9 @@ WITH_SKIPS = "DoneWithSkips"
 
 
 def one_line(error: BaseException) -> str:
-    """An error for a state's message."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """An error for a state's message; with where a run's log is, and the command that goes on."""
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return "; ".join([what, *getattr(error, "__notes__", ())])
 
 
 def outcome(summary: dict[str, Any]) -> State[Any]:
@@ -73,9 +74,8 @@ def page(name: str, summary: Mapping[str, Any]) -> str:
         sheet = inline(Path(summary["files"]["contact sheet"]), side=SHEET_SIDE)
         lines += ["", f"![contact sheet]({sheet})"]
     lines += ["", "| stage | images | computed | seconds |", "|---|---|---|---|"]
-    for stage in summary["stages"]:
-        pinned = " (pinned)" if stage.get("pinned") else ""
-        lines.append(f"| {stage['label']}{pinned} | {stage['total']} | {stage['computed']} | {stage['seconds']:.1f} |")
+    lines += [f"| {s['label']} | {s['total']} | {s['computed']} | {s['seconds']:.1f} |" for s in summary["stages"]]
+    lines += ["", *(f"- {s['label']}: {s['pinned']}" for s in summary["stages"] if s.get("pinned"))]
     lines += ["", *(f"- {what}: `{os.path.abspath(path)}`" for what, path in summary["files"].items())]
     lines += ["", *(f"- failed: {failure}" for failure in summary["failures"])]
     skips = summary["skips"]

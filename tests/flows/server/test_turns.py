@@ -18,8 +18,8 @@ from PIL import Image
 from prefect.client.schemas.objects import FlowRun, StateType
 
 from benchmarks import soak_nights
-from flows.server import progress
-from flows.server.run_outcome import outcome, page
+from flows.server import run_progress as progress
+from flows.server.run_outcome import one_line, outcome, page
 from flows.server.turns import turns
 from tasks.engine.progress import Lines, Silent
 
@@ -190,9 +190,11 @@ def test_a_cancel_is_no_error_and_leaves_no_line_that_it_runs(caplog: pytest.Log
 # -- the end ---------------------------------------------------------------------------------------------------------
 
 
+STAGE: dict[str, Any] = {"label": "grabcut", "total": 3, "computed": 2, "seconds": 1.26}
+
+
 def summary(**more: Any) -> dict[str, Any]:
-    stage = {"label": "grabcut", "total": 3, "computed": 2, "seconds": 1.26}
-    return {"run": "r1", "scores": {}, "files": {}, "stages": [stage], "skips": [], "failures": [], **more}
+    return {"run": "r1", "scores": {}, "files": {}, "stages": [STAGE], "skips": [], "failures": [], **more}
 
 
 def test_the_last_state_tells_done_from_done_with_skips_and_from_failed() -> None:
@@ -213,13 +215,15 @@ def test_the_page_lists_scores_stages_files_and_skips() -> None:
         summary(
             scores={"masks (train)": {"miou": 0.5, "pixel_accuracy": None}},
             files={"report": "/r/index.html"},
+            stages=[STAGE, STAGE | {"label": "cfs", "pinned": "pinned since then"}],
             skips=[{"key": f"d/{i}", "reason": "broken"} for i in range(60)],
         ),
     )
     for part in ("| masks (train) | 50.0 | - |", "| grabcut | 3 | 2 | 1.3 |", "`/r/index.html`", "60 skipped"):
         assert part in text
     assert text.endswith("- `d/49`: broken\n- ... and 10 more in the manifest")
-    assert "contact sheet" not in text
+    assert "- cfs: pinned since then" in text and "grabcut: " not in text and "contact sheet" not in text
+    assert one_line(KeyError()) == "KeyError"
 
 
 def test_the_page_holds_the_contact_sheet_as_a_small_picture(tmp_path: Path) -> None:
