@@ -174,6 +174,7 @@ def soak(runs: int, folder: Path, port: int, interval: float) -> tuple[list[Coun
                     parts = parts or parts_of(process)
                     wait_idle(parts["runner"])
                     counts.append(count(done, began, parts, home))
+                    print(table(counts[-1:]).splitlines()[-1], flush=True)
             bad = api.states("FAILED", "CRASHED")
             family = process.children(recursive=True)
             served.send_signal(signal.SIGTERM)
