@@ -250,8 +250,7 @@ def run_page(
     """
     options = resolve_options(options)
     for option, folder in (("out", options.out), ("cache", options.cache)):
-        if folder:
-            check_writable(option, Path(folder))
+        check_writable(option, Path(folder) if folder else None)
     sets = read_sets(data, options)
     plan = plan_page(name, page, sets, params, options)
     for kind in options.export if options.out else ():

@@ -131,11 +131,14 @@ def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
     write_bytes_atomic(path, text.encode(), durable=durable)
 
 
-def check_writable(option: str, folder: Path) -> None:
+def check_writable(option: str, folder: Path | None) -> None:
     """Raise :class:`DataError` where no file can be made in ``folder`` (of ``--option``); it need not exist yet.
 
-    For the time before the work, which may take hours. Leaves no files.
+    For the time before the work, which may take hours: every command asks here. ``None`` (the option is not given) is
+    fine. Leaves no files.
     """
+    if folder is None:
+        return
     there = folder
     try:
         while not (there.exists() or there.is_symlink()):
@@ -150,6 +153,15 @@ def check_writable(option: str, folder: Path) -> None:
             f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
             " give yourself write permission there"
         ) from error
+
+
+def check_file_writable(option: str, path: Path | None) -> None:
+    """:func:`check_writable` of the folder of a file (of ``--option``), which may be there: it is replaced."""
+    if path is None:
+        return
+    check_writable(option, path.parent)
+    if path.is_dir():
+        raise DataError(f"--{option} {path}: is a folder; name a file")
 
 
 def publish_folder(temporary: Path, final: Path) -> None:

@@ -67,11 +67,13 @@ def show(
 ) -> int:
     """Show a stage's arrays, keys and runs, or a fit's publications; or write one image's mask as a picture."""
     from artifacts.cache import listing as tools
+    from artifacts.cache.atomic import check_file_writable
     from artifacts.datasets.voc_writer import voc_palette
     from flows.cli.cache_tables import print_json
 
     if (key is None) != (out is None):
         raise DataError("--key and --out go together: the image, and the file that shows its mask")
+    check_file_writable("out", out)
     store = _store(cache)
     console = terminal(highlight=False)
     addresses, fits = _known(store, [name])

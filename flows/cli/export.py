@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from artifacts.cache.atomic import check_writable
 from artifacts.cache.fit_store import FitStore, Publication
 from artifacts.cache.runs import find_run, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.datasets.read import placed
 from artifacts.datasets.voc_masks import read_index_png
-from artifacts.export.dataset import WRITERS, export_run
+from artifacts.export.dataset import WRITERS, check_target, export_run
 from artifacts.export.val import WITH_VAL
 from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
@@ -49,6 +50,8 @@ def export(
     """
     if kind not in WRITERS:
         raise ConfigError(f"--format {kind}: expected one of {', '.join(WRITERS)}")
+    check_writable("to", to.parent)
+    check_target(to)
     manifest = find_run(cache, run).manifest()
     array = CRF_MASK if crf else "mask_hw"
     if crf and not stage:

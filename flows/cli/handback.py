@@ -12,6 +12,7 @@ import numpy as np
 from cyclopts import Parameter
 from rich.markup import escape
 
+from artifacts.cache.atomic import check_writable
 from artifacts.cache.runs import find_run
 from artifacts.datasets import DataParams, read_split
 from artifacts.datasets.corrections import load_stored, write_corrections
@@ -81,6 +82,7 @@ def import_corrections(files: Sequence[Path], cache: Path, run: str, to: Path | 
     data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
     records = read_split(data, data.train, cache=cache)
     folder = to or Path(data.corrections or f"{records.dataset}-corrections").expanduser()
+    check_writable("to", folder)
     found = ReadBack(records)
     unchanged = 0
 

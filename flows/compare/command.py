@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from artifacts import report
-from artifacts.cache.atomic import write_text_atomic
+from artifacts.cache.atomic import check_writable, write_text_atomic
 from artifacts.cache.runs import RunFolder, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import read_image_rgb
@@ -78,6 +78,8 @@ def compare(
     }
     if flow not in FLOWS:
         raise ConfigError(f"no flow {flow!r}; there are {', '.join(FLOWS)}")
+    for option, folder in (("out", out), ("cache", cache)):
+        check_writable(option, None if dry_run else folder)
     budget_s = None if budget is None else parse_budget(budget)
     job = configure(flow, data, config, set_, options)
     given = [*(parse_variant(text) for text in variant), *(read_variants(variants) if variants else ())]
