@@ -139,9 +139,9 @@ def read_coco(
 
 def _origin(table: CocoTable, rows: list[int], ids: dict[int, str]) -> dict[str, Any]:
     """What a COCO export gives back: categories, licences, and each image's own id and licence."""
-    whole = {ids[row]: table.image_ids[row] for row in rows if isinstance(table.image_ids[row], int)}
+    own = {ids[row]: table.image_ids[row] for row in rows}
     licences = {ids[row]: table.licences[row] for row in rows if row in table.licences}
-    return {**table.origin, "image_ids": whole if len(whole) == len(rows) else {}, "image_licenses": licences}
+    return {**table.origin, "image_ids": own, "image_licenses": licences}
 
 
 @dataclass(frozen=True)
