@@ -156,6 +156,7 @@ def verify(
     if json:
         sound_ones = {"segments": report.segments, "images": report.images, "fits": sound, "records": records}
         faults = {"problems": found, "put_aside": [*report.quarantined, *aside], "busy": report.busy}
+        faults["resealed"] = report.resealed
         print_json({"ok": not code, **sound_ones, **faults})
         return code
     console = terminal(highlight=False, soft_wrap=True)
@@ -169,6 +170,8 @@ def verify(
     )
     if damaged:
         console.print("damaged fits are never used: the next run that needs one fits again")
+    for path in report.resealed:
+        console.print(f"sealed again: {escape(str(path))}; another program had cut its footer off, nothing else")
     for path in report.quarantined:
         console.print(f"put aside: {escape(str(path))}; the next run computes its damaged images again")
     for path in aside:
