@@ -159,7 +159,7 @@ class Runner:
         started = time.monotonic()
         images = pending_images(stage, address, label, records, upstream, self._sources, rerun=self._wants(label))
         report = StageReport(label, "map", address, len(records), images.cached, unknown=images.unknown)
-        report.like, report.amount = effort.of_map(stage, self.options, len(records))
+        report.like, report.amount = effort.of_map(stage, self.options, len(records), records.dataset)
         report.outputs = stage.outputs
         self._begin(report, records)
         if not self.planning:

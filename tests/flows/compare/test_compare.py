@@ -299,6 +299,17 @@ def test_an_estimate_is_of_the_same_configuration_whatever_its_seed_else_of_any(
     assert history.seconds("cfs-supervised", short, "deeplab") == 40.0 / 4, "another page, the same stage"
 
 
+def test_an_estimate_of_another_configuration_is_scaled_by_its_work(tmp_path: Path) -> None:
+    _, params_class, _ = load("cfs")
+    short, long = params_class(proposals="box"), params_class(proposals="grabcut")
+    history = History(tmp_path, ["cfs"])
+    done = manifest(14.0, 1, dataclasses.asdict(short), deeplab=10.0)
+    done["stages"][0] |= {"amount": 20.0, "total": 1}
+    history.add(done)
+    assert history.seconds("cfs", long, "deeplab", 20_000.0) == 10_000.0, "a thousand times the iterations"
+    assert history.seconds("cfs", short, "deeplab", 20.0) == 10.0
+
+
 def test_what_was_measured_replaces_what_was_believed(tmp_path: Path) -> None:
     _, params_class, _ = load("cfs")
     params = params_class(proposals="box")
