@@ -226,19 +226,25 @@ def records_of(manifest: Mapping[str, Any], of_set: str, split: str, cache: Path
     data = placed(data.aux if of_set == "aux" and data.aux is not None else data, manifest.get("folder", ""))
     if moved:
         # Keys begin with the data set's name, which is the folder's unless it was named.
-        name = next(stage["dataset"] for stage in manifest["stages"] if stage["set"] == of_set)
+        name = _name(manifest, of_set)
         given = {"data": {"source": moved}}
         data = replace(data, source=build(DataParams, "data", given, [Layer(given, "--data", {})]).source, name=name)
     try:
         records = read_split(data, split, cache=cache)
     except (DataError, OSError) as error:
         raise DataError(
-            f"run {run}: its data {data.source} cannot be read ({error}); if they were moved, name the place: --data"
-            f" {data.source.partition(':')[0]}:PATH"
+            f"run {run}: its data {data.source} cannot be read ({error}); if they were moved, run the flow again with"
+            f" --data {data.source.partition(':')[0]}:PATH --set data.name={_name(manifest, of_set)}: nothing is"
+            " computed anew. `maskmill score` takes --data itself"
         ) from error
     if moved:
         remember_dataset(cache, records)  # where it says that these are the same images
     return records
+
+
+def _name(manifest: Mapping[str, Any], of_set: str) -> str:
+    """The data set's name in the cache."""
+    return next((str(stage["dataset"]) for stage in manifest["stages"] if stage["set"] == of_set), "NAME")
 
 
 def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tuple[dict[str, Any], SetScores]:

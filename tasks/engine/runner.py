@@ -237,6 +237,9 @@ class Runner:
             self.skips.extend(plan.skips(usable.members, label))
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
+            whole = plan.publication.info.get("seconds", 0.0) if report.computed and plan.publication else 0.0
+            if whole > report.seconds:  # resumed: this run did the rest alone, and the next estimate is by what it did
+                report.amount *= report.seconds / whole
         parts = plan.publication.part_digests if plan.publication is not None else {}
         handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts, train)
         self._end(handle)
