@@ -10,6 +10,7 @@ behind is a temporary file, whose name marks it as removable (:func:`sweep_tempo
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -112,11 +113,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bo
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An ``OSError`` within names ``path``, where it would name nothing (a full disk) or a temporary beside it."""
+    """An ``OSError`` within names ``path``, where it would name nothing (a full disk), a temporary beside it, or the
+    file that is being copied there.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None and TEMPORARY_PREFIX not in str(error.filename):
+        copied = error.filename2 is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if error.filename is not None and TEMPORARY_PREFIX not in str(error.filename) and not copied:
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
