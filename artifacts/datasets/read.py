@@ -130,7 +130,7 @@ def placed(data: DataParams, folder: str) -> DataParams:
         several = form == "coco" or (form == "yolo" and not os.path.isdir(whole(place)))  # yolo:PATH,IMAGES
         source = f"{form}:{','.join(map(whole, place.split(',') if several else [place]))}"
     aux = None if data.aux is None else placed(data.aux, folder)
-    named = {name: getattr(data, name) for name in ("sbd", "scribble_files", "corrections")}
+    named: dict[str, Any] = {name: getattr(data, name) for name in ("sbd", "scribble_files", "corrections")}
     return replace(data, source=source, aux=aux, **{name: whole(path) if path else "" for name, path in named.items()})
 
 
