@@ -100,14 +100,16 @@ def read_coco(
     table = read_table(annotations, notes, classes)
     folder = Folder(Path(os.path.abspath(images)), None)
     usable = _usable_images(table, folder, dataset, notes)
+    names = Names([table.file_names[row] for row in usable.rows], str(annotations))
     chosen = select(
-        Names([table.file_names[row] for row in usable.rows], str(annotations)),
+        names,
         split if rule else EVERYTHING[0],
         rule or SplitRule(),
         annotations.parent if rule else None,
     )
     notes.add_all(f"image in {split}.txt that {annotations.name} does not list", chosen.unmatched)
     notes.add_all(NO_LISTS, chosen.hashed)
+    names.say_respelled(notes)
     rows = [usable.rows[i] for i in chosen.rows]
     skips = [usable.missing[row] for row in rows if row in usable.missing]
     rows = [row for row in rows if row not in usable.missing]

@@ -70,6 +70,8 @@ def select(names: Names, split: str, rule: SplitRule, folder: Path | None) -> Se
     """
     listed = list_file(folder, split, rule) if folder else None
     if listed:
+        if listed.name != f"{split}.txt":
+            names.respelled[f"{split}.txt"] = listed.name
         return select_listed(names, listed)
     relatives = names.files
     if split in EVERYTHING:

@@ -51,13 +51,13 @@ def parse_line(number: int, text: str, images: Names, by_id: Mapping[str, str]) 
     return Listed(number, without_suffix(check_relative(text.strip())))
 
 
-def list_path(root: Path, split: str) -> Path | None:
+def list_path(root: Path, split: str, notes: Notes | None = None) -> Path | None:
     """The list file of ``split``; ``None`` if the tree has none of that name."""
     check_relative(split)
     names = _AUGMENTED if split in _AUGMENTED else (split,)
     for folder in LIST_FOLDERS:
         for name in sorted(names, key=lambda n: n != split):
-            path = child(child(child(root, "ImageSets"), folder), f"{name}.txt")
+            path = child(child(child(root, "ImageSets"), folder), f"{name}.txt", notes)
             if path.is_file():
                 return path
     return None
@@ -71,7 +71,7 @@ def listed_images(
     A list in ``ImageSets``; else, said, ``<split>.txt`` in the tree itself, the images of ``ImageSets/Main``'s class
     lists, or a hash of each name. Raises :class:`DataError` for a split that the lists do not have.
     """
-    path = list_path(root, split)
+    path = list_path(root, split, notes)
     if path is not None:
         return numbered_lines(path), str(path)
     if split in _AUGMENTED and sbd is not None:

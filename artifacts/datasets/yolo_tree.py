@@ -214,6 +214,7 @@ def find_layout(root: Path, images: Path | None, split: str, rule: SplitRule, sa
         layout.missing = len(selection.unmatched)
         notes.add_all(f"image in {split}.txt that {top} does not hold", selection.unmatched)
         notes.add_all(NO_LISTS, selection.hashed)
+        folder.say_respelled(notes)
         _add(layout, root, folder, selection.rows, "", notes)
     return layout
 

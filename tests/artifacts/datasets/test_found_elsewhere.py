@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from label_trees import CAT, picture, read, sample_mask, voc, whole, yolo
+from label_trees import CAT, coco, picture, read, sample_mask, voc, whole, yolo
 from PIL import Image
 
 from artifacts.datasets.find import child
@@ -42,6 +42,17 @@ def test_a_yolo_tree_with_folders_in_another_case(tmp_path: Path) -> None:
     assert whole(found) and "labels' is 'LABELS'" in "\n".join(found.warnings)
 
 
+@pytest.mark.parametrize("form", ["yolo", "folder", "coco"])
+def test_lists_in_another_case(tmp_path: Path, form: str) -> None:
+    {"yolo": yolo, "folder": yolo, "coco": coco}[form](tmp_path)
+    (tmp_path / "Train.txt").write_text("p1.jpg\n")
+    (tmp_path / "val.TXT").write_text("p2.jpg\n")
+    train, val = read(form, tmp_path, "train"), read(form, tmp_path, "val")
+    assert [[r.image_id for r in found] for found in (train, val)] == [["p1"], ["p2"]]
+    assert "'train.txt' is 'Train.txt'" in "\n".join(train.warnings)
+    assert "'val.txt' is 'val.TXT'" in "\n".join(val.warnings)
+
+
 def test_a_voc_tree_with_folders_in_another_case(tmp_path: Path) -> None:
     voc(tmp_path, mask=sample_mask())
     names = ("ImageSets/Segmentation/train.txt", "ImageSets/Segmentation", "ImageSets", "SegmentationClass")
@@ -49,7 +60,7 @@ def test_a_voc_tree_with_folders_in_another_case(tmp_path: Path) -> None:
     found = read("voc", tmp_path, "train")
     assert whole(found) and all(record.truth is not None for record in found)
     np.testing.assert_array_equal(next(iter(found)).truth.load(), sample_mask())  # type: ignore[union-attr]
-    assert "JPEGImages' is 'jpegiMAGES'" in "\n".join(found.warnings)
+    assert all(one in "\n".join(found.warnings) for one in ("JPEGImages' is 'jpegiMAGES'", "train.txt' is 'TRAIN.TXT'"))
 
 
 def test_a_folder_of_masks_in_another_case_unless_it_is_a_class(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from artifacts.datasets.coco import read_coco
+from artifacts.datasets.coco_writer import write_coco
 from artifacts.datasets.without import without_classes
 from artifacts.export.coco import write_coco_export
 from artifacts.export.items import ExportImage
-from artifacts.records import RecordSet
+from artifacts.records import DataError, RecordSet
 
 CATEGORIES = [
     {"id": 90, "name": "toothbrush", "supercategory": "indoor"},
@@ -102,3 +103,8 @@ def test_without_a_class_and_with_one_of_ones_own_the_others_keep_their_ids(reco
     found = written(own, tmp_path / "own")
     assert [(c["id"], c["name"]) for c in found["categories"]] == [(12, "cat"), (13, "lamp"), (7, "train")]
     assert {a["category_id"] for a in found["annotations"]} == {7, 12}
+
+
+def test_entries_that_are_not_those_of_the_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="categories must be cat, dog"):
+        write_coco(tmp_path / "x.json", [], ("cat", "dog"), categories=[{"id": 1, "name": "cat"}])
