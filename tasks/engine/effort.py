@@ -26,7 +26,8 @@ def of_map(stage: MapStage, options: RunParams, images: int, dataset: str) -> Ef
     """An image costs what one of its data set (of its size) cost before, if the params are the same and the machine is
     used in the same way.
     """
-    how = [options.worker_count, options.device if stage.uses_torch else "cpu"]
+    how: list[int | str] = [options.worker_count, options.device if stage.uses_torch else "cpu"]
+    how += [options.engine] if options.engine != "local" else []
     return Effort(keys.digest([stage.name, stage.version, stage.params, dataset, how]), images)
 
 
