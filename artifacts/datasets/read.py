@@ -130,8 +130,9 @@ def placed(data: DataParams, folder: str) -> DataParams:
         several = form == "coco" or (form == "yolo" and not os.path.isdir(whole(place)))  # yolo:PATH,IMAGES
         source = f"{form}:{','.join(map(whole, place.split(',') if several else [place]))}"
     aux = None if data.aux is None else placed(data.aux, folder)
-    named: dict[str, Any] = {name: getattr(data, name) for name in ("sbd", "scribble_files", "corrections")}
-    return replace(data, source=source, aux=aux, **{name: whole(path) if path else "" for name, path in named.items()})
+    named = {name: getattr(data, name) for name in ("sbd", "scribble_files", "corrections")}
+    paths: dict[str, Any] = {name: whole(path) if path else "" for name, path in named.items()}
+    return replace(data, source=source, aux=aux, **paths)
 
 
 def guess_format(path: str) -> str:
