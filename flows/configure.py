@@ -11,8 +11,9 @@ from typing import Any
 from artifacts.datasets import DataParams
 from flows.config import ConfigError, Layer, build, merge, parse_set, place_of, read_config
 from flows.registry import FLOWS
-from flows.run_flow import Page, resolve_options
+from flows.run_flow import Page, resolve_options, run_page
 from tasks.engine.options import RunParams
+from tasks.evaluate.finish import Result
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,14 @@ def configure(flow: str, data: str | None, config: str | None, sets: Sequence[st
         build(params_class, "params", merged, layers),
         resolve_options(build(RunParams, "options", merged, layers)),
     )
+
+
+def run(flow: str, data: str | None = None, *sets: str, config: str | None = None, **options: Any) -> Result:
+    """A flow from Python, as ``maskmill FLOW --data DATA --config CONFIG --set SETS`` runs it; cached, resumable.
+
+    ``run("cfs", "folder:photos", "params.student=none", out="results", until="grabcut")``. ``options`` are fields of
+    :class:`~tasks.engine.options.RunParams`. Raises :class:`ConfigError` before any work for a fault in them.
+    """
+    job = configure(flow, data, config, sets, {"progress": False, **options})
+    page, _, _ = load(flow)
+    return run_page(flow, page, job.data, job.params, job.options)

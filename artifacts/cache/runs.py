@@ -24,7 +24,7 @@ from typing import Any
 from artifacts import keys
 from artifacts.cache import locks, sealed
 from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
-from artifacts.records import DataError
+from artifacts.records import DataError, shown
 
 log = logging.getLogger("maskmill")
 MANIFEST = "manifest.json"
@@ -109,6 +109,9 @@ class RunFolder:
                 f"{path}: no readable manifest ({error}); name another run with --run (`maskmill cache ls` lists them),"
                 " or put it aside with `maskmill cache verify --repair`"
             ) from error
+
+    def _repr_html_(self) -> Any:
+        return shown("run_html", self)
 
 
 def list_runs(cache: Path, flow: str | None = None) -> list[RunFolder]:

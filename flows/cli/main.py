@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.logging import RichHandler
@@ -53,7 +53,9 @@ app.command(
 app.command("flows.cli.cache:app", name="cache", help="List, inspect, check and clean up the mask cache.")
 app.command("flows.cli.cam:cam", name="cam", help="Draw where a run's classifier of tags sees a class.")
 app.command(
-    "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
+    "flows.compare.command:compare",
+    name="compare",
+    help="Compare variants of a flow, or flows: one table, one picture, one page.",
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
 app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures: HED, hed-lite, Canny.")
@@ -177,11 +179,18 @@ def export(
     by: Annotated[
         Literal["suspicion", "score"], Parameter(help="what is worst: suspicion needs no truth, score does")
     ] = "suspicion",
+    confidence: Annotated[
+        bool, Parameter(help="a grey PNG of each pixel's confidence beside every mask, 255 is certain", negative=())
+    ] = False,
+    undecided_below: Annotated[
+        int, Parameter(help="pixels of less confidence (1 to 255) become undecided (255); 0: none")
+    ] = 0,
 ) -> int:
     """Export a run's masks as a dataset, also of an interrupted run whose masks are complete."""
     from flows.cli.export import export as write
 
-    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf, worst=worst, by=by)
+    options: dict[str, Any] = {"worst": worst, "by": by, "confidence": confidence, "undecided_below": undecided_below}
+    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf, **options)
     if note:
         terminal().print(escape(note), soft_wrap=True, highlight=False)
     terminal().print(f"exported: {escape(str(folder))}", soft_wrap=True)

@@ -283,6 +283,7 @@ def _markdown(name: str, summary: dict[str, Any]) -> str:
     ]
     lines += ["", "| stage | images | computed | seconds |", "|---|---|---|---|"]
     lines += [f"| {s['label']} | {s['total']} | {s['computed']} | {s['seconds']:.1f} |" for s in summary["stages"]]
+    lines += ["", *(f"- {s['label']}: {s['pinned']}" for s in summary["stages"] if s.get("pinned"))]
     lines += ["", *(f"- {what}: `{os.path.abspath(path)}`" for what, path in summary["files"].items())]
     skips = summary["skips"]
     lines += ["", f"{len(skips)} skipped", ""]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import keys
-from artifacts.cache.fit_store import FitStore, Publication, share_new
+from artifacts.cache.fit_store import Difference, FitStore, Publication
 from artifacts.records import Kind, RecordSet, Skip
 from tasks.engine.children import ROOT, Stopped, Supervisor
 from tasks.engine.fit_spec import FitSpec, plain_params
@@ -27,6 +27,7 @@ from tasks.engine.image_task import ImageTask, stated_size
 from tasks.engine.options import RunParams
 from tasks.engine.pending import FitMembers, Sources, weights_digests
 from tasks.engine.progress import Reporter
+from tasks.engine.refit import Refit, pin_text
 from tasks.stage import FitHandle, FitStage, Handle, resolve
 
 log = logging.getLogger("maskmill")
@@ -55,7 +56,8 @@ class FitPlan:
     """role -> path of an input file or of an upstream checkpoint."""
     prefixes: Mapping[str, str] = field(default_factory=dict)
     publication: Publication | None = None
-    pinned: bool = False
+    pinned: str = ""
+    """What is said of the older fit that stands in (:func:`tasks.engine.refit.pin_text`)."""
     newest: int = 0
     """Number of the newest publication under the own stamp, whole or not."""
     newer_than: int = 0
@@ -81,7 +83,7 @@ class FitPlan:
             self,
             stamp=self.own_stamp,
             publication=None,
-            pinned=False,
+            pinned="",
             newer_than=self.newest,
             note="fitted again (rerun)",
             surprising=False,
@@ -96,9 +98,10 @@ class FitPlan:
         """Images of ``members`` that the published fit was done without; reported by each run that uses it."""
         if self.publication is None:
             return []
-        current = {task.key for task in members}
+        current = {task.key: task.stamp for task in members}
+        seen = {key for key, digest in self.publication.members if current.get(key) == digest}  # not mended since
         listed = [Skip(*entry) for entry in self.publication.info.get("skips", ())]
-        return [replace(skip, stage=label) for skip in listed if skip.key in current]
+        return [replace(skip, stage=label) for skip in listed if skip.key in seen]
 
 
 def plan(
@@ -113,35 +116,73 @@ def plan(
 ) -> FitPlan:
     """Stamp, lineage and (perhaps pinned) publication of a fit over ``usable.members``.
 
+    A plan of a dry run knows no stamp where upstream arrays are not made yet; whether it is pinned, it knows all the
+    same, unless that depends on them.
+
     A lineage is (address, data set, split, seed, digests of initial weights and inputs): only within one can an older
-    fit stand in for a new one (``refit``).
+    fit stand in for a new one (``refit``). So fits are decided one by one, in page order: where one is done again,
+    those that start from its weights are, too; where it is pinned, they see the same weights as before.
     """
     weights = weights_digests(stage, upstream, sources)
     fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
-    inputs = {role: str(path) for role, path in stage.inputs.items()} | {role: h.path for role, h in fits.items()}
+    inputs = {role: os.path.abspath(path) for role, path in stage.inputs.items()} | {
+        role: h.path for role, h in fits.items()
+    }
     prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
-    if weights is None or usable.unknown:
+    if weights is None:
         return FitPlan(None, inputs=inputs, prefixes=prefixes)
     init = weights.pop("init", None)
     lineage = keys.digest([address, records.dataset, records.split, stage.seed, init, weights])
     members = [(task.key, task.stamp) for task in usable.members]
-    stamp = keys.fit_stamp(members=members, inputs=weights, init=init, seed=stage.seed)
-    store = FitStore(cache)
-    published = store.published(address, stamp, accept=sources.sound)
-    newest = store.newest_number(address, stamp)
-    newer_than = newest if published is None else 0
-    found = FitPlan(stamp, stamp, lineage, inputs, prefixes, published, newest=newest, newer_than=newer_than)
-    if published is not None or options.refit == "changed":
+    if usable.unknown:
+        found = FitPlan(None, inputs=inputs, prefixes=prefixes)
+    else:
+        stamp = keys.fit_stamp(members=members, inputs=weights, init=init, seed=stage.seed)
+        store = FitStore(cache)
+        published = store.published(address, stamp, accept=sources.sound)
+        newest = store.newest_number(address, stamp)
+        newer_than = newest if published is None else 0
+        found = FitPlan(stamp, stamp, lineage, inputs, prefixes, published, newest=newest, newer_than=newer_than)
+    if found.publication is not None or options.refit == "changed":
         return found
-    older = store.newest_of_lineage(address, lineage, accept=sources.sound)
-    if older is None:
-        note = f"refit={options.refit}, but there is no earlier fit to pin (same stage, data set, split and seed)"
-        return replace(found, note=f"{note}: it is fitted", surprising=True)
-    new = share_new(older, members)
-    if options.refit == "share_new" and new >= options.share_new:
-        return replace(found, note=f"{new:.0%} of the images are new to the last fit: it is fitted again")
-    note = f"pinned to the fit of {older.stamp}, to which {new:.0%} of the images are new"
-    return replace(found, publication=older, pinned=True, stamp=older.stamp, note=note)
+    return _pinned(found, cache, address, lineage, members, usable.unknown, sources, options)
+
+
+def _pinned(
+    own: FitPlan,
+    cache: Path,
+    address: str,
+    lineage: str,
+    members: Sequence[tuple[str, str]],
+    unknown: Sequence[str],
+    sources: Sources,
+    options: RunParams,
+) -> FitPlan:
+    """The plan ``own`` with the last fit in its place, if ``refit`` says so; else with a note why it is fitted.
+
+    ``unknown``: keys of further members, which have no digest yet (a dry run).
+    """
+    refit, store = Refit.parse(options.refit), FitStore(cache)
+    last = store.last_of_lineage(address, lineage)
+    if last is None:
+        note = f"refit={options.refit}, but there is no earlier fit to pin (same stage, data set, split, seed and"
+        note += " upstream networks): it is fitted"
+        return replace(own, note=note, surprising=refit.kind == "never")
+    sound = None if isinstance(last, Path) else store.published(address, last.stamp, accept=sources.sound)
+    if sound is None:
+        where = last if isinstance(last, Path) else last.path
+        note = f"refit={options.refit}, but the fit to pin is damaged ({where}): it is fitted"
+        return replace(own, note=note, surprising=True)
+    before = dict(sound.members)
+    difference = Difference.between(sound, [*members, *((key, before.get(key, "")) for key in unknown)])
+    doubtful = len(before.keys() & set(unknown))
+    due = refit.due(difference, time.time() - sound.published, doubtful)
+    text = pin_text(sound.published, difference, doubtful)
+    if due is None:
+        return own
+    if due:
+        return replace(own, note=f"refit={options.refit}: fitted again, no longer {text}")
+    return replace(own, publication=sound, pinned=text, stamp=sound.stamp, note=text)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class FitMembers:
     members: list[ImageTask] = field(default_factory=list)
     """One task per usable image; ``stamp`` is the member's digest."""
     skips: list[Skip] = field(default_factory=list)
-    unknown: int = 0
+    unknown: list[str] = field(default_factory=list)
+    """Keys of images whose upstream output is not known yet (only while planning)."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def fit_members(
         key = records.key(record)
         above = {role: handle.produced.get(key) for role, handle in maps.items()}
         if any(produced is None for produced in above.values()):
-            usable.unknown += 1
+            usable.unknown.append(key)
             continue
         known = {role: produced for role, produced in above.items() if produced is not None}
         if any(produced.output is None for produced in known.values()):

@@ -29,11 +29,13 @@ from artifacts.images import ImageDigests
 from artifacts.records import DataError, Record, RecordSet, Sets, Skip
 from tasks.engine import effort, fit_launch
 from tasks.engine.children import Stopped, Supervisor
+from tasks.engine.cluster_pool import check_engine
 from tasks.engine.gpus import check_device
 from tasks.engine.map_work import MapWork
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources, fit_members, pending_images, stamps_of
 from tasks.engine.progress import Reporter, Silent
+from tasks.engine.shorter_tables import take_over
 from tasks.engine.skin import PlainSkin, Skin
 from tasks.engine.stage_report import StageReport, plain_skip, skip_line, unique_skips
 from tasks.engine.workers import Workers
@@ -73,10 +75,12 @@ class Runner:
         default. ``folder``: the run's, where it has one already; by default made on first use.
         """
         check_device(options.device)
+        check_engine(options)
         self.options = options
         self.flow = flow
         self.planning = planning
-        self.cache = Path(options.cache)
+        # Absolute: workers of a cluster, and fits that are started by hand, have folders of their own.
+        self.cache = Path(os.path.abspath(options.cache))
         self.reports: list[StageReport] = []
         self.handles: list[Handle] = []
         self.skips: list[Skip] = []
@@ -178,7 +182,10 @@ class Runner:
         label = self._label(label or stage.name)
         address = stage_address(stage, records.classes, upstream)
         started = time.monotonic()
-        images = pending_images(stage, address, label, records, upstream, self._sources, rerun=self._wants(label))
+        rerun = self._wants(label)
+        images = pending_images(stage, address, label, records, upstream, self._sources, rerun=rerun)
+        if not rerun:
+            take_over(self.store, stage, address, label, records.classes, upstream, images, planning=self.planning)
         report = StageReport(label, "map", address, len(records), images.cached, unknown=images.unknown)
         report.like, report.amount = effort.of_map(stage, self.options, len(records))
         report.outputs = stage.outputs
@@ -259,7 +266,9 @@ class Runner:
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
         parts = plan.publication.part_digests if plan.publication is not None else {}
-        handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts, train)
+        handle = FitHandle(
+            label, stage, address, plan.stamp, plan.digest, plan.path, "", bool(plan.pinned), parts, train
+        )
         self._end(handle)
         return handle
 
