@@ -43,6 +43,7 @@ def box_masks(params: BoxMaskParams = BoxMaskParams()) -> MapStage:
         outputs=LABEL_OUTPUTS,
         function="tasks.labels:box_item",
         holds_classes=True,
+        numbers_of_labels=True,
     )
 
 

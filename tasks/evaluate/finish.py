@@ -20,7 +20,7 @@ from artifacts.cache.runs import list_runs
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
-from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets
+from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets, shown
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import plain_skip, unique_skips
 from tasks.evaluate.confidence import doubts_of
@@ -64,6 +64,9 @@ class Result:
             "failures": list(self.failures),
             "seconds": self.manifest["seconds"],
         }
+
+    def _repr_html_(self) -> Any:
+        return shown("manifest_html", self.manifest)
 
 
 @dataclass(frozen=True)
