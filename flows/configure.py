@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from artifacts.datasets import DataParams
@@ -28,6 +30,20 @@ def load(flow: str) -> tuple[Page[Any], type[Any], Any]:
     """The flow's page, its params class and its Prefect flow."""
     entry = FLOWS[flow]
     return entry.page, entry.params_class, entry.prefect_flow
+
+
+def known_cache(config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> Path | None:
+    """The cache of a configuration that may be wrong elsewhere, if it names one, or an ``out``; else ``None``."""
+    found: dict[str, Any] = {}
+    for source in (config, tuple(sets)):
+        with contextlib.suppress(ConfigError):
+            layer = read_config(source) if isinstance(source, str) else parse_set(source or ())
+            section = layer.values.get("options")
+            found |= section if isinstance(section, dict) else {}
+    found |= {name: value for name, value in options.items() if value is not None}
+    if isinstance(cache := found.get("cache"), str) and cache:
+        return Path(cache)
+    return Path(out) / "cache" if isinstance(out := found.get("out"), str) and out else None
 
 
 def configure(flow: str, data: str | None, config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> Job:

@@ -94,6 +94,9 @@ class MapStage:
     """role -> file that the function reads (weights, say); known by the digest of its content."""
     holds_classes: bool = False
     """Whether the output holds class numbers: the class table is then part of the address."""
+    numbers_of_labels: bool = False
+    """Whether these come from the labels alone, and ``Item.classes`` is not looked at: results of a shorter class table
+    are then taken over (:mod:`tasks.engine.shorter_tables`). No part of the address."""
     uses_torch: bool = False
     """Runs where torch is imported, and under the GPU lock when the device is a GPU."""
     batch_function: str = ""

@@ -231,8 +231,9 @@ def _add_help(schema: dict[str, Any], kind: type[Any]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error for a state's message."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """An error for a state's message; with where a run's log is, and the command that goes on."""
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return "; ".join([what, *getattr(error, "__notes__", ())])
 
 
 def _params_classes(kinds: Any) -> list[type[Any]]:
@@ -282,6 +283,7 @@ def _markdown(name: str, summary: dict[str, Any]) -> str:
     ]
     lines += ["", "| stage | images | computed | seconds |", "|---|---|---|---|"]
     lines += [f"| {s['label']} | {s['total']} | {s['computed']} | {s['seconds']:.1f} |" for s in summary["stages"]]
+    lines += ["", *(f"- {s['label']}: {s['pinned']}" for s in summary["stages"] if s.get("pinned"))]
     lines += ["", *(f"- {what}: `{os.path.abspath(path)}`" for what, path in summary["files"].items())]
     skips = summary["skips"]
     lines += ["", f"{len(skips)} skipped", ""]

@@ -23,6 +23,7 @@ from artifacts.objects import unpack_objects
 from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets, shown
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import plain_skip, unique_skips
+from tasks.evaluate.confidence import doubts_of
 from tasks.evaluate.object_iou import Window
 from tasks.evaluate.report_pictures import report_pictures
 from tasks.evaluate.score import SetScores, image_miou, score_set
@@ -211,6 +212,7 @@ def write_manifest(
         "masks": "" if masks is None else masks.label,
         "predictions": {name: handle.label for name, handle in (predictions or {}).items()},
         "scores": {} if found is None else found.scores,
+        "corrected": sorted(sets.train.key(record) for record in sets.train if record.corrected is not None),
         "warnings": [*warnings, *(found.warnings if found is not None else ())],
     }
     return run.write_manifest("finished")
@@ -230,7 +232,8 @@ def export(
     for kind in run.options.export if label else ():
         try:
             with mending(run):
-                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind), val=run.val)
+                to, doubts = dataset_folder(out, kind), doubts_of(run.cache, manifest, label)
+                folder = export_run(run.cache, manifest, label, kind, to, val=run.val, doubts=doubts)
         except (DataError, OSError) as error:
             failures.append(f"export to {kind} failed: {error}")
             continue

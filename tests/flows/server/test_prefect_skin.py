@@ -173,12 +173,13 @@ def test_the_artifact_lists_scores_stages_files_and_skips() -> None:
         "run": "r1",
         "scores": {"masks (train)": {"miou": 0.5, "pixel_accuracy": None}},
         "files": {"report": "/r/index.html"},
-        "stages": [stage],
+        "stages": [stage, stage | {"label": "cfs", "pinned": "pinned since then"}],
         "skips": [{"key": f"d/{i}", "reason": "broken"} for i in range(60)],
     }
     text = _markdown("cfs", summary)
     for part in ("| masks (train) | 50.0 | - |", "| grabcut | 3 | 2 | 1.3 |", "`/r/index.html`", "60 skipped"):
         assert part in text
+    assert "- cfs: pinned since then" in text and "grabcut: " not in text
     assert text.endswith("- `d/49`: broken\n- ... and 10 more in the manifest")
     assert one_line(KeyError()) == "KeyError"
 
