@@ -192,6 +192,17 @@ def last_good(runs: Sequence[RunFolder]) -> RunFolder | None:
     return None
 
 
+def run_before(run: RunFolder, flow: str, source: str | None) -> dict[str, Any] | None:
+    """The manifest of the newest finished run of ``flow`` before this one on the same data, among the last 20."""
+    for folder in reversed(list_runs(run.cache, flow)[-20:]):
+        with contextlib.suppress(DataError):  # only a comparison is lost
+            found = folder.manifest()
+            same = (found.get("recipe") or {}).get("data", {}).get("source") == source
+            if folder.run_id < run.run_id and found.get("status") == "finished" and same:
+                return found
+    return None
+
+
 def write_stamps(cache: Path, stamps: Stamps) -> str:
     """Store a stage's stamps under their digest, once; returns the digest. A damaged copy is replaced."""
     return _write_named(cache / "stamps", stamps)
