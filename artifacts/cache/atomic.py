@@ -176,15 +176,18 @@ def sweep_temporaries(folder: Path, *, older_than_s: float = 3600.0) -> int:
     ``older_than_s`` whose writer cannot be judged (the cache may be shared over a network).
     """
     removed = 0
-    for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if not _abandoned(entry, older_than_s):
-            continue
+    for entry in abandoned(folder, older_than_s=older_than_s):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
         removed += 1
     return removed
+
+
+def abandoned(folder: Path, *, older_than_s: float = 3600.0) -> list[Path]:
+    """What :func:`sweep_temporaries` would remove from ``folder``."""
+    return [entry for entry in folder.glob(f"{TEMPORARY_PREFIX}*") if _abandoned(entry, older_than_s)]
 
 
 def _abandoned(entry: Path, older_than_s: float) -> bool:

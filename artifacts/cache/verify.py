@@ -151,6 +151,7 @@ _RECORDS = (
     "maskmill.json",
     "stamps/*.json",
     "origins/*.json",
+    "pictures/*.json",
     "datasets/*.json",
     "digests/images.json",
     "runs/*/manifest.json",
@@ -160,7 +161,7 @@ _RECORDS = (
 
 def _check_record(path: Path) -> None:
     data = path.read_bytes()
-    if path.parent.name in ("stamps", "origins"):
+    if path.parent.name in ("stamps", "origins", "pictures"):
         if keys.digest_bytes(data) != path.stem:
             raise ValueError("the content does not match its name")
     elif sealed.unseal(data).get("name", path.stem) != path.stem and path.parent.name == "datasets":

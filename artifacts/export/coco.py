@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from artifacts.datasets.coco_writer import CocoImage, CocoObject, write_coco
-from artifacts.export.items import Source
+from artifacts.export.items import Source, copy_picture
 from artifacts.objects import paste_object
 
 
@@ -34,9 +33,7 @@ def write_coco_export(folder: Path, source: Source) -> dict[str, int]:
                 ]
             name = f"{image.image_id}{image.image.suffix}"
             if source.with_images:
-                target = folder / "images" / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(image.image, target)
+                copy_picture(image.image, folder / "images" / name)
             licence = origin.get("image_licenses", {}).get(image.image_id)
             yield CocoImage(name, size_hw, objects, image.mask_hw, image_ids.get(image.image_id), licence)
 

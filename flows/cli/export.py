@@ -21,6 +21,7 @@ from artifacts.export.val import WITH_VAL
 from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
 from flows.config import ConfigError, Layer, build
+from tasks.evaluate.confidence import doubts_of
 from tasks.evaluate.finish import windows
 from tasks.evaluate.object_iou import Window
 from tasks.evaluate.score import SetScores, score_set
@@ -40,12 +41,15 @@ def export(
     crf: bool = False,
     worst: int = 0,
     by: str = "suspicion",
+    confidence: bool = False,
+    undecided_below: int = 0,
 ) -> tuple[Path, str]:
     """Export one stage of one run; returns the folder, and a note where the stage is not the run's own choice.
 
     ``stage=""``: the run's masks (:func:`complete_stage`). With ``crf`` the masks that a stage keeps with a dense CRF;
     ``stage=""`` is a prediction that does, then. Raises :class:`DataError` if it keeps none. ``worst``: only so many
-    pictures, the worst first: by suspicion, which needs no truth, or by score.
+    pictures, the worst first: by suspicion, which needs no truth, or by score. ``confidence``: a map beside every mask;
+    ``undecided_below``: pixels of less confidence become 255 (:mod:`tasks.evaluate.confidence`).
     """
     if kind not in WRITERS:
         raise ConfigError(f"--format {kind}: expected one of {', '.join(WRITERS)}")
@@ -67,6 +71,8 @@ def export(
     only = worst_pictures(cache, manifest, found["label"], worst, by) if worst else None
     try:
         options: dict[str, Any] = {"with_images": images, "array": array, "only": only}
+        options |= {"confidence": confidence, "undecided_below": undecided_below}
+        options["doubts"] = doubts_of(cache, manifest, found["label"], array)
         val = _val(cache, manifest) if kind in WITH_VAL and only is None and found["set"] == "train" else None
         return export_run(cache, manifest, found["label"], kind, to, val=val, **options), note
     except FileNotFoundError as error:
@@ -96,19 +102,21 @@ def _images_of(cache: Path, stage: Mapping[str, Any]) -> set[str]:
 def worst_pictures(cache: Path, manifest: Mapping[str, Any], label: str, count: int, by: str) -> list[str]:
     """Keys of the ``count`` worst pictures of a stage, the worst first: by ``suspicion``, or by ``score`` (mIoU).
 
-    Raises :class:`DataError` where no picture has a truth mask to be scored by.
+    Pictures that a person has corrected already are none of them. Raises :class:`DataError` where no picture has truth
+    to be scored by.
     """
     if count < 0 or by not in ("suspicion", "score"):
         raise ConfigError(f"--worst {count} --by {by}: expected a number of pictures, and suspicion or score")
+    done = set(manifest.get("corrected", ()))
     if by == "suspicion":
         from tasks.evaluate.run_suspicion import suspects
 
         found = suspects(cache, manifest, label)
-        return sorted(found, key=lambda key: (-found[key].suspicion, key))[:count]
+        return sorted(found.keys() - done, key=lambda key: (-found[key].suspicion, key))[:count]
     stage, _ = complete_stage(manifest, label)
     scored = score_run(cache, manifest["run"], label).masks["mask_hw"][1].image_miou
     known = {f"{stage['dataset']}/{image_id}": value for image_id, value in scored.items() if value is not None}
-    return sorted(known, key=lambda key: (known[key], key))[:count]
+    return sorted(known.keys() - done, key=lambda key: (known[key], key))[:count]
 
 
 def complete_maps(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -231,8 +231,9 @@ def _add_help(schema: dict[str, Any], kind: type[Any]) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error for a state's message."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """An error for a state's message; with where a run's log is, and the command that goes on."""
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return "; ".join([what, *getattr(error, "__notes__", ())])
 
 
 def _params_classes(kinds: Any) -> list[type[Any]]:

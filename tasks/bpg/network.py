@@ -73,7 +73,9 @@ def sampler(data: FitData, params: BPGParams, fill: tuple[int, int, int]) -> Sam
 
     ``fill`` is the colour that smaller images are padded with.
     """
-    transform = Augmentation(params.crop, params.scale_range, params.flip, params.colour_jitter, fill).build()
+    transform = Augmentation(
+        params.crop, params.scale_range, params.flip, params.colour_jitter, fill, params.output_stride
+    ).build()
 
     def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Tensor]:
         item = data.item(index)

@@ -140,7 +140,7 @@ def fit(params: BPGParams, *, name: str = "bpg") -> FitStage:
     source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
     return FitStage(
         name=name,
-        version=1,
+        version=2,
         params=dataclasses.replace(params.semantic(), weights=source.semantic, test=TestTimeParams()),
         reads=("image",),
         function="tasks.bpg.network:train",
@@ -172,7 +172,7 @@ def _labelling(params: BPGParams, name: str, what: str, crf: CRFParams | None, b
     heat = (BOUNDARY,) if boundary else ()
     return MapStage(
         name=name,
-        version=1,
+        version=2,
         params=BPGPredictParams(
             params.network,
             params.width,

@@ -15,7 +15,7 @@ from torch import Tensor
 from artifacts.records import DataError, ImageRGB, MaskHW
 from models.lgsa_deeplab import LGSADeepLab
 from models.network import Segmenter
-from models.resample import MIN_SIDE, extend, scale_images
+from models.resample import MIN_SIDE, extend, resize, scale_images
 from tasks.boxes import usable_boxes
 from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
 from tasks.deeplab.build import build_network
@@ -210,13 +210,16 @@ def batch_scores(
 
 
 def attention_maps(network: Segmenter, image_rgb: ImageRGB, xy: tuple[float, float]) -> list[NDArray[np.float32]]:
-    """Of each self-attention module, W's row of the cell under pixel ``x, y``: ``(h, w) float32`` that sums to 1.
+    """Of each self-attention module, W's row of the cell under pixel ``x, y``: ``(h, w) float32`` over the image.
 
-    ``ValueError`` for a network without modules, or a pixel outside the image.
+    A row sums to 1, what falls on the image's extension to whole cells included. ``ValueError`` for a network without
+    modules, or a pixel outside the image.
     """
     if not isinstance(network, LGSADeepLab):
         raise ValueError("this network has no self-attention")
     device = next(network.parameters()).device
     image = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None].to(device).float()
     with torch.inference_mode():
-        return [row[0].cpu().numpy() for row in network.attention_rows(image, (xy[1], xy[0]))]
+        rows = network.attention_rows(image, (xy[1], xy[0]))
+        _, share = network.whole(image)
+        return [resize(row[None], (row.shape[1], row.shape[2]), share)[0, 0].cpu().numpy() for row in rows]

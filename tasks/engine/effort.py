@@ -24,7 +24,8 @@ class Effort(NamedTuple):
 
 def of_map(stage: MapStage, options: RunParams, images: int) -> Effort:
     """An image costs what it cost before, if the params are the same and the machine is used in the same way."""
-    how = [options.worker_count, options.device if stage.uses_torch else "cpu"]
+    how: list[int | str] = [options.worker_count, options.device if stage.uses_torch else "cpu"]
+    how += [options.engine] if options.engine != "local" else []
     return Effort(keys.digest([stage.name, stage.version, stage.params, how]), images)
 
 

@@ -6,6 +6,7 @@ killer ends the fit and not the run; ``launch="inline"`` runs it here (tests, sc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -34,6 +35,7 @@ log = logging.getLogger("maskmill")
 
 FIT_PROCESS = "tasks.training.fit_process"
 """By name, not imported: training builds on the engine, not the other way round."""
+LOG_EVERY_S = 10.0
 MONITOR_READS: tuple[Kind, ...] = ("image", "truth")
 
 
@@ -123,7 +125,9 @@ def plan(
     """
     weights = weights_digests(stage, upstream, sources)
     fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
-    inputs = {role: str(path) for role, path in stage.inputs.items()} | {role: h.path for role, h in fits.items()}
+    inputs = {role: os.path.abspath(path) for role, path in stage.inputs.items()} | {
+        role: h.path for role, h in fits.items()
+    }
     prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
     if weights is None:
         return FitPlan(None, inputs=inputs, prefixes=prefixes)
@@ -207,6 +211,8 @@ class FitRun:
     train: RecordSet
     monitor: RecordSet | None
     members: list[ImageTask]
+    told: float = field(default=0.0, init=False)
+    """When the last line of progress was written to the fit's log."""
 
     def run(self) -> FitPlan:
         """Fit (or wait for another process that does), and return the plan with its publication."""
@@ -216,6 +222,8 @@ class FitRun:
             raise FitFailed(f"{self.label}: no training images: none of the {len(self.train)} can be used")
         spec = self._spec()
         run.reporter.stage(self.label, 0, 0, "iterations")
+        where = f"{self.address}/{self.plan.stamp}"
+        self._say(f"begins: {len(self.members):,} images, device {run.options.device}, {run.options.launch}; {where}")
         if run.options.launch == "inline":
             resolve(f"{FIT_PROCESS}:run_spec")(spec, self._event, stop=run.stop)
         else:
@@ -224,6 +232,7 @@ class FitRun:
         if publication is None:
             raise FitFailed(f"{self.label}: the fit ended, but {self.address}/{self.plan.stamp} holds no publication")
         run.reporter.done(self.label, str(publication.info.get("device", "")))
+        self._say(f"published: {publication.weights}")
         return replace(self.plan, publication=publication)
 
     def _spec(self) -> FitSpec:
@@ -294,7 +303,7 @@ class FitRun:
             # The folder in which the run was started is not on its path (-P): it may hold a "tasks" of its own.
             [sys.executable, "-P", "-m", FIT_PROCESS, str(path)],
             on_line=on_line,
-            log_file=run.folder() / f"{self.label}.log",
+            log_file=self._log_file,
             # Threads that spin while they wait for each other are 20 times slower on cores that others use too.
             env={"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONPATH": _module_path()},
         )
@@ -309,7 +318,7 @@ class FitRun:
             message = last.get("message") if last.get("event") == "error" else child.error_tail[-2000:]
             raise FitFailed(
                 f"{self.label}: the fit ended with exit code {code}: {message or 'no message'}; all that it said:"
-                f" {run.folder() / f'{self.label}.log'}"
+                f" {self._log_file}"
             )
 
     def _stopped(self) -> str:
@@ -328,6 +337,7 @@ class FitRun:
     def _event(self, event: Mapping[str, Any]) -> None:
         """One line of the fit's report."""
         reporter, kind = self.of_run.reporter, event.get("event")
+        self._log_event(event)
         if kind == "progress":
             note = f"loss {event['loss']:.3f}" if isinstance(event.get("loss"), float) else ""
             reporter.total(self.label, int(event.get("total", 0)))
@@ -336,6 +346,33 @@ class FitRun:
             reporter.advance(self.label, 0, f"waits for {event.get('for')}")
         elif kind == "warning":
             log.warning("%s: %s", self.label, event.get("message"))
+
+    @property
+    def _log_file(self) -> Path:
+        """What the fit says, events and stderr; ``maskmill runs log --stage`` shows it."""
+        return self.of_run.folder() / f"{self.label}.log"
+
+    def _log_event(self, event: Mapping[str, Any]) -> None:
+        """An event as a line of the fit's log; of progress one every few seconds, the first and the last."""
+        values = {name: value for name, value in event.items() if name not in ("event", "step", "total", "message")}
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, float))
+        step, total = int(event.get("step", 0)), int(event.get("total", 0))
+        now = time.monotonic()
+        match event.get("event"):
+            case "progress" if now - self.told >= LOG_EVERY_S or step >= total:
+                self.told = now
+                self._say(f"{step:,} of {total:,} iterations {numbers}".rstrip())
+            case "waiting":
+                self._say(f"waits for {event.get('for')}")
+            case "warning" | "error" as kind:
+                self._say(f"{kind}: {event.get('message')}")
+            case "skip":
+                self._say(f"skipped: {event.get('key')}: {event.get('reason')}")
+
+    def _say(self, text: str) -> None:
+        """A line of the fit's log. A full disk costs the line, not the fit."""
+        with contextlib.suppress(OSError), open(self._log_file, "a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
 
 def _module_path() -> str:

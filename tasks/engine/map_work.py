@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from artifacts.cache.store import MaskStore
 from artifacts.records import RecordSet
+from tasks.engine.cluster_pool import ClusterPool
 from tasks.engine.options import RunParams
 from tasks.engine.pending import PendingImages, in_order, remembered
 from tasks.engine.progress import Reporter
@@ -45,18 +47,19 @@ class MapWork:
         fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
         prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
         nets = {role: handle.path for role, handle in fits.items()}
-        nets |= {role: str(path) for role, path in stage.inputs.items()}
-        parts = cut(pending, max(1, self.options.worker_count))
+        nets |= {role: os.path.abspath(path) for role, path in stage.inputs.items()}
         counted = _Counter(self.reporter, label, len(produced))
         with (
             self.workers.pool(self.options, uses_torch=stage.uses_torch, on_wait=counted.wait) as (pool, device),
             pool.reporting(label, counted),
         ):
-            cache = self.options.cache
+            parts = cut(pending, pool.workers if isinstance(pool, ClusterPool) else max(1, self.options.worker_count))
+            cache = str(self.store.root)
             units = [
                 WorkUnit(cache, label, address, stage, records.classes, part, nets, prefixes, device) for part in parts
             ]
-            results = self.skin.units(label, units, pool.submit)
+            submit = pool.queue(units) if isinstance(pool, ClusterPool) else pool.submit
+            results = self.skin.units(label, units, submit)
         paths = {task.key: (task.stamp, task.record.image) for task in pending}
         for result in results:
             self.store.adopt(address, result.entries)

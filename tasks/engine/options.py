@@ -12,6 +12,8 @@ from tasks.bounds import bounded, number
 from tasks.engine.refit import Refit
 from tasks.stage import PARAMS_CONFIG
 
+ENGINES = ("local", "dask", "ray")
+
 
 def _option(default: Any, text: str) -> Any:
     return field(default=default, metadata={**keys.OPERATIONAL, "help": text})
@@ -30,6 +32,9 @@ class RunParams:
     cache: str = _option("maskmill-cache", "folder of the mask cache")
     out: str = _option("", "folder for report, pictures and exports; default: the run's folder in the cache")
     workers: int = _number(-1, -1, 1024, "worker processes of map stages; -1: one per core, 0: in this process")
+    engine: str = _option(
+        "local", "who does map stages: local, dask, dask:ADDRESS, ray or ray:ADDRESS (docs/engines.md)"
+    )
     device: Literal["auto", "cpu", "cuda"] = _option("auto", "where networks run; auto: a GPU if there is one")
     devices: int = _number(1, 1, 1024, "GPUs (or CPU ranks) that one fit uses")
     threads: int = _number(-1, -1, 4096, "CPU threads of one fit; -1: one per core")
@@ -53,9 +58,17 @@ class RunParams:
 
     def __post_init__(self) -> None:
         bounded(self, "options")
+        if self.cluster[0] not in ENGINES or self.engine.endswith(":") or self.engine.startswith("local:"):
+            raise ValueError(f"engine={self.engine}: there are local, dask, dask:ADDRESS, ray and ray:ADDRESS")
         Refit.parse(self.refit)
         if unknown := [name for name in self.export if name not in FORMATS]:
             raise ValueError(f"export {', '.join(unknown)}: there are {', '.join(FORMATS)}")
+
+    @property
+    def cluster(self) -> tuple[str, str]:
+        """``engine`` as its name and its address ("": one is started on this machine)."""
+        name, _, address = self.engine.partition(":")
+        return name, address
 
     @property
     def worker_count(self) -> int:

@@ -11,6 +11,7 @@ A *skin* (``tasks/engine/skin.py``) decides how the pending units are waited for
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -21,13 +22,14 @@ from types import TracebackType
 from typing import Any
 
 from artifacts.cache.fit_store import digest_of, part_digests
-from artifacts.cache.locks import LockAborted
-from artifacts.cache.runs import RunFolder, library_versions, write_stamps
+from artifacts.cache.locks import LockAborted, hold
+from artifacts.cache.runs import IN_USE, RunFolder, library_versions, write_pictures, write_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import ImageDigests
 from artifacts.records import DataError, Record, RecordSet, Sets, Skip
 from tasks.engine import effort, fit_launch
 from tasks.engine.children import Stopped, Supervisor
+from tasks.engine.cluster_pool import check_engine
 from tasks.engine.gpus import check_device
 from tasks.engine.map_work import MapWork
 from tasks.engine.options import RunParams
@@ -65,17 +67,20 @@ class Runner:
         sets: Sets | None = None,
         sources: Sources | None = None,
         workers: Workers | None = None,
+        folder: RunFolder | None = None,
     ) -> None:
         """``recipe``: the flow's data and params as plain data, for the manifest, which is then kept up to date.
 
         ``sets``: the flow's. ``sources``: a planning run's. ``workers``: closed by the caller; this run's own by
-        default.
+        default. ``folder``: the run's, where it has one already; by default made on first use.
         """
         check_device(options.device)
+        check_engine(options)
         self.options = options
         self.flow = flow
         self.planning = planning
-        self.cache = Path(options.cache)
+        # Absolute: workers of a cluster, and fits that are started by hand, have folders of their own.
+        self.cache = Path(os.path.abspath(options.cache))
         self.reports: list[StageReport] = []
         self.handles: list[Handle] = []
         self.skips: list[Skip] = []
@@ -96,10 +101,15 @@ class Runner:
         self._sources = sources or Sources(
             ImageDigests(self.cache, verify=options.verify_inputs), MaskStore(self.cache)
         )
-        self._folder: RunFolder | None = None
-        self._started = time.time()
+        self._folder = folder
+        self._in_use = contextlib.ExitStack()
+        self.started = time.time()
+        """Seconds since the epoch; of a whole run, reading and planning included, the page's caller says it."""
 
     def __enter__(self) -> Runner:
+        if not self.planning and not self.recipe:  # a script: no plan says what it is going to rely on
+            with contextlib.suppress(OSError):
+                self._in_use.enter_context(hold(self.cache / IN_USE, shared=True))
         return self
 
     def __exit__(
@@ -123,6 +133,7 @@ class Runner:
         if self.stop.is_set() or not self._workers_are_lent:
             self._workers.close()
         self.reporter.close()
+        self._in_use.close()
         if self.cache.is_dir():
             try:
                 self._sources.digests.save()
@@ -135,6 +146,19 @@ class Runner:
         if self._folder is None:
             self._folder = RunFolder.create(self.cache, self.flow)
         return self._folder
+
+    def _note_pictures(self) -> None:
+        """Enter what the sets' pictures were made of, for the comparison of two runs; once."""
+        if self._sets is None or "pictures" in self.facts:
+            return
+        try:
+            listed = {
+                self._sets.name_of(one): write_pictures(self.cache, self._sources.pictures(one)) for one in self._sets
+            }
+        except OSError as error:  # a full disk: only the comparison is lost
+            log.warning("the list of pictures was not written: %s", error)
+        else:
+            self.facts["pictures"] = listed
 
     @property
     def val(self) -> RecordSet | None:
@@ -309,13 +333,15 @@ class Runner:
     def write_manifest(self, status: str, error: str = "", **results: Any) -> dict[str, Any]:
         """Write ``runs/<id>/manifest.json`` and return it. ``status``: running, finished, failed or interrupted."""
         self._status = status
+        if status != "running" and self.recipe:
+            self._note_pictures()
         manifest = {
             "run": self.folder.run_id,
             "flow": self.flow,
             "status": status,
             "error": error,
-            "started": self._started,
-            "seconds": round(time.time() - self._started, 3),
+            "started": self.started,
+            "seconds": round(time.time() - self.started, 3),
             "recipe": self.recipe,
             "folder": os.getcwd(),
             "options": asdict(self.options),

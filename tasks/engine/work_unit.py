@@ -81,7 +81,7 @@ class WorkUnit:
     def run(self, report: Report, poisoned: Mapping[str, str]) -> UnitResult:
         """Do the work. ``report(key)`` is called before each image; ``poisoned`` images are only recorded."""
         started = time.monotonic()
-        store = _store(self.cache)
+        store = store_of(self.cache)
         done: list[tuple[str, str, Arrays | Skip]] = []
         skips: list[Skip] = []
         for task, outcome in self._outcomes(store, report, poisoned):
@@ -228,6 +228,6 @@ def _cost(task: ImageTask) -> int:
 
 
 @lru_cache(maxsize=4)
-def _store(cache: str) -> MaskStore:
+def store_of(cache: str) -> MaskStore:
     """One store per process: its open handles are what makes reads cheap."""
     return MaskStore(Path(cache))

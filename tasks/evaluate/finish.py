@@ -20,9 +20,10 @@ from artifacts.cache.runs import list_runs
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
-from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets
+from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets, shown
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import plain_skip, unique_skips
+from tasks.evaluate.confidence import doubts_of
 from tasks.evaluate.object_iou import Window
 from tasks.evaluate.report_pictures import report_pictures
 from tasks.evaluate.score import SetScores, image_miou, score_set
@@ -63,6 +64,9 @@ class Result:
             "failures": list(self.failures),
             "seconds": self.manifest["seconds"],
         }
+
+    def _repr_html_(self) -> Any:
+        return shown("manifest_html", self.manifest)
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,7 @@ def write_manifest(
         "masks": "" if masks is None else masks.label,
         "predictions": {name: handle.label for name, handle in (predictions or {}).items()},
         "scores": {} if found is None else found.scores,
+        "corrected": sorted(sets.train.key(record) for record in sets.train if record.corrected is not None),
         "warnings": [*warnings, *(found.warnings if found is not None else ())],
     }
     return run.write_manifest("finished")
@@ -227,7 +232,8 @@ def export(
     for kind in run.options.export if label else ():
         try:
             with mending(run):
-                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind), val=run.val)
+                to, doubts = dataset_folder(out, kind), doubts_of(run.cache, manifest, label)
+                folder = export_run(run.cache, manifest, label, kind, to, val=run.val, doubts=doubts)
         except (DataError, OSError) as error:
             failures.append(f"export to {kind} failed: {error}")
             continue

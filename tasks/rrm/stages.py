@@ -117,7 +117,7 @@ def fit(params: RRMParams, *, name: str = "rrm") -> FitStage:
     source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
     return FitStage(
         name=name,
-        version=1,
+        version=2,
         params=dataclasses.replace(params.semantic(), weights=source.semantic, test=TestTimeParams()),
         reads=("image", "tags"),
         function="tasks.rrm.network:train",
@@ -133,7 +133,7 @@ def predict(params: RRMParams, *, name: str = "rrm-predict", crf: CRFParams | No
     """
     return MapStage(
         name=name,
-        version=1,
+        version=2,
         params=_predict_params(params, crf),
         reads=("image",),
         outputs=("mask_hw",) if crf is None else ("mask_hw", CRF_MASK),
@@ -152,7 +152,7 @@ def masks(params: RRMParams, *, name: str = "rrm-masks", crf: CRFParams | None =
     """
     return MapStage(
         name=name,
-        version=1,
+        version=2,
         params=_predict_params(params, crf),
         reads=("image", "tags"),
         outputs=("mask_hw",),

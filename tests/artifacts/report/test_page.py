@@ -40,6 +40,10 @@ result.focused = document.activeElement.closest(".pic").dataset.name;
 document.querySelector(".pic").open = true;
 setTimeout(() => {
   result.photos = document.querySelectorAll(".pic[open] .panels .photo").length;
+  const panels = document.querySelector(".pic[open] .panels");
+  document.querySelector(".pic[open] .full button").click();
+  result.full = [panels.classList.contains("wide"), getComputedStyle(panels).display];
+  result.more = document.querySelector(".more").hidden;
   result.names = [...document.querySelectorAll(".pic[open] .panels .view span")].map((one) => one.textContent);
   const page = document.documentElement;
   result.wider = page.scrollWidth - page.clientWidth;
@@ -161,4 +165,5 @@ def test_in_a_browser(page: Path, tmp_path: Path) -> None:
     assert found["low"] == ["b"] and found["doubtful"] == [EVIL]
     assert found["order"] == [EVIL, "v", "b", "a"] and found["focused"] == "v"
     assert found["photos"] == 2 and found["names"] == ["dog", "dog"]
+    assert found["full"] == [True, "flex"] and found["more"], "side by side; four pictures are all shown"
     assert found["wider"] <= 0, "a phone scrolls tables, not the page"
