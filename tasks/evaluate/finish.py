@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import report
-from artifacts.cache.runs import list_runs
+from artifacts.cache.runs import run_before
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
 from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets, shown
@@ -28,8 +28,6 @@ from tasks.evaluate.stored import mending, read_stored
 from tasks.stage import MASKS, FitHandle, Handle, MapHandle, first_of
 
 log = logging.getLogger("maskmill")
-BEFORE = 20
-"""Runs among which the one before is looked for."""
 SHEET_ROWS = 8
 """Pictures on the contact sheet: the first train images with objects, the same ones in every run."""
 
@@ -369,21 +367,8 @@ def _html(run: Runner, out: Path, manifest: Mapping[str, Any], found: Evaluation
             for name, handle in found.judged.items()
             if name in found.sets
         },
-        before=_before(run),
+        before=run_before(run.folder, run.flow, run.recipe.get("data", {}).get("source")),
     )
-
-
-def _before(run: Runner) -> Mapping[str, Any] | None:
-    """The manifest of the finished run of this flow, on the same data, before this one."""
-    for folder in reversed(list_runs(run.cache, run.flow)[-BEFORE:]):
-        try:
-            manifest = folder.manifest()
-        except DataError:
-            continue
-        same = (manifest.get("recipe") or {}).get("data", {}).get("source") == run.recipe.get("data", {}).get("source")
-        if folder.run_id < run.folder.run_id and manifest.get("status") == "finished" and same:
-            return manifest
-    return None
 
 
 def _fits(handles: list[Handle]) -> list[FitHandle]:

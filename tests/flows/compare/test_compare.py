@@ -16,6 +16,7 @@ import pytest
 from flow_runs import HERE, ONE_THREAD, Done, maskmill, share_demo
 
 from artifacts.datasets import DataParams
+from flows.compare.pictures import MOST_COLUMNS
 from flows.compare.trials import Attempt, Forecast, History, as_lines, fit_seeds, make_trials, run_trials
 from flows.compare.variants import Variant
 from flows.config import ConfigError
@@ -113,9 +114,18 @@ def test_the_table_says_what_the_runs_say(done: Done) -> None:
 
 def test_the_picture_has_a_column_for_each_variant_and_shared_masks_once(done: Done) -> None:
     picture = cv2.imread(str(done.out / "compare.png"))
-    columns = 1 + 2 + 1 + 3  # image, masks (box; GrabCut's of two variants), truth, three students
-    assert picture.shape[1] == 2 * 28 + columns * (216 + 12) - 12
+    panels = 1 + 2 + 1 + 3  # image, masks (box; GrabCut's of two variants), truth, three students
+    lines, side = -(-panels // MOST_COLUMNS), 216 + 30 + 30 + 12  # panel, its names, caption, gap
+    assert picture.shape[1] == 2 * 28 + MOST_COLUMNS * (216 + 12) - 12
+    assert ROWS * lines * side <= picture.shape[0] <= ROWS * lines * (side + 40) + 100
     assert picture.std() > 20
+
+
+def test_the_page_has_the_table_and_every_variants_masks(done: Done) -> None:
+    page = (done.out / "compare.html").read_text()
+    assert "<title>cfs on demo-tiny, compared</title>" in page and "grab &amp; more" in page
+    assert "masks: grabcut (+1), mIoU" in page and "student: grab &amp; more, mIoU" in page
+    assert 'href="runs/box/seed-3/index.html"' in page and "no.safetensors" in page
 
 
 def test_again_nothing_is_computed_and_a_new_seed_is_all_that_a_plan_names(done: Done) -> None:
