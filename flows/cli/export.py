@@ -23,8 +23,7 @@ from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
 from flows.config import ConfigError, Layer, build
 from tasks.evaluate.confidence import doubts_of
-from tasks.evaluate.finish import windows
-from tasks.evaluate.object_iou import Window
+from tasks.evaluate.object_iou import Window, windows
 from tasks.evaluate.score import SetScores, score_set
 from tasks.stage import CRF_MASK, MASKS
 

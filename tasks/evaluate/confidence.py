@@ -22,6 +22,7 @@ from artifacts.objects import clip_window, tight_window, unpack_objects
 from artifacts.records import UNDECIDED, ImageRGB, MaskHW
 from tasks.evaluate.run_suspicion import Beside, sampled, summary, suspects
 from tasks.evaluate.suspicion import MaskBool, Window, colours, foreign_share, with_context
+from tasks.stage import LABEL_PROB
 
 VERSION = 1
 """Of the maps: raised when equal masks get other ones."""
@@ -99,6 +100,8 @@ def colour(mask_hw: MaskHW, parts: Iterable[Part], colour_hw: NDArray[np.int64])
 def margin(mask_hw: MaskHW, stored: Mapping[str, NDArray[Any]]) -> Cue | None:
     """The probability that a network gave to the pixel's label, of the labels that it knew of; ``None`` if a stage has
     kept none. Objects' probabilities are of foreground in their windows; outside of all, a half."""
+    if LABEL_PROB in stored and "mask_hw" in stored:
+        return np.where(stored["mask_hw"] == mask_hw, stored[LABEL_PROB] / np.float32(255), np.float32(0.5))
     if "probs_chw" in stored and "classes_c" in stored:
         classes = stored["classes_c"].tolist()
         height, width = mask_hw.shape

@@ -13,18 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from artifacts import report
 from artifacts.cache.runs import run_before
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
-from artifacts.objects import unpack_objects
 from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets, shown
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import plain_skip, unique_skips
 from tasks.evaluate.confidence import doubts_of
-from tasks.evaluate.object_iou import Window
+from tasks.evaluate.object_iou import Window, windows
 from tasks.evaluate.report_pictures import report_pictures
 from tasks.evaluate.score import SetScores, image_miou, score_set
 from tasks.evaluate.stored import mending, read_stored
@@ -259,16 +256,6 @@ def score_handle(run: Runner, handle: MapHandle, array: str = "mask_hw") -> SetS
         return windows(arrays(record, None) or {})
 
     return score_set(handle.records, len(handle.records.classes), mask_of, windows_of if with_objects else None)
-
-
-def windows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Window]:
-    """Object id -> window and mask before painting; empty for an image (or a stage) without objects.
-
-    Of probabilities, those above .5 are the mask.
-    """
-    if "objects_flat" not in arrays:
-        return {}
-    return {item.id: (item.window_xyxy, item.mask_hw) for item in unpack_objects(arrays)}
 
 
 def draw(run: Runner, sets: Sets, samples: Mapping[str, MapHandle], out: Path) -> dict[str, str]:
