@@ -46,6 +46,8 @@ ROWS = 2
 def short_sheets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.evaluate.finish.SHEET_ROWS", ROWS)
+        patch.setattr("tasks.evaluate.report_pictures.EACH", 1)
+        patch.setattr("flows.compare.pictures.DIFFERENT", 2)
         yield
 
 
