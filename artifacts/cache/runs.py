@@ -95,6 +95,10 @@ class RunFolder:
         write_bytes_atomic(path, sealed.seal(manifest, indent=1, sort_keys=True))
         return path
 
+    def finished(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether it came to its end. Its manifest is complete before exports and report are; these it names last."""
+        return manifest.get("status") == "finished" and ("files" in manifest or not self.progress())
+
     def manifest(self) -> dict[str, Any]:
         """Read the manifest. Raises :class:`DataError` if the run left none."""
         path = self.path / MANIFEST
@@ -183,7 +187,7 @@ def last_good(runs: Sequence[RunFolder]) -> RunFolder | None:
     for run in reversed(runs):
         with contextlib.suppress(DataError):
             manifest = run.manifest()
-            if manifest.get("status") == "finished" and not manifest.get("failures"):
+            if run.finished(manifest) and not manifest.get("failures"):
                 return run
     return None
 

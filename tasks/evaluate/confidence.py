@@ -48,7 +48,7 @@ def depth(mask_hw: MaskHW, scale_hw: NDArray[np.float32]) -> Cue:
     if not outline.any():
         return np.ones(mask_hw.shape, np.float32)
     distance = cv2.distanceTransform((~outline).astype(np.uint8), cv2.DIST_L2, 5)
-    return np.minimum(1, (distance + 1) / (scale_hw + 1)).astype(np.float32)
+    return np.asarray(np.minimum(1, (distance + 1) / (scale_hw + 1)), np.float32)
 
 
 def agreement(mask_hw: MaskHW, others: Iterable[MaskHW]) -> Cue | None:
@@ -106,9 +106,9 @@ def margin(mask_hw: MaskHW, stored: Mapping[str, NDArray[Any]]) -> Cue | None:
         probs_hwc = np.atleast_3d(cv2.resize(np.ascontiguousarray(probs_hwc), (width, height)))
         whole_hw = probs_hwc.sum(axis=2) + 1e-9
         found_hw = np.full(mask_hw.shape, 0.5, np.float32)
-        for place, number in enumerate(classes):
+        for channel, number in enumerate(classes):
             here = mask_hw == number
-            found_hw[here] = (probs_hwc[..., place] / whole_hw)[here]
+            found_hw[here] = (probs_hwc[..., channel] / whole_hw)[here]
         return found_hw
     if "objects_flat" not in stored or stored["objects_flat"].dtype.kind != "f" or "object_classes_n" not in stored:
         return None
