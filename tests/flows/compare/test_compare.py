@@ -46,6 +46,8 @@ ROWS = 2
 def short_sheets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.evaluate.finish.SHEET_ROWS", ROWS)
+        patch.setattr("tasks.evaluate.report_pictures.EACH", 1)
+        patch.setattr("flows.compare.pictures.DIFFERENT", 2)
         yield
 
 
@@ -185,7 +187,7 @@ def scripted(cache: Path, results: dict[str, float | Exception], budget_s: float
         if isinstance(outcome, Exception):
             raise outcome
         manifest = run.write_manifest("finished")
-        return Result(run.folder.run_id, {"student (val)": {"miou": outcome}}, {}, manifest)
+        return Result(run.folder.run_id, {"student (val)": {"miou": outcome, "images": 8}}, {}, manifest)
 
     _, params_class, _ = load("cfs")
     variants = [Variant(name, "cfs", page, params_class(proposals=name), (0,)) for name in results]
