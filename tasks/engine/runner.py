@@ -185,7 +185,7 @@ class Runner:
         rerun = self._wants(label)
         images = pending_images(stage, address, label, records, upstream, self._sources, rerun=rerun)
         if not rerun:
-            take_over(self.store, stage, address, label, records.classes, upstream, images, planning=self.planning)
+            take_over(self.store, stage, address, label, records, upstream, images, planning=self.planning)
         report = StageReport(label, "map", address, len(records), images.cached, unknown=images.unknown)
         report.like, report.amount = effort.of_map(stage, self.options, len(records), records.dataset)
         report.outputs = stage.outputs
