@@ -17,8 +17,8 @@ P = TypeVar("P")
 def with_deployments(data: DataParams, params: P, options: RunParams) -> tuple[DataParams, P, RunParams]:
     """The three sections of this flow run, with its deployment's values where the run's own name none.
 
-    Without this, ``{"options": {"rerun": ["grabcut"]}}`` would move the run to the cache of the defaults. A scheduled run
-    has no values of its own, only a copy of what the deployment had when the server planned it: it takes what the
+    Without this, ``{"options": {"rerun": ["grabcut"]}}`` would move the run to the cache of the defaults. A scheduled
+    run has no values of its own, only a copy of what the deployment had when the server planned it: it takes what the
     deployment has now. What was merged is also written into the run, which shows it. Raises :class:`ConfigError`.
     """
     context = FlowRunContext.get()
