@@ -265,9 +265,10 @@ class Runner:
             self.skips.extend(plan.skips(usable.members, label))
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
-        parts = plan.publication.part_digests if plan.publication is not None else {}
+        parts, published = ({}, 0.0) if (made := plan.publication) is None else (made.part_digests, made.published)
+        pinned = bool(plan.pinned)
         handle = FitHandle(
-            label, stage, address, plan.stamp, plan.digest, plan.path, "", bool(plan.pinned), parts, train
+            label, stage, address, plan.stamp, plan.digest, plan.path, "", pinned, parts, train, published
         )
         self._end(handle)
         return handle
