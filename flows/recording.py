@@ -60,6 +60,9 @@ class Recording:
             self.log.say(f"score: {name}: mIoU {percent(one['miou'])}, {one['images']} images")
         for name, path in result.files.items():
             self.log.say(f"{name}: {path}")
+        for stage in result.manifest.get("stages", ()):
+            if stage.get("pinned"):
+                self.log.say(f"{stage['label']}: {stage['pinned']}")
         skips = result.manifest.get("skips", ())
         for skip in skips[:SHOWN_SKIPS]:
             self.log.say(f"skipped: {skip_line(skip['path'] or skip['key'], skip['reason'])}")

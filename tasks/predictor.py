@@ -97,9 +97,10 @@ class BoxPredictor:
             self._image_rgb = read_image_rgb(Path(image))
             self._image_id = image_id or Path(image).stem
             return
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an image is a (height, width, 3) uint8 array, not {image.shape} {image.dtype}")
-        self._image_rgb, self._image_id = image, image_id
+        image_rgb = np.asarray(image)  # Pillow's images, too
+        if image_rgb.ndim != 3 or image_rgb.shape[2] != 3 or image_rgb.dtype != np.uint8:
+            raise ValueError(f"an image is a (height, width, 3) uint8 array, not {image_rgb.shape} {image_rgb.dtype}")
+        self._image_rgb, self._image_id = image_rgb, image_id
 
     def predict(self, boxes: Sequence[Sequence[float]], classes: Sequence[int | str] = ()) -> BoxMasks:
         """Masks of the objects in ``boxes``.
@@ -114,11 +115,17 @@ class BoxPredictor:
         if classes and len(classes) != len(boxes):
             raise ValueError(f"{len(boxes)} boxes and {len(classes)} classes: give one for each box, or none")
         numbers = [self._number(one) for one in classes] or [1] * len(boxes)
-        found = (Box(i, number, *map(float, box)) for i, (box, number) in enumerate(zip(boxes, numbers, strict=True)))
+        found = []
+        for place, (box, number) in enumerate(zip(boxes, numbers, strict=True)):
+            x0, y0, x1, y1 = map(float, box)
+            found.append(Box(place, number, x0, y0, x1, y1))
         return self._masks(Record(self._image_id, "", boxes=tuple(found)))
 
     def predict_record(self, record: Record) -> BoxMasks:
-        """Masks of a data set's picture with its own boxes; the same as a flow's. Raises as :meth:`set_image` does."""
+        """Masks of a data set's picture with its own boxes; the same as a flow's.
+
+        Raises as :meth:`set_image` does, and :class:`~tasks.stage.SkipImage` where its boxes are not known.
+        """
         self.set_image(record.image, record.image_id)
         return self._masks(record)
 

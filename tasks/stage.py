@@ -26,6 +26,8 @@ from artifacts.records import KINDS, DataError, ImageRGB, Kind, Record, RecordSe
 Arrays = dict[str, NDArray[Any]]
 CRF_MASK = "mask_crf_hw"
 """Array of a stage that keeps its mask twice: ``mask_hw`` without, this one with a CRF."""
+LABEL_PROB = "label_prob_hw"
+"""Array of a stage that keeps how probable it found each pixel's label: ``(H, W) uint8``, in 255ths."""
 IMAGES_AT_ONCE = 8
 """Images that a GPU stage is handed together; those of one size share a pass."""
 MASKS: Mapping[str, str] = {"mask_hw": "", CRF_MASK: " + CRF"}

@@ -82,9 +82,9 @@ def facts(run: RunFolder) -> RunFacts:
             flow=flow, outcome=outcome, started=started, seconds=seen, stage=progress.get("stage", ""), **common
         )
     status, skips, failures = manifest.get("status", ""), manifest.get("skips", []), manifest.get("failures", [])
-    ended = status in ("finished", "failed", "interrupted")
-    outcome = "running" if live and not ended else status if ended else "killed"
-    if status == "finished":
+    ended = not live and (status in ("failed", "interrupted") or run.finished(manifest))
+    outcome = "running" if live else status if ended else "killed"
+    if ended and status == "finished":
         outcome = "done with failures" if failures else "done with skips" if skips else "done"
     wanted = tuple(f"{name} (" for name in ("masks", *manifest.get("predictions", {})))
     stages = manifest.get("stages", [])

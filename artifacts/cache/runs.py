@@ -95,6 +95,10 @@ class RunFolder:
         write_bytes_atomic(path, sealed.seal(manifest, indent=1, sort_keys=True))
         return path
 
+    def finished(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether it came to its end. Its manifest is complete before exports and report are; these it names last."""
+        return manifest.get("status") == "finished" and ("files" in manifest or not self.progress())
+
     def manifest(self) -> dict[str, Any]:
         """Read the manifest. Raises :class:`DataError` if the run left none."""
         path = self.path / MANIFEST
@@ -183,8 +187,19 @@ def last_good(runs: Sequence[RunFolder]) -> RunFolder | None:
     for run in reversed(runs):
         with contextlib.suppress(DataError):
             manifest = run.manifest()
-            if manifest.get("status") == "finished" and not manifest.get("failures"):
+            if run.finished(manifest) and not manifest.get("failures"):
                 return run
+    return None
+
+
+def run_before(run: RunFolder, flow: str, source: str | None) -> dict[str, Any] | None:
+    """The manifest of the newest finished run of ``flow`` before this one on the same data, among the last 20."""
+    for folder in reversed(list_runs(run.cache, flow)[-20:]):
+        with contextlib.suppress(DataError):  # only a comparison is lost
+            found = folder.manifest()
+            same = (found.get("recipe") or {}).get("data", {}).get("source") == source
+            if folder.run_id < run.run_id and found.get("status") == "finished" and same:
+                return found
     return None
 
 

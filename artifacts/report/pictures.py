@@ -101,13 +101,18 @@ def card(picture: ReportPicture, classes: Sequence[str], side: int = SIDE) -> Ca
     return Card(picture, _uri("image/jpeg", buffer), *size_wh, layers, sorted(named), sorted(sizes))
 
 
-def inline(path: Path) -> str:
-    """A picture file as a data URI; a large one as a JPEG, which is a third of a contact sheet's PNG."""
+def inline(path: Path, side: int | None = None) -> str:
+    """A picture file as a data URI; a large one as a JPEG, which is a third of a contact sheet's PNG.
+
+    ``side``: pixels that the longer side of a large one has at most.
+    """
     data = path.read_bytes()
     if len(data) <= LARGE_FILE:
         return _uri("image/png", io.BytesIO(data))
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
+        if side is not None:
+            image.thumbnail((side, side))
         image.convert("RGB").save(buffer, format="JPEG", quality=85)
     return _uri("image/jpeg", buffer)
 

@@ -200,6 +200,7 @@ def export(
 @app.command
 def serve(
     *configs: Annotated[str, Parameter(help="YAML files, or names of shipped configurations; one deployment each")],
+    flow: Annotated[str | None, Parameter(help="flow of the files that do not say it themselves (flow: NAME)")] = None,
     cron: Annotated[str | None, Parameter(help='when to run, e.g. "0 2 * * *": every night at two')] = None,
     interval: Annotated[float | None, Parameter(help="run every so many seconds instead")] = None,
     timezone: Annotated[str | None, Parameter(help="time zone of --cron; default: this machine's")] = None,
@@ -214,14 +215,16 @@ def serve(
 ) -> int:
     """Run flows on a schedule, with a private Prefect server unless an API is configured. Ends on Ctrl-C or SIGTERM."""
     from flows.server import serve as serving
+    from flows.server.home import default_home
 
     return serving.serve(
         configs,
         serving.Schedule(cron, interval, timezone or (serving.local_timezone() if cron else "UTC")),
-        home=home or serving.default_home(),
+        home=home or default_home(),
         port=port,
         server=False if no_server else None,
         console=terminal(),
+        flow=flow,
     )
 
 

@@ -97,7 +97,7 @@ def run_lines(one: RunFacts, manifest: Mapping[str, Any], console: Console) -> N
     for stage in manifest.get("stages", ()):
         of = f"{stage.get('computed', 0):,} of {stage.get('total', 0):,}"
         more = [f"{stage['skipped']} skipped"] if stage.get("skipped") else []
-        more += [stage["pinned"]] if stage.get("pinned") else []
+        more += [str(stage["pinned"])] if stage.get("pinned") else []
         took = duration(float(stage.get("seconds", 0.0)))
         console.print(f"  stage {escape(', '.join([str(stage['label']), f'{of} computed', took, *more]))}")
     for name, scores in manifest.get("scores", {}).items():

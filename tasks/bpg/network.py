@@ -139,7 +139,7 @@ def masks_items(items: Sequence[Item], params: BPGPredictParams) -> list[Arrays]
         found = []
         for item, (scores, edge) in zip(part, maps_of(part, params), strict=True):
             known = set(np.unique(item.up["known"]["mask_hw"]).tolist()) - {UNDECIDED}
-            found.append({"mask_hw": inference.mask_among(item, known, scores, params), **edge})
+            found.append({**inference.mask_among(item, known, scores, params), **edge})
         return found
 
     return by_size(items, of_one_size)

@@ -108,6 +108,8 @@ class PredictParams:
     """Floor of the probabilities that enter the CRF (pydensecrf's)."""
     keep: Keep = field(default="tags", metadata=WHEN_SET)
     """As :func:`predict_probs` has it."""
+    confidence: bool = field(default=False, metadata=WHEN_SET)
+    """Whether masks of the training images come with the probability of each pixel's label."""
 
     def __post_init__(self) -> None:
         bounded(self, "predict")

@@ -187,7 +187,7 @@ class Runner:
         if not rerun:
             take_over(self.store, stage, address, label, records, upstream, images, planning=self.planning)
         report = StageReport(label, "map", address, len(records), images.cached, unknown=images.unknown)
-        report.like, report.amount = effort.of_map(stage, self.options, len(records))
+        report.like, report.amount = effort.of_map(stage, self.options, len(records), records.dataset)
         report.outputs = stage.outputs
         self._begin(report, records)
         if not self.planning:
@@ -265,6 +265,9 @@ class Runner:
             self.skips.extend(plan.skips(usable.members, label))
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
+            if report.computed and plan.publication is not None:
+                # Resumed, it took the time of earlier runs, too: a later estimate is of the whole fit.
+                report.seconds = max(report.seconds, float(plan.publication.info.get("seconds", 0.0)))
         parts, published = ({}, 0.0) if (made := plan.publication) is None else (made.part_digests, made.published)
         pinned = bool(plan.pinned)
         handle = FitHandle(

@@ -22,6 +22,7 @@ from artifacts.objects import clip_window, tight_window, unpack_objects
 from artifacts.records import UNDECIDED, ImageRGB, MaskHW
 from tasks.evaluate.run_suspicion import Beside, sampled, summary, suspects
 from tasks.evaluate.suspicion import MaskBool, Window, colours, foreign_share, with_context
+from tasks.stage import LABEL_PROB
 
 VERSION = 1
 """Of the maps: raised when equal masks get other ones."""
@@ -48,7 +49,7 @@ def depth(mask_hw: MaskHW, scale_hw: NDArray[np.float32]) -> Cue:
     if not outline.any():
         return np.ones(mask_hw.shape, np.float32)
     distance = cv2.distanceTransform((~outline).astype(np.uint8), cv2.DIST_L2, 5)
-    return np.minimum(1, (distance + 1) / (scale_hw + 1)).astype(np.float32)
+    return np.asarray(np.minimum(1, (distance + 1) / (scale_hw + 1)), np.float32)
 
 
 def agreement(mask_hw: MaskHW, others: Iterable[MaskHW]) -> Cue | None:
@@ -99,6 +100,8 @@ def colour(mask_hw: MaskHW, parts: Iterable[Part], colour_hw: NDArray[np.int64])
 def margin(mask_hw: MaskHW, stored: Mapping[str, NDArray[Any]]) -> Cue | None:
     """The probability that a network gave to the pixel's label, of the labels that it knew of; ``None`` if a stage has
     kept none. Objects' probabilities are of foreground in their windows; outside of all, a half."""
+    if LABEL_PROB in stored and "mask_hw" in stored:
+        return np.where(stored["mask_hw"] == mask_hw, stored[LABEL_PROB] / np.float32(255), np.float32(0.5))
     if "probs_chw" in stored and "classes_c" in stored:
         classes = stored["classes_c"].tolist()
         height, width = mask_hw.shape
@@ -106,9 +109,9 @@ def margin(mask_hw: MaskHW, stored: Mapping[str, NDArray[Any]]) -> Cue | None:
         probs_hwc = np.atleast_3d(cv2.resize(np.ascontiguousarray(probs_hwc), (width, height)))
         whole_hw = probs_hwc.sum(axis=2) + 1e-9
         found_hw = np.full(mask_hw.shape, 0.5, np.float32)
-        for place, number in enumerate(classes):
+        for channel, number in enumerate(classes):
             here = mask_hw == number
-            found_hw[here] = (probs_hwc[..., place] / whole_hw)[here]
+            found_hw[here] = (probs_hwc[..., channel] / whole_hw)[here]
         return found_hw
     if "objects_flat" not in stored or stored["objects_flat"].dtype.kind != "f" or "object_classes_n" not in stored:
         return None

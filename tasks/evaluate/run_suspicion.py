@@ -30,6 +30,7 @@ from tasks.evaluate.suspicion import (
     suspicion,
     usual_shares,
 )
+from tasks.stage import LABEL_PROB
 
 JUDGED = 500
 """Pictures whose suspicion the end of a run looks at, spread evenly; ``maskmill export --worst`` looks at all."""
@@ -50,6 +51,8 @@ class Beside:
     store: MaskStore
     stage: Mapping[str, Any]
     others: Sequence[Mapping[str, Any]]
+    copied: Sequence[Mapping[str, Any]]
+    """The stages whose masks it hands on, where it does."""
     stamps: Mapping[str, Stamps]
     corrected: frozenset[str]
     """Keys of the pictures whose masks are a person's."""
@@ -65,9 +68,9 @@ class Beside:
         beside = [one for one in stages if all(one.get(name) == mine.get(name) for name in same)]
         copied = _copied(beside, mine)
         others = [one for one in beside if one not in copied and _name(one) not in (TRUTH, *COPIES)]
-        stamps = {one["label"]: read_stamps(cache, one["stamps"]) for one in [mine, *others]}
+        stamps = {one["label"]: read_stamps(cache, one["stamps"]) for one in [*copied, *others]}
         corrected = frozenset(manifest.get("corrected", ()) if label == manifest.get("masks") else ())
-        return cls(MaskStore(cache, readonly=True), mine, others, stamps, corrected)
+        return cls(MaskStore(cache, readonly=True), mine, others, copied[1:], stamps, corrected)
 
     @property
     def pictures(self) -> list[str]:
@@ -77,7 +80,7 @@ class Beside:
     @property
     def made_from(self) -> str:
         """Digest of all that is known."""
-        whole = [[one["address"], one["stamps"]] for one in (self.stage, *self.others)]
+        whole = [[one["address"], one["stamps"]] for one in (self.stage, *self.others, *self.copied)]
         return keys.digest([whole, sorted(self.corrected)])
 
     def image(self, key: str) -> Path:
@@ -85,8 +88,14 @@ class Beside:
         return Path(self.stamps[self.stage["label"]][key][1])
 
     def mine(self, key: str) -> dict[str, NDArray[Any]]:
-        """The stage's arrays."""
-        return self._read(self.stage, key)
+        """The stage's arrays; with the probability of each label, if a stage whose masks it hands on keeps that."""
+        found = self._read(self.stage, key)
+        for one in self.copied:
+            if LABEL_PROB in one["outputs"] and LABEL_PROB not in found:
+                kept = self._read(one, key)
+                if np.array_equal(kept.get("mask_hw", ()), found.get("mask_hw", ())):
+                    found[LABEL_PROB] = kept[LABEL_PROB]
+        return found
 
     def above(self, key: str) -> list[dict[str, NDArray[Any]]]:
         """The other stages' arrays, of those that have any of this picture, in page order."""

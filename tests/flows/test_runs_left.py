@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,15 @@ from typing import Any
 import pytest
 from flow_runs import Done, copy_of, demo_tree, maskmill, run_cfs
 
-from artifacts.cache.runs import RunFolder, all_runs
+from artifacts.cache import gc, locks
+from artifacts.cache.run_status import Status, status
+from artifacts.cache.runs import IN_USE, RunFolder, all_runs
 from artifacts.cache.store import MaskStore
+from artifacts.records import Sets
+from flows.configure import configure, load
+from flows.run_flow import run_page
+from tasks.engine.runner import Runner
+from tasks.evaluate.finish import Result
 
 
 def grown(tiny: Done, tree: Path) -> None:
@@ -94,6 +103,40 @@ def test_the_morning_after(tiny: Done, tmp_path: Path) -> None:
     store = MaskStore(out / "cache")
     stage = RunFolder(out / "cache", first.run_id).manifest()["stages"][0]
     assert len(store.entries(stage["address"])) >= 24
+
+
+def test_while_it_runs_it_is_seen_and_nothing_of_its_plan_is_cleaned_up(tiny: Done, tmp_path: Path) -> None:
+    out = copy_of(tiny, tmp_path / "run")
+    cache = out / "cache"
+    page, _, _ = load("cfs")
+    seen: list[Status] = []
+
+    def watched(run: Runner, sets: Sets, params: Any) -> Result:
+        if run.planning:
+            with pytest.raises(locks.LockTaken), locks.hold(cache / IN_USE, wait=False):
+                pytest.fail("a clean-up began while a run read its data and planned")
+        result = page(run, sets, params)
+        seen.append(status(cache))
+        if not run.planning:
+            with gc.alone(cache):
+                found = gc.find(MaskStore(cache), keep_runs=1)
+            assert found.live == (run.folder.run_id,) and not [item for item in found.items if item.kind != "run"]
+            raise KeyboardInterrupt
+        return result
+
+    job = configure("cfs", "demo-tiny", None, ("options.launch=inline", "options.workers=0"), {"out": str(out)})
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_page("cfs", watched, job.data, job.params, job.options)
+    ((plans,), (works,)) = (one.working for one in seen)
+    assert (plans.phase, plans.eta_s) == ("plans", None)
+    assert (works.phase, works.stages, works.facts.outcome) == ("ends", (4, 4), "running")
+    found = status(cache)
+    assert (found.working, found.killed) == ((), ()) and found.last is not None
+    assert (found.last.outcome, found.last.run) == ("interrupted", works.facts.run)
+    (note,) = stopped.value.__notes__
+    again = f"cd {shlex.quote(os.getcwd())} && maskmill cfs --config {shlex.quote(found.last.config)}"
+    assert note == f"log: {found.last.log}; to go on: {again}"
+    assert found.last.report == "", "its end was not reached"
 
 
 def test_a_name_of_no_run_lists_what_there_is(tiny: Done, capsys: pytest.CaptureFixture[str]) -> None:

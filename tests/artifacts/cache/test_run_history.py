@@ -37,6 +37,10 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     assert [facts(run).outcome for run in runs] == outcomes
     assert [run for run in runs if facts(run).good] == [good, skipped]
     assert (facts(failed).stage, facts(failed).error, facts(nothing).flow) == ("net", "no", "lpg-learn")
+    skipped.write_progress({"phase": "works"})
+    assert facts(skipped).outcome == "killed", "in the middle of an export"
+    skipped.write_manifest({**skipped.manifest(), "files": {}})
+    assert facts(skipped).good
     with locks.hold(killed.lock), locks.hold(nothing.lock):
         assert [facts(run).outcome for run in (killed, nothing)] == ["running", "running"]
         assert [one.facts.run for one in status(tmp_path).working] == [killed.run_id, nothing.run_id]

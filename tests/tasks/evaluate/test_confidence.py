@@ -59,6 +59,12 @@ def test_margin_is_the_probability_of_the_label_among_the_known_ones() -> None:
     found = margin(mask_hw, stored)
     assert found is not None and np.allclose(found, [[0.1, 0.9], [1, 1]], atol=1e-3)
     assert margin(mask_hw, {"mask_hw": mask_hw}) is None
+    own = {
+        "mask_hw": np.array([[0, 2], [4, 0]], np.uint8),
+        "label_prob_hw": np.array([[255, 51], [102, 204]], np.uint8),
+    }
+    found = margin(mask_hw, own)
+    assert found is not None and np.allclose(found, [[1, 0.2], [0.4, 0.5]]), "of another label it says nothing"
 
 
 def test_together_rises_with_each_cue_and_unknown_ones_count_as_a_half() -> None:
