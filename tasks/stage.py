@@ -12,7 +12,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,8 @@ class FitHandle:
     part_digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     records: RecordSet | None = field(default=None, repr=False)
     """Its training records; ``None`` where they are not known (``run.load``)."""
+    published: float = 0.0
+    """Seconds since the epoch; 0 for a file's."""
 
     def part(self, name: str) -> FitHandle:
         """One of several networks in the checkpoint, by name prefix; known by its own tensors alone.
@@ -206,6 +208,15 @@ class FitHandle:
 
 
 Handle = MapHandle | FitHandle
+
+
+def fits_above(upstream: Mapping[str, Handle]) -> Iterator[FitHandle]:
+    """The fits among ``upstream`` (role -> handle), and those with which its arrays were made."""
+    for handle in upstream.values():
+        if isinstance(handle, FitHandle):
+            yield handle
+        else:
+            yield from fits_above(handle.upstream)
 
 
 def first_of(a: MapHandle, b: MapHandle) -> MapHandle:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -28,7 +29,7 @@ from tasks.engine.options import RunParams
 from tasks.engine.pending import FitMembers, Sources, weights_digests
 from tasks.engine.progress import Reporter
 from tasks.engine.refit import Refit, pin_text
-from tasks.stage import FitHandle, FitStage, Handle, resolve
+from tasks.stage import FitHandle, FitStage, Handle, fits_above, resolve
 
 log = logging.getLogger("maskmill")
 
@@ -121,7 +122,7 @@ def plan(
 
     A lineage is (address, data set, split, seed, digests of initial weights and inputs): only within one can an older
     fit stand in for a new one (``refit``). So fits are decided one by one, in page order: where one is done again,
-    those that start from its weights are, too; where it is pinned, they see the same weights as before.
+    those that build on it are, too; where it is pinned, they see the same weights as before.
     """
     weights = weights_digests(stage, upstream, sources)
     fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
@@ -145,7 +146,8 @@ def plan(
         found = FitPlan(stamp, stamp, lineage, inputs, prefixes, published, newest=newest, newer_than=newer_than)
     if found.publication is not None or options.refit == "changed":
         return found
-    return _pinned(found, cache, address, lineage, members, usable.unknown, sources, options)
+    above = max((math.inf if fit.digest is None else fit.published for fit in fits_above(upstream)), default=0.0)
+    return _pinned(found, cache, address, lineage, above, members, usable.unknown, sources, options)
 
 
 def _pinned(
@@ -153,6 +155,7 @@ def _pinned(
     cache: Path,
     address: str,
     lineage: str,
+    above: float,
     members: Sequence[tuple[str, str]],
     unknown: Sequence[str],
     sources: Sources,
@@ -160,7 +163,8 @@ def _pinned(
 ) -> FitPlan:
     """The plan ``own`` with the last fit in its place, if ``refit`` says so; else with a note why it is fitted.
 
-    ``unknown``: keys of further members, which have no digest yet (a dry run).
+    ``above``: when the youngest network was published with which the data were made. One that is younger than the last
+    fit makes all of them other data. ``unknown``: keys of further members, which have no digest yet (a dry run).
     """
     refit, store = Refit.parse(options.refit), FitStore(cache)
     last = store.last_of_lineage(address, lineage)
@@ -178,6 +182,8 @@ def _pinned(
     doubtful = len(before.keys() & set(unknown))
     due = refit.due(difference, time.time() - sound.published, doubtful)
     text = pin_text(sound.published, difference, doubtful)
+    if above > sound.published:
+        return replace(own, note=f"refit={options.refit}: fitted again, like a network that its data are made with")
     if due is None:
         return own
     if due:

@@ -268,9 +268,10 @@ class Runner:
             if report.computed and plan.publication is not None:
                 # Resumed, it took the time of earlier runs, too: a later estimate is of the whole fit.
                 report.seconds = max(report.seconds, float(plan.publication.info.get("seconds", 0.0)))
-        parts = plan.publication.part_digests if plan.publication is not None else {}
+        parts, published = ({}, 0.0) if (made := plan.publication) is None else (made.part_digests, made.published)
+        pinned = bool(plan.pinned)
         handle = FitHandle(
-            label, stage, address, plan.stamp, plan.digest, plan.path, "", bool(plan.pinned), parts, train
+            label, stage, address, plan.stamp, plan.digest, plan.path, "", pinned, parts, train, published
         )
         self._end(handle)
         return handle

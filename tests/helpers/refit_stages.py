@@ -50,16 +50,21 @@ def shade_item(item: Item, params: Nothing) -> Arrays:
 
 FIRST = FitStage("first", 1, Nothing(), ("image",), "refit_stages:learn")
 SECOND = replace(FIRST, name="second")
+THIRD = replace(FIRST, name="third")
 SHADE = MapStage("shade", 1, Nothing(), ("image",), ("mask_hw",), "refit_stages:shade_item")
-LABELS = ("first", "shade", "second", "shaded")
+LABELS = ("first", "shade", "second", "shaded", "third")
 
 
 def page(run: Runner, records: RecordSet) -> None:
-    """A network, what it makes of the pictures, a second one that starts from it and learns that, what it makes."""
+    """A network, what it makes of the pictures, a second one that starts from it and learns that, what it makes.
+
+    A third one learns that, and starts from none.
+    """
     first = run.fit(FIRST, records)
     shade = run.map(SHADE, records, net=first)
     second = run.fit(SECOND, records, init=first, shade=shade)
-    run.map(SHADE, records, label="shaded", net=second)
+    shaded = run.map(SHADE, records, label="shaded", net=second)
+    run.fit(THIRD, records, shade=shaded)
 
 
 def computed(reports: Any) -> Mapping[str, int]:

@@ -73,7 +73,7 @@ def test_what_is_said_of_a_pinned_fit() -> None:
     )
 
 
-# -- nights of a chain: first -> shade -> second (from first) -> shaded ------------------------------------------------
+# -- nights of a chain: first -> shade -> second (from first) -> shaded -> third --------------------------------------
 
 
 Night = Callable[..., list[StageReport]]
@@ -123,32 +123,44 @@ def counts(reports: Sequence[StageReport]) -> list[int]:
 
 
 def test_in_a_chain_each_fit_is_decided_and_the_next_builds_on_it(pictures: RecordSet, night: Night) -> None:
-    assert counts(night(first(pictures, 10), "share:0.3")) == [1, 10, 1, 10], "nothing published: fitted"
+    assert counts(night(first(pictures, 10), "share:0.3")) == [1, 10, 1, 10, 1], "nothing published: fitted"
     made = night(first(pictures, 10), "share:0.3")
-    assert counts(made) == [0, 0, 0, 0] and not any(report.pinned for report in made)
+    assert counts(made) == [0, 0, 0, 0, 0] and not any(report.pinned for report in made)
     grown = night(first(pictures, 11), "share:0.3")
-    assert counts(grown) == [0, 1, 0, 1], "the new picture alone, by the pinned networks"
+    assert counts(grown) == [0, 1, 0, 1, 0], "the new picture alone, by the pinned networks"
     assert [report.pinned.partition(", ")[2] for report in grown if report.kind == "fit"] == [
         "trained on 10 of now 11 records (1 new)"
-    ] * 2, "behind a pinned fit the data alone has changed"
+    ] * 3, "behind a pinned fit the data alone has changed"
     assert [report.stamps for report in grown[::2]] == [report.stamps for report in made[::2]]
-    assert counts(night(first(pictures, 11), "share:0.3")) == [0, 0, 0, 0], "a night with nothing new"
-    assert counts(night(first(pictures, 13), "share:0.3")) == [1, 13, 1, 13], "the last fit is of ten"
-    assert counts(night(first(pictures, 14), "share:0.3")) == [0, 1, 0, 1], "and now of thirteen"
+    assert counts(night(first(pictures, 11), "share:0.3")) == [0, 0, 0, 0, 0], "a night with nothing new"
+    assert counts(night(first(pictures, 13), "share:0.3")) == [1, 13, 1, 13, 1], "the last fit is of ten"
+    assert counts(night(first(pictures, 14), "share:0.3")) == [0, 1, 0, 1, 0], "and now of thirteen"
+
+
+def test_a_network_whose_data_a_younger_one_makes_is_not_pinned(
+    pictures: RecordSet, night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A week after the first was published, and less than a week after the third: both are done, and foretold."""
+    night(first(pictures, 10), "days:7")
+    published = {report.label: report for report in night(first(pictures, 11), "days:7")}
+    assert all(published[label].pinned for label in ("first", "second", "third"))
+    monkeypatch.setattr(Refit, "due", lambda self, difference, age_s, doubtful=0: next(due))
+    due = iter([True, False] * 2)  # of the first and, if it is asked, of others: the plan, then the run
+    assert counts(night(first(pictures, 12), "days:7")) == [1, 12, 1, 12, 1]
 
 
 def test_a_dry_run_shows_a_pin_although_what_is_above_it_is_not_made(
     pictures: RecordSet, night: Night, tmp_path: Path
 ) -> None:
     night(first(pictures, 10), "changed")
-    for refit, expected in (("never", [0, 1, 0, 1]), ("share:0.2", [0, 1, 0, 1]), ("changed", [1, 0, 0, 0])):
+    for refit, expected in (("never", [0, 1, 0, 1, 0]), ("share:0.2", [0, 1, 0, 1, 0]), ("changed", [1, 0, 0, 0, 0])):
         options = RunParams(cache=str(tmp_path / "cache" / "cache"), refit=refit)
         with Runner(options, planning=True) as plan:
             page(plan, first(pictures, 11))
         assert [report.to_compute for report in plan.reports] == expected
         pinned = [report.label for report in plan.reports if report.pinned]
-        assert pinned == ([] if refit == "changed" else ["first", "second"])
-        assert [report.unknown for report in plan.reports] == ([0, 11, 1, 11] if refit == "changed" else [0] * 4)
+        assert pinned == ([] if refit == "changed" else ["first", "second", "third"])
+        assert [report.unknown for report in plan.reports] == ([0, 11, 1, 11, 1] if refit == "changed" else [0] * 5)
 
 
 def test_other_pictures_of_a_pinned_fit_keep_their_bytes(pictures: RecordSet, night: Night, tmp_path: Path) -> None:
@@ -156,7 +168,7 @@ def test_other_pictures_of_a_pinned_fit_keep_their_bytes(pictures: RecordSet, ni
     before = fingerprint(tmp_path / "cache")
     cv2.imwrite(pictures.records[3].image, np.zeros((4, 4, 3), np.uint8))
     changed = night(first(pictures, 11), "never")
-    assert counts(changed) == [0, 2, 0, 2]
+    assert counts(changed) == [0, 2, 0, 2, 0]
     assert "trained on 9 of now 11 records (1 new, 1 changed)" in changed[0].pinned
     after = fingerprint(tmp_path / "cache")
     assert before.items() < after.items() and len(after) - len(before) == 4
@@ -169,7 +181,7 @@ def test_other_params_are_fitted_whatever_the_policy(
     monkeypatch.setattr(refit_stages, "SECOND", replace(refit_stages.SECOND, version=2))
     caplog.clear()
     with caplog.at_level(logging.WARNING, "maskmill"):
-        assert counts(night(pictures, "never")) == [0, 0, 1, 16]
+        assert counts(night(pictures, "never")) == [0, 0, 1, 16, 1]
     assert "second: refit=never, but there is no earlier fit to pin" in caplog.text
 
 
@@ -185,7 +197,7 @@ def test_a_night_that_died_between_two_fits_is_gone_on_with(
     finally:
         FAIL.clear()
     found = night(first(pictures, 14), "share:0.3")
-    assert counts(found) == [0, 1, 1, 14]
+    assert counts(found) == [0, 1, 1, 14, 1]
     assert "trained on 13 of now 14" in found[0].pinned and not found[2].pinned
 
 
