@@ -61,7 +61,7 @@ class Recording:
         for name, path in result.files.items():
             self.log.say(f"{name}: {path}")
         for stage in result.manifest.get("stages", ()):
-            if stage["pinned"]:
+            if stage.get("pinned"):
                 self.log.say(f"{stage['label']}: {stage['pinned']}")
         skips = result.manifest.get("skips", ())
         for skip in skips[:SHOWN_SKIPS]:

@@ -254,8 +254,7 @@ def run_page(
     """
     options = resolve_options(options)
     for option, folder in (("out", options.out), ("cache", options.cache)):
-        if folder:
-            check_writable(option, Path(folder))
+        check_writable(option, Path(folder) if folder else None)
     with recorded(name, data, params, options, reporter=reporter, command=command) as recording:
         sets = read_sets(data, options)
         recording.log.phase("plans")

@@ -265,7 +265,8 @@ def _remove_images(store: MaskStore, names: Sequence[str], reach: Reach) -> list
     for address, segments in chosen.items():
         folder = store.folder(address)
         store.refresh(address)
-        stays = [name for name in segment_names(folder) if name not in segments or _any_kept(folder / name, reach)]
+        stays = any(name not in segments or _any_kept(folder / name, reach) for name in segment_names(folder))
+        stays |= any(entry.is_dir() for entry in os.scandir(folder))  # somebody's data: no segment was one
 
         def drop(entry: Entry, address: str = address, segments: set[str] = segments) -> bool:
             return entry.segment in segments and not reach.keeps(address, entry)

@@ -72,12 +72,14 @@ def show(
 ) -> int:
     """Show a stage's arrays, keys and runs, or a fit's publications; or write one image's mask as a picture."""
     from artifacts.cache import listing as tools
+    from artifacts.cache.atomic import check_file_writable
     from artifacts.cache.runs import users
     from artifacts.datasets.voc_writer import voc_palette
     from flows.cli.cache_tables import print_json
 
     if (key is None) != (out is None):
         raise DataError("--key and --out go together: the image, and the file that shows its mask")
+    check_file_writable("out", out)
     store = _store(cache)
     console = terminal(highlight=False)
     addresses, fits = _known(store, [name])
@@ -161,6 +163,7 @@ def verify(
     if json:
         sound_ones = {"segments": report.segments, "images": report.images, "fits": sound, "records": records}
         faults = {"problems": found, "put_aside": [*report.quarantined, *aside], "busy": report.busy}
+        faults["resealed"] = report.resealed
         print_json({"ok": not code, **sound_ones, **faults})
         return code
     console = terminal(highlight=False, soft_wrap=True)
@@ -174,6 +177,8 @@ def verify(
     )
     if damaged:
         console.print("damaged fits are never used: the next run that needs one fits again")
+    for path in report.resealed:
+        console.print(f"sealed again: {escape(str(path))}; another program had cut its footer off, nothing else")
     for path in report.quarantined:
         console.print(f"put aside: {escape(str(path))}; the next run computes its damaged images again")
     for path in aside:

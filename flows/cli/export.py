@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from artifacts.cache.atomic import check_writable
 from artifacts.cache.fit_store import FitStore, Publication
 from artifacts.cache.runs import find_run, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.datasets.read import placed
 from artifacts.datasets.voc_masks import read_index_png
-from artifacts.export.dataset import WRITERS, export_run
+from artifacts.export.dataset import WRITERS, check_target, export_run
 from artifacts.export.val import WITH_VAL
 from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
@@ -52,6 +53,8 @@ def export(
     """
     if kind not in WRITERS:
         raise ConfigError(f"--format {kind}: expected one of {', '.join(WRITERS)}")
+    check_writable("to", to.parent)
+    check_target(to)
     manifest = find_run(cache, run).manifest()
     array = CRF_MASK if crf else "mask_hw"
     if crf and not stage:
@@ -230,19 +233,25 @@ def records_of(manifest: Mapping[str, Any], of_set: str, split: str, cache: Path
     data = placed(data.aux if of_set == "aux" and data.aux is not None else data, manifest.get("folder", ""))
     if moved:
         # Keys begin with the data set's name, which is the folder's unless it was named.
-        name = next(stage["dataset"] for stage in manifest["stages"] if stage["set"] == of_set)
+        name = _name(manifest, of_set)
         given = {"data": {"source": moved}}
         data = replace(data, source=build(DataParams, "data", given, [Layer(given, "--data", {})]).source, name=name)
     try:
         records = read_split(data, split, cache=cache)
     except (DataError, OSError) as error:
         raise DataError(
-            f"run {run}: its data {data.source} cannot be read ({error}); if they were moved, name the place: --data"
-            f" {data.source.partition(':')[0]}:PATH"
+            f"run {run}: its data {data.source} cannot be read ({error}); if they were moved, run the flow again with"
+            f" --data {data.source.partition(':')[0]}:PATH --set data.name={_name(manifest, of_set)}: nothing is"
+            " computed anew. `maskmill score` takes --data itself"
         ) from error
     if moved:
         remember_dataset(cache, records)  # where it says that these are the same images
     return records
+
+
+def _name(manifest: Mapping[str, Any], of_set: str) -> str:
+    """The data set's name in the cache."""
+    return next((str(stage["dataset"]) for stage in manifest["stages"] if stage["set"] == of_set), "NAME")
 
 
 def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tuple[dict[str, Any], SetScores]:

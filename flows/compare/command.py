@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from artifacts import report
-from artifacts.cache.atomic import write_text_atomic
+from artifacts.cache.atomic import check_writable, write_text_atomic
 from artifacts.records import Sets
 from artifacts.report.compare_page import ShownVariant, comparison_page
 from artifacts.report.comparison import score_table, spread_dict
@@ -79,6 +79,8 @@ def compare(
     }
     if flow is not None and flow not in FLOWS:
         raise ConfigError(f"no flow {flow!r}; there are {', '.join(FLOWS)}")
+    for option, folder in (("out", out), ("cache", cache)):
+        check_writable(option, None if dry_run else folder)
     budget_s = None if budget is None else parse_budget(budget)
     each_min = parse_minutes(minutes)
     wanted = parse_seeds(seeds)

@@ -94,8 +94,8 @@ def compared_pictures(
     shown: list[ReportPicture] = []
     counts: dict[str, int] = {}
     parts = (
-        ("masks (train)", sets.train, _mask_columns(manifests), dict.fromkeys(manifests, "masks")),
-        ("students (val)", sets.val, _prediction_columns(manifests), last),
+        (f"masks ({sets.train.split})", sets.train, _mask_columns(manifests), dict.fromkeys(manifests, "masks")),
+        (f"students ({sets.val.split})", sets.val, _prediction_columns(manifests), last),
     )
     for of, records, columns, name_of in parts:
         own = _by_image(scores, name_of)

@@ -97,7 +97,9 @@ class Forecast:
 
 
 class History:
-    """Seconds per image (or fit) of earlier runs in a cache: of the same configuration if there is one, else of any."""
+    """Seconds per image (or fit) of earlier runs in a cache: of the same configuration if there is one, else of any,
+    scaled by how much more or less work it is.
+    """
 
     def __init__(self, cache: Path, flows: Iterable[str], prior_s: Mapping[str, float] | None = None) -> None:
         """``prior_s``: stage -> seconds of one image or fit, used until a run in the cache has measured it."""
@@ -105,6 +107,8 @@ class History:
         self._same: dict[tuple[str, str, str], float] = {}
         self._like: dict[str, float] = {}
         self._any = dict(prior_s or {})
+        self._amounts: dict[str, float] = {}
+        """Stage -> work of one image or fit (:mod:`tasks.engine.effort`) where ``_any`` was measured."""
         for run in list_runs(cache)[-LOOKED_AT:]:
             try:
                 manifest = run.manifest()
@@ -122,6 +126,7 @@ class History:
         for label, seconds in times.items():
             self._same[flow, params, label] = seconds
             self._any[label] = seconds
+        self._amounts |= {s["label"]: s.get("amount", 0.0) / (s.get("total") or 1) for s in manifest["stages"]}
         for stage in manifest["stages"]:
             if stage.get("like") and stage["computed"]:
                 share = stage["computed"] / stage["total"] if stage["kind"] == "map" else 1.0
@@ -133,10 +138,13 @@ class History:
         found = [self._like.get(stage["like"], math.nan) * stage["amount"] for stage in worked]
         return None if any(map(math.isnan, found)) else math.fsum(found)
 
-    def seconds(self, flow: str, params: Any, label: str) -> float | None:
-        """Of one image or fit; ``None`` if no run in the cache has done that stage."""
+    def seconds(self, flow: str, params: Any, label: str, amount: float = 0.0) -> float | None:
+        """Of one image or fit of so much work (0: not known); ``None`` if no run in the cache has done that stage."""
         same = self._same.get((flow, _identity(asdict(params)), label))
-        return self._any.get(label) if same is None else same
+        if same is not None or label not in self._any:
+            return same
+        known = self._amounts.get(label, 0.0)
+        return self._any[label] * (amount / known if amount and known else 1.0)
 
 
 def _identity(plain_params: Any) -> str:
@@ -219,7 +227,7 @@ def forecast(trial: Trial, sets: Sets, options: RunParams, history: History, see
             continue
         known.add(identity)
         stages.append(stage)
-        each = history.seconds(flow, trial.params, stage.label)
+        each = history.seconds(flow, trial.params, stage.label, stage.amount / max(1, stage.total))
         if each is None:
             unknown.append(stage.label)
         else:

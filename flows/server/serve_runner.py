@@ -123,9 +123,10 @@ async def shut_down(runner: Runner, serving: asyncio.Task[None], deployments: Se
         for deployment in deployments:
             with suppress(Exception):  # the server may be gone: then there is nothing to pause
                 await client.pause_deployment(deployment)
+        dropping = asyncio.create_task(drop_missed(client, owner, served=True))  # beside the rest: there are seconds
         await runner.astop()
         with suppress(Exception):
-            await drop_missed(client, owner, served=True)
+            await dropping
     while not serving.done():
         # A run that was just being started is not among those that astop has seen.
         with suppress(Exception):

@@ -185,9 +185,9 @@ class Runner:
         rerun = self._wants(label)
         images = pending_images(stage, address, label, records, upstream, self._sources, rerun=rerun)
         if not rerun:
-            take_over(self.store, stage, address, label, records.classes, upstream, images, planning=self.planning)
+            take_over(self.store, stage, address, label, records, upstream, images, planning=self.planning)
         report = StageReport(label, "map", address, len(records), images.cached, unknown=images.unknown)
-        report.like, report.amount = effort.of_map(stage, self.options, len(records))
+        report.like, report.amount = effort.of_map(stage, self.options, len(records), records.dataset)
         report.outputs = stage.outputs
         self._begin(report, records)
         if not self.planning:
@@ -265,6 +265,9 @@ class Runner:
             self.skips.extend(plan.skips(usable.members, label))
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
+            if report.computed and plan.publication is not None:
+                # Resumed, it took the time of earlier runs, too: a later estimate is of the whole fit.
+                report.seconds = max(report.seconds, float(plan.publication.info.get("seconds", 0.0)))
         parts = plan.publication.part_digests if plan.publication is not None else {}
         handle = FitHandle(
             label, stage, address, plan.stamp, plan.digest, plan.path, "", bool(plan.pinned), parts, train

@@ -10,8 +10,9 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from artifacts.cache.store import CorruptSegment, MaskStore, MissingEntry
+from artifacts.records import RecordSet
 from tasks.engine.image_task import ImageTask
-from tasks.engine.pending import PendingImages, remembered
+from tasks.engine.pending import PendingImages, in_order, remembered
 from tasks.engine.work_unit import SEGMENT_IMAGES
 from tasks.stage import Arrays, Handle, MapStage, stage_address
 
@@ -23,7 +24,7 @@ def take_over(
     stage: MapStage,
     address: str,
     label: str,
-    classes: tuple[str, ...],
+    records: RecordSet,
     upstream: Mapping[str, Handle],
     images: PendingImages,
     *,
@@ -35,9 +36,10 @@ def take_over(
     """
     if not stage.numbers_of_labels or upstream:
         return
+    classes = records.classes
     for count in range(len(classes) - 1, 0, -1):
         if not images.pending:
-            return
+            break
         shorter = stage_address(stage, classes[:count], upstream)
         entries = store.entries(shorter)
         there = [task for task in images.pending if (e := entries.get((task.key, task.stamp))) and e.output is not None]
@@ -49,6 +51,7 @@ def take_over(
             log.info("%s: %d results are those of the table without %s", label, len(known), ", ".join(classes[count:]))
         images.produced |= {key: produced for (key, _), produced in known.items()}
         images.pending = [task for task in images.pending if (task.key, task.stamp) not in known]
+    in_order(records, images.produced, images.skips)
 
 
 def _copy(

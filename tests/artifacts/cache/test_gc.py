@@ -225,6 +225,15 @@ def test_a_running_flow_keeps_all_that_its_plan_names(tmp_path: Path) -> None:
     assert results(tmp_path).keys() == REACHED, "its flow has come to an end since"
 
 
+def test_a_folder_among_the_segments_is_somebodys(tmp_path: Path) -> None:
+    two_nights(tmp_path)
+    mine = tmp_path / "maps" / B / "00000009-ab.h5.corrupt" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    cleaned(tmp_path, keep_runs=1)
+    assert mine.exists() and not list((tmp_path / "maps" / B).glob("*.idx"))
+
+
 def test_a_fit_that_somebody_does_is_left_alone(tmp_path: Path) -> None:
     two_nights(tmp_path)
     with FitStore(tmp_path).lock(NET, "old"):

@@ -176,7 +176,8 @@ def test_in_a_browser(which: str, request: pytest.FixtureRequest, tmp_path: Path
         written = written.replace(code, plain)
     found = json.loads(written)
     assert found["errors"] == [] and found["title"] == "t" and found["scripts"] == 3
-    assert found["first"] == ["b", "v", "a", EVIL] and found["count"] == "4 of 4 shown"
+    first = {"page": ["b", "v", "a", EVIL], "compared": [EVIL, "v", "b", "a"]}  # lowest mIoU; most different
+    assert found["first"] == first[which] and found["count"] == "4 of 4 shown"
     assert found["evil"] == ["a"] and found["val"] == ["v"] and found["large"] == ["b"]
     assert found["low"] == ["b"] and found["doubtful"] == [EVIL]
     assert found["order"] == [EVIL, "v", "b", "a"] and found["focused"] == "v"

@@ -46,6 +46,8 @@ ROWS = 2
 def short_sheets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.evaluate.finish.SHEET_ROWS", ROWS)
+        patch.setattr("tasks.evaluate.report_pictures.EACH", 1)
+        patch.setattr("flows.compare.pictures.DIFFERENT", 2)
         yield
 
 
@@ -185,7 +187,7 @@ def scripted(cache: Path, results: dict[str, float | Exception], budget_s: float
         if isinstance(outcome, Exception):
             raise outcome
         manifest = run.write_manifest("finished")
-        return Result(run.folder.run_id, {"student (val)": {"miou": outcome}}, {}, manifest)
+        return Result(run.folder.run_id, {"student (val)": {"miou": outcome, "images": 8}}, {}, manifest)
 
     _, params_class, _ = load("cfs")
     variants = [Variant(name, "cfs", page, params_class(proposals=name), (0,)) for name in results]
@@ -307,6 +309,17 @@ def test_an_estimate_is_of_the_same_configuration_whatever_its_seed_else_of_any(
     assert history.seconds("cfs", short, "grabcut") == 2.0, "an image's share, of another configuration"
     assert history.seconds("cfs", dataclasses.replace(short, crf="off", proposals="box"), "deeplab") == 10.0
     assert history.seconds("cfs-supervised", short, "deeplab") == 40.0 / 4, "another page, the same stage"
+
+
+def test_an_estimate_of_another_configuration_is_scaled_by_its_work(tmp_path: Path) -> None:
+    _, params_class, _ = load("cfs")
+    short, long = params_class(proposals="box"), params_class(proposals="grabcut")
+    history = History(tmp_path, ["cfs"])
+    done = manifest(14.0, 1, dataclasses.asdict(short), deeplab=10.0)
+    done["stages"][0] |= {"amount": 20.0, "total": 1}
+    history.add(done)
+    assert history.seconds("cfs", long, "deeplab", 20_000.0) == 10_000.0, "a thousand times the iterations"
+    assert history.seconds("cfs", short, "deeplab", 20.0) == 10.0
 
 
 def test_what_was_measured_replaces_what_was_believed(tmp_path: Path) -> None:

@@ -247,6 +247,10 @@ def test_the_command_with_an_api_keeps_its_exit_codes_and_every_failure_is_a_fai
     assert "all 1 images were skipped" in outputs[1]
     assert "params.paces: no such parameter (did you mean 'pace'?)" in outputs[2]
     assert str(tmp) in outputs[3]
+    assert "; log: " not in outputs[0] and all("; log: " in output for output in outputs[1:])
+    for name, words in (("k", "done with 1 skipped"), ("f", "maskmill slow --config"), ("x", str(tmp))):
+        (log,) = skipping.parent.glob(f"{name}-cache/runs/*/run.log")
+        assert words in log.read_text(), "what a person needs, with a server as without"
     new = [run.state for run in runs_of_slow(server) if run.id not in {old.id for old in before}]
     assert sorted(state.name for state in new) == ["DoneWithSkips", "Failed", "Failed", "Failed"]
     for said in ("StageFailed: touchy: all 1 images", "ConfigError: ", f"DataError: {tmp}"):

@@ -160,6 +160,9 @@ def test_a_deployment_holds_the_whole_config_with_absolute_paths(
     assert placed(coco, there).source == f"coco:{config.parent}/x,{config.parent}/y.json"
     assert placed(DataParams(source="demo-tiny", aux=coco), there) == DataParams("demo-tiny", aux=placed(coco, there))
     assert placed(DataParams("voc:x", sbd="/y"), there) == DataParams(f"voc:{config.parent}/x", sbd="/y")
+    found = placed(DataParams("yolo:x,y", corrections="c", scribble_files="s.json"), there)
+    whole = f"yolo:{config.parent}/x,{config.parent}/y"
+    assert found == DataParams(whole, corrections=f"{config.parent}/c", scribble_files=f"{config.parent}/s.json")
 
 
 def test_an_api_that_does_not_answer_is_one_line_before_anything_starts(

@@ -8,7 +8,9 @@ import logging
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,16 @@ import pytest
 from flow_servers import eventually
 from PIL import Image
 from prefect.client.schemas.objects import FlowRun, StateType
+from slow_flow import SlowParams
 
+from artifacts.datasets import DataParams
 from benchmarks import soak_nights
+from flows.server import run_parameters
 from flows.server import run_progress as progress
 from flows.server.run_outcome import one_line, outcome, page
+from flows.server.run_parameters import with_deployments
 from flows.server.turns import turns
+from tasks.engine.options import RunParams
 from tasks.engine.progress import Lines, Silent
 
 NOW = datetime.datetime(2026, 1, 1, 2, tzinfo=datetime.UTC)
@@ -185,6 +192,55 @@ def test_a_cancel_is_no_error_and_leaves_no_line_that_it_runs(caplog: pytest.Log
         ("INFO", "Finished in state Cancelled('the run was stopped')"),
         ("ERROR", "Finished in state Failed('broken')"),
     ]
+
+
+# -- parameters ------------------------------------------------------------------------------------------------------
+
+
+class Deployed:
+    """A deployment, and the client that reads it."""
+
+    def __init__(self, run: FlowRun | None, **schedule: Any) -> None:
+        self.flow_run = run
+        self.parameters = {"params": {"pace": {"level": 1}}, "options": {"cache": "/c", "workers": 2}}
+        self.schedules = [SimpleNamespace(parameters=schedule)]
+        self.written: list[dict[str, Any]] = []
+
+    def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run_parameters, "FlowRunContext", SimpleNamespace(get=lambda: self))
+        monkeypatch.setattr(run_parameters, "get_client", lambda sync_client: nullcontext(self))
+
+    def read_deployment(self, id_: uuid.UUID) -> Deployed:
+        assert id_ == ONE
+        return self
+
+    def update_flow_run(self, id_: uuid.UUID, parameters: dict[str, Any]) -> None:
+        self.written.append(parameters)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "schedule", "level", "workers"),
+    [
+        ("asked", {"options": {"workers": 5}}, {}, 1, 5),
+        ("asked", {"params": {"pace": {"level": 9}}}, {}, 9, 2),
+        ("cron, planned with an older config", {"params": {"pace": {"level": 9}}}, {}, 1, 2),
+        ("cron with values of its own", {"params": {"pace": {"level": 9}}}, {"params": {}}, 9, 2),
+    ],
+)
+def test_a_runs_own_values_join_the_deployments(
+    monkeypatch: pytest.MonkeyPatch, name: str, given: Any, schedule: Any, level: int, workers: int
+) -> None:
+    deployed = Deployed(run(name, 0).model_copy(update={"parameters": given}), **schedule)
+    deployed.patch(monkeypatch)
+    _, params, options = with_deployments(DataParams(), SlowParams(), RunParams())
+    assert (params.pace.level, options.cache, options.workers) == (level, "/c", workers)
+    assert [one["options"] for one in deployed.written] == [{"cache": "/c", "workers": workers}]
+
+
+def test_a_run_without_a_deployment_keeps_what_it_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    Deployed(None).patch(monkeypatch)
+    given = (DataParams("demo"), SlowParams(), RunParams(workers=7))
+    assert with_deployments(*given) == given
 
 
 # -- the end ---------------------------------------------------------------------------------------------------------

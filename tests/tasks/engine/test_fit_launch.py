@@ -182,7 +182,7 @@ def test_days_are_those_since_the_last_fit_was_published(
 ) -> None:
     made = fit(first(records, 3))
     later = time.time() + 86400 * days
-    monkeypatch.setattr("tasks.engine.fit_launch.time", SimpleNamespace(time=lambda: later))
+    monkeypatch.setattr("tasks.engine.fit_launch.time", SimpleNamespace(**{**vars(time), "time": lambda: later}))
     found = fit(records, refit="days:7")
     assert (found.pinned, found.computed) == (pinned, int(not pinned))
     assert fit(first(records, 3), refit="days:7") == replace(made, computed=0), "nothing changed: nothing to do"
