@@ -7,7 +7,8 @@ night has to compute follows from what was done to the folder, from what each st
 arrays above it; stamps are not asked. What was computed before must be the same to the byte. At the end, with
 ``changed``, a run on an empty cache must give the same masks and networks. Exit status 1 on any difference.
 
-A killed night dies (``kill -9``) where its first fit publishes, and is run again: both count as one night.
+A killed night dies (``kill -9``) where its first fit publishes, or, without a fit, where its first masks are stored. It
+is run again, and both count as one night.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import keys
-from artifacts.cache.runs import list_runs, read_stamps
+from artifacts.cache.runs import read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.demo.data import prepare_demo
 from artifacts.records import RecordSet, Sets
@@ -62,6 +63,10 @@ STEPS = {
 # -- what a run found or made ----------------------------------------------------------------------------------------
 
 
+Place = tuple[str, str, str]
+"""Address, key and stamp."""
+
+
 @dataclass(frozen=True)
 class Found:
     """A run's results by content, and what it worked on, from its manifest and the arrays themselves."""
@@ -72,21 +77,24 @@ class Found:
     """Fit -> digest of the weights."""
     worked: Mapping[str, int]
     """Stage -> images that were tried, or fits done."""
+    places: Mapping[str, set[Place]]
+    """Stage -> where its arrays are stored."""
 
     @classmethod
     def of(cls, cache: Path, manifest: Mapping[str, Any]) -> Found:
         """Read what the run of ``manifest`` used, each array from disk."""
         store = MaskStore(cache, readonly=True)
         stages = manifest["stages"]
-        maps = {}
+        maps, places = {}, {}
         for stage in (stage for stage in stages if stage["kind"] == "map"):
             stamps = read_stamps(cache, stage["stamps"])
             maps[stage["label"]] = {
                 key: None if stamp is None else keys.digest_arrays(store.read(stage["address"], key, stamp))
                 for key, (stamp, _) in stamps.items()
             }
+            places[stage["label"]] = {(stage["address"], key, stamp) for key, (stamp, _) in stamps.items() if stamp}
         worked = {s["label"]: s["computed"] if s["kind"] == "fit" else s["total"] - s["cached"] for s in stages}
-        return cls(maps, {s["label"]: s["output"] for s in stages if s["kind"] == "fit"}, worked)
+        return cls(maps, {s["label"]: s["output"] for s in stages if s["kind"] == "fit"}, worked, places)
 
 
 # -- what had to be computed -----------------------------------------------------------------------------------------
@@ -248,16 +256,17 @@ def simulate(
     for night in nights:
         night.day(world)
         world.write()
-        before = killed(flow, folder, world, given) if night.killed else {}
+        before = killed(flow, folder, world, given, refit) if night.killed else set()
         found, plan, pinned = run_once(job("nights"))
-        computed = {label: count + before.get(label, 0) for label, count in found.worked.items()}
+        places = found.places
+        computed = {label: count + len(before & places.get(label, set())) for label, count in found.worked.items()}
         rows.append(Row(night.name, computed, needed.night(plan, found), needed.kept, tuple(needed.faults), pinned))
         needed.faults.clear()
         show(rows[-1])
     if refit == "changed":
-        fresh, _, _ = run_once(job("fresh"))
+        fresh, plan, _ = run_once(job("fresh"))
         same = (fresh.maps, fresh.fits) == (found.maps, found.fits)
-        everything = {label: len(found.maps.get(label, [0])) for label in found.worked}
+        everything = Needed(world, refit).night(plan, fresh)
         faults = () if same else ("an empty cache gives other bytes",)
         rows.append(Row("the same folder, an empty cache", fresh.worked, everything, 0, faults, ()))
         show(rows[-1])
@@ -276,17 +285,23 @@ def run_once(job: Job) -> tuple[Found, Recorder, tuple[str, ...]]:
     return Found.of(cache, manifest), plan, pinned
 
 
-def killed(flow: str, folder: Path, world: World, given: Sequence[str]) -> dict[str, int]:
-    """A run that dies as its first fit publishes: stage -> what it has worked on."""
+def killed(flow: str, folder: Path, world: World, given: Sequence[str], refit: str) -> set[Place]:
+    """A run that dies: as its first fit publishes, or as it has stored its first arrays. What it has stored."""
     command = [sys.executable, "-m", "benchmarks.soak_kill", "--run", flow, "--config", FLOWS[flow].tiny, "--quiet"]
     command += ["--data", f"voc:{world.root}", "--out", str(folder / "nights"), *(f"--set={one}" for one in given)]
-    env = {**os.environ, "MASKMILL_KILL_AT": "fit.mid_publish"}
+    point = "fit.mid_publish" if refit == "changed" else "store.after_rename"
+    env = {**os.environ, "MASKMILL_KILL_AT": point}
+    before = stored(folder / "nights" / "cache")
     done = subprocess.run(command, cwd=ROOT, env=env, start_new_session=True, capture_output=True, text=True)
     if done.returncode != -signal.SIGKILL:
         raise RuntimeError(f"it should have been killed, and ended with {done.returncode}: {done.stderr[-2000:]}")
-    cache = folder / "nights" / "cache"
-    manifest = list_runs(cache)[-1].manifest()
-    return {} if manifest["status"] != "running" else dict(Found.of(cache, manifest).worked)
+    return stored(folder / "nights" / "cache") - before
+
+
+def stored(cache: Path) -> set[Place]:
+    """All that a cache holds of map stages."""
+    store = MaskStore(cache, readonly=True)
+    return {(address, *pair) for address in store.addresses() for pair in store.entries(address)}
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
