@@ -56,6 +56,9 @@ app.command(
     "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
+app.command(
+    "flows.cli.doctor:doctor", name="doctor", help="Check this machine and a cache's file system; say what to mend."
+)
 app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures: HED, hed-lite, Canny.")
 app.command(
     "flows.cli.score:score", name="score", help="Score masks against truth, or edge maps against drawn boundaries."
