@@ -108,9 +108,9 @@ class Guest:
             future = pool.submit(replace(unit, device=device))
             while True:
                 with contextlib.suppress(TimeoutError):
-                    return future.result(timeout=0.5)  # type: ignore[no-any-return]
+                    return future.result(timeout=0.5)
                 if future.done():  # a time-out of the unit's own
-                    return future.result()  # type: ignore[no-any-return]
+                    return future.result()
 
 
 _table = threading.RLock()
