@@ -203,7 +203,7 @@ def _unseen(unit: WorkUnit, store: MaskStore) -> str:
         entries = store.entries(address)
         if any((key, stamp) not in entries for _, key, stamp in pairs):
             store.refresh(address)
-            return address
+            return str(address)
     return ""
 
 
