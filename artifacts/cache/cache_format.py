@@ -49,6 +49,7 @@ _ADVICE = {
     errno.EPERM: "no permission: name a cache folder of your own, or change its owner",
     errno.EMFILE: "too many open files: raise `ulimit -n`",
     errno.EIO: "the disk failed: see the system log; what is stored is kept",
+    errno.ENOLCK: "the file system has no locks: `maskmill doctor` says what to do",
     errno.ESTALE: "the network file system lost the file: run again",
 }
 

@@ -204,15 +204,19 @@ class FitStore:
         *,
         stop: locks.Stop | None = None,
         on_wait: Callable[[str], None] | None = None,
+        on_missing: Callable[[str], None] = log.warning,
     ) -> Iterator[None]:
         """The right to fit, checkpoint and publish here (see :func:`artifacts.cache.locks.hold`).
 
-        Raises ``StoreError`` where the cache cannot be written.
+        Where the file system has no locks the work is done without, and ``on_missing`` is told so. Raises
+        ``StoreError`` where the cache cannot be written.
         """
         path = self.folder(address, stamp) / "lock"
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(locks.hold(path, stop=stop, on_wait=on_wait))
+            except locks.NoLocks as error:
+                on_missing(f"{error}; never let two runs fit the same on this cache at a time")
             except OSError as error:
                 raise explained(error, path, "written") from error
             yield

@@ -37,6 +37,17 @@ class LockTaken(RuntimeError):
     """Another process holds the lock, and the caller did not want to wait."""
 
 
+class NoLocks(OSError):
+    """The file system has no ``flock``: who needs the lock cannot have it, and may decide to go on without."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: its file system has no locks (flock: {self.strerror}); `maskmill doctor` says more"
+
+
+_MISSING = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+"""How file systems say so: NFS without a lock service, Lustre mounted without flock, some of FUSE."""
+
+
 def lock_folder() -> Path:
     """This machine's folder of locks: ``$MASKMILL_LOCKS``, or ``maskmill-locks`` among the temporary files.
 
@@ -90,6 +101,8 @@ def hold(
         stop: checked while waiting; :class:`LockAborted` if set.
         poll_s: seconds between tries.
         on_wait: called once, with the holder as text ("pid 123 on host"), before waiting.
+
+    Raises :class:`NoLocks` where the file system has none.
     """
     descriptor = _open(path)
     _held.add(descriptor)
@@ -115,7 +128,7 @@ def _acquire(
     on_wait: Callable[[str], None] | None,
 ) -> None:
     announced = False
-    while not _try(descriptor, kind):
+    while not _try(descriptor, path, kind):
         if not wait:
             raise LockTaken(f"{path} is held by {holder(path)}")
         if on_wait is not None and not announced:
@@ -126,12 +139,14 @@ def _acquire(
         time.sleep(poll_s)
 
 
-def _try(descriptor: int, kind: int) -> bool:
+def _try(descriptor: int, path: Path, kind: int) -> bool:
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EINTR):
             return False
+        if error.errno in _MISSING:
+            raise NoLocks(error.errno, error.strerror, str(path)) from error
         raise
     return True
 
@@ -143,7 +158,7 @@ def held(path: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _try(descriptor, fcntl.LOCK_SH)
+        return not _try(descriptor, path, fcntl.LOCK_SH)
     except OSError:  # a file system without locks: nobody can hold one
         return False
     finally:

@@ -26,6 +26,8 @@ FORMAT_VERSION = 1
 _SAFE = frozenset(string.ascii_letters + string.digits + " ,-()%+=/.'")
 _MARKER = re.compile(r"[-+=]|\d+[.)](\s|$)")
 """What begins a list, a line or a heading."""
+_HARMLESS = re.compile(r"(?<=[A-Za-z0-9])_(?=[A-Za-z0-9])|:(?= )")
+"""An underscore within a word is no emphasis, and no link has a blank behind its colon."""
 _AUTOLINK = re.compile(r"www\.", re.IGNORECASE)
 
 
@@ -185,8 +187,9 @@ def plain(value: object) -> str:
     """Text of a data set as Markdown that shows it and does nothing: no markup, no HTML, no link, one line."""
     text = shown(str(value)).strip()
     first = len(text) if _MARKER.match(text) is None else 0
+    harmless = {found.start() for found in _HARMLESS.finditer(text)}
     text = "".join(
-        c if i != first and (c in _SAFE or (not c.isascii() and c.isprintable())) else f"&#{ord(c)};"
+        c if i != first and (i in harmless or c in _SAFE or (not c.isascii() and c.isprintable())) else f"&#{ord(c)};"
         for i, c in enumerate(text)
     )
     return _AUTOLINK.sub(lambda found: found.group()[:-1] + "&#46;", text)

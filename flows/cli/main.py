@@ -58,6 +58,9 @@ app.command(
     help="Compare variants of a flow, or flows: one table, one picture, one page.",
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
+app.command(
+    "flows.cli.doctor:doctor", name="doctor", help="Check this machine and a cache's file system; say what to mend."
+)
 app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in pictures: HED, hed-lite, Canny.")
 app.command(
     "flows.cli.score:score", name="score", help="Score masks against truth, or edge maps against drawn boundaries."

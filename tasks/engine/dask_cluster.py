@@ -35,9 +35,11 @@ class DaskCluster:
                     silence_logs=logging.ERROR,
                 )
             self._client = Client(self._own or address, timeout=CONNECT_S, set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+            if not address:
+                raise ClusterError(f"Dask does not start here: {error}") from error
             raise ClusterError(
-                f"no Dask scheduler answers at {address or 'this machine'} ({error}): start one with `dask scheduler`,"
+                f"no Dask scheduler answers at {address} ({error}): start one with `dask scheduler`,"
                 " and name its address: --set options.engine=dask:tcp://HOST:8786"
             ) from error
         self._source = source_of_probe()

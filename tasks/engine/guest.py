@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import operator
 import os
 import pickle
 import socket
@@ -108,9 +107,9 @@ class Guest:
             future = pool.submit(replace(unit, device=device))
             while True:
                 with contextlib.suppress(TimeoutError):
-                    return future.result(timeout=0.5)  # type: ignore[no-any-return]
+                    return future.result(timeout=0.5)
                 if future.done():  # a time-out of the unit's own
-                    return future.result()  # type: ignore[no-any-return]
+                    return future.result()
 
 
 _table = threading.RLock()
@@ -200,11 +199,11 @@ def _unseen(unit: WorkUnit, store: MaskStore) -> str:
         if not os.path.exists(path):
             return path
     wanted = sorted({(address, task.key, stamp) for task in unit.tasks for address, stamp in task.up.values()})
-    for address, pairs in itertools.groupby(wanted, key=operator.itemgetter(0)):
+    for address, pairs in itertools.groupby(wanted, key=lambda one: one[0]):
         entries = store.entries(address)
         if any((key, stamp) not in entries for _, key, stamp in pairs):
             store.refresh(address)
-            return address
+            return str(address)
     return ""
 
 

@@ -36,10 +36,12 @@ class RayCluster:
                     log_to_driver=False,
                     **here,
                 )
-            except (OSError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            except Exception as error:  # of all kinds, a bare Exception among them
+                if not address:
+                    raise ClusterError(f"Ray does not start here: {error}") from error
                 raise ClusterError(
-                    f"no Ray head answers at {address or 'this machine'} ({error}): start one with `ray start --head`,"
-                    " and name its address: --set options.engine=ray:HOST:6379"
+                    f"no Ray head answers at {address} ({error}): start one with `ray start --head`, and name its"
+                    " address: --set options.engine=ray:HOST:6379"
                 ) from error
         self._source = source_of_probe()
         self._run = ray.remote(remote_runner())

@@ -51,7 +51,7 @@ class Workers:
     def close(self) -> None:
         """End every child, and leave the clusters."""
         with self._lock:
-            ending = [*self._clusters.values(), *self._pools.values()]
+            ending: list[Pool | ClusterPool] = [*self._clusters.values(), *self._pools.values()]
             self._clusters.clear()
             self._pools.clear()
             supervisor, self._supervisor = self._supervisor, None

@@ -27,9 +27,9 @@ from tasks.stage import LABEL_PROB
 VERSION = 1
 """Of the maps: raised when equal masks get other ones."""
 Cue = NDArray[np.float32]
-WEIGHTS: Mapping[str, float] = {"depth": 1.0, "colour": 3.5, "margin": 1.0, "agreement": 1.0}
+WEIGHTS: Mapping[str, float] = {"depth": 0.7, "colour": 3.6, "margin": 1.6, "agreement": 1.4}
 """Weight of each cue in the logistic function's sum; a cue that is not known counts as a half."""
-OFFSET = -2.85
+OFFSET = -2.8
 DEPTH = 0.08
 """Of the root of an object's window, the distance from its outline at which the outline says no more."""
 CERTAIN = 255

@@ -86,9 +86,13 @@ class Hardware:
     accelerator: str = "cpu"
     """``cpu`` or ``cuda``."""
     devices: int = 1
+    """Of all machines together."""
     rank: int = 0
     threads: int = 1
     """CPU threads of this rank."""
+    place: int = 0
+    """This rank among those of its machine."""
+    machines: int = 1
 
 
 class FitContext:
@@ -139,14 +143,17 @@ class FitContext:
 
         if self.hardware.accelerator == "cpu":
             return torch.device("cpu")
-        return torch.device("cuda", self.hardware.rank if self.hardware.devices > 1 else 0)
+        return torch.device("cuda", self.hardware.place)
 
     def fabric(self, precision: Precision = "32") -> Fabric:
         """Device, precision and ranks (Lightning Fabric, or its stand-in for one CPU); made on first use."""
         from tasks.training.fabric import make_fabric
 
         if precision not in self._fabrics:
-            self._fabrics[precision] = make_fabric(self.hardware.accelerator, self.hardware.devices, precision)
+            hardware = self.hardware
+            self._fabrics[precision] = make_fabric(
+                hardware.accelerator, hardware.devices, precision, machines=hardware.machines
+            )
         return self._fabrics[precision]
 
     def initial_weights(self) -> dict[str, torch.Tensor] | None:

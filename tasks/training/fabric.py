@@ -69,12 +69,13 @@ class PlainFabric:
         """Nobody to wait for."""
 
 
-def make_fabric(accelerator: str, devices: int, precision: Precision) -> Fabric:
+def make_fabric(accelerator: str, devices: int, precision: Precision, *, machines: int = 1) -> Fabric:
     """A launched fabric. With several devices this process is one rank, started by torchrun.
 
     Args:
         accelerator: ``cpu`` or ``cuda``.
         devices: ranks of the fit.
+        machines: over which they are spread evenly.
         precision: ``32``, ``bf16`` or ``fp16`` (mixed: weights stay float32). fp16 needs a GPU (gradient scaler).
     """
     if precision not in _FABRIC_PRECISION:
@@ -87,7 +88,8 @@ def make_fabric(accelerator: str, devices: int, precision: Precision) -> Fabric:
 
     fabric = LightningFabric(
         accelerator=accelerator,
-        devices=devices,
+        devices=devices // machines,
+        num_nodes=machines,
         strategy="ddp" if devices > 1 else "auto",
         precision=_FABRIC_PRECISION[precision],
     )

@@ -4,6 +4,9 @@ The process reports in JSON lines on stdout, one object each with ``event``: ``w
 ``log``, ``skip``, ``warning``, ``done``, ``error``. Everything else that is printed goes to stderr. It may be killed at
 any moment: signals simply end it, its loader workers die with it, and the next run resumes from the checkpoint.
 
+On several machines that see the cache, torchrun starts it once for each rank (docs/engines.md): such a process joins
+the others. The ranks are then as many as torchrun says.
+
 Exit codes: 0 published (or found published), 1 failed, 2 the specification is wrong, 69 the device is not there.
 """
 
@@ -80,8 +83,12 @@ def _turn(spec: FitSpec, emit: Emit, stop: Stop | None) -> Iterator[Publication 
     def on_wait(holder: str) -> None:
         emit({"event": "waiting", "for": f"the same fit by {holder}"})
 
-    with store.lock(spec.address, spec.stamp, stop=stop, on_wait=on_wait):
+    with store.lock(spec.address, spec.stamp, stop=stop, on_wait=on_wait, on_missing=_warner(emit)):
         yield store.published(spec.address, spec.stamp, newer_than=spec.newer_than)
+
+
+def _warner(emit: Emit) -> Callable[[str], None]:
+    return lambda message: emit({"event": "warning", "message": message})
 
 
 @contextlib.contextmanager
@@ -207,6 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         spec = FitSpec.read(options.spec)
     except DataError as error:
         return _failed(emit, error, EXIT_USAGE)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        emit = _clean_stdout()
+        return _guarded(emit, lambda: _joined(spec, emit))
     if spec.devices > 1:
         return _guarded(emit, lambda: _run_agent(spec, emit))
     emit = _clean_stdout()
@@ -316,7 +326,7 @@ def _rank(spec: FitSpec, accelerator: str, agent: int) -> None:
     die_with_parent(agent)
     _end_at_once_when_told()
     index, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    hardware = Hardware(accelerator, world, index, max(1, spec.threads // world))
+    hardware = Hardware(accelerator, world, index, max(1, spec.threads // world), place=index)
     emit = _clean_stdout()
 
     def work() -> int:
@@ -327,6 +337,16 @@ def _rank(spec: FitSpec, accelerator: str, agent: int) -> None:
 
     if code := _guarded(emit, work):
         sys.exit(code)
+
+
+def _joined(spec: FitSpec, emit: Emit) -> int:
+    """One of the ranks that torchrun has started, on one machine or several."""
+    from tasks.training.joined_rank import join
+
+    publication = join(spec, lambda hardware: _fit(spec, hardware, emit, None), on_missing=_warner(emit))
+    if publication is not None:
+        emit(_done(publication))
+    return 0
 
 
 if __name__ == "__main__":

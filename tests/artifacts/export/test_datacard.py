@@ -100,9 +100,12 @@ def test_no_text_of_a_data_set_is_markup() -> None:
     for row, name in zip(found["splits"]["train"]["per_class"], NASTY, strict=True):
         row["name"] = name
     text = as_markdown(found)
-    assert not re.search(r"[<\[\]`*_]|http:|www\.|javascript:", text), "nothing that Markdown or HTML acts on"
+    assert not re.search(r"[<\[\]`*]|(?<!\w)_|_(?!\w)|http:|www\.|javascript:", text), (
+        "nothing that Markdown or HTML acts on"
+    )
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert {line.count("|") for line in rows} == {5, 4}, "no cell of its own"
+    assert plain("a_b: c") == "a_b: c" and plain("_a_") == "&#95;a&#95;" and plain("a:b") == "a&#58;b"
     for name in NASTY:
         assert plain(name) in text and html.unescape(plain(name)) == name
 

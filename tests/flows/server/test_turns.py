@@ -294,24 +294,31 @@ def test_the_page_holds_the_contact_sheet_as_a_small_picture(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("files", "mb", "processes", "found"),
+    ("files", "mb", "processes", "server_mb", "found"),
     [
-        (0, 0.0, 0, []),
-        (1, 0.0, 0, ["runner: files 24.5 -> 44.5"]),
-        (0, 1.0, 0, ["runner: mb 104.5 -> 124.5"]),
-        (0, 0.2, 0, []),
-        (0, 0.0, 1, ["processes: 7 -> 27"]),
+        (0, 0.0, 0, 0, []),
+        (1, 0.0, 0, 0, ["runner: files 24.5 -> 44.5"]),
+        (0, 1.0, 0, 0, ["runner: mb 104.5 -> 124.5"]),
+        (0, 0.2, 0, 3, []),
+        (0, 0.0, 1, 0, ["processes: 7 -> 27"]),
+        (0, 0.0, 0, 4, ["server: mb 118 -> 198"]),
     ],
 )
-def test_the_soak_sees_what_grows_with_each_run(files: int, mb: float, processes: int, found: list[str]) -> None:
+def test_the_soak_sees_what_grows_with_each_run(
+    files: int, mb: float, processes: int, server_mb: float, found: list[str]
+) -> None:
     still = soak_nights.Held(20, 5, 100.0)
     counts = [
         soak_nights.Count(
             i,
             float(i),
             3 + processes * i,
-            1.0,
-            {"serve": still, "runner": soak_nights.Held(20 + files * i, 5, 100 + mb * i), "server": still},
+            1.0 + i,
+            {
+                "serve": still,
+                "runner": soak_nights.Held(20 + files * i, 5, 100 + mb * i),
+                "server": soak_nights.Held(20, 5, 100.0 + server_mb * i),  # its database: 1 MB a run
+            },
         )
         for i in range(30)
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -104,22 +106,26 @@ def until(condition: Callable[[], object], within_s: float = 60.0) -> None:
         time.sleep(0.05)
 
 
+def has_work(pid: int) -> bool:
+    """Whether there is a process of ours below a cluster's worker."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+        return any("tasks.engine.worker_process" in child.cmdline() for child in below)
+    except psutil.Error:  # gone, or going
+        return False
+
+
 def killed_at_work(pids: Callable[[], list[int]]) -> threading.Thread:
     """Kills the first worker that has a process of ours below it. ``join`` raises nothing: ask ``.pid``."""
 
     def kill() -> None:
         deadline = time.monotonic() + 100
         while time.monotonic() < deadline:
-            for pid in pids():
-                try:
-                    below = psutil.Process(pid).children(recursive=True)
-                    if any("worker_process" in " ".join(child.cmdline()) for child in below):
-                        time.sleep(0.7)  # it is at an image, or nearly
-                        os.kill(pid, signal.SIGKILL)
-                        thread.pid = pid  # type: ignore[attr-defined]
-                        return
-                except psutil.Error:
-                    continue
+            for pid in filter(has_work, pids()):
+                time.sleep(0.7)  # it is at an image, or nearly
+                os.kill(pid, signal.SIGKILL)
+                thread.pid = pid  # type: ignore[attr-defined]
+                return
             time.sleep(0.05)
 
     thread = threading.Thread(target=kill, daemon=True)
@@ -181,18 +187,13 @@ def test_stop_takes_back_what_is_queued_and_ends_what_is_at_work(dask: Any, tmp_
     tasks = [ImageTask(f"set/{n}", f"s{n}", Record(str(n), f"{n}.png")) for n in range(9)]
     units = [WorkUnit(options.cache, "sleepy", "sleepy-1", slow, ("thing",), (task,)) for task in tasks]
     submit = pool.queue(units)
-
-    def at_work() -> list[psutil.Process]:
-        below = [child for pid in pids for child in psutil.Process(pid).children(recursive=True)]
-        return [child for child in below if "worker_process" in " ".join(child.cmdline())]
-
     pids = [worker.pid for worker in dask.workers.values()]
-    until(at_work)
+    until(lambda: [pid for pid in pids if has_work(pid)])
     stop.set()
     for unit in units:
         with pytest.raises(Stopped):
             submit(unit).result(30)
-    until(lambda: not at_work())
+    until(lambda: not [pid for pid in pids if has_work(pid)])
     until(lambda: not dask.scheduler.tasks)
     with pytest.raises(Stopped):
         pool.submit(units[0]).result(1)
@@ -203,21 +204,63 @@ def test_stop_takes_back_what_is_queued_and_ends_what_is_at_work(dask: Any, tmp_
 # -- Ray -------------------------------------------------------------------------------------------------------------
 
 
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@pytest.fixture
+def ray_head() -> Iterator[tuple[str, psutil.Process]]:
+    """A head with two places for workers. Its ports are given: it would wait 15 s for its agents', and no longer."""
+    pytest.importorskip("ray")
+    port, grpc, listen, environment, metrics = free_ports(5)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
+    command += ["--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-grpc-port={grpc}", f"--dashboard-agent-listen-port={listen}"]
+    command += [f"--runtime-env-agent-port={environment}", f"--metrics-export-port={metrics}"]
+    head = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+    assert head.stdout is not None
+    lines = []
+    try:
+        for line in head.stdout:
+            lines.append(line.decode())
+            if "--block" in lines[-1]:
+                break
+        else:
+            # Its own limits are 15 and 30 s: too short beside much other work.
+            pytest.skip("no Ray head: " + "".join(lines[-20:]))
+        threading.Thread(target=head.stdout.read, daemon=True).start()
+        yield f"127.0.0.1:{port}", psutil.Process(head.pid)
+    finally:
+        below: list[psutil.Process] = []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        _, left = psutil.wait_procs(below, timeout=20)
+        for process in left:
+            process.kill()
+        head.wait(20)
+
+
 @pytest.mark.kills
 @pytest.mark.timeout(400)
-def test_ray_gives_the_same_bytes_though_a_worker_is_killed(tmp_path: Path, records: RecordSet, locally: Made) -> None:
-    pytest.importorskip("ray")
+def test_ray_gives_the_same_bytes_though_a_worker_is_killed(
+    ray_head: tuple[str, psutil.Process], tmp_path: Path, records: RecordSet, locally: Made
+) -> None:
+    address, head = ray_head
 
     def workers() -> list[int]:
-        below = psutil.Process().children(recursive=True)
-        return [child.pid for child in below if child.name().startswith("ray::run")]
+        return [child.pid for child in head.children(recursive=True) if child.name().startswith("ray::")]
 
     killer = killed_at_work(workers)
-    made = made_by(tmp_path / "cache", records, "ray")
+    made = made_by(tmp_path / "cache", records, f"ray:{address}")
     killer.join(100)
     assert killer.pid  # type: ignore[attr-defined]
     assert made == locally
-    until(lambda: not [child for child in psutil.Process().children(recursive=True) if "ray" in child.name()])
+    until(lambda: not [pid for pid in workers() if has_work(pid)])  # Ray has ended them with the run
 
 
 # -- without a cluster -----------------------------------------------------------------------------------------------

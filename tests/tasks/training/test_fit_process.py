@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -418,6 +419,62 @@ def test_two_ranks_and_their_loader_workers_end_with_their_agent(
     again.until_step(1)
     os.kill(again.pid, signal.SIGKILL)
     assert min(e["step"] for e in again.events() if e["event"] == "progress") > 3, "it was to resume"
+
+
+def as_torchrun_says(rank: int, port: int) -> dict[str, str]:
+    """The environment of rank 0 or 1, each alone on its machine."""
+    said = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "GROUP_RANK": rank}
+    said |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "x"}
+    return {name: str(value) for name, value in said.items()}
+
+
+def test_two_machines_learn_what_two_ranks_of_one_learn(
+    zygote: Zygote, tmp_path: Path, images: tuple[ImageTask, ...]
+) -> None:
+    """gloo on loopback; each process knows the spec alone, and has a folder of its own."""
+    params = TinyParams(iterations=4, norm=False, dropout=0.0)
+    one = make_spec(tmp_path / "one", images, params, devices=2, threads=2)
+    alone = Process(zygote, one)
+    assert alone.wait(100) == 0, alone.errors[-3000:]
+    spec = make_spec(tmp_path / "two", images, params)  # as many ranks as torchrun says
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [Process(zygote, spec, f"rank{rank}", **as_torchrun_says(rank, port)) for rank in (0, 1)]
+    for rank in ranks:
+        assert rank.wait(100) == 0, rank.errors[-3000:]
+    assert [event["event"] for event in ranks[1].events()] == [], "one rank speaks"
+    assert ranks[0].events()[-1]["event"] == "done"
+    made = [FitStore(Path(s.cache)).published(s.address, s.stamp) for s in (one, spec)]
+    assert made[1] is not None and made[1].info["devices"] == 2
+    first, second = (load_file(publication.weights) for publication in made if publication is not None)
+    for name, weights in first.items():
+        np.testing.assert_array_equal(second[name], weights)
+    again = Process(zygote, spec, "again", **as_torchrun_says(0, port))
+    assert again.wait() == 0 and [event["event"] for event in again.events()] == ["done"]
+
+
+def test_a_rank_does_not_wait_for_the_same_fit_elsewhere(
+    zygote: Zygote, tmp_path: Path, images: tuple[ImageTask, ...]
+) -> None:
+    spec = make_spec(tmp_path, images)
+    with FitStore(tmp_path).lock(spec.address, spec.stamp):
+        rank = Process(zygote, spec, **as_torchrun_says(0, 1))
+        assert rank.wait() == EXIT_FAILED
+    assert "the same fit is under way" in rank.events()[-1]["message"]
+
+
+def test_a_file_system_without_locks_is_said_and_the_fit_is_done(
+    tmp_path: Path, images: tuple[ImageTask, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("artifacts.cache.locks.fcntl.flock", none)
+    events: list[dict[str, Any]] = []
+    run_spec(make_spec(tmp_path, images, TinyParams(iterations=1), device="cpu"), events.append)
+    (said,) = [event["message"] for event in events if event["event"] == "warning"]
+    assert "has no locks" in said and "never let two runs fit the same" in said
 
 
 # -- GPUs and their locks --------------------------------------------------------------------------------------------
