@@ -123,7 +123,7 @@ class Needed:
     done: dict[Hashable, str | None] = field(default_factory=dict)
     """Work -> digest of its result."""
     _last: dict[Hashable, str] = field(default_factory=dict)
-    """A fit without its pictures -> the network that was learnt last."""
+    """A fit's label, and it without its pictures -> the network that was learnt last."""
     kept: int = 0
     """Results of the night that were there before, and are the same."""
     faults: list[str] = field(default_factory=list)
@@ -161,13 +161,14 @@ class Needed:
                     (record.image_id, self._seen(handle.stage, record.image_id, handle.records), _plain(arrays))
                 )
         work, weights = (*kind, frozenset(members)), found.fits[handle.label]
-        if work not in self.done and self.refit == "never" and kind in self._last:
-            if weights != self._last[kind]:
+        place = (handle.label, *kind)  # rounds are fits of one kind
+        if work not in self.done and self.refit == "never" and place in self._last:
+            if weights != self._last[place]:
                 self.faults.append(f"{handle.label}: not the network that was learnt last")
             return False
         new = self._enter(work, weights, handle.label)
         if new:
-            self._last[kind] = weights
+            self._last[place] = weights
         return new
 
     def _enter(self, work: Hashable, result: str | None, label: str) -> bool:
