@@ -243,7 +243,7 @@ def _member(
     if any(produced.output is None for produced in above.values()):
         return None, {}
     try:
-        image = sources.digests.digest(Path(record.image)) if "image" in stage.reads else None
+        image = sources.digests.digest(record.image) if "image" in stage.reads else None
         labels: dict[str, str] = {kind: sources.label(key, record, kind) for kind in stage.reads if kind != "image"}
         if (size_hw := stated_size(record, stage.reads)) is not None:
             labels["size_hw"] = "{} {}".format(*size_hw)
