@@ -11,7 +11,7 @@ DEMOS   := $(METHODS:%=demo-%)
 DRAWN   := $(METHODS:%=claims-%) claims-lpg
 REAL    := $(METHODS:%=claims-%-photo)
 
-.PHONY: help setup demo $(DEMOS) demo-lpg test lint format bench soak-kill $(DRAWN) $(REAL) claims-photo clean
+.PHONY: help setup demo $(DEMOS) demo-lpg test lint format bench soak-kill soak-nights nights $(DRAWN) $(REAL) claims-photo clean
 
 help:
 	@echo "make demo       set up, then boxes -> GrabCut -> masks -> DeepLab -> scores on the embedded demo data"
@@ -26,6 +26,8 @@ help:
 	@echo "make claims-cfs-photo  the same on photographs; PHOTOS=voc:PATH (default $(PHOTOS)), BUDGET=30m"
 	@echo "                of the other flows alike: $(filter-out claims-cfs%,$(DRAWN) $(REAL))"
 	@echo "make soak-kill  kill the demo at every named point and 20 times at random; compare byte for byte"
+	@echo "make soak-nights  100 scheduled runs on one server: does anything grow? RUNS=10 for fewer"
+	@echo "make nights     ten nights of each flow on a folder that changes: computed against what had to be"
 
 setup: $(READY)
 
@@ -79,6 +81,12 @@ claims-photo: claims-cfs-photo
 
 soak-kill: $(READY)
 	$(BIN)/python -m benchmarks.soak_kill
+
+soak-nights: $(READY)
+	$(BIN)/python -m benchmarks.soak_nights $(if $(RUNS),--runs $(RUNS))
+
+nights: $(READY)
+	$(BIN)/python -m benchmarks.nights
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) $(DEMOS:%=%-out) demo-lpg-out *.egg-info build models/crf/_lattice*.so

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.records import MaskHW
+from artifacts.records import MaskHW, shown
 
 OBJECT_ARRAYS = ("object_ids_n", "windows_xyxy_n4", "object_hw_n2", "offsets_n", "objects_flat")
 """What a stage with per-object masks declares among its ``outputs``."""
@@ -51,6 +51,9 @@ class Object:
         least = THRESHOLD if self.values_hw.dtype.kind == "f" else 0
         found: NDArray[np.bool_] = self.values_hw > least
         return found
+
+    def _repr_png_(self) -> Any:
+        return shown("object_png", self)
 
 
 def pack_objects(

@@ -84,11 +84,19 @@ class MaskRef:
         """Decode now. Raises :class:`DataError` or ``OSError`` with the path in the message."""
         return _loader(self.loader)(self)
 
+    def _repr_png_(self) -> Any:
+        return shown("mask_ref_png", self)
+
 
 @functools.cache
 def _loader(name: str) -> Any:
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)
+
+
+def shown(how: str, what: object) -> Any:
+    """``what`` as Jupyter shows it, by a function of ``artifacts/report/notebook.py``; imported when it is called."""
+    return _loader(f"artifacts.report.notebook:{how}")(what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,9 @@ class Record:
             arrays = loaded if isinstance(loaded, tuple) else (loaded,)
             return keys.digest([keys.digest_array(np.asarray(array)) for array in arrays])
         return keys.digest(value)
+
+    def _repr_html_(self) -> Any:
+        return shown("record_html", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +238,9 @@ class RecordSet:
         """The subset with these ids, in this set's order."""
         wanted = set(image_ids)
         return dataclasses.replace(self, records=tuple(r for r in self.records if r.image_id in wanted))
+
+    def _repr_html_(self) -> Any:
+        return shown("records_html", self)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "../shared/data/voc-mini"
-APART = ("soak_kill", "claims")
-"""Long-running modules that are no benchmarks: `make soak-kill`, `make claims-cfs`."""
+APART = ("soak_kill", "claims", "nights", "suspicion", "confidence", "corrections")
+"""No benchmarks of speed: they run long (`make soak-kill`, `make claims-cfs`), or look at runs that they are given."""
 
 
 def names() -> list[str]:

@@ -29,7 +29,8 @@ from artifacts.records import DataError, Sets
 from artifacts.report.html import duration
 from benchmarks import pretrained, results
 from benchmarks.claim_table import Backbone, Claims, Row, as_markdown, evaluate
-from flows.compare.command import draw, forecast_table, reporter_of, save
+from flows.compare.command import forecast_table, reporter_of, save
+from flows.compare.pictures import draw
 from flows.compare.trials import Attempt, History, Trial, as_lines, make_trials, run_trials
 from flows.compare.variants import Variant, build_variants, parse_budget, parse_seeds
 from flows.configure import Job, configure

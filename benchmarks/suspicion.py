@@ -23,8 +23,7 @@ from artifacts.cache.runs import find_run, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.datasets import DataParams, read_split
 from flows.config import Layer, build
-from tasks.evaluate.finish import windows
-from tasks.evaluate.object_iou import object_ious
+from tasks.evaluate.object_iou import object_ious, windows
 from tasks.evaluate.run_suspicion import run_cues
 from tasks.evaluate.score import confusion, image_miou, read_as_wrong
 from tasks.evaluate.suspicion import CUES, all_cues, picture_suspicion, suspicion, usual_shares

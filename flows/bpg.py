@@ -58,6 +58,10 @@ class BPGFlowParams:
             f" off, {', '.join(get_args(Preset))}"
         },
     )
+    confidence: bool = field(
+        default=False,
+        metadata={"help": "keep each pixel's probability of its label with the masks, for export --confidence"},
+    )
     edges: EdgesParams = field(default_factory=EdgesParams, metadata={"help": "the edges that bpg learns from"})
     scribbles: ScribbleParams = field(default_factory=ScribbleParams, metadata={"help": "how strokes become pixels"})
     bpg: BPGParams = field(default_factory=BPGParams, metadata={"help": "DeepLab with PRN and BRN"})
@@ -72,7 +76,8 @@ def page(run: Runner, sets: Sets, params: BPGFlowParams) -> Result:
     drawn = {"edges": run.map(edges.edges(params.edges), sets.train)} if params.bpg.learns_edges else {}
     net = run.fit(bpg_stage.fit(params.bpg), sets.train, monitor=sets.val, init=None, label=None, target=known, **drawn)
     crf = None if params.crf == "off" else PRESETS[params.crf]
-    masks = run.map(bpg_stage.masks(params.bpg, crf=crf), sets.train, net=net, known=known)
+    made = bpg_stage.masks(params.bpg, crf=crf, confidence=params.confidence)
+    masks = run.map(made, sets.train, net=net, known=known)
     masks = labels.prefer_corrected(run, masks)
     guided = run.map(bpg_stage.predict(params.bpg, crf=crf), sets.val, label="guided", net=net)
     if params.student == "none":

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from artifacts.datasets import DataParams
 from flows.config import ConfigError, Layer, build, merge, parse_set, place_of, read_config
 from flows.registry import FLOWS
-from flows.run_flow import Page, resolve_options
+from flows.run_flow import Page, resolve_options, run_page
 from tasks.engine.options import RunParams
+from tasks.evaluate.finish import Result
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,20 @@ def load(flow: str) -> tuple[Page[Any], type[Any], Any]:
     """The flow's page, its params class and its Prefect flow."""
     entry = FLOWS[flow]
     return entry.page, entry.params_class, entry.prefect_flow
+
+
+def known_cache(config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> Path | None:
+    """The cache of a configuration that may be wrong elsewhere, if it names one, or an ``out``; else ``None``."""
+    found: dict[str, Any] = {}
+    for source in (config, tuple(sets)):
+        with contextlib.suppress(ConfigError):
+            layer = read_config(source) if isinstance(source, str) else parse_set(source or ())
+            section = layer.values.get("options")
+            found |= section if isinstance(section, dict) else {}
+    found |= {name: value for name, value in options.items() if value is not None}
+    if isinstance(cache := found.get("cache"), str) and cache:
+        return Path(cache)
+    return Path(out) / "cache" if isinstance(out := found.get("out"), str) and out else None
 
 
 def configure(flow: str, data: str | None, config: str | None, sets: Sequence[str], options: Mapping[str, Any]) -> Job:
@@ -60,3 +77,14 @@ def configure(flow: str, data: str | None, config: str | None, sets: Sequence[st
         build(params_class, "params", merged, layers),
         resolve_options(build(RunParams, "options", merged, layers)),
     )
+
+
+def run(flow: str, data: str | None = None, *sets: str, config: str | None = None, **options: Any) -> Result:
+    """A flow from Python, as ``maskmill FLOW --data DATA --config CONFIG --set SETS`` runs it; cached, resumable.
+
+    ``run("cfs", "folder:photos", "params.student=none", out="results", until="grabcut")``. ``options`` are fields of
+    :class:`~tasks.engine.options.RunParams`. Raises :class:`ConfigError` before any work for a fault in them.
+    """
+    job = configure(flow, data, config, sets, {"progress": False, **options})
+    page, _, _ = load(flow)
+    return run_page(flow, page, job.data, job.params, job.options)

@@ -58,7 +58,7 @@ class LPGFlowParams:
         default="none",
         metadata={
             "help": "training images whose given masks are used instead of boxes (semi-supervised): none, all that have"
-            " one, or a file of image ids, one a line"
+            " one, corrected (those that people corrected), or a file of image ids, one a line"
         },
     )
     student: Literal["segmenter", "deeplab", "none"] = field(
@@ -83,7 +83,7 @@ class LPGFlowParams:
     def __post_init__(self) -> None:
         bounded(self, "lpg")
         if not self.masks:
-            raise ValueError("masks is empty; give none, all, or a file of image ids")
+            raise ValueError("masks is empty; give none, all, corrected, or a file of image ids")
 
 
 def page(run: Runner, sets: Sets, params: LPGFlowParams) -> Result:
@@ -185,13 +185,19 @@ def given_masks(run: Runner, train: RecordSet, which: str) -> MapHandle | None:
     """The given masks of the images that ``params.masks`` names. Raises :class:`DataError` where there are none."""
     if which == "none":
         return None
+    if which == "corrected":
+        if (people := labels.corrected_alone(run, train)) is None:
+            raise DataError(f"params.masks=corrected: nobody has corrected a mask of {train.dataset}; set it to none")
+        return people
     if which == "all":
         strong = train.only(record.image_id for record in train if record.truth is not None)
     else:
         try:
             listed = set(Path(which).expanduser().read_text(encoding="utf-8").split())
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"params.masks={which}: not all or none, and no file of image ids ({error})") from error
+            raise DataError(
+                f"params.masks={which}: not all, corrected or none, and no file of image ids ({error})"
+            ) from error
         strong = train.only(listed)
         if missing := sorted(listed - {record.image_id for record in strong}):
             raise DataError(f"{which}: {len(missing)} ids are none of {train.dataset}'s, the first: {missing[0]}")

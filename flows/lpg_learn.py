@@ -18,6 +18,7 @@ from artifacts.datasets import DataParams
 from artifacts.export.bundle import check_bundle_target, write_bundle
 from artifacts.records import Sets
 from flows.server.prefect_skin import run_flow, show_help, threads
+from tasks import labels
 from tasks.engine.options import RunParams
 from tasks.engine.runner import Runner
 from tasks.evaluate.finish import Result, finish
@@ -50,7 +51,7 @@ def page(run: Runner, sets: Sets, params: LPGLearnParams) -> Result:
     learnt = em.learn(run, sets.train, params)
     unseen = held_out(run, sets, params, learnt)
     # Not "generated": the sheet shows the first round's masks of the training images by that name.
-    result = finish(run, sets, learnt.masks[-1], {"generator": unseen})
+    result = finish(run, sets, labels.prefer_corrected(run, learnt.masks[-1]), {"generator": unseen})
     if run.planning:
         return result
     folder = Path(out).expanduser() if out else run.folder.path / FOLDER

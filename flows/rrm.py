@@ -55,6 +55,10 @@ class RRMFlowParams:
             f"{', '.join(get_args(Preset))}"
         },
     )
+    confidence: bool = field(
+        default=False,
+        metadata={"help": "keep each pixel's probability of its label with the masks, for export --confidence"},
+    )
     cam: CamParams = field(default_factory=CamParams, metadata={"help": "the classifier, where one is trained before"})
     rrm: RRMParams = field(default_factory=RRMParams, metadata={"help": "the network with two branches"})
     deeplab: DeepLabParams = field(default_factory=DeepLabParams, metadata={"help": "the student of the second step"})
@@ -94,7 +98,8 @@ def one_step(run: Runner, sets: Sets, params: RRMFlowParams, label: str = "one-s
     stage = rrm_stage.fit(params.rrm)
     net = run.fit(stage, sets.train, monitor=sets.val, init=init, label=None, **given)
     crf = _crf(params)
-    masks = labels.prefer_corrected(run, run.map(rrm_stage.masks(params.rrm, crf=crf), sets.train, net=net))
+    made = rrm_stage.masks(params.rrm, crf=crf, confidence=params.confidence)
+    masks = labels.prefer_corrected(run, run.map(made, sets.train, net=net))
     return masks, run.map(rrm_stage.predict(params.rrm, crf=crf), sets.val, label=label, net=net)
 
 

@@ -18,6 +18,7 @@ from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.export.dataset import check_target
 from artifacts.records import DataError, RecordSet, Sets
 from flows.config import ConfigError
+from flows.recording import recorded
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources
 from tasks.engine.progress import Reporter
@@ -243,38 +244,49 @@ def run_page(
     skin: Skin | None = None,
     reporter: Reporter | None = None,
     workers: Workers | None = None,
+    command: str = "",
 ) -> Result:
     """Read, plan (so that a wrong ``rerun`` fails before any work), run. Returns the page's result.
 
-    ``workers``: lent to the run, for runs one after the other that are to share their workers.
+    However it ends, it leaves a run (:mod:`flows.recording`). ``workers``: lent to the run, for runs one after the
+    other that are to share their workers. ``command``: does the same again, as text; default: by the configuration
+    that the run leaves.
     """
     options = resolve_options(options)
     for option, folder in (("out", options.out), ("cache", options.cache)):
-        if folder:
-            check_writable(option, Path(folder))
-    sets = read_sets(data, options)
-    plan = plan_page(name, page, sets, params, options)
-    for kind in options.export if options.out else ():
-        check_target(dataset_folder(Path(options.out), kind))
-    for records in sets:
-        remember_dataset(Path(options.cache), records)
-    recipe: dict[str, Any] = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
-    try:
-        with Runner(
-            options,
-            flow=name,
-            skin=skin,
-            reporter=reporter,
-            recipe=recipe,
-            sets=sets,
-            sources=plan.sources,
-            workers=workers,
-        ) as run:
-            run.facts["defaults"] = defaults_left(data, params)
-            origins = {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets}
-            run.facts |= {"data": sets.said(), "origins": origins}
-            run.skips.extend(skip for records in sets for skip in records.skips)
-            return _to_its_end(run, page, sets, params)
-    except DataError as error:
-        # From here on work was done: no longer a matter of wrong usage.
-        raise StageFailed(str(error)) from error
+        check_writable(option, Path(folder) if folder else None)
+    with recorded(name, data, params, options, reporter=reporter, command=command) as recording:
+        sets = read_sets(data, options)
+        recording.log.phase("plans")
+        plan = plan_page(name, page, sets, params, options)
+        for kind in options.export if options.out else ():
+            check_target(dataset_folder(Path(options.out), kind))
+        for records in sets:
+            remember_dataset(Path(options.cache), records)
+        recording.planned(list(plan.stages), plan.estimates_s, sets.said())
+        recipe: dict[str, Any] = {"data": asdict(data), "params": asdict(params)}  # type: ignore[call-overload]
+        try:
+            with Runner(
+                options,
+                flow=name,
+                skin=skin,
+                reporter=recording.log,
+                recipe=recipe,
+                sets=sets,
+                sources=plan.sources,
+                workers=workers,
+                folder=recording.folder,
+            ) as run:
+                run.started = recording.started
+                run.facts["defaults"] = defaults_left(data, params)
+                origins = {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets}
+                run.facts |= {"data": sets.said(), "origins": origins, "command": recording.command}
+                run.skips.extend(skip for records in sets for skip in records.skips)
+                result = _to_its_end(run, page, sets, params)
+                run.facts |= {"files": dict(result.files), "failures": list(result.failures)}
+                run.write_manifest("finished")
+        except DataError as error:
+            # From here on work was done: no longer a matter of wrong usage.
+            raise StageFailed(str(error)) from error
+        recording.finished(result)
+    return result

@@ -111,6 +111,7 @@ class ResNetBackbone(Pretrained):
         make_atrous(self.layer3, 2, 2 if atrous == "paper" else 1)
         make_atrous(self.layer4, 4, 4 if atrous == "paper" else 2)
         self.channels = 512 if depth == 18 else 2048
+        self.output_stride = 8
 
     def forward(self, images_nchw: Tensor) -> Tensor:
         """``(N, 3, H, W)`` normalised -> ``(N, channels, ceil(H/8), ceil(W/8))``."""
@@ -141,6 +142,7 @@ class VggBackbone(Pretrained):
         self.features = features
         self.pool5a = nn.AvgPool2d(3, stride=1, padding=1)
         self.channels = 512
+        self.output_stride = 8
 
     def forward(self, images_nchw: Tensor) -> Tensor:
         """``(N, 3, H, W)`` normalised -> ``(N, 512, ceil(H/8), ceil(W/8))``."""

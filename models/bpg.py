@@ -243,22 +243,21 @@ class BPG(Segmenter):
 
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """The scores, brought to ``size_hw`` bilinearly; see :attr:`boundary_last`."""
-        output = self(images_nchw)
-        return self._with_boundary(resize(output.scores_nkhw.float(), size_hw), output, size_hw)
+        return self._at(images_nchw, size_hw, probable=False)
 
     def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Softmax of the scores, sigmoid of the boundary."""
-        output = self(images_nchw)
-        probabilities = resize(output.scores_nkhw.float(), size_hw).softmax(1)
-        return self._with_boundary(probabilities, output, size_hw, probable=True)
+        return self._at(images_nchw, size_hw, probable=True)
 
-    def _with_boundary(
-        self, maps_nkhw: Tensor, output: Output, size_hw: tuple[int, int], *, probable: bool = False
-    ) -> Tensor:
+    def _at(self, images_nchw: Tensor, size_hw: tuple[int, int], *, probable: bool) -> Tensor:
+        images, share = self.whole(images_nchw)
+        output = self(images)
+        scores = resize(output.scores_nkhw.float(), size_hw, share)
+        maps = scores.softmax(1) if probable else scores
         if not self.boundary_last or output.boundary_nhw is None:
-            return maps_nkhw
-        boundary = resize(output.boundary_nhw[:, None].float(), size_hw)
-        return torch.cat([maps_nkhw, boundary.sigmoid() if probable else boundary], 1)
+            return maps
+        boundary = resize(output.boundary_nhw[:, None].float(), size_hw, share)
+        return torch.cat([maps, boundary.sigmoid() if probable else boundary], 1)
 
     def losses(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """``loss`` (eq. 4), and without gradient ``semantic``, ``boundary`` and ``edge``, a pixel's mean of it.

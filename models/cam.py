@@ -24,17 +24,19 @@ SCALES = (0.5, 1.0, 1.5, 2.0)
 """The paper's."""
 
 
-def activation(features_nchw: Tensor, weight_kc: Tensor, size_hw: tuple[int, int]) -> Tensor:
+def activation(
+    features_nchw: Tensor, weight_kc: Tensor, size_hw: tuple[int, int], share_hw: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
     """RRM, eq. 1: ``M_c = RS(sum_ch w_ch^c F_ch)``, resized bilinearly to ``size_hw``; ``(N, K, *size_hw)``.
 
     In float32, under autocast too. With a ReLU before the resizing, as the released code has it: what speaks against a
-    class is no evidence for it.
+    class is no evidence for it. ``share_hw``: of a picture that ends inside the last cells.
     """
     with torch.autocast(
         features_nchw.device.type, enabled=False
     ):  # it would undo float(), and pixels are ranked by this
         maps = F.conv2d(features_nchw.float(), weight_kc.float()[:, :, None, None])
-        return resize(F.relu(maps), size_hw)
+        return resize(F.relu(maps), size_hw, share_hw)
 
 
 def mean_over_scales(maps: Sequence[Tensor]) -> Tensor:
@@ -130,13 +132,12 @@ def multi_scale_maps(
     for scale in scales:
         scaled = scale_images(images_nchw.float(), scale)
         height, width = scaled.shape[2:]
-        scaled = extend(scaled, MIN_SIDE)
+        scaled, _ = network.whole(extend(scaled, MIN_SIDE))
         # The maps of an extended image, the extension cut off again.
-        whole = (-(-size_hw[0] * scaled.shape[2] // height), -(-size_hw[1] * scaled.shape[3] // width))
+        share = (height / scaled.shape[2], width / scaled.shape[3])
         for mirrored in (False, True) if flip else (False,):
             features = network.features(scaled.flip(3) if mirrored else scaled)
-            maps = activation(features.flip(3) if mirrored else features, weight_kc, whole)
-            found.append(maps[:, :, : size_hw[0], : size_hw[1]])
+            found.append(activation(features.flip(3) if mirrored else features, weight_kc, size_hw, share))
     return mean_over_scales(found)
 
 

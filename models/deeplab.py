@@ -28,7 +28,7 @@ from models.losses import LossAt, summed_loss
 from models.names import OutputStride, check_choices, check_stride, is_free, is_timm
 from models.network import Segmenter
 from models.normalise import IMAGENET, Normalisation, Normalise
-from models.resample import resize, scale_images
+from models.resample import resize, scale_images, whole_cells
 from models.resnet38 import ResNet38Backbone
 from models.timm_backbone import TimmBackbone
 
@@ -115,7 +115,8 @@ class DeepLab(Segmenter):
 
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """The head's, brought to ``size_hw`` bilinearly."""
-        return resize(self(images_nchw).float(), size_hw)
+        images, share = self.whole(images_nchw)
+        return resize(self(images).float(), size_hw, share)
 
     def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Softmax of :meth:`logits`."""
@@ -265,16 +266,23 @@ class MultiScaleInputs(nn.Module):
     own weights are ``self.network``'s.
     """
 
-    def __init__(self, network: nn.Module, scales: Sequence[float] = INPUT_SCALES) -> None:
+    def __init__(self, network: nn.Module, output_stride: int, scales: Sequence[float] = INPUT_SCALES) -> None:
         super().__init__()
         self.network = network
+        self.output_stride = output_stride
         self.scales = tuple(scales)
 
     def forward(self, images_nchw: Tensor, labels_nhw: Tensor | None = None) -> list[Tensor]:
         """``(N, 3, H, W)`` -> ``[fused, *one per scale]``; each gets a loss. The fused one is at the largest grid."""
         images = images_nchw.float()
-        logits = [self.network(scale_images(images, scale)) for scale in self.scales]
+        logits = [self._over_the_picture(scale_images(images, scale)) for scale in self.scales]
         return [fuse_max(logits), *logits]
+
+    def _over_the_picture(self, images_nchw: Tensor) -> Tensor:
+        """Logits whose cells cover the picture evenly, however many pixels of it a cell has."""
+        images, share = whole_cells(images_nchw, self.output_stride)
+        logits = self.network(images)
+        return resize(logits, (logits.shape[2], logits.shape[3]), share)
 
 
 def fuse_max(logits: Sequence[Tensor]) -> Tensor:

@@ -25,6 +25,8 @@ from models.unet import Encoder, ResNetEncoder, TinyEncoder, UpBlock, further_ch
 
 PRIORS = 2
 """Input channels beside the image's three: boxes, probability."""
+CELL = 4
+"""Pixels to a cell of the output, at most: sides that are multiples of it have whole cells."""
 FULL_LEVELS = 5
 """Maps of an encoder that gives one at stride 2."""
 

@@ -120,20 +120,27 @@ class LGSADeepLab(Segmenter):
 
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Logarithms of the walked probabilities where the walk is over those."""
-        output = self(images_nchw)
+        images, share = self.whole(images_nchw)
+        output = self(images)
         if self._gives_probabilities(output):
-            return log_probability(self.spread(output, size_hw))
-        return resize(at_least_float32(_scores(output)), size_hw)
+            return log_probability(self.spread(output, size_hw, share))
+        return resize(at_least_float32(_scores(output)), size_hw, share)
 
     def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """After the walk, brought to ``size_hw`` bilinearly."""
-        return self.spread(self(images_nchw), size_hw)
+        images, share = self.whole(images_nchw)
+        return self.spread(self(images), size_hw, share)
 
-    def spread(self, output: LGSAOutput, size_hw: tuple[int, int]) -> Tensor:
-        """Probabilities ``(N, K+1, *size_hw)`` float32 of the network's output; each pixel's sum to 1."""
+    def spread(
+        self, output: LGSAOutput, size_hw: tuple[int, int], share_hw: tuple[float, float] = (1.0, 1.0)
+    ) -> Tensor:
+        """Probabilities ``(N, K+1, *size_hw)`` float32 of the network's output; each pixel's sum to 1.
+
+        ``share_hw``: of a picture that ends inside the output's last cells (:func:`models.resample.whole_cells`).
+        """
         if self._gives_probabilities(output):
-            return resize(cast(Tensor, output.walked_bkhw), size_hw)
-        return resize(at_least_float32(_scores(output)), size_hw).softmax(1)
+            return resize(cast(Tensor, output.walked_bkhw), size_hw, share_hw)
+        return resize(at_least_float32(_scores(output)), size_hw, share_hw).softmax(1)
 
     def _gives_probabilities(self, output: LGSAOutput) -> bool:
         return output.walked_bkhw is not None and self.walk == "probabilities"
@@ -158,11 +165,12 @@ class LGSADeepLab(Segmenter):
     def attention_rows(self, images_nchw: Tensor, yx: tuple[float, float]) -> list[Tensor]:
         """For each module, ``(N, h, w)``: W's row of the cell under pixel ``y, x`` of the images (Fig. 6).
 
-        Raises ``ValueError`` for a pixel outside the images.
+        The images are extended to whole cells. Raises ``ValueError`` for a pixel outside the images.
         """
-        x = self.features(images_nchw)
+        images, share = self.whole(images_nchw)
+        x = self.features(images)
         size = (x.shape[2], x.shape[3])
-        pixel = cell_under(yx, (images_nchw.shape[2], images_nchw.shape[3]), size)
+        pixel = cell_under(yx, (images_nchw.shape[2], images_nchw.shape[3]), size, share)
         rows = []
         for module in self.attention:
             x, w, _ = module(x)
@@ -174,11 +182,20 @@ def _scores(output: LGSAOutput) -> Tensor:
     return output.logits_bkhw if output.walked_bkhw is None else output.walked_bkhw
 
 
-def cell_under(yx: tuple[float, float], image_hw: tuple[int, int], grid_hw: tuple[int, int]) -> int:
-    """Row-major index of the grid's cell that covers pixel ``y, x`` (0-based). ``ValueError`` if it is outside."""
+def cell_under(
+    yx: tuple[float, float],
+    image_hw: tuple[int, int],
+    grid_hw: tuple[int, int],
+    share_hw: tuple[float, float] = (1.0, 1.0),
+) -> int:
+    """Row-major index of the grid's cell that covers pixel ``y, x`` (0-based). ``ValueError`` if it is outside.
+
+    ``share_hw``: of the grid that is image (:func:`models.resample.whole_cells`).
+    """
     if not all(0 <= at < side for at, side in zip(yx, image_hw, strict=True)):
         raise ValueError(f"pixel y={yx[0]}, x={yx[1]} is outside the image of {image_hw} (height, width)")
-    y, x = (int((at + 0.5) * cells / side) for at, side, cells in zip(yx, image_hw, grid_hw, strict=True))
+    covered = (share * cells / side for share, cells, side in zip(share_hw, grid_hw, image_hw, strict=True))
+    y, x = (int((at + 0.5) * cells_a_pixel) for at, cells_a_pixel in zip(yx, covered, strict=True))
     return min(y, grid_hw[0] - 1) * grid_hw[1] + min(x, grid_hw[1] - 1)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.groups import GroupRule
 from models.losses import LossAt
 from models.normalise import Normalise
+from models.resample import whole_cells
 
 
 class Network(nn.Module, ABC):
@@ -37,6 +38,9 @@ class Network(nn.Module, ABC):
 class Backbone(Protocol):
     """What such a network needs of its backbone."""
 
+    output_stride: int
+    """Pixels of the image to a cell of the feature map."""
+
     def cells(self, side: int) -> int:
         """Cells of the feature map along ``side`` pixels of the image."""
 
@@ -51,6 +55,10 @@ class BackboneNetwork(Network):
     def features(self, images_nchw: Tensor) -> Tensor:
         """``(N, 3, H, W)`` RGB 0..255 -> ``(N, C, h, w)`` at the output grid."""
         return cast(Tensor, self.backbone(self.normalise(images_nchw)))
+
+    def whole(self, images_nchw: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        """Images of whole cells, and which share of them is picture: :func:`models.resample.whole_cells`."""
+        return whole_cells(images_nchw, cast(Backbone, self.backbone).output_stride)
 
     def grid(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the output grid for images of ``size_hw``, at least one cell."""

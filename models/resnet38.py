@@ -101,6 +101,7 @@ class ResNet38Backbone(Pretrained):
             channels = width
         self.bn7 = FrozenBatchNorm2d(channels)
         self.channels = channels
+        self.output_stride = 8
         for convolution in convolutions(self):
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
 

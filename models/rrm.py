@@ -97,7 +97,8 @@ class RRM(Segmenter):
 
     def logits(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """The head's, brought to ``size_hw`` bilinearly."""
-        return resize(self.head(self.features(images_nchw)).float(), size_hw)
+        images, share = self.whole(images_nchw)
+        return resize(self.head(self.features(images)).float(), size_hw, share)
 
     def probabilities(self, images_nchw: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Softmax of :meth:`logits`."""

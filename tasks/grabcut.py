@@ -307,6 +307,7 @@ def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
         outputs=OUTPUTS,
         function="tasks.grabcut:propose_item",
         holds_classes=True,
+        numbers_of_labels=True,
     )
 
 

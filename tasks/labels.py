@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.objects import Object, pack_objects, paste_object, tight_window, unpack_objects
-from artifacts.records import UNDECIDED, DataError, MaskHW
+from artifacts.records import UNDECIDED, DataError, MaskHW, RecordSet
 from tasks.boxes import LABEL_OUTPUTS, label_arrays, pixel_window, usable_boxes
 from tasks.engine.runner import Runner
-from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapHandle, MapStage, SkipImage
+from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapHandle, MapStage, SkipImage, first_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def box_masks(params: BoxMaskParams = BoxMaskParams()) -> MapStage:
         outputs=LABEL_OUTPUTS,
         function="tasks.labels:box_item",
         holds_classes=True,
+        numbers_of_labels=True,
     )
 
 
@@ -60,6 +61,39 @@ def given_masks(params: GivenMaskParams = GivenMaskParams()) -> MapStage:
         function="tasks.labels:given_item",
         holds_classes=True,
     )
+
+
+def people_masks() -> MapStage:
+    """The masks that people corrected, unchanged: truth-like labels of the pictures that have one."""
+    return MapStage(
+        name="people-masks",
+        version=1,
+        params=None,
+        reads=("corrected",),
+        outputs=("mask_hw",),
+        function="tasks.labels:people_item",
+        holds_classes=True,
+    )
+
+
+def people_item(item: Item, params: None) -> Arrays:
+    """Map function of :func:`people_masks`. Raises :class:`DataError` for a mask that does not fit the image."""
+    if item.record.corrected is None:
+        raise SkipImage(f"{item.key}: nobody has corrected this image's mask")
+    return {"mask_hw": item.record.corrected.load()}
+
+
+def corrected_alone(run: Runner, records: RecordSet) -> MapHandle | None:
+    """:func:`people_masks` of the pictures that have one; ``None`` without any."""
+    found = records.only(record.image_id for record in records if record.corrected is not None)
+    return run.map(people_masks(), found) if len(found) else None
+
+
+def known_masks(run: Runner, records: RecordSet, *, label: str) -> MapHandle:
+    """Truth, called ``label``; of pictures that a person has corrected, that mask."""
+    truth = run.map(given_masks(), records, label=label)
+    corrected = corrected_alone(run, records)
+    return truth if corrected is None else first_of(corrected, truth)
 
 
 def chosen_masks() -> MapStage:

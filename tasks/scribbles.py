@@ -36,6 +36,7 @@ def scribbles(params: ScribbleParams = ScribbleParams()) -> MapStage:
         outputs=("mask_hw",),
         function="tasks.scribbles:scribbles_item",
         holds_classes=True,
+        numbers_of_labels=True,
     )
 
 

@@ -12,7 +12,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from artifacts.records import KINDS, DataError, ImageRGB, Kind, Record, RecordSe
 Arrays = dict[str, NDArray[Any]]
 CRF_MASK = "mask_crf_hw"
 """Array of a stage that keeps its mask twice: ``mask_hw`` without, this one with a CRF."""
+LABEL_PROB = "label_prob_hw"
+"""Array of a stage that keeps how probable it found each pixel's label: ``(H, W) uint8``, in 255ths."""
 IMAGES_AT_ONCE = 8
 """Images that a GPU stage is handed together; those of one size share a pass."""
 MASKS: Mapping[str, str] = {"mask_hw": "", CRF_MASK: " + CRF"}
@@ -94,6 +96,9 @@ class MapStage:
     """role -> file that the function reads (weights, say); known by the digest of its content."""
     holds_classes: bool = False
     """Whether the output holds class numbers: the class table is then part of the address."""
+    numbers_of_labels: bool = False
+    """Whether these come from the labels alone, and ``Item.classes`` is not looked at: results of a shorter class table
+    are then taken over (:mod:`tasks.engine.shorter_tables`). No part of the address."""
     uses_torch: bool = False
     """Runs where torch is imported, and under the GPU lock when the device is a GPU."""
     batch_function: str = ""
@@ -187,6 +192,8 @@ class FitHandle:
     part_digests: Mapping[str, str] = field(default_factory=dict, repr=False)
     records: RecordSet | None = field(default=None, repr=False)
     """Its training records; ``None`` where they are not known (``run.load``)."""
+    published: float = 0.0
+    """Seconds since the epoch; 0 for a file's."""
 
     def part(self, name: str) -> FitHandle:
         """One of several networks in the checkpoint, by name prefix; known by its own tensors alone.
@@ -201,6 +208,15 @@ class FitHandle:
 
 
 Handle = MapHandle | FitHandle
+
+
+def fits_above(upstream: Mapping[str, Handle]) -> Iterator[FitHandle]:
+    """The fits among ``upstream`` (role -> handle), and those with which its arrays were made."""
+    for handle in upstream.values():
+        if isinstance(handle, FitHandle):
+            yield handle
+        else:
+            yield from fits_above(handle.upstream)
 
 
 def first_of(a: MapHandle, b: MapHandle) -> MapHandle:

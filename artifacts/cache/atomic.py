@@ -10,6 +10,7 @@ behind is a temporary file, whose name marks it as removable (:func:`sweep_tempo
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -112,11 +113,14 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object], *, durable: bo
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """An ``OSError`` within names ``path``, where it would name nothing (a full disk) or a temporary beside it."""
+    """An ``OSError`` within names ``path``, where it would name nothing (a full disk), a temporary beside it, or the
+    file that is being copied there.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is not None and TEMPORARY_PREFIX not in str(error.filename):
+        copied = error.filename2 is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if error.filename is not None and TEMPORARY_PREFIX not in str(error.filename) and not copied:
             raise
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
@@ -131,11 +135,14 @@ def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
     write_bytes_atomic(path, text.encode(), durable=durable)
 
 
-def check_writable(option: str, folder: Path) -> None:
+def check_writable(option: str, folder: Path | None) -> None:
     """Raise :class:`DataError` where no file can be made in ``folder`` (of ``--option``); it need not exist yet.
 
-    For the time before the work, which may take hours. Leaves no files.
+    For the time before the work, which may take hours: every command asks here. ``None`` (the option is not given) is
+    fine. Leaves no files.
     """
+    if folder is None:
+        return
     there = folder
     try:
         while not (there.exists() or there.is_symlink()):
@@ -150,6 +157,15 @@ def check_writable(option: str, folder: Path) -> None:
             f"--{option} {folder}: nothing can be written in {there} ({error.strerror}); name another folder, or"
             " give yourself write permission there"
         ) from error
+
+
+def check_file_writable(option: str, path: Path | None) -> None:
+    """:func:`check_writable` of the folder of a file (of ``--option``), which may be there: it is replaced."""
+    if path is None:
+        return
+    check_writable(option, path.parent)
+    if path.is_dir():
+        raise DataError(f"--{option} {path}: is a folder; name a file")
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
@@ -176,15 +192,18 @@ def sweep_temporaries(folder: Path, *, older_than_s: float = 3600.0) -> int:
     ``older_than_s`` whose writer cannot be judged (the cache may be shared over a network).
     """
     removed = 0
-    for entry in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        if not _abandoned(entry, older_than_s):
-            continue
+    for entry in abandoned(folder, older_than_s=older_than_s):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
         removed += 1
     return removed
+
+
+def abandoned(folder: Path, *, older_than_s: float = 3600.0) -> list[Path]:
+    """What :func:`sweep_temporaries` would remove from ``folder``."""
+    return [entry for entry in folder.glob(f"{TEMPORARY_PREFIX}*") if _abandoned(entry, older_than_s)]
 
 
 def _abandoned(entry: Path, older_than_s: float) -> bool:

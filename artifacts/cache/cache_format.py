@@ -42,7 +42,7 @@ def write_cache_format(root: Path) -> None:
 
 
 _ADVICE = {
-    errno.ENOSPC: "the disk is full: free space, or `maskmill cache compact` and `maskmill cache rm`; then run again",
+    errno.ENOSPC: "the disk is full: free space, or `maskmill cache gc` and `maskmill cache compact`; then run again",
     errno.EDQUOT: "the quota is used up: free space, then run again",
     errno.EROFS: "the file system is read-only: name a writable cache folder",
     errno.EACCES: "no permission: name a cache folder of your own, or change its owner",

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.cache import atomic
-from artifacts.cache.segment_index import read_index, segment_names
+from artifacts.cache.segment_index import Entry, entries_of, read_index, segment_names
 from artifacts.cache.segments import Content, CorruptSegment, Item, Segment, StoreError, best_codec, encode_segment
 from artifacts.cache.store import MaskStore
 from artifacts.records import Skip
 
+Drop = Callable[[Entry], bool]
+"""Whether an image's result goes, though no newer segment holds it (`maskmill cache gc`)."""
 Progress = Callable[[str, int, int], None]
 """``progress(address, done, total)``, in segments."""
 FULL_SEGMENT = 64
@@ -64,7 +66,7 @@ def compact(
     for address in wanted:
         store.refresh(address)
         swept += atomic.sweep_temporaries(store.folder(address))
-        problems += _compact_address(store, address, progress)
+        problems += merge_address(store, address, progress)
         swept += _remove_strays(store.folder(address))
         store.refresh(address)
         entries += len(store.entries(address))
@@ -86,8 +88,11 @@ def _usage(folder: Path) -> tuple[int, int]:
     return sum(file.name.endswith(".h5") for file in files), sum(file.stat().st_size for file in files)
 
 
-def _compact_address(store: MaskStore, address: str, progress: Progress) -> list[Problem]:
-    groups = plan_merges(store.folder(address))
+def merge_address(
+    store: MaskStore, address: str, progress: Progress = no_progress, drop: Drop | None = None
+) -> list[Problem]:
+    """Do what :func:`plan_merges` says; what could not be read stays, and is told."""
+    groups = plan_merges(store.folder(address), drop)
     problems: list[Problem] = []
     for done, group in enumerate(groups):
         progress(address, done, len(groups))
@@ -106,18 +111,23 @@ Live = tuple[str, set[Pair]]
 """A segment's name, and the pairs in it that no newer segment holds."""
 
 
-def plan_merges(folder: Path) -> list[list[Live]]:
+def plan_merges(folder: Path, drop: Drop | None = None) -> list[list[Live]]:
     """Groups of segments to be merged into one each, in the order of writing, of up to :data:`FULL_SEGMENT` images.
 
     A full segment without outdated entries is in no group, and neither is one that cannot be read. All is judged by
-    ONE listing: a segment that is written meanwhile is not known, and therefore not touched.
+    ONE listing: a segment that is written meanwhile is not known, and therefore not touched. With ``drop`` only
+    segments from which something is dropped are touched.
     """
-    held = {name: pairs for name in segment_names(folder) if (pairs := _pairs(folder / name)) is not None}
+    found = {name: entries for name in segment_names(folder) if (entries := entries_in(folder / name)) is not None}
+    held = {name: [(entry.key, entry.stamp) for entry in entries] for name, entries in found.items()}
     newest = {pair: name for name, pairs in held.items() for pair in pairs}
+    gone = {name: {(e.key, e.stamp) for e in found[name] if drop is not None and drop(e)} for name in held}
     groups: list[list[Live]] = []
     images = 0
     for name, pairs in held.items():
-        live = {pair for pair in pairs if newest[pair] == name}
+        if drop is not None and not gone[name]:
+            continue
+        live = {pair for pair in pairs if newest[pair] == name} - gone[name]
         if len(live) == len(pairs) >= FULL_SEGMENT:
             continue
         if not groups or images + len(live) > FULL_SEGMENT:
@@ -128,12 +138,12 @@ def plan_merges(folder: Path) -> list[list[Live]]:
     return [group for group in groups if len(group) > 1 or len(group[0][1]) < len(held[group[0][0]])]
 
 
-def _pairs(path: Path) -> list[Pair] | None:
-    """``(key, stamp)`` of everything in a segment; ``None`` if it cannot be read."""
+def entries_in(path: Path) -> tuple[Entry, ...] | None:
+    """All that is in a segment; ``None`` if it cannot be read."""
     try:
         if (index := read_index(path)) is not None:
-            return [(entry.key, entry.stamp) for entry in index[1]]
-        return [(content.key, content.stamp) for content in Segment(path).header.contents]
+            return index[1]
+        return entries_of(path.name, Segment(path).header.contents)
     except (OSError, StoreError):
         return None
 

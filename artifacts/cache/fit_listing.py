@@ -18,7 +18,7 @@ from artifacts.cache import atomic, locks
 from artifacts.cache.cache_format import explained
 from artifacts.cache.compact import Problem
 from artifacts.cache.fit_store import FitStore, Publication
-from artifacts.cache.runs import list_runs
+from artifacts.cache.runs import users
 from artifacts.records import DataError
 
 STALE_S = 14 * 24 * 3600.0
@@ -112,17 +112,6 @@ def _usage(paths: Iterable[Path]) -> tuple[int, float]:
     return size, newest
 
 
-def runs_that_use_fit(root: Path, info: FitInfo) -> tuple[str, ...]:
-    """Ids of the runs whose manifest names this fit, oldest first."""
-    used = []
-    for run in list_runs(root):
-        with contextlib.suppress(DataError):  # an unreadable manifest names nothing
-            stages = run.manifest().get("stages", ())
-            if any((stage.get("address"), stage.get("stamps")) == (info.address, info.stamp) for stage in stages):
-                used.append(run.run_id)
-    return tuple(used)
-
-
 def match_fits(fits: Sequence[FitInfo], name: str, *, whole: bool) -> list[FitInfo]:
     """The fits meant by ``name``: an address, ``address/stamp``, or a label.
 
@@ -166,7 +155,8 @@ def remove_fits(root: Path, fits: Sequence[FitInfo], *, dry_run: bool = False) -
             gone.append(fit)
             if not dry_run:
                 _remove(fit, [path for path in fit.folder.iterdir() if path.name != "lock"])
-    runs = sorted({run for fit in gone for run in runs_that_use_fit(root, fit)})
+    used = users(root) if gone else {}
+    runs = sorted({run for fit in gone for run in used.get(fit.name, ())})
     publications, works = sum(len(fit.publications) for fit in gone), sum(bool(fit.work_bytes) for fit in gone)
     return FitsRemoved(tuple(gone), tuple(runs), publications, works, sum(fit.bytes for fit in gone), tuple(busy))
 

@@ -141,13 +141,46 @@ class Publication:
             raise DataError(f"{self.weights}: the tensors are not those that were published; the next run fits again")
 
 
-def share_new(publication: Publication, current: Collection[tuple[str, str]]) -> float:
-    """Share (0..1) of the current ``(key, record digest)`` list that the publication was not trained on.
+@dataclass(frozen=True)
+class Difference:
+    """How a list of records differs from the records that a fit was trained on, in numbers of records.
 
-    A changed image or label counts as new. 0 for an empty list.
+    A record counts as changed where its image, its labels or what stages made of it did. A renamed one is a removed and
+    a new one: its id decides the seeds.
     """
-    known = set(publication.members)
-    return sum(pair not in known for pair in current) / len(current) if current else 0.0
+
+    same: int
+    new: int
+    changed: int
+    removed: int
+
+    @classmethod
+    def between(cls, publication: Publication, current: Collection[tuple[str, str]]) -> Difference:
+        """From the publication's records to the ``(key, record digest)`` of ``current``."""
+        before, now = dict(publication.members), dict(current)
+        same = sum(now.get(key) == digest for key, digest in before.items())
+        both = len(before.keys() & now.keys())
+        return cls(same, len(now) - both, both - same, len(before) - both)
+
+    @property
+    def count(self) -> int:
+        """Records that are new, changed or removed."""
+        return self.new + self.changed + self.removed
+
+    @property
+    def trained_on(self) -> int:
+        """Records of the fit."""
+        return self.same + self.changed + self.removed
+
+    @property
+    def now(self) -> int:
+        """Records of the list."""
+        return self.same + self.new + self.changed
+
+    @property
+    def share(self) -> float:
+        """:attr:`count` as a share of the fit's records: 0.1 is a tenth more; twice as many, all else equal, are 1."""
+        return self.count / self.trained_on
 
 
 Accept = Callable[[Publication], bool]
@@ -212,16 +245,19 @@ class FitStore:
         """The number of the newest publication, whole or not; 0 if there is none."""
         return max((_number(path) for path in self.folder(address, stamp).glob("pub-*")), default=0)
 
-    def newest_of_lineage(self, address: str, lineage: str, *, accept: Accept = lambda _: True) -> Publication | None:
-        """The accepted publication of this lineage that was published last, under whatever stamp."""
-        found = [
-            publication
-            for folder in (self.root / address).glob("*")
-            for publication in self.publications(address, folder.name)
-            if publication.lineage == lineage
-        ]
-        newest_first = sorted(found, key=lambda publication: publication.published, reverse=True)
-        return next(filter(accept, newest_first), None)
+    def last_of_lineage(self, address: str, lineage: str) -> Publication | Path | None:
+        """The publication of this lineage that was published last, under whatever stamp.
+
+        The folder of one that cannot be read (a warning) if it is younger: it may be the one that is meant.
+        """
+        lasts: list[tuple[float, str, Publication | Path]] = []
+        for path in (self.root / address).glob("*/pub-*"):
+            publication = self._read(path)
+            if publication is None:
+                lasts.append((path.stat().st_mtime, str(path), path))
+            elif publication.lineage == lineage:
+                lasts.append((publication.published, str(path), publication))
+        return max(lasts, key=lambda last: last[:2])[2] if lasts else None
 
     def publish(
         self,

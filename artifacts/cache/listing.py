@@ -27,10 +27,9 @@ from artifacts.cache.fit_listing import (
     list_fits,
     match_fits,
     remove_fits,
-    runs_that_use_fit,
     verify_fits,
 )
-from artifacts.cache.runs import list_runs
+from artifacts.cache.runs import list_runs, users
 from artifacts.cache.segment_index import Entry, read_index, segment_names
 from artifacts.cache.segments import Segment, StoreError
 from artifacts.cache.store import MaskStore
@@ -54,8 +53,6 @@ __all__ = [
     "remove",
     "remove_fits",
     "resolve_all",
-    "runs_that_use",
-    "runs_that_use_fit",
     "save_picture",
     "show",
     "vague",
@@ -147,7 +144,7 @@ def show(store: MaskStore, address: str) -> AddressDetail:
         found = store.read(address, newest.key, newest.stamp)
         arrays = {name: f"{array.dtype} {array.shape}" for name, array in found.items()}
     return AddressDetail(
-        address_info(store, address), meta, codec, arrays, tuple(entries), runs_that_use(store, address)
+        address_info(store, address), meta, codec, arrays, tuple(entries), tuple(users(store.root).get(address, ()))
     )
 
 
@@ -162,16 +159,6 @@ def _newest_meta(store: MaskStore, address: str) -> tuple[Mapping[str, Any], str
             header = Segment(folder / name).header
             return header.meta, header.codec
     return {}, ""
-
-
-def runs_that_use(store: MaskStore, address: str) -> tuple[str, ...]:
-    """Ids of the runs whose manifest names ``address``, oldest first."""
-    used = []
-    for run in list_runs(store.root):
-        with contextlib.suppress(ValueError):  # an unreadable manifest names nothing
-            if any(stage.get("address") == address for stage in run.manifest().get("stages", ())):
-                used.append(run.run_id)
-    return tuple(used)
 
 
 def resolve_all(store: MaskStore, names: Iterable[str]) -> tuple[list[str], list[FitInfo]]:
@@ -284,15 +271,17 @@ def remove(store: MaskStore, addresses: Iterable[str], *, dry_run: bool = False)
     """
     wanted = list(addresses)
     infos = tuple(address_info(store, address) for address in wanted)
-    runs = sorted({run for address in wanted for run in runs_that_use(store, address)})
+    used = users(store.root)
+    runs = sorted({run for address in wanted for run in used.get(address, ())})
     if not dry_run:
         for address in wanted:
-            _remove_address(store, address)
+            remove_address(store, address)
         atomic.sweep_temporaries(store.root / "maps")
     return RemoveReport(infos, tuple(runs), not dry_run)
 
 
-def _remove_address(store: MaskStore, address: str) -> None:
+def remove_address(store: MaskStore, address: str) -> None:
+    """Remove one address by a rename, then delete it. Raises ``StoreError`` where the cache cannot be written."""
     folder = store.folder(address)
     if store.readonly:
         raise StoreError(f"{folder} was to be removed, but the cache was opened read-only")

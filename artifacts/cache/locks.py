@@ -87,6 +87,7 @@ def hold(
     path: Path,
     *,
     wait: bool = True,
+    shared: bool = False,
     stop: Stop | None = None,
     poll_s: float = POLL_S,
     on_wait: Callable[[str], None] | None = None,
@@ -95,6 +96,7 @@ def hold(
 
     Args:
         path: the lock file, made if missing.
+        shared: exclude only those who hold it alone; the holder that is named is then the last of several.
         wait: otherwise :class:`LockTaken` is raised at once if another process holds it.
         stop: checked while waiting; :class:`LockAborted` if set.
         poll_s: seconds between tries.
@@ -105,7 +107,8 @@ def hold(
     descriptor = _open(path)
     _held.add(descriptor)
     try:
-        _acquire(descriptor, path, wait=wait, stop=stop, poll_s=poll_s, on_wait=on_wait)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        _acquire(descriptor, path, kind, wait=wait, stop=stop, poll_s=poll_s, on_wait=on_wait)
         _sign(descriptor)
         yield
     finally:
@@ -117,6 +120,7 @@ def hold(
 def _acquire(
     descriptor: int,
     path: Path,
+    kind: int,
     *,
     wait: bool,
     stop: Stop | None,
@@ -124,7 +128,7 @@ def _acquire(
     on_wait: Callable[[str], None] | None,
 ) -> None:
     announced = False
-    while not _try(descriptor, path):
+    while not _try(descriptor, path, kind):
         if not wait:
             raise LockTaken(f"{path} is held by {holder(path)}")
         if on_wait is not None and not announced:
@@ -135,9 +139,9 @@ def _acquire(
         time.sleep(poll_s)
 
 
-def _try(descriptor: int, path: Path) -> bool:
+def _try(descriptor: int, path: Path, kind: int) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EINTR):
             return False
@@ -145,6 +149,20 @@ def _try(descriptor: int, path: Path) -> bool:
             raise NoLocks(error.errno, error.strerror, str(path)) from error
         raise
     return True
+
+
+def held(path: Path) -> bool:
+    """Whether a living process holds the lock ``path`` alone. Makes no file, and changes none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return not _try(descriptor, path, fcntl.LOCK_SH)
+    except OSError:  # a file system without locks: nobody can hold one
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _open(path: Path) -> int:

@@ -1,5 +1,6 @@
 """Run folders and manifests: ``<cache>/runs/<id>/manifest.json`` states what a run used and its results.
 
+A run holds ``run.lock`` while it lives, says in ``run.log`` what it does, and in ``progress.json`` how far it is.
 The stamps of a map stage go to ``<cache>/stamps/<digest>.json``: shared by all runs in which they are
 the same, so that a nightly run over an unchanged folder adds one small manifest.
 """
@@ -13,19 +14,23 @@ import importlib.metadata
 import json
 import logging
 import platform
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from artifacts import keys
-from artifacts.cache import sealed
+from artifacts.cache import locks, sealed
 from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
-from artifacts.records import DataError
+from artifacts.records import DataError, shown
 
 log = logging.getLogger("maskmill")
 MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+IN_USE = "gc.lock"
+"""In the cache folder: shared by whoever is about to rely on what is stored, held alone by ``maskmill cache gc``."""
 LIBRARIES = ("maskmill", "torch", "torchvision", "numpy", "opencv-python-headless", "h5py", "prefect", "lightning")
 
 Stamps = dict[str, tuple[str | None, str]]
@@ -58,11 +63,41 @@ class RunFolder:
         """The folder itself."""
         return self.cache / "runs" / self.run_id
 
+    @property
+    def lock(self) -> Path:
+        """Held while the run lives."""
+        return self.path / "run.lock"
+
+    @property
+    def live(self) -> bool:
+        """Whether a living process holds the run's lock."""
+        return locks.held(self.lock)
+
+    @property
+    def log(self) -> Path:
+        """What the run said, for people."""
+        return self.path / "run.log"
+
+    def write_progress(self, progress: Mapping[str, Any]) -> None:
+        """Replace ``progress.json``. A failure costs the progress, not the run."""
+        with contextlib.suppress(OSError):
+            write_bytes_atomic(self.path / PROGRESS, sealed.seal(progress), durable=False)
+
+    def progress(self) -> dict[str, Any]:
+        """What :meth:`write_progress` wrote last; empty where there is nothing readable."""
+        with contextlib.suppress(OSError, ValueError):
+            return sealed.unseal((self.path / PROGRESS).read_bytes())
+        return {}
+
     def write_manifest(self, manifest: Mapping[str, Any]) -> Path:
         """Write (or replace, atomically) the manifest."""
         path = self.path / MANIFEST
         write_bytes_atomic(path, sealed.seal(manifest, indent=1, sort_keys=True))
         return path
+
+    def finished(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether it came to its end. Its manifest is complete before exports and report are; these it names last."""
+        return manifest.get("status") == "finished" and ("files" in manifest or not self.progress())
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest. Raises :class:`DataError` if the run left none."""
@@ -75,25 +110,97 @@ class RunFolder:
                 " or put it aside with `maskmill cache verify --repair`"
             ) from error
 
+    def _repr_html_(self) -> Any:
+        return shown("run_html", self)
+
 
 def list_runs(cache: Path, flow: str | None = None) -> list[RunFolder]:
     """Runs that left a manifest, oldest first; of one flow if named."""
-    folders = sorted((cache / "runs").glob(f"*/{MANIFEST}"))
+    folders = sorted((cache / "runs").glob(f"[0-9]*/{MANIFEST}"))
     runs = [RunFolder(cache, path.parent.name) for path in folders]
     return [run for run in runs if flow is None or run.run_id.split("-")[2:-1] == flow.split("-")]
 
 
-def find_run(cache: Path, run_id: str = "latest") -> RunFolder:
-    """The run with this id, or the newest. Raises :class:`DataError` that lists what there is."""
+def all_runs(cache: Path) -> list[RunFolder]:
+    """Every run's folder, oldest first; one that was killed at once has no manifest."""
+    names = sorted(path.name for path in (cache / "runs").glob("[0-9]*") if path.is_dir())
+    return [RunFolder(cache, name) for name in names]
+
+
+def users(cache: Path) -> dict[str, list[str]]:
+    """Address of a stage, and ``address/stamp`` of a fit -> ids of the runs whose manifest names it, oldest first."""
+    found: dict[str, list[str]] = {}
+    for run in list_runs(cache):
+        with contextlib.suppress(DataError):  # an unreadable manifest names nothing
+            for stage in run.manifest().get("stages", ()):
+                address = stage.get("address", "")
+                for name in (address, f"{address}/{stage.get('stamps', '')}"):
+                    of_name = found.setdefault(name, [])
+                    if run.run_id not in of_name[-1:]:
+                        of_name.append(run.run_id)
+    return found
+
+
+def find_run(cache: Path, name: str = "latest") -> RunFolder:
+    """The run that :func:`named` finds, or the latest that did anything. Raises :class:`DataError`: what there is."""
     runs = list_runs(cache)
     if not runs:
         raise DataError(f"{cache}: no run here yet; run a flow first, e.g. `maskmill cfs --data demo --cache {cache}`")
-    if run_id == "latest":
-        return runs[-1]
-    for run in runs:
-        if run.run_id == run_id:
-            return run
-    raise DataError(f"{cache}: no run {run_id!r}; the newest are {', '.join(r.run_id for r in runs[-3:])}")
+    if name != "latest":
+        return named(runs, name)
+    for run in reversed(runs):
+        with contextlib.suppress(DataError):
+            if not run.manifest().get("stages"):
+                continue  # it failed before it began: there is nothing in it
+        return run
+    raise DataError(f"{cache}: every run here failed before its first stage; `maskmill runs show last` says why")
+
+
+def named(runs: Sequence[RunFolder], name: str) -> RunFolder:
+    """A run by its id, a beginning that no other has, ``last``, ``last~1`` (the one before), or ``last-good``.
+
+    ``runs``: oldest first. Raises :class:`DataError` that lists what there is.
+    """
+    if not runs:
+        raise DataError("no run here yet; run a flow first, e.g. `maskmill cfs --data demo`")
+    cache = runs[0].cache
+    if (back := _LAST.fullmatch(name)) is not None:
+        if (number := int(back[1] or 0)) >= len(runs):
+            raise DataError(f"{cache}: {name}: there are {len(runs)} runs")
+        return runs[-1 - number]
+    if name == "last-good":
+        if (good := last_good(runs)) is None:
+            raise DataError(f"{cache}: no run came to a good end yet; `maskmill runs ls` lists them")
+        return good
+    found = [run for run in runs if run.run_id == name] or [run for run in runs if name and run.run_id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    there = ", ".join(run.run_id for run in (found or runs)[-3:])
+    raise DataError(f"{cache}: {'several runs begin' if found else 'no run'} {name!r}; the newest are {there}")
+
+
+_LAST = re.compile(r"last(?:~(\d{1,6}))?")
+
+
+def last_good(runs: Sequence[RunFolder]) -> RunFolder | None:
+    """The newest of ``runs`` (oldest first) that finished, with skips or without, and failed in nothing."""
+    for run in reversed(runs):
+        with contextlib.suppress(DataError):
+            manifest = run.manifest()
+            if run.finished(manifest) and not manifest.get("failures"):
+                return run
+    return None
+
+
+def run_before(run: RunFolder, flow: str, source: str | None) -> dict[str, Any] | None:
+    """The manifest of the newest finished run of ``flow`` before this one on the same data, among the last 20."""
+    for folder in reversed(list_runs(run.cache, flow)[-20:]):
+        with contextlib.suppress(DataError):  # only a comparison is lost
+            found = folder.manifest()
+            same = (found.get("recipe") or {}).get("data", {}).get("source") == source
+            if folder.run_id < run.run_id and found.get("status") == "finished" and same:
+                return found
+    return None
 
 
 def write_stamps(cache: Path, stamps: Stamps) -> str:
@@ -124,6 +231,27 @@ def read_stamps(cache: Path, name: str) -> Stamps:
     if keys.digest_bytes(text) != name:
         raise DataError(f"{path}: the content does not match its name; run the flow again, which writes it anew")
     return {key: (stamp, image) for key, (stamp, image) in json.loads(text).items()}
+
+
+Pictures = Mapping[str, Mapping[str, str]]
+"""Key -> ``image`` and each label kind that a stage read -> the first digits of its digest."""
+
+
+def write_pictures(cache: Path, pictures: Pictures) -> str:
+    """Store what a set's pictures were made of, as :func:`write_stamps` does."""
+    return _write_named(cache / "pictures", pictures)
+
+
+def read_pictures(cache: Path, name: str) -> Pictures | None:
+    """What :func:`write_pictures` stored; ``None`` if it is gone or damaged."""
+    try:
+        data = (cache / "pictures" / f"{name}.json").read_bytes()
+    except OSError:
+        return None
+    if keys.digest_bytes(data) != name:
+        return None
+    found: dict[str, dict[str, str]] = json.loads(data)
+    return found
 
 
 def write_origin(cache: Path, origin: Mapping[str, Any]) -> str:

@@ -152,7 +152,7 @@ def encode_segment(
         (index,) = _write_index(file, header)
         file.flush()
         image = bytes(file.id.get_file_image())
-    return image + _footer(image, index), header
+    return image + footer(image, index), header
 
 
 def _normalised(item: Item) -> Item:
@@ -246,7 +246,8 @@ def _from_json(value: list[Any]) -> Stored:
     return Stored(dtype, tuple(shape), start, tuple(Chunk(*chunk) for chunk in listed))
 
 
-def _footer(image: bytes, index: Chunk) -> bytes:
+def footer(image: bytes, index: Chunk) -> bytes:
+    """What follows HDF5's end: where ``image`` holds the index."""
     if zlib.crc32(image[index.offset : index.offset + index.size]) != index.crc32:
         raise StoreError(f"h5py {h5py.__version__} does not report where a chunk lies; install the locked version")
     checked = FOOTER.pack(MAGIC, SEGMENT_FORMAT, len(image) + FOOTER.size, *index, 0)[:-4]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 from artifacts import keys
 from artifacts.cache import atomic, sealed
 from artifacts.cache.compact import Problem, Progress, item_of, no_progress, write_after
+from artifacts.cache.reseal import CHANGED, with_footer
 from artifacts.cache.segment_index import read_index, segment_names, write_index
 from artifacts.cache.segments import Content, CorruptSegment, Segment, StoreError
 from artifacts.cache.store import MaskStore
@@ -30,6 +33,8 @@ class VerifyReport:
     """Indexes beside segments that were missing or wrong, and were written again."""
     swept: int = 0
     """Temporary files of killed writers that were removed."""
+    resealed: tuple[Path, ...] = ()
+    """Sound segments whose footer another program had cut off, and that have one again."""
     busy: tuple[Path, ...] = ()
     """Segments that another program has open for writing: their arrays are as written, plain HDF5 cannot look now."""
 
@@ -49,12 +54,15 @@ def verify(
 ) -> VerifyReport:
     """Read every array of every segment, against its checksum and against the digest of the image's arrays.
 
-    ``repair`` puts damaged segments aside (``<name>.corrupt``) after writing their sound images anew, so that the
-    next run computes the damaged images and no other; indexes are rebuilt and temporary files swept.
+    A segment that another program had open for writing is told from a damaged one (:mod:`artifacts.cache.reseal`).
+    ``repair`` gives it its footer again. It puts damaged segments aside (``<name>.corrupt``) after writing their sound
+    images anew, so that the next run computes the damaged images and no other; indexes are rebuilt and temporary files
+    swept.
     """
     segments = images = saved = indexes = swept = 0
     problems: list[Problem] = []
     quarantined: list[Path] = []
+    resealed: list[Path] = []
     busy: list[Path] = []
     for address in store.addresses() if addresses is None else list(addresses):
         folder = store.folder(address)
@@ -63,6 +71,12 @@ def verify(
         for done, name in enumerate(names):
             progress(address, done, len(names))
             sound, found = _verify_segment(folder / name)
+            if sound is None and found and (whole := _only_footer_lost(folder / name)) is not None:
+                found = [Problem(folder / name, None, f"{CHANGED}; --repair seals it again", damaged=False)]
+                if repair:
+                    atomic.write_bytes_atomic(folder / name, whole)
+                    resealed.append(folder / name)
+                    sound, found = _verify_segment(folder / name)
             if sound is None and not found:
                 continue  # compacted meanwhile
             busy += [folder / name for problem in found if problem is _BUSY]
@@ -78,7 +92,8 @@ def verify(
                 indexes += _mend_index(folder / name)
         progress(address, len(names), len(names))
         store.refresh(address)
-    return VerifyReport(segments, images, tuple(problems), tuple(quarantined), saved, indexes, swept, tuple(busy))
+    lists = tuple(problems), tuple(quarantined), saved, indexes, swept, tuple(resealed), tuple(busy)
+    return VerifyReport(segments, images, *lists)
 
 
 def _verify_segment(path: Path) -> tuple[list[Content] | None, list[Problem]]:
@@ -103,6 +118,21 @@ def _verify_segment(path: Path) -> tuple[list[Content] | None, list[Problem]]:
         except (OSError, StoreError) as error:
             problems.append(Problem(path, content.key, str(error), damaged=False))
     return sound, problems or _not_plain_hdf5(segment)
+
+
+def _only_footer_lost(path: Path) -> bytes | None:
+    """The segment's bytes with a footer, if nothing else is wrong with it."""
+    try:
+        data = with_footer(path)
+    except OSError:
+        return None
+    if data is None:
+        return None
+    with tempfile.TemporaryDirectory() as place:  # not in the cache, which may be read-only
+        copy = Path(place, path.parent.name, path.name)
+        os.mkdir(copy.parent)
+        copy.write_bytes(data)
+        return None if _verify_segment(copy)[1] else data
 
 
 def _not_plain_hdf5(segment: Segment) -> list[Problem]:
@@ -151,6 +181,7 @@ _RECORDS = (
     "maskmill.json",
     "stamps/*.json",
     "origins/*.json",
+    "pictures/*.json",
     "datasets/*.json",
     "digests/images.json",
     "runs/*/manifest.json",
@@ -160,7 +191,7 @@ _RECORDS = (
 
 def _check_record(path: Path) -> None:
     data = path.read_bytes()
-    if path.parent.name in ("stamps", "origins"):
+    if path.parent.name in ("stamps", "origins", "pictures"):
         if keys.digest_bytes(data) != path.stem:
             raise ValueError("the content does not match its name")
     elif sealed.unseal(data).get("name", path.stem) != path.stem and path.parent.name == "datasets":

@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 
+from artifacts.datasets.voc_masks import other_numbers
+from artifacts.datasets.voc_tree import VOC_CLASSES
 from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 
 SAMPLE = 8
@@ -26,6 +28,7 @@ def check_set(records: RecordSet, *, only_undecided: bool) -> tuple[str, ...]:
         _check_masks(records, numbers, only_undecided)
         said += _binary(records, numbers)
     said += _misplaced(looked_at)
+    said += _recoloured(records, [record for record, _ in looked_at])
     if len(broken) > len(numbers):
         looked = len(broken) + len(numbers)
         said.append(f"{len(broken)} of {looked} truth masks looked at cannot be read: {broken[0]}")
@@ -120,6 +123,30 @@ def _misplaced(looked_at: list[tuple[Record, MaskHW]]) -> list[str]:
     return said
 
 
+def _recoloured(records: RecordSet, looked_at: list[Record]) -> list[str]:
+    """A warning where VOC's masks have VOC's colours under other numbers: a program has made their palette anew.
+
+    The only sign of it where no boxes say where the objects are.
+    """
+    if records.classes != VOC_CLASSES:
+        return []
+    wrong = []
+    for record in looked_at:
+        truth = record.truth
+        by_colours = truth is None or (":load_class_mask" in truth.loader and not truth.detail.endswith(","))
+        if truth is None or by_colours or not truth.path.lower().endswith(".png"):
+            continue
+        if found := other_numbers(truth.path):
+            number, other = next(iter(found.items()))
+            wrong.append(f"{record.image_id}: {_named(records, number)} has the colour of {_named(records, other)}")
+    if not wrong:
+        return []
+    return [
+        f"{len(wrong)} of {len(looked_at)} truth masks looked at hold VOC's colours under other numbers (the first:"
+        f" {wrong[0]}): a palette made anew? Numbers count here; as RGB files, the colours would"
+    ]
+
+
 def _masks(records: RecordSet) -> tuple[list[tuple[Record, MaskHW]], list[str]]:
     """The masks of a few images, spread over the set, and why others of them cannot be read."""
     with_truth = [record for record in records if record.truth is not None]
@@ -134,4 +161,5 @@ def _masks(records: RecordSet) -> tuple[list[tuple[Record, MaskHW]], list[str]]:
 
 
 def _named(records: RecordSet, number: int) -> str:
-    return f"{number} {records.classes[number - 1]}" if number <= len(records.classes) else str(number)
+    name = records.classes[number - 1] if 0 < number <= len(records.classes) else {0: "background"}.get(number)
+    return f"{number} {name}" if name else str(number)

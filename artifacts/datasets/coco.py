@@ -100,14 +100,16 @@ def read_coco(
     table = read_table(annotations, notes, classes)
     folder = Folder(Path(os.path.abspath(images)), None)
     usable = _usable_images(table, folder, dataset, notes)
+    names = Names([table.file_names[row] for row in usable.rows], str(annotations))
     chosen = select(
-        Names([table.file_names[row] for row in usable.rows], str(annotations)),
+        names,
         split if rule else EVERYTHING[0],
         rule or SplitRule(),
         annotations.parent if rule else None,
     )
     notes.add_all(f"image in {split}.txt that {annotations.name} does not list", chosen.unmatched)
     notes.add_all(NO_LISTS, chosen.hashed)
+    names.say_respelled(notes)
     rows = [usable.rows[i] for i in chosen.rows]
     skips = [usable.missing[row] for row in rows if row in usable.missing]
     rows = [row for row in rows if row not in usable.missing]
@@ -139,9 +141,9 @@ def read_coco(
 
 def _origin(table: CocoTable, rows: list[int], ids: dict[int, str]) -> dict[str, Any]:
     """What a COCO export gives back: categories, licences, and each image's own id and licence."""
-    whole = {ids[row]: table.image_ids[row] for row in rows if isinstance(table.image_ids[row], int)}
+    own = {ids[row]: table.image_ids[row] for row in rows}
     licences = {ids[row]: table.licences[row] for row in rows if row in table.licences}
-    return {**table.origin, "image_ids": whole if len(whole) == len(rows) else {}, "image_licenses": licences}
+    return {**table.origin, "image_ids": own, "image_licenses": licences}
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ class CocoImage:
     objects: Sequence[CocoObject] | None = None
     mask_hw: MaskHW | None = None
     """``(H, W) uint8`` class mask, used where ``objects`` is ``None``: one annotation for each class present."""
-    id: int | None = None
-    """Number in the file; the running number from 1 by default. All images have one, or none."""
+    id: int | str | None = None
+    """Its id in the file, a number or text; the running number from 1 by default. All images have one, or none."""
     licence: int | None = None
     """Number of its licence."""
 
@@ -57,7 +57,7 @@ class CocoCounts:
     """Images whose annotations are one per class, since no objects were known."""
     empty_objects: int = 0
     """Objects whose mask held not one pixel, and that had no box: left out."""
-    ids: set[int] = field(default_factory=set, repr=False)
+    ids: set[int | str] = field(default_factory=set, repr=False)
 
 
 def write_coco(
@@ -120,7 +120,7 @@ def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _image_id(image: CocoImage, counts: CocoCounts) -> int:
+def _image_id(image: CocoImage, counts: CocoCounts) -> int | str:
     image_id = counts.images + 1 if image.id is None else image.id
     if image_id in counts.ids:
         raise DataError(f"{image.file_name}: image id {image_id} is already taken; number all images or none")
@@ -148,7 +148,7 @@ def _objects(image: CocoImage, n_classes: int, counts: CocoCounts) -> list[CocoO
 
 
 def _annotation(
-    item: CocoObject, image: CocoImage, number: int, image_id: int, category_ids: Sequence[int]
+    item: CocoObject, image: CocoImage, number: int, image_id: int | str, category_ids: Sequence[int]
 ) -> dict[str, Any] | None:
     """The entry of one object; ``None`` if it has neither a pixel nor a box."""
     segmentation: Any = []

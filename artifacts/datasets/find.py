@@ -171,6 +171,22 @@ class Folder(Names):
                 notes.add(f"picture that is not read here: {reason}", file)
 
 
+def child(root: Path, name: str, notes: Notes | None = None) -> Path:
+    """``root / name``: where there is none, the only entry of ``root`` whose name differs in case alone (said)."""
+    path = root / name
+    if path.exists():
+        return path
+    try:
+        alike = [entry for entry in os.listdir(root) if entry.casefold() == name.casefold()]
+    except OSError:
+        return path
+    if len(alike) != 1:
+        return path
+    if notes is not None:
+        notes.add("name found in another spelling", f"{str(path)!a} is {alike[0]!a}")
+    return root / alike[0]
+
+
 def may_be_picture(name: str) -> bool:
     """Whether a file that has no picture's ending may be one all the same, so that it is named where it is left out."""
     stem, suffix = os.path.splitext(name.rpartition("/")[2].lower())

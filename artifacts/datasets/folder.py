@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from artifacts.datasets.find import Folder, Names
+from artifacts.datasets.find import Folder, Names, child
 from artifacts.datasets.folder_tables import ROW_DROPPED, BoxRow, Tables, write_boxes, write_folder_labels, write_tags
 from artifacts.datasets.paths import (
     Notes,
@@ -95,16 +95,19 @@ def read_folder(
         DataError: no pictures, a table without its columns, an unknown split, or not one picture that can be used.
     """
     notes = Notes()
-    pictures = _pictures(root, notes)
-    images = Path(pictures.where)
-    class_file = root / "classes.txt"
+    class_file = child(root, "classes.txt", notes)
     listed = classes or (read_classes(class_file) if class_file.is_file() else ())
+    mask_folder = child(root, "masks")
+    if not listed or mask_folder.name in listed:  # another case: it may be the folder of a class
+        mask_folder = root / "masks"
+    pictures = _pictures(root, mask_folder.name, notes)
+    images = Path(pictures.where)
     tables = Tables.read(root, pictures, notes, separator=tag_separator, known=listed)
     class_table = listed or (*known, *sorted(tables.names() - set(known)))
     numbers = {name: number for number, name in enumerate(class_table, start=1)}
     tables.forget_unknown_classes(numbers, notes)
     chosen = _choose(root, pictures, split, rule or SplitRule(), tables, notes)
-    masks = _mask_folder(root, bool(listed), notes)
+    masks = _mask_folder(mask_folder, bool(listed), notes)
     ids = image_ids(pictures.files)
 
     def keep(box: Box) -> bool:
@@ -138,14 +141,15 @@ def read_folder(
     return require_some(result, len(chosen.rows), str(images))
 
 
-def _pictures(root: Path, notes: Notes) -> Folder:
+def _pictures(root: Path, masks: str, notes: Notes) -> Folder:
     """The pictures of the folder."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder; expected folder:PATH with pictures in it")
     if (root / "JPEGImages").is_dir() and (root / "Annotations").is_dir():
         raise DataError(f"{root} is a VOC tree, whose masks would count as pictures here; read it as voc:{root}")
-    images = root / "images" if (root / "images").is_dir() else root
-    pictures = Folder(images, leave_out=("masks",) if images == root else ())
+    images = child(root, "images", notes)
+    images = images if images.is_dir() else root
+    pictures = Folder(images, leave_out=(masks,) if images == root else ())
     pictures.say_left_out(notes)
     if not pictures.files:
         raise DataError("; ".join([f"no pictures in {images}", *notes.lines()]))
@@ -167,14 +171,13 @@ def _choose(root: Path, pictures: Names, split: str, rule: SplitRule, tables: Ta
     return chosen
 
 
-def _mask_folder(root: Path, has_list: bool, notes: Notes) -> Folder | None:
-    masks = root / "masks"
+def _mask_folder(masks: Path, has_list: bool, notes: Notes) -> Folder | None:
     if not masks.is_dir():
         return None
     if not has_list:
         notes.add(
             "mask folder ignored",
-            f"{masks}: the meaning of its numbers is unknown; write {root / 'classes.txt'}, number 1 first",
+            f"{masks}: the meaning of its numbers is unknown; write {masks.parent / 'classes.txt'}, number 1 first",
         )
         return None
     return Folder(masks, (".png",))

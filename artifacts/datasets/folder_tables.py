@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from artifacts.cache.atomic import write_text_atomic
-from artifacts.datasets.find import Names
+from artifacts.datasets.find import Names, child
 from artifacts.datasets.paths import GENERIC_FOLDERS, Notes
 from artifacts.datasets.splits import read_text
 from artifacts.datasets.tag_cells import TAG_SEPARATOR, split_tags
@@ -61,14 +61,14 @@ class Tables:
         """
         tables = cls()
         rows = {relative: row for row, relative in enumerate(pictures.files)}
-        if (path := root / "tags.csv").is_file():
+        if (path := child(root, "tags.csv", notes)).is_file():
             tables.tags = {}
             lines = list(tables._rows(path, TAGS_HEADER, pictures, rows, notes))
             found = split_tags([cells["tags"] for _, _, cells in lines], separator, known, str(path), notes)
             for (place, picture, _), names in zip(lines, found, strict=True):
                 tables.tags.setdefault(picture, []).extend((place, name) for name in names)
                 notes.labels += len(names)
-        if (path := root / "boxes.csv").is_file():
+        if (path := child(root, "boxes.csv", notes)).is_file():
             tables.boxes = {}
             counts: dict[int, int] = {}
             for place, picture, cells in tables._rows(path, BOXES_HEADER, pictures, rows, notes):

@@ -127,9 +127,12 @@ def placed(data: DataParams, folder: str) -> DataParams:
     form, _, place = data.source.partition(":")
     source = data.source
     if form in READERS:
-        source = f"{form}:{','.join(map(whole, place.split(',') if form == 'coco' else [place]))}"
+        several = form == "coco" or (form == "yolo" and not os.path.isdir(whole(place)))  # yolo:PATH,IMAGES
+        source = f"{form}:{','.join(map(whole, place.split(',') if several else [place]))}"
     aux = None if data.aux is None else placed(data.aux, folder)
-    return replace(data, source=source, sbd=whole(data.sbd) if data.sbd else "", aux=aux)
+    named = {name: getattr(data, name) for name in ("sbd", "scribble_files", "corrections")}
+    paths: dict[str, Any] = {name: whole(path) if path else "" for name, path in named.items()}
+    return replace(data, source=source, aux=aux, **paths)
 
 
 def guess_format(path: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts.datasets.find import Names
+from artifacts.datasets.find import Names, child
 from artifacts.datasets.paths import without_suffix
 from artifacts.inputs import MOST_TEXT_BYTES, read_input
 from artifacts.records import DataError
@@ -70,6 +70,8 @@ def select(names: Names, split: str, rule: SplitRule, folder: Path | None) -> Se
     """
     listed = list_file(folder, split, rule) if folder else None
     if listed:
+        if listed.name != f"{split}.txt":
+            names.respelled[f"{split}.txt"] = listed.name
         return select_listed(names, listed)
     relatives = names.files
     if split in EVERYTHING:
@@ -109,10 +111,10 @@ def select(names: Names, split: str, rule: SplitRule, folder: Path | None) -> Se
 
 def list_file(folder: Path, split: str, rule: SplitRule) -> Path | None:
     """``folder/<split>.txt`` if it exists; an error if only the other split's list does."""
-    path = folder / f"{split}.txt"
+    path = child(folder, f"{split}.txt")
     if path.is_file():
         return path
-    others = [folder / f"{name}.txt" for name in (rule.train, rule.val) if name != split]
+    others = [child(folder, f"{name}.txt") for name in (rule.train, rule.val) if name != split]
     own = split in (rule.train, rule.val) and split not in EVERYTHING
     if own and (other := next((o for o in others if o.is_file()), None)):
         raise DataError(f"{other} exists but {path} does not; write it (one image a line), or remove {other.name}")

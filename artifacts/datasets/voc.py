@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from artifacts.datasets import DataParams
-from artifacts.datasets.find import Folder, Names
+from artifacts.datasets.find import Folder, Names, child
 from artifacts.datasets.paths import (
     Notes,
     dataset_name,
@@ -24,23 +24,17 @@ from artifacts.datasets.paths import (
     without_suffix,
 )
 from artifacts.datasets.scribblesup import BEYOND, LOST, Strokes, WithStrokes, beyond, packed, read_scribbles
-from artifacts.datasets.splits import SplitRule, numbered_lines, select
+from artifacts.datasets.splits import SplitRule
+from artifacts.datasets.voc_lists import OFFICIAL_COUNTS, Listed, listed_images, parse_line, read_class_lists
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask, load_objects, objects_ref, sbd_objects_ref
 from artifacts.datasets.voc_tree import (
     LABELMAP,
-    OFFICIAL_COUNTS,
     VOC_CLASSES,
     ClassTable,
-    Listed,
     annotation_folder,
-    augmented_ids,
     class_table,
     find_root,
     find_sbd,
-    known_splits,
-    list_path,
-    parse_line,
-    read_class_lists,
     read_tags,
 )
 from artifacts.datasets.voc_writer import (
@@ -87,7 +81,8 @@ def read(place: str, split: str, data: DataParams, *, known: tuple[str, ...] = (
     """
     root = find_root(place)
     tree = _Tree.open(root, data, class_table(root, data.classes, known, data.tag_separator))
-    listed, origin = _listed(tree, split, data)
+    rule = SplitRule.of(data)
+    listed, origin = listed_images(root, tree.sbd, sorted(tree.images), split, rule, tree.notes)
     records, skips = _records(tree, listed, origin, unlabelled=split == "test")
     tree.say_spellings()
     warnings = (*tree.warnings(), *_count_warning(tree, split, len(listed), origin), *tree.notes.lines())
@@ -121,16 +116,19 @@ class _Tree:
     @classmethod
     def open(cls, root: Path, data: DataParams, table: ClassTable) -> _Tree:
         """List the tree's folders."""
-        files = Folder(root / "JPEGImages")
+        notes = Notes()
+        files = Folder(child(root, "JPEGImages", notes))
         images: dict[str, str] = {}
         for file in sorted(files.files, key=lambda f: not f.lower().endswith((".jpg", ".jpeg"))):
             images.setdefault(without_suffix(file), file)  # of a.jpg and a.png, VOC's own kind
+        child(root, "Annotations", notes)
         xml = Folder.if_there(annotation_folder(root), (".xml",))
-        masks = {name: Folder.if_there(root / name, (".png",)) for name in (*MASK_FOLDERS, "SegmentationObject")}
+        masks = {
+            name: Folder.if_there(child(root, name, notes), (".png",)) for name in (*MASK_FOLDERS, "SegmentationObject")
+        }
         sbd = find_sbd(root, data.sbd) if table.names == VOC_CLASSES or data.sbd else None
         numbers = {name: number for number, name in enumerate(table.names, 1)}
         name = data.name or dataset_name(root)
-        notes = Notes()
         files.say_left_out(notes)
         notes.add_all("file whose name cannot be used", (f"{file}: {reason}" for file, reason in files.unusable))
         listed = read_tags(root, data.tag_separator, table.names if table.given else (), notes)
@@ -148,8 +146,8 @@ class _Tree:
     def image(self, listed: Listed) -> str:
         """Path of the image file. Raises ``FileNotFoundError`` if there is none of that id."""
         if listed.image is None:
-            raise FileNotFoundError(f"no image {self.root}/JPEGImages/{listed.image_id}.jpg (nor another suffix)")
-        return f"{self.root}/JPEGImages/{listed.image}"
+            raise FileNotFoundError(f"no image {self.files.where}/{listed.image_id}.jpg (nor another suffix)")
+        return f"{self.files.where}/{listed.image}"
 
     def below(self, names: Names, image_id: str, suffix: str) -> str | None:
         """Path of the file of an image's labels in ``names``."""
@@ -173,7 +171,7 @@ class _Tree:
     @property
     def labelmap(self) -> str:
         """CVAT's class table, if that is the one in use: masks are read by its colours."""
-        path = str(self.root / LABELMAP)
+        path = str(child(self.root, LABELMAP))
         return path if self.table.source == path else ""
 
     def warnings(self) -> tuple[str, ...]:
@@ -184,27 +182,6 @@ class _Tree:
         return (f"{self.root}: no classes.txt, so the masks' numbers are read as {listed}",)
 
 
-def _listed(tree: _Tree, split: str, data: DataParams) -> tuple[list[tuple[int, str]], str]:
-    """``(line number, line)`` of every listed image, and where the list is."""
-    path = list_path(tree.root, split)
-    if path is not None:
-        return numbered_lines(path), str(path)
-    if split in ("trainaug", "train_aug") and tree.sbd is not None:
-        return list(enumerate(augmented_ids(tree.root, tree.sbd), 1)), f"{tree.sbd} and VOC's lists"
-    lists = known_splits(tree.root)
-    if lists and split != "all":
-        raise DataError(
-            f"voc:{tree.root} has no split {split!r}: no ImageSets/Segmentation/{split}.txt; it has {', '.join(lists)}"
-            " (set data.train, data.val)"
-        )
-    ids = sorted(tree.images)
-    selection = select(Names(ids, f"{tree.root}/JPEGImages", ()), split, SplitRule.of(data), None)
-    if not lists:
-        said = selection.hashed or (f"split {split!r} is {selection.how}",)
-        tree.notes.add_all("no list of images in ImageSets", said)
-    return [(row + 1, ids[row]) for row in selection.rows], f"{tree.root}/JPEGImages ({selection.how})"
-
-
 def _records(
     tree: _Tree, listed: list[tuple[int, str]], origin: str, *, unlabelled: bool
 ) -> tuple[Sequence[Record], list[Skip]]:
@@ -213,7 +190,7 @@ def _records(
     records: list[Record] = []
     strokes: list[Strokes | None] = []
     skips: list[Skip] = []
-    without_xml = not tree.xml.files and not (tree.root / "Annotations").is_dir()
+    without_xml = not tree.xml.files and not child(tree.root, "Annotations").is_dir()
     reader = _Reader(tree, unlabelled or without_xml)
     for number, text in listed:
         name, path = text, origin
@@ -224,7 +201,7 @@ def _records(
                 lines = f"lines {first_line[name]} and {number}"
                 raise DataError(f"{origin}: image {name!r} is listed twice, {lines}; the first is kept")
             first_line[name] = number
-            path = str(tree.root / "JPEGImages" / tree.images.get(name, name))
+            path = f"{tree.files.where}/{tree.images.get(name, name)}"
             records.append(record := reader.record(line))
             strokes.append(reader.strokes(record))
         except (DataError, OSError) as error:
@@ -245,7 +222,7 @@ class _Reader:
     def __init__(self, tree: _Tree, without_xml: bool) -> None:
         self.tree = tree
         self._may_lack_xml = without_xml
-        place = tree.root / "ScribbleSup"
+        place = child(tree.root, "ScribbleSup", tree.notes)
         self._scribbles = Folder.if_there(place, (".xml",)) if tree.data.scribbles else Names((), str(place))
 
     def record(self, listed: Listed) -> Record:
@@ -327,7 +304,8 @@ class _Reader:
             below = Folder.if_there(tree.root / folder, (".png", ".mat")) if folder not in tree.masks else None
             mask = (below or tree.masks[folder]).find(name)
             if mask is not None:
-                return class_mask_ref(f"{tree.root}/{folder}/{mask}", count, size_hw, tree.labelmap)
+                where = (below or tree.masks[folder]).where
+                return class_mask_ref(f"{where}/{mask}", count, size_hw, tree.labelmap)
             tree.notes.add("listed masks that do not exist", f"{tree.root}/{folder}/{name}")
             return None
         for folder in MASK_FOLDERS:

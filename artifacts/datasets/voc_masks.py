@@ -153,6 +153,22 @@ def read_index_png(
     raise DataError(f"{path}: a mask must be a palette or grey PNG of 8 bits, this one has mode {mode}")
 
 
+def other_numbers(path: str) -> dict[int, int]:
+    """Number that a palette PNG holds -> the number that VOC has for its colour, where that is another one.
+
+    Empty for other files: grey has no colours, and RGB is read by its colours. Raises as :func:`read_index_png`.
+    """
+    with Image.open(io.BytesIO(read_input(path)), formats=("PNG",)) as image:
+        if image.mode != "P":
+            return {}
+        flat = image.getpalette("RGB") or []
+        held = np.unique(np.asarray(image)).tolist()
+    colours = [tuple(flat[start : start + 3]) for start in range(0, len(flat), 3)]
+    vocs = {tuple(voc_palette()[number].tolist()): number for number in (*range(len(VOC_CLASSES) + 1), UNDECIDED)}
+    said = {number: vocs.get(colours[number], number) for number in held if number < len(colours)}
+    return {number: other for number, other in said.items() if other != number}
+
+
 def _from_colours(
     path: str, pixels: NDArray[np.uint8], colours: Mapping[tuple[int, int, int], int], where: str
 ) -> NDArray[np.uint8]:

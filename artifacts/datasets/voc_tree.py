@@ -1,4 +1,4 @@
-"""The parts of a VOC tree: the root, the image lists, the class table, SBD beside it."""
+"""The parts of a VOC tree: the root, the class table, tags, SBD beside it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.datasets.find import Folder, Names
-from artifacts.datasets.paths import Notes, check_relative, without_suffix
-from artifacts.datasets.splits import numbered_lines, read_lines, read_names, read_text
+from artifacts.datasets.find import Folder, child
+from artifacts.datasets.paths import Notes
+from artifacts.datasets.splits import numbered_lines, read_names, read_text
 from artifacts.datasets.tag_cells import split_tags
+from artifacts.datasets.voc_lists import read_class_lists
 from artifacts.datasets.voc_xml import read_annotation
 from artifacts.inputs import MOST_TEXT_BYTES, read_input
 from artifacts.records import UNDECIDED, DataError
@@ -40,16 +41,14 @@ VOC_CLASSES: tuple[str, ...] = (
     "train",
     "tvmonitor",
 )
-OFFICIAL_COUNTS = {"train": 1_464, "val": 1_449, "trainval": 2_913, "test": 1_456, "trainaug": 10_582}
-"""Images in VOC2012's segmentation lists; ``trainaug`` is train and SBD without val."""
 
 CLASS_FILES = ("classes.txt", "labels.txt", "class_names.txt")
 LABELMAP = "labelmap.txt"
 """CVAT's class table: ``name:red,green,blue:parts:actions`` a line; its masks are colours, in any order."""
-LIST_FOLDERS = ("Segmentation", "SegmentationAug", "Main", "")
 NO_CLASS = frozenset({"background", "_background_", "__background__", "__ignore__", "_ignore_"})
 """Lines of a class file that name no class, in lower case."""
-_AUGMENTED = ("trainaug", "train_aug")
+
+_ANY_CASE = "".join(f"[{letter}{letter.swapcase()}]" for letter in "JPEGImages")
 
 EXPECTED = """\
   JPEGImages/<id>.jpg
@@ -66,9 +65,9 @@ def find_root(place: str) -> Path:
     start = Path(os.path.abspath(os.path.expanduser(place)))
     if not start.is_dir():
         raise DataError(f"voc:{place}: {start} is {'a file, not' if start.exists() else 'not there, or not'} a folder")
-    if (start / "JPEGImages").is_dir():
+    if child(start, "JPEGImages").is_dir():
         return start
-    found = sorted({folder.parent for pattern in ("*/JPEGImages", "*/*/JPEGImages") for folder in start.glob(pattern)})
+    found = sorted({folder.parent for up in ("*/", "*/*/") for folder in start.glob(f"{up}{_ANY_CASE}")})
     if len(found) == 1:
         return found[0]
     if found:
@@ -78,76 +77,6 @@ def find_root(place: str) -> Path:
     hint = f"; did you mean voc:{above}?" if above else ""
     there = ", ".join(sorted(os.listdir(start))[:8]) or "nothing"
     raise DataError(f"voc:{place} is no VOC tree{hint}\nexpected in {start}:\n{EXPECTED}\nfound: {there}")
-
-
-# --- image lists
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One line of an image list."""
-
-    line: int
-    image_id: str
-    image: str | None = None
-    """The file below ``JPEGImages``; ``None`` if there is none."""
-    mask: str | None = None
-    """The mask's path as written, if the line is a pair."""
-
-
-_PAIR = re.compile(r"^(?P<image>.+\.[A-Za-z0-9]{2,5})\s+(?P<label>.+\.(?:png|mat|xml))$", re.IGNORECASE)
-_FLAGGED = re.compile(r"^(?P<image>.*\S)\s+(?:-1|0|1)$")
-
-
-def parse_line(number: int, text: str, images: Names, by_id: Mapping[str, str]) -> Listed:
-    """One line of a list: ``<id>``, an image's path, the pair of it and a mask or annotation, ``<id>  1`` (per class).
-
-    ``images`` are the files of ``JPEGImages``, ``by_id`` those of each id: of ``a.jpg`` and ``a.png``, VOC's own kind.
-    Ids may hold spaces. Raises :class:`DataError` for names that lead out of the tree.
-    """
-    pair, flagged = _PAIR.match(text), _FLAGGED.match(text)
-    names = [match["image"] for match in (pair, flagged) if match]
-    names += [text.strip()[: -len(".xml")]] if text.strip().lower().endswith(".xml") and not pair else []
-    for name in [text, *names] if text in by_id else [*names, text]:
-        file = by_id.get(name) or by_id.get(name.strip()) or images.find(name, any_ending=True)
-        if file is not None:
-            mask = pair["label"] if pair and name == pair["image"] else None
-            return Listed(number, without_suffix(file), file, None if mask and mask.lower().endswith(".xml") else mask)
-    return Listed(number, without_suffix(check_relative(text.strip())))
-
-
-def list_path(root: Path, split: str) -> Path | None:
-    """The list file of ``split``; ``None`` if the tree has none of that name."""
-    check_relative(split)
-    names = _AUGMENTED if split in _AUGMENTED else (split,)
-    for folder in LIST_FOLDERS:
-        for name in sorted(names, key=lambda n: n != split):
-            path = root / "ImageSets" / folder / f"{name}.txt"
-            if path.is_file():
-                return path
-    return None
-
-
-def known_splits(root: Path) -> list[str]:
-    """Names of the lists that the tree has (per-class lists of ``Main`` left out)."""
-    folders = [root / "ImageSets" / folder for folder in LIST_FOLDERS]
-    names = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.txt")}
-    return sorted(name for name in names if "_" not in name or name in _AUGMENTED)
-
-
-def augmented_ids(root: Path, sbd: Path) -> list[str]:
-    """VOC train and SBD train and val, without VOC val, sorted: the 10,582 where there is no list of them."""
-    parts: dict[str, set[str]] = {}
-    for role, path in {
-        "train": root / "ImageSets" / "Segmentation" / "train.txt",
-        "val": root / "ImageSets" / "Segmentation" / "val.txt",
-        "sbd train": sbd / "train.txt",
-        "sbd val": sbd / "val.txt",
-    }.items():
-        if not path.is_file():
-            raise DataError(f"split 'trainaug' has no list, and {path} is missing, from which it could be made")
-        parts[role] = {line.strip() for line in read_lines(path)}
-    return sorted((parts["train"] | parts["sbd train"] | parts["sbd val"]) - parts["val"])
 
 
 def find_sbd(root: Path, wanted: str) -> Path | None:
@@ -184,9 +113,9 @@ def class_table(root: Path, wanted: tuple[str, ...], known: tuple[str, ...], sep
     if wanted:
         return ClassTable(wanted, "data.classes", given=True)
     for name in CLASS_FILES:
-        if (path := root / name).is_file():
+        if (path := child(root, name)).is_file():
             return ClassTable(read_classes(path), str(path), given=True)
-    if (path := root / LABELMAP).is_file():
+    if (path := child(root, LABELMAP)).is_file():
         return ClassTable(tuple(read_labelmap(path)[0]), str(path), given=True)
     found = names_found(root, separator)
     if known:
@@ -265,8 +194,8 @@ def names_found(root: Path, separator: str = "") -> set[str]:
 
 def annotation_folder(root: Path) -> Path:
     """``Annotations``, or the pictures' folder where the XML files lie beside them."""
-    folder = root / "Annotations"
-    return folder if folder.is_dir() else root / "JPEGImages"
+    folder = child(root, "Annotations")
+    return folder if folder.is_dir() else child(root, "JPEGImages")
 
 
 def read_tags(
@@ -276,7 +205,7 @@ def read_tags(
 
     ``separator`` and ``known`` as in :func:`artifacts.datasets.tag_cells.split_tags`.
     """
-    path = root / "WeakTags" / "tags.csv"
+    path = child(child(root, "WeakTags"), "tags.csv")
     if not path.is_file():
         return {}
     rows = list(csv.reader(read_text(path).splitlines()))
@@ -290,32 +219,3 @@ def read_tags(
     for row, names in zip(rows, split_tags([row[1] for row in rows], separator, known, str(path), notes), strict=True):
         tags.setdefault(row[0], tuple(names))
     return tags
-
-
-_CLASS_LIST_SPLITS = ("train", "val", "trainval", "test")
-_CLASS_LIST_LINE = re.compile(r"(?P<image>.+?)\s+(?P<flag>-1|0|1)")
-
-
-def read_class_lists(root: Path) -> dict[str, tuple[str, ...]]:
-    """``ImageSets/Main/<class>_<split>.txt`` (``image flag``; 1 there, -1 not, 0 difficult alone) as :func:`read_tags`.
-
-    0 is a tag, as in the XML. An image that the lists of one class lack is left out: nobody has looked for that class.
-    Raises :class:`DataError` for a line of another form in a list that begins as one.
-    """
-    shown: dict[str, set[str]] = {}
-    listed: dict[str, set[str]] = {}
-    names: set[str] = set()
-    for path in sorted((root / "ImageSets" / "Main").glob("*_*.txt")):
-        name, _, split = path.stem.rpartition("_")
-        lines = [line.strip() for line in read_lines(path)]
-        if split not in _CLASS_LIST_SPLITS or not lines or not _CLASS_LIST_LINE.fullmatch(lines[0]):
-            continue  # a list of images
-        names.add(name)
-        for number, line in enumerate(lines, 1):
-            match = _CLASS_LIST_LINE.fullmatch(line)
-            if match is None:
-                raise DataError(f"{path}: line {number}: {line!r}; expected an image and -1, 0 or 1")
-            listed.setdefault(match["image"], set()).add(name)
-            if match["flag"] != "-1":
-                shown.setdefault(match["image"], set()).add(name)
-    return {image: tuple(sorted(shown.get(image, ()))) for image, found in listed.items() if found == names}

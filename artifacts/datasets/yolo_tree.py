@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from artifacts.datasets.find import Folder, Names
+from artifacts.datasets.find import Folder, Names, child
 from artifacts.datasets.paths import Notes, image_ids
 from artifacts.datasets.splits import (
     EVERYTHING,
@@ -123,8 +124,8 @@ def class_names(root: Path, said: Declared | None = None) -> tuple[str, ...]:
     """
     said = declared(root) if said is None else said
     found: dict[Path, tuple[str, ...]] = {}
-    files = [root / "classes.txt", root / "obj.names", root / "obj_train_data" / "classes.txt"]
-    labels = root / "labels"
+    files = [child(root, "classes.txt"), root / "obj.names", root / "obj_train_data" / "classes.txt"]
+    labels = child(root, "labels")
     files += sorted(labels.rglob("classes.txt")) if labels.is_dir() else []
     for path in files:
         if path.is_file():
@@ -191,10 +192,10 @@ def find_layout(root: Path, images: Path | None, split: str, rule: SplitRule, sa
             f"{said.file} declares {', '.join(said.places)} and no {split}; add it there, write"
             f" {root / f'{split}.txt'}, or name a split that it has (data.train, data.val)"
         )
-    top = images or _picture_folder(root)
+    top = images or _picture_folder(root, notes)
     _check_split_folders(root, top, split, rule)
-    if images is None and (root / split / "images").is_dir():
-        folder = Folder(root / split / "images")
+    if images is None and child(root / split, "images").is_dir():
+        folder = Folder(child(root / split, "images", notes))
         _add(layout, root, folder, range(len(folder.files)), f"{split}/", notes)
     elif images is None and (top / split).is_dir() and not list_file(root, split, rule):
         folder = Folder(top / split)
@@ -202,7 +203,7 @@ def find_layout(root: Path, images: Path | None, split: str, rule: SplitRule, sa
     else:
         if not top.is_dir():
             raise DataError(f"no images in {top}; expected {root}/images, or yolo:PATH,IMAGES to name another folder")
-        folder = Folder(top, leave_out=("labels",) if top == root else ())
+        folder = Folder(top, leave_out=(child(root, "labels").name,) if top == root else ())
         if not folder.files:
             folder.say_left_out(notes)
             said_out = "".join(f"; {line}" for line in notes.lines())
@@ -213,14 +214,15 @@ def find_layout(root: Path, images: Path | None, split: str, rule: SplitRule, sa
         layout.missing = len(selection.unmatched)
         notes.add_all(f"image in {split}.txt that {top} does not hold", selection.unmatched)
         notes.add_all(NO_LISTS, selection.hashed)
+        folder.say_respelled(notes)
         _add(layout, root, folder, selection.rows, "", notes)
     return layout
 
 
-def _picture_folder(root: Path) -> Path:
+def _picture_folder(root: Path, notes: Notes) -> Path:
     """``images``, darknet's ``obj_train_data``, else the tree itself: labels may lie beside the pictures."""
-    if (root / "images").is_dir():
-        return root / "images"
+    if (images := child(root, "images", notes)).is_dir():
+        return images
     darknet = sorted(root.glob("obj_*_data"))
     return darknet[0] if len(darknet) == 1 else root
 
@@ -245,11 +247,11 @@ def _add_declared(layout: Layout, root: Path, said: Declared, split: str, text: 
         )
     if place.is_dir():
         folder = Folder(place)
-        prefix = "/".join(part for part in place.relative_to(root).parts if part != "images")
+        prefix = "/".join(part for part in place.relative_to(root).parts if part.lower() != "images")
         _add(layout, root, folder, range(len(folder.files)), f"{prefix}/" if prefix else "", notes)
         return
-    top = _picture_folder(root)
-    folder = Folder(top, leave_out=("labels",) if top == root else ())
+    top = _picture_folder(root, notes)
+    folder = Folder(top, leave_out=(child(root, "labels").name,) if top == root else ())
     rows: list[int] = []
     places = {relative: row for row, relative in enumerate(folder.files)}
     for line in read_lines(place):
@@ -280,7 +282,7 @@ def _add(layout: Layout, root: Path, folder: Folder, rows: Sequence[int], prefix
     top = Path(folder.where)
     folder.say_left_out(notes)
     layout.unusable += [(top / name, reason) for name, reason in folder.unusable]
-    places = _label_folders(root, top, prefix)
+    places = _label_folders(root, top, prefix, notes)
     layout.looked += [str(place) for place in places]
     labels = [(place, Folder(place, LABELS)) for place in places]
     used: set[tuple[int, str]] = set()
@@ -299,17 +301,19 @@ def _add(layout: Layout, root: Path, folder: Folder, rows: Sequence[int], prefix
     for _, names in labels:
         names.say_respelled(notes)
     # In the tree itself and beside pictures lie other texts, in labels/ those of other folders.
-    if labels and labels[0][0] not in (top, root, *([root / "labels"] if prefix else [])):
+    if labels and labels[0][0] not in (top, root, *([child(root, "labels")] if prefix else [])):
         strays = [name for name in labels[0][1].files if (0, name) not in used]
         said = (labels[0][0] / name for name in strays if name.rpartition("/")[2] != "classes.txt")
         notes.add_all("label file without an image", map(str, said))
 
 
-def _label_folders(root: Path, top: Path, prefix: str) -> list[Path]:
+def _label_folders(root: Path, top: Path, prefix: str, notes: Notes) -> list[Path]:
     """Where label files may lie: ``images`` in the path replaced by ``labels``, ``labels/``, beside the pictures."""
     inner = top.relative_to(root).parts if top.is_relative_to(root) else ()
-    swapped = [root.joinpath(*inner[:i], "labels", *inner[i + 1 :]) for i, part in enumerate(inner) if part == "images"]
-    places = [*reversed(swapped), root / "labels" / prefix, root / "labels", top]
+    pictures = [i for i, part in enumerate(inner) if part.lower() == "images"]
+    labels = child(root, "labels", notes)
+    swapped = [functools.reduce(child, (*inner[:i], "labels", *inner[i + 1 :]), root) for i in pictures]
+    places = [*reversed(swapped), labels / prefix, labels, top]
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import keys
-from artifacts.cache.atomic import temporary_beside, write_bytes_atomic, write_text_atomic
+from artifacts.cache.atomic import naming, temporary_beside, write_bytes_atomic, write_text_atomic
 from artifacts.demo.geometry import Layer, Rng
 from artifacts.demo.scene import make_scene
 from artifacts.demo.shapes import TARGET_SHAPES
@@ -196,10 +196,11 @@ def write_demo(root: Path, params: DemoParams = DEMO) -> None:
     aside = temporary_beside(root)
     tree = aside / "demo"  # a VOC annotation names its folder: the same bytes need the same name
     try:
-        _write_tree(tree, params)
-        if params.auxiliary:
-            only = dataclasses.replace(params, family="auxiliary", train=params.auxiliary, val=0, auxiliary=0)
-            _write_tree(tree / AUXILIARY_FOLDER, only)
+        with naming(root):
+            _write_tree(tree, params)
+            if params.auxiliary:
+                only = dataclasses.replace(params, family="auxiliary", train=params.auxiliary, val=0, auxiliary=0)
+                _write_tree(tree / AUXILIARY_FOLDER, only)
         try:
             os.rename(tree, root)  # onto nothing or an empty folder
         except OSError:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from artifacts.datasets.coco_writer import CocoImage, CocoObject, write_coco
-from artifacts.export.items import Source
+from artifacts.export.items import Source, copy_picture
 from artifacts.objects import paste_object
 
 
@@ -18,10 +19,7 @@ def write_coco_export(folder: Path, source: Source) -> dict[str, int]:
     COCO set keep its ids of images and categories, its supercategories and licences: both files can be joined by id.
     """
     origin = source.origin
-    image_ids: Mapping[str, int] = origin.get("image_ids", {})
-    categories = origin.get("categories", [])
-    if any(entry.get("id") is None for entry in categories) or [c["name"] for c in categories] != list(source.classes):
-        categories = []  # classes that the file does not define have no id of its own
+    image_ids: Mapping[str, int | str] = origin.get("image_ids", {})
 
     def images() -> Iterator[CocoImage]:
         for image in source:
@@ -34,9 +32,7 @@ def write_coco_export(folder: Path, source: Source) -> dict[str, int]:
                 ]
             name = f"{image.image_id}{image.image.suffix}"
             if source.with_images:
-                target = folder / "images" / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(image.image, target)
+                copy_picture(image.image, folder / "images" / name)
             licence = origin.get("image_licenses", {}).get(image.image_id)
             yield CocoImage(name, size_hw, objects, image.mask_hw, image_ids.get(image.image_id), licence)
 
@@ -47,7 +43,19 @@ def write_coco_export(folder: Path, source: Source) -> dict[str, int]:
         images(),
         source.classes,
         info={"description": "pseudo-masks made by maskmill"},
-        categories=categories,
+        categories=_categories(origin.get("categories", []), source.classes),
         licenses=origin.get("licenses", []),
     )
     return {"images": counts.images, "annotations": counts.annotations, "empty_objects": counts.empty_objects}
+
+
+def _categories(own: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> list[Mapping[str, Any]]:
+    """The entries of ``classes`` as the data set's file has them; a class that it lacks gets an id that is free.
+
+    Empty where it has none of them: the writer numbers them then.
+    """
+    known = {entry["name"]: entry for entry in own if entry.get("id") is not None}
+    if not known.keys() & set(classes):
+        return []
+    free = itertools.count(1 + max(entry["id"] for entry in known.values()))
+    return [known.get(name) or {"id": next(free), "name": name} for name in classes]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,10 +33,12 @@ from artifacts.cache.runs import read_origin, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.export.coco import write_coco_export
 from artifacts.export.cvat import write_cvat
+from artifacts.export.datacard import describe, write_card
 from artifacts.export.hdf5 import write_hdf5_export
-from artifacts.export.items import ExportImage, Source
+from artifacts.export.items import Doubts, ExportImage, Source
 from artifacts.export.label_studio import write_label_studio
 from artifacts.export.labelme import write_labelme
+from artifacts.export.passing import FOLDER, Counted, WithConfidence
 from artifacts.export.val import WITH_VAL, val_source
 from artifacts.export.voc import write_trainval, write_voc_export, write_voc_server_export
 from artifacts.export.yolo_seg import write_data_yaml, write_yolo_seg
@@ -61,6 +64,10 @@ WRITERS: Mapping[str, Callable[[Path, Source], Mapping[str, int]]] = {
 """format -> ``write(folder, source)``, which returns its counts."""
 FINISHERS: Mapping[str, Callable[[Path, Source, Source], None]] = {"voc": write_trainval, "yolo-seg": write_data_yaml}
 """format -> what is written once both splits are there."""
+OPTIONAL = ("only", "confidence")
+"""What an export's manifest holds only where it was asked for."""
+OF_TRAINERS = re.compile(r"labels/.+\.cache")
+"""Files that a trainer leaves in an export (Ultralytics, beside its labels): they may go with it."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,9 @@ def export_run(
     array: str = "mask_hw",
     only: Sequence[str] | None = None,
     val: RecordSet | None = None,
+    doubts: Doubts = Doubts(),
+    confidence: bool = False,
+    undecided_below: int = 0,
 ) -> Path:
     """Export stage ``label`` of the run that ``manifest`` describes to the folder ``out``; returns ``out``.
 
@@ -132,12 +142,17 @@ def export_run(
         only: keys of the pictures to export, in this order; ``None``: all.
         val: the run's evaluation pictures. With masks of the training images, formats that trainers read hold them, too
             (:mod:`artifacts.export.val`).
+        doubts: what the run knows of how right its masks are: for the data card, and for the next two.
+        confidence: write ``confidence/<image id>.png`` beside every mask of the stage.
+        undecided_below: pixels of its masks that have less confidence become 255.
 
     Raises:
         DataError: unknown stage or format, or ``out`` holds what no export wrote.
     """
     if kind not in WRITERS:
         raise DataError(f"export format {kind!r}: expected one of {', '.join(WRITERS)}")
+    if (confidence or undecided_below) and (doubts.confidence is None or not 0 <= undecided_below <= 255):
+        raise DataError(f"confidence of pixels below {undecided_below}: expected 0 to 255, and a stage that has one")
     stage = _stage(manifest, label)
     previous = _previous(out)
     source = StageSource(
@@ -152,13 +167,19 @@ def export_run(
         only,
     )
     origin = _made_from(cache, manifest, stage, kind, source)
+    if confidence or undecided_below:
+        origin["confidence"] = {
+            "maps": confidence,
+            "undecided_below": undecided_below,
+            "made_from": doubts.confidence_from,
+        }
     second = None
     if kind in WITH_VAL and only is None and stage.get("set") == "train":
         split, classes = source.split, source.classes
         second = val_source(cache, manifest, val, source.stamps, split, classes, with_images=with_images)
         origin["val"] = None if second is None else second.made_from()
     before = json.loads(previous) if previous else {}
-    if before.items() >= origin.items() and before.get("only") == origin.get("only"):
+    if before.items() >= origin.items() and all(before.get(name) == origin.get(name) for name in OPTIONAL):
         return out  # made from the same, and no file in it was touched since
     temporary = temporary_beside(out)
     try:
@@ -166,12 +187,20 @@ def export_run(
             out.parent.mkdir(parents=True, exist_ok=True)
             sweep_temporaries(out.parent)
             temporary.mkdir()
-            counts: dict[str, Any] = dict(WRITERS[kind](temporary, source))
+            given: Source = source
+            if doubts.confidence is not None and "confidence" in origin:
+                maps = temporary / FOLDER if confidence else None
+                given = WithConfidence(source, doubts.confidence, maps, undecided_below)
+            counted = [Counted(given)]
+            counts: dict[str, Any] = dict(WRITERS[kind](temporary, counted[0]))
             kill_point("export.mid_export")
             if second is not None:
-                counts["val"] = {**WRITERS[kind](temporary, second), "masks": second.counts}
+                counted.append(Counted(second))
+                counts["val"] = {**WRITERS[kind](temporary, counted[1]), "masks": second.counts}
                 if kind in FINISHERS:
                     FINISHERS[kind](temporary, source, second)
+            summary = None if doubts.suspicion is None else doubts.suspicion()
+            write_card(temporary, describe(origin, counts, counted, manifest, summary))
             _write_manifest(temporary, origin, counts)
             _replace(temporary, out)
     finally:
@@ -221,6 +250,9 @@ def _made_from(
         "recipe": manifest["recipe"],
         "libraries": manifest["libraries"],
         "classes": list(source.classes),
+        "scores": _scores(manifest, stage),
+        "warnings": list(manifest.get("warnings", [])),
+        "corrected": keys.digest(manifest.get("corrected", [])),
         "without_mask": source.absent,
         "skips": [{"key": s["key"], "stage": s["stage"], "reason": s["reason"]} for s in manifest["skips"]],
     }
@@ -228,6 +260,15 @@ def _made_from(
         origin["only"] = list(source.only)
     plain: dict[str, Any] = json.loads(json.dumps(origin))
     return plain
+
+
+def _scores(manifest: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the exported stage, and of predictions with it where it is the run's masks: mIoU and number of pictures."""
+    found: Mapping[str, Mapping[str, Any]] = manifest.get("scores") or {}
+    own = stage["label"] == manifest.get("masks")
+    wanted = {"masks", *manifest.get("predictions", {})} if own else {stage["label"]}
+    of = {name: name.rpartition(" (")[0].removesuffix(" + CRF") for name in found}
+    return {name: {key: found[name].get(key) for key in ("miou", "images")} for name in found if of[name] in wanted}
 
 
 def _image_digests(cache: Path, source: StageSource) -> str:
@@ -270,7 +311,7 @@ def _previous(out: Path, *, all_bytes: bool = True) -> str | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{out} is not empty and no export of Maskmill (no {MANIFEST}); {fix}") from error
     for name, entry in _files_below(out):
-        if name == MANIFEST:
+        if name == MANIFEST or (name not in files and OF_TRAINERS.fullmatch(name)):
             continue
         if name not in files:
             raise DataError(f"{entry.path} was not written by the export that is there; {fix}")

@@ -22,12 +22,17 @@ def dataset_name(image_id: str) -> str:
 def write_hdf5_export(folder: Path, source: Source) -> dict[str, int]:
     """``masks.h5``: a gzipped ``(H, W) uint8`` dataset per image under ``masks/``, the class table an attribute.
 
+    The evaluation split lies beside it, in a file ``masks-<split>.h5`` of the same layout.
+
     The dataset's attribute ``image`` is the image's file name, ``image_id`` its id. Objects lie under
     ``objects/<name>`` as four arrays: ``ids`` (``Box.id``), ``classes``, ``windows_xyxy`` and ``masks_flat``, the masks
     in their windows, one after the other.
     """
     images = objects = 0
-    with h5py.File(folder / "masks.h5", "w", libver="latest") as file:
+    path = folder / "masks.h5"
+    if path.exists():  # the run's masks come first, then the pictures that a network is scored on
+        path = folder / f"masks-{dataset_name(source.split)}.h5"
+    with h5py.File(path, "w", libver="latest") as file:
         file.attrs["classes"] = ["background", *source.classes]
         file.attrs["split"] = source.split
         for image in source:

@@ -21,6 +21,7 @@ from artifacts.datasets.paths import without_suffix
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
 from artifacts.datasets.voc_tree import read_classes
 from artifacts.export.cvat import ANNOTATIONS, read_cvat
+from artifacts.export.datacard import CARD_JSON
 from artifacts.export.label_studio import TASKS, read_label_studio
 from artifacts.export.labelme import read_labelme
 from artifacts.export.regions import Drawn, MaskBool, class_labels
@@ -30,6 +31,8 @@ from artifacts.images import image_size_hw
 from artifacts.inputs import read_input
 from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 
+NOTES = ("maskmill-export.json", CARD_JSON)
+"""What an export says of itself beside a tool's files."""
 EXPECTED = (
     "a Label Studio JSON, CVAT's annotations.xml, a COCO instances file, a labelme JSON, or a folder of labelme files,"
     " of YOLO labels with data.yaml, or of a VOC tree (SegmentationClass)"
@@ -119,7 +122,7 @@ def _read_folder(folder: Path) -> Iterator[Drawn | None]:
         for path in sorted((folder / "annotations").glob("*.json")):
             yield from _read_json(path, path)
     else:
-        paths = [path for path in sorted(folder.rglob("*.json")) if path.name != "maskmill-export.json"]
+        paths = [path for path in sorted(folder.rglob("*.json")) if path.name not in NOTES]
         if not paths:
             raise DataError(f"{folder}: expected {EXPECTED}")
         for path in paths:

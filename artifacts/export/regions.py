@@ -7,7 +7,6 @@ here (:func:`fill_polygon`) as in any tool. Simplified polygons are for people t
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.export.items import ExportImage, Source
+from artifacts.export.items import ExportImage, Source, copy_picture
 from artifacts.objects import clip_window
 from artifacts.records import UNDECIDED, DataError, MaskHW
 
@@ -159,9 +158,7 @@ def copy_image(folder: Path, image: ExportImage, source: Source) -> str:
     """Copy an image to ``folder``, if images are wanted; returns its name there, with its suffix."""
     name = f"{image.image_id}{image.image.suffix}"
     if source.with_images:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(image.image, target)
+        copy_picture(image.image, folder / name)
     return name
 
 

@@ -23,8 +23,10 @@ from artifacts.objects import Object
 from artifacts.records import DataError, MaskHW, Record, RecordSet
 
 log = logging.getLogger("maskmill")
-WITH_VAL = frozenset({"voc", "coco", "yolo-seg"})
-"""Formats that trainers read, with a place for more than one split."""
+WITH_VAL = frozenset({"voc", "coco", "yolo-seg", "hdf5"})
+"""Formats that trainers read. ``voc-server`` takes one split's predictions, and from annotation tools masks come back
+to be learnt from: truth has no place in them.
+"""
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from artifacts.datasets.voc_writer import write_class_mask, write_image_set
-from artifacts.export.items import ExportImage, Source
+from artifacts.export.items import ExportImage, Source, copy_picture
+from artifacts.export.mmseg import write_mmseg_config
 from artifacts.objects import Object, paste_object
 from artifacts.records import UNDECIDED, MaskHW
 
@@ -27,37 +28,47 @@ def write_voc_export(folder: Path, source: Source) -> dict[str, int]:
     ``JPEGImages/``, ``SegmentationClass/``, ``SegmentationObject/``, ``ImageSets/Segmentation/<split>.txt`` and
     ``trainval.txt``. Masks are PNGs with VOC's palette; 255 is undecided. ``classes.txt`` holds the class table, number
     1 first. torchvision takes ``<id>.jpg`` alone: JPEGs get that ending, other pictures keep theirs and are counted.
+    ``mmseg.py`` describes the tree to mmsegmentation.
     """
     tree = folder / DEVKIT
     ids = []
-    objects = others = 0
+    objects = 0
+    suffixes: Counter[str] = Counter()
     for image in source:
         ids.append(image.image_id)
         write_class_mask(tree / "SegmentationClass" / f"{image.image_id}.png", image.mask_hw)
         if image.objects is not None:
             write_class_mask(tree / "SegmentationObject" / f"{image.image_id}.png", object_mask(image))
             objects += len(image.objects)
+        suffix = voc_suffix(image)
+        suffixes[suffix] += 1
         if source.with_images:
-            suffix = ".jpg" if image.image.suffix.lower() in JPEG else image.image.suffix
-            others += suffix != ".jpg"
-            target = tree / "JPEGImages" / f"{image.image_id}{suffix}"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(image.image, target)
+            copy_picture(image.image, tree / "JPEGImages" / f"{image.image_id}{suffix}")
     lists = tree / "ImageSets" / "Segmentation"
     write_image_set(lists / f"{source.split}.txt", ids)
     write_image_set(lists / "trainval.txt", ids)
     (tree / "classes.txt").write_text("".join(f"{name}\n" for name in source.classes))
+    write_mmseg_config(folder, DEVKIT, (source.split, source.split), source.classes, suffixes)
+    others = sum(suffixes.values()) - suffixes[".jpg"] if source.with_images else 0
     return {"images": len(ids), "objects": objects, "images_that_are_no_jpeg": others}
 
 
 JPEG = frozenset({".jpg", ".jpeg", ".jpe", ".jfif"})
 
 
+def voc_suffix(image: ExportImage) -> str:
+    """The ending of a picture's copy: ``.jpg`` of all JPEGs, which is all that torchvision looks for."""
+    return ".jpg" if image.image.suffix.lower() in JPEG else image.image.suffix
+
+
 def write_trainval(folder: Path, train: Source, val: Source) -> None:
-    """``trainval.txt``: the ids of both lists, sorted."""
+    """What names both splits: ``trainval.txt``, the ids of both lists, sorted; mmsegmentation's configuration."""
     lists = folder / DEVKIT / "ImageSets" / "Segmentation"
     lines = [line for split in (train.split, val.split) for line in (lists / f"{split}.txt").read_text().splitlines()]
     write_image_set(lists / "trainval.txt", sorted(lines))
+    copied = (folder / DEVKIT / "JPEGImages").rglob("*")
+    suffixes = Counter(path.suffix for path in copied if path.is_file())
+    write_mmseg_config(folder, DEVKIT, (train.split, val.split), train.classes, suffixes)
 
 
 def write_voc_server_export(folder: Path, source: Source) -> dict[str, int]:

@@ -20,14 +20,19 @@ from artifacts.export.items import Source
 from artifacts.export.regions import Drawn, MaskBool, PolygonLoss, copy_image, fill_polygon, regions
 from artifacts.records import UNDECIDED, DataError
 
+ENDINGS = frozenset({"avif", "bmp", "heic", "heif", "jp2", "jpeg", "jpg", "png", "tif", "tiff", "webp"})
+"""Of pictures that Ultralytics reads, among those that Maskmill reads."""
+
 
 def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
     """``images/<split>/``, ``labels/<split>/<image id>.txt`` and ``data.yaml``. Equal masks give equal bytes."""
     loss = PolygonLoss()
-    images = undecided = lines_written = parts = 0
+    images = undecided = lines_written = parts = lost = 0
     for image in source:
         height, width = image.mask_hw.shape
         copy_image(folder / "images" / source.split, image, source)
+        # A trainer finds a picture's labels by putting `labels` for the last `images` of its path.
+        lost += image.image.suffix.lower()[1:] not in ENDINGS or "images" in image.image_id.split("/")[:-1]
         lines = []
         for region in regions(image):
             if region.class_id == UNDECIDED:
@@ -48,14 +53,17 @@ def write_yolo_seg(folder: Path, source: Source) -> dict[str, int]:
         "polygons": lines_written,
         "regions_in_several_parts": parts,
         "undecided_pixels_as_background": undecided,
+        "images_that_ultralytics_does_not_find": lost,
         **loss.counts(),
     }
 
 
 def write_data_yaml(folder: Path, train: Source, val: Source) -> None:
-    """The table of splits and classes; one split stands for both where there is no other."""
+    """The table of splits and classes; one split stands for both where there is no other.
+
+    Without ``path`` trainers take the file's own folder; ``path: .`` would be the folder that they are started in.
+    """
     table = {
-        "path": ".",
         "train": f"images/{train.split}",
         "val": f"images/{val.split}",
         "task": "segment",  # all lines of one length might be keypoints

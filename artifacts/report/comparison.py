@@ -115,28 +115,39 @@ def shown_columns(lines: Sequence[Line]) -> list[str]:
     return list(dict.fromkeys(one for name in names for one in columns if one.startswith((f"{name} (", f"{name} + "))))
 
 
-def comparison_table(lines: Sequence[Line], *, title: str = "") -> Table:
-    """The table for a terminal; per cent, mean ± standard deviation over seeds."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
+@dataclass(frozen=True)
+class ScoreTable:
+    """Cells as they are shown; the first column names the variant."""
 
-    table = Table(title=escape(title) or None, box=box.SIMPLE_HEAVY, title_justify="left", title_style="bold")
-    columns = shown_columns(lines)
-    table.add_column("variant")
-    for column in columns:
-        table.add_column(escape(column), justify="right")
-    table.add_column("runs", justify="right")
-    for line in lines:
-        table.add_row(escape(line.name), *(line.cell(column) for column in columns), line.state)
-    return table
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Sequence[str] = ("variant",)
+    """The columns that hold words, not numbers."""
+
+    def markdown(self) -> str:
+        """As Markdown, without the caption."""
+        return markdown([self.head, *self.rows])
+
+    def for_terminal(self) -> Table:
+        """For rich's console."""
+        from rich import box
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE_HEAVY)
+        for column in self.head:
+            table.add_column(escape(column), overflow="fold", justify="left" if column in self.words else "right")
+        for row in self.rows:
+            table.add_row(*map(escape, row))
+        return table
 
 
-def markdown_table(lines: Sequence[Line]) -> str:
-    """The same table as Markdown."""
+def score_table(lines: Sequence[Line]) -> ScoreTable:
+    """Every column that any line has; per cent, mean ± standard deviation over seeds."""
     columns = shown_columns(lines)
     rows = [[line.name, *(line.cell(column) for column in columns), line.state] for line in lines]
-    return markdown([["variant", *columns, "runs"], *rows])
+    return ScoreTable("All scores, per cent", ["variant", *columns, "runs"], rows)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:

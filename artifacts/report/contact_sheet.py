@@ -22,6 +22,9 @@ MARGIN = 28
 GAP = 12
 CAPTION = 30
 HEADER = 30
+NAME_LINE = 18
+LINES_PER_PAGE = 16
+"""Of a sheet whose images take several lines."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def contact_sheet(
     width: int = 216,
     rows_per_page: int = 8,
     last: Sequence[str] = (),
+    most_columns: int = 0,
 ) -> list[Path]:
     """Draw the sheet; returns its pages: ``path``, then ``<stem>-2.png``, ... (pages of an older, longer sheet go).
 
@@ -81,18 +85,24 @@ def contact_sheet(
         width: width of a panel in pixels.
         rows_per_page: images on a page.
         last: the panels that stand right of the truth.
+        most_columns: panels side by side; an image with more of them takes several lines, each with its names above,
+            and a page holds fewer images. 0: one line, however wide.
 
     Raises:
         ValueError: no rows.
     """
     if not rows:
         raise ValueError("a contact sheet needs at least one row")
-    columns = _columns(rows, last)
+    cells = [WEAK_LABEL, *_columns(rows, last)]
+    most = most_columns or len(cells)
+    lines = [cells[start : start + most] for start in range(0, len(cells), most)]
+    if len(lines) > 1:
+        rows_per_page = max(1, LINES_PER_PAGE // len(lines))
     pages = [rows[start : start + rows_per_page] for start in range(0, len(rows), rows_per_page)]
     paths = [path if page == 0 else _page_path(path, page + 1) for page in range(len(pages))]
     for number, (page_rows, page_path) in enumerate(zip(pages, paths, strict=True), 1):
         heading = title if len(pages) == 1 else f"{title or path.stem} · page {number} of {len(pages)}"
-        _draw_page(page_rows, classes, columns, heading, width).save(page_path)
+        _draw_page(page_rows, classes, lines, heading, width).save(page_path)
     stale = len(pages) + 1
     while _page_path(path, stale).exists():
         _page_path(path, stale).unlink()
@@ -126,44 +136,61 @@ def _panel_hw(row: SheetRow, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(wide * scale))
 
 
-def _draw_page(rows: Sequence[SheetRow], classes: Sequence[str], columns: list[str], title: str, width: int) -> Sheet:
-    page_width = 2 * MARGIN + (len(columns) + 1) * (width + GAP) - GAP
+def _draw_page(
+    rows: Sequence[SheetRow], classes: Sequence[str], lines: Sequence[Sequence[str]], title: str, width: int
+) -> Sheet:
+    page_width = 2 * MARGIN + len(lines[0]) * (width + GAP) - GAP
     legend = _legend_rows(_legend_entries(rows, classes), page_width - 2 * MARGIN)
     top = MARGIN + (34 if title else 0) + len(legend) * 26 + 10
+    names = [[_name_lines(name, width, 3 if len(lines) > 1 else 1) for name in line] for line in lines]
+    heads = [HEADER + NAME_LINE * (max(map(len, one)) - 1) for one in names]
     heights = [_panel_hw(row, width)[0] + CAPTION for row in rows]
-    sheet = Sheet(page_width, top + HEADER + sum(heights) + GAP * (len(rows) - 1) + MARGIN - 8)
+    # One line an image: the names stand once, on top. Several: above each line.
+    each = 0 if len(lines) == 1 else sum(heads)
+    total = sum(height * len(lines) + each for height in heights) + GAP * (len(rows) * len(lines) - 1)
+    sheet = Sheet(page_width, top + total + (0 if each else heads[0]) + MARGIN - 8)
     if title:
         shown = drawing.fit_text(title, 21, page_width - 2 * MARGIN, bold=True)
         sheet.text(MARGIN, MARGIN - 8, shown, size=21, bold=True)
     _draw_legend(sheet, legend, MARGIN + (34 if title else 0) - 4)
-    for place, name in enumerate([WEAK_LABEL, *columns]):
-        shown = drawing.fit_text(name, 14, width, bold=True)
-        sheet.text(MARGIN + place * (width + GAP), top + 4, shown, size=14, bold=True)
-    y = top + HEADER
-    for row, height in zip(rows, heights, strict=True):
-        _draw_row(sheet, row, classes, columns, y, width)
-        y += height + GAP
+    y = top
+    for place, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        for line, shown_names, head in zip(lines, names, heads, strict=True):
+            if each or not place:
+                for column, parts in enumerate(shown_names):
+                    for depth, part in enumerate(parts):
+                        left = MARGIN + column * (width + GAP)
+                        sheet.text(left, y + 4 + depth * NAME_LINE, part, size=14, bold=True)
+                y += head
+            _draw_row(sheet, row, classes, line, y, width)
+            y += height + GAP
     return sheet
+
+
+def _name_lines(name: str, width: int, most: int) -> list[str]:
+    """A panel's name in up to ``most`` lines, the middle of the last left out where it does not fit."""
+    parts = drawing.wrap_text(name, 14, width, bold=True) if most > 1 else [name]
+    return [*parts[: most - 1], drawing.fit_text(" ".join(parts[most - 1 :]), 14, width, bold=True)][: len(parts)]
 
 
 # -- one row ---------------------------------------------------------------------------------------------------------
 
 
-def _draw_row(sheet: Sheet, row: SheetRow, classes: Sequence[str], columns: list[str], y: int, width: int) -> None:
+def _draw_row(sheet: Sheet, row: SheetRow, classes: Sequence[str], columns: Sequence[str], y: int, width: int) -> None:
     size_hw = _panel_hw(row, width)
     image = _resize(row.image_rgb, size_hw)
     below = y + size_hw[0] + 6
-    x = MARGIN
-    sheet.paste(_draw_weak_label(image, row, classes), x + (width - size_hw[1]) // 2, y)
-    sheet.text(x, below, drawing.fit_text(row.title, 13, width), size=13, colour=drawing.MUTED)
     panels = {panel.name: panel for panel in row.panels}
     if row.truth is not None:
         panels[TRUTH] = Panel(TRUTH, row.truth)
-    for place, name in enumerate(columns, 1):
+    for place, name in enumerate(columns):
         x = MARGIN + place * (width + GAP)
         left = x + (width - size_hw[1]) // 2
         panel = panels.get(name)
-        if panel is None or not panel.array.size:
+        if name == WEAK_LABEL:
+            sheet.paste(weak_labels(image, row, classes), left, y)
+            sheet.text(x, below, drawing.fit_text(row.title, 13, width), size=13, colour=drawing.MUTED)
+        elif panel is None or not panel.array.size:
             _draw_missing(sheet, left, y, size_hw, "no result")
         elif panel.is_heat_map:
             sheet.paste(_heat(image, panel), left, y)
@@ -271,8 +298,8 @@ def _outline(picture: NDArray[np.float32], mask: MaskHW, table: NDArray[np.float
         picture += (0.25 * table[number] + 0.75 * 255 - picture) * strength
 
 
-def _draw_weak_label(image: Picture, row: SheetRow, classes: Sequence[str]) -> Picture:
-    """Boxes, strokes, and the names of tags where there is nothing else, over the panel's image."""
+def weak_labels(image: Picture, row: SheetRow, classes: Sequence[str]) -> Picture:
+    """Boxes, strokes, and the names of tags where there is nothing else, over ``image``, the row's in any size."""
     picture = np.ascontiguousarray(image)
     if picture is image:
         picture = image.copy()

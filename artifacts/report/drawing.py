@@ -28,24 +28,33 @@ PAPER: Colour = (255, 255, 255)
 UNDECIDED_GREY: Colour = (150, 154, 162)
 
 _FIRST_COLOURS: tuple[Colour, ...] = (
-    (230, 75, 53),
-    (46, 134, 222),
-    (245, 171, 34),
-    (38, 166, 108),
-    (155, 89, 208),
-    (0, 176, 190),
-    (236, 96, 166),
-    (139, 105, 60),
-    (130, 180, 30),
-    (80, 90, 200),
-    (250, 128, 90),
-    (206, 200, 40),
+    (213, 94, 0),
+    (86, 180, 233),
+    (240, 228, 66),
+    (0, 114, 178),
+    (204, 121, 167),
+    (0, 158, 115),
+    (150, 46, 254),
+    (98, 46, 20),
+    (176, 228, 124),
+    (20, 254, 202),
+    (46, 46, 150),
+    (150, 20, 98),
+    (250, 10, 85),
+    (145, 115, 250),
+    (160, 235, 250),
+    (220, 175, 55),
+    (10, 10, 250),
+    (85, 115, 55),
+    (70, 40, 115),
+    (190, 190, 145),
 )
+"""Six of Okabe and Ito's (2008), then those that are farthest from them, in colour-blind eyes, too."""
 
 
 @functools.cache
 def class_colour(number: int) -> Colour:
-    """Colour of class ``number`` (from 1): twelve chosen ones, then ever new hues, a golden angle apart."""
+    """Colour of class ``number`` (from 1): twenty chosen ones, then ever new hues, a golden angle apart."""
     if number <= len(_FIRST_COLOURS):
         return _FIRST_COLOURS[number - 1]
     lightness, saturation = (0.5, 0.65, 0.38)[number % 3], (0.75, 0.55)[number % 2]

@@ -21,7 +21,7 @@ from typing import Any
 
 from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
 from artifacts.report.contact_sheet import sheet_pages
-from artifacts.report.pictures import Card, ReportPicture, card, inline
+from artifacts.report.pictures import SIDE, Card, ReportPicture, card, inline
 from artifacts.report.score_lines import DASH, number_of, percent, summary_lines
 
 log = logging.getLogger("maskmill")
@@ -69,6 +69,11 @@ INDEX = "index.html"
 TEMPLATE = "report.html.j2"
 SHOWN_SKIPS = 500
 WORST_CONFUSIONS = 12
+FIRST_CARDS = 12
+"""Pictures that are seen before one asks for more."""
+LARGE_BYTES = 8_000_000
+"""Once the pictures of a page take as many, further ones are smaller: the page stays below 20 MB."""
+SMALL_SIDE = 240
 MATRIX_CLASSES = 24
 """Larger class tables are shown by their largest confusions alone."""
 
@@ -100,6 +105,38 @@ def html_report(
         matrices: name of a set of masks -> its confusion matrix.
         before: the manifest of the run to compare with.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [summary_lines(one) for one in scores.values()]
+    sheet, started = files.get("contact sheet"), manifest.get("started")
+    text = render(
+        TEMPLATE,
+        folder,
+        title=title,
+        manifest=manifest,
+        started=datetime.datetime.fromtimestamp(int(started), datetime.UTC) if started else None,
+        scores=scores,
+        means=[{label: value for label, value, _ in one} for one in lines],
+        meanings={label: meaning for one in lines for label, _, meaning in one},
+        classes=list(dict.fromkeys(c for one in scores.values() for c in one.get("per_class") or {})),
+        sheets=sheet_pages(Path(sheet)) if sheet else [],
+        curves={label: _into(folder, path, label) for label, path in (curves or {}).items() if path.exists()},
+        skips=skips,
+        shown_skips=SHOWN_SKIPS,
+        files=files,
+        dash=DASH,
+        **shown_pictures(pictures),
+        matrices=matrices or {},
+        matrix_classes=MATRIX_CLASSES,
+        defaults=manifest.get("defaults") or {},
+        before=before or {},
+        changes=changes(before, manifest) if before else [],
+    )
+    write_text_atomic(folder / INDEX, text, durable=False)
+    return folder / INDEX
+
+
+def render(template: str, folder: Path, **values: Any) -> str:
+    """A template of this package as the text of a page that lies in ``folder``. Texts among ``values`` are escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     page = Environment(
@@ -119,43 +156,30 @@ def html_report(
         link=lambda path: _link(folder, Path(path)),
         inline=lambda path: inline(Path(path)),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [summary_lines(one) for one in scores.values()]
-    sheet, started = files.get("contact sheet"), manifest.get("started")
-    text = page.get_template(TEMPLATE).render(
-        title=title,
-        manifest=manifest,
-        started=datetime.datetime.fromtimestamp(int(started), datetime.UTC) if started else None,
-        scores=scores,
-        means=[{label: value for label, value, _ in one} for one in lines],
-        meanings={label: meaning for one in lines for label, _, meaning in one},
-        classes=list(dict.fromkeys(c for one in scores.values() for c in one.get("per_class") or {})),
-        sheets=sheet_pages(Path(sheet)) if sheet else [],
-        curves={label: _into(folder, path, label) for label, path in (curves or {}).items() if path.exists()},
-        skips=skips,
-        shown_skips=SHOWN_SKIPS,
-        files=files,
-        dash=DASH,
-        cards=_cards(pictures),
-        picture_counts=pictures.counts,
-        matrices=matrices or {},
-        matrix_classes=MATRIX_CLASSES,
-        defaults=manifest.get("defaults") or {},
-        before=before or {},
-        changes=changes(before, manifest) if before else [],
-    )
-    write_text_atomic(folder / INDEX, text, durable=False)
-    return folder / INDEX
+    return page.get_template(template).render(**values)
 
 
-def _cards(pictures: ReportPictures) -> list[Card]:
-    found = []
+def shown_pictures(
+    pictures: ReportPictures, doubt: str = "suspicion", doubt_order: str = "suspicious"
+) -> dict[str, Any]:
+    """What ``pictures.html.j2`` needs. ``doubt``: what a picture's ``suspicion`` is called on this page."""
+    found: list[Card] = []
+    spent = 0
     for picture in pictures.shown:
         try:
-            found.append(card(picture, pictures.classes.get(picture.of, ())))
+            one = card(picture, pictures.classes.get(picture.of, ()), SIDE if spent < LARGE_BYTES else SMALL_SIDE)
         except ValueError as error:  # the page comes last in a long run, and must not fail it
             log.warning("report: %s", error)
-    return found
+            continue
+        found.append(one)
+        spent += len(one.photo) + sum(len(layer["uri"]) for layer in one.layers)
+    return {
+        "cards": found,
+        "picture_counts": pictures.counts,
+        "first_cards": FIRST_CARDS,
+        "doubt": doubt,
+        "doubt_order": doubt_order,
+    }
 
 
 def points(value: Any, other: Any) -> str:

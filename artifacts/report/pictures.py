@@ -22,8 +22,8 @@ from artifacts.objects import Object, clip_window
 from artifacts.records import UNDECIDED, ImageRGB, MaskHW
 from artifacts.report import drawing
 
-SIDE = 360
-"""Longest side of a photograph in the page, in pixels."""
+SIDE = 640
+"""Longest side of a photograph in the page, in pixels: the whole of one of VOC or COCO."""
 OUTLINE = 254
 """Palette index of outlines; a class of this number has the same colour."""
 SMALL, LARGE = 32**2, 96**2
@@ -76,10 +76,13 @@ class Card:
     """``small``, ``medium``, ``large``: of its regions."""
 
 
-def card(picture: ReportPicture, classes: Sequence[str]) -> Card:
-    """The picture made small and encoded. Raises ``ValueError`` where a mask is not of the image's size."""
+def card(picture: ReportPicture, classes: Sequence[str], side: int = SIDE) -> Card:
+    """The picture made small, its longest side ``side`` pixels at most, and encoded.
+
+    Raises ``ValueError`` where a mask is not of the image's size.
+    """
     height, width = picture.image_rgb.shape[:2]
-    scale = min(1.0, SIDE / max(height, width))
+    scale = min(1.0, side / max(height, width))
     size_wh = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(picture.image_rgb, size_wh, interpolation=cv2.INTER_AREA)
     buffer = io.BytesIO()
@@ -98,13 +101,18 @@ def card(picture: ReportPicture, classes: Sequence[str]) -> Card:
     return Card(picture, _uri("image/jpeg", buffer), *size_wh, layers, sorted(named), sorted(sizes))
 
 
-def inline(path: Path) -> str:
-    """A picture file as a data URI; a large one as a JPEG, which is a third of a contact sheet's PNG."""
+def inline(path: Path, side: int | None = None) -> str:
+    """A picture file as a data URI; a large one as a JPEG, which is a third of a contact sheet's PNG.
+
+    ``side``: pixels that the longer side of a large one has at most.
+    """
     data = path.read_bytes()
     if len(data) <= LARGE_FILE:
         return _uri("image/png", io.BytesIO(data))
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
+        if side is not None:
+            image.thumbnail((side, side))
         image.convert("RGB").save(buffer, format="JPEG", quality=85)
     return _uri("image/jpeg", buffer)
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from rich.markup import escape
 
+from artifacts.cache.atomic import check_file_writable
 from artifacts.cache.fit_store import Publication
 from artifacts.datasets import DataParams
 from artifacts.images import read_image_rgb
@@ -37,6 +38,7 @@ def attention(
     pixel's own class is written below.
     """
     xy = pixel(at)
+    check_file_writable("out", out)
     runs = [finished(cache, one) for one in run]
     picture, record = find_image(image, runs[0], cache)
     rgb = read_image_rgb(picture)

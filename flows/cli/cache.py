@@ -1,4 +1,4 @@
-"""``maskmill cache ls | show | verify | compact | rm``."""
+"""``maskmill cache ls | show | verify | compact | rm | gc``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from artifacts.records import DataError
 from flows.cli.terminal import terminal
 
 app = App(name="cache", help="List, inspect, check and clean up the mask cache.")
+app.command("flows.cli.cache_gc:gc", name="gc", help="Remove what no kept run reaches.")
 Root = Annotated[Path, Parameter(name="--cache", help="folder of the mask cache")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON", negative=())]
 NAMES = "addresses, fits (address/stamp), stage labels, or beginnings of addresses"
@@ -32,26 +33,30 @@ SHOWN_RUNS = 10
 
 @app.command
 def ls(*, cache: Root = DEFAULT, json: Json = False) -> int:
-    """List every map stage's address with its images, bytes and age; then the fits and the runs.
+    """List every map stage's address with its images, bytes, age and runs; then the fits and the newest runs.
 
     On a narrow terminal the beginnings of addresses are shown, each long enough to name its address.
     """
     from artifacts.cache import listing as tools
-    from artifacts.cache.runs import list_runs
+    from artifacts.cache.run_history import facts
+    from artifacts.cache.runs import all_runs, users
     from flows.cli import cache_tables as show
+    from flows.cli.runs_tables import outcome_line
 
     store = _store(cache)
-    stages, fits, runs = tools.list_addresses(store), tools.list_fits(cache), list_runs(cache)
+    stages, fits, runs = tools.list_addresses(store), tools.list_fits(cache), all_runs(cache)
+    used = users(cache)
     if json:
-        lines = [{"run": run.run_id, **show.run_facts(run)} for run in runs]
-        show.print_json({"stages": stages, "fits": [_fit_as_plain(fit) for fit in fits], "runs": lines})
+        of_stages = [{**show.plain(info), "used_by": used.get(info.address, [])} for info in stages]
+        of_fits = [{**_fit_as_plain(fit), "used_by": used.get(fit.name, [])} for fit in fits]
+        show.print_json({"stages": of_stages, "fits": of_fits, "runs": list(map(facts, runs))})
         return 0
     console = terminal(width=None if sys.stdout.isatty() else show.UNFOLDED)
-    console.print(show.stages_table(stages, console))
+    console.print(show.stages_table(stages, used, console))
     if fits:
-        console.print(show.fits_table(fits, console))
+        console.print(show.fits_table(fits, used, console))
     for run in runs[-SHOWN_RUNS:]:
-        console.print(escape(show.run_line(run)), highlight=False, soft_wrap=True)
+        console.print(escape(f"run {outcome_line(facts(run))}"), highlight=False, soft_wrap=True)
     return 0
 
 
@@ -67,11 +72,14 @@ def show(
 ) -> int:
     """Show a stage's arrays, keys and runs, or a fit's publications; or write one image's mask as a picture."""
     from artifacts.cache import listing as tools
+    from artifacts.cache.atomic import check_file_writable
+    from artifacts.cache.runs import users
     from artifacts.datasets.voc_writer import voc_palette
     from flows.cli.cache_tables import print_json
 
     if (key is None) != (out is None):
         raise DataError("--key and --out go together: the image, and the file that shows its mask")
+    check_file_writable("out", out)
     store = _store(cache)
     console = terminal(highlight=False)
     addresses, fits = _known(store, [name])
@@ -88,8 +96,9 @@ def show(
         return 0
     for detail in details:
         _print_stage(detail, console)
+    used = users(cache)
     for fit in fits:
-        _print_fit(fit, tools.runs_that_use_fit(cache, fit), console)
+        _print_fit(fit, used.get(fit.name, ()), console)
     return 0
 
 
@@ -154,6 +163,7 @@ def verify(
     if json:
         sound_ones = {"segments": report.segments, "images": report.images, "fits": sound, "records": records}
         faults = {"problems": found, "put_aside": [*report.quarantined, *aside], "busy": report.busy}
+        faults["resealed"] = report.resealed
         print_json({"ok": not code, **sound_ones, **faults})
         return code
     console = terminal(highlight=False, soft_wrap=True)
@@ -167,6 +177,8 @@ def verify(
     )
     if damaged:
         console.print("damaged fits are never used: the next run that needs one fits again")
+    for path in report.resealed:
+        console.print(f"sealed again: {escape(str(path))}; another program had cut its footer off, nothing else")
     for path in report.quarantined:
         console.print(f"put aside: {escape(str(path))}; the next run computes its damaged images again")
     for path in aside:

@@ -16,10 +16,7 @@ from rich.table import Table
 
 from artifacts.cache.fit_listing import FitInfo
 from artifacts.cache.listing import AddressInfo
-from artifacts.cache.runs import RunFolder
-from artifacts.records import DataError
 from artifacts.report.html import duration
-from artifacts.report.score_lines import percent
 
 WIDE = 150
 """Columns from which whole addresses are shown; below, their beginnings."""
@@ -37,30 +34,38 @@ def size(count: float) -> str:
     raise AssertionError
 
 
-def stages_table(found: Sequence[AddressInfo], console: Console) -> Table:
+def used_by(name: str, users: Mapping[str, Sequence[str]], console: Console) -> str:
+    """How many runs use it; on a wide terminal the newest, too. What no run that is kept uses goes by `cache gc`."""
+    runs = users.get(name, ())
+    newest = f", {runs[-1]}" if runs and console.width >= WIDE else ""
+    return f"{len(runs)}{newest}"
+
+
+def stages_table(found: Sequence[AddressInfo], users: Mapping[str, Sequence[str]], console: Console) -> Table:
     """A row for each address; its label only where that is not the beginning of the address."""
     shown = beginnings([info.address for info in found], console)
-    table = _table({"stage": "left", "images": "right", "skipped": "right", "size": "right", "age": "right"})
+    table = _table(
+        {"stage": "left", "images": "right", "skipped": "right", "size": "right", "age": "right", "runs": "left"}
+    )
     for info in found:
         label = f" ({info.label})" if info.label and info.label != info.stage else ""
         damaged = f" [red]({info.corrupt} damaged, put aside)[/]" if info.corrupt else ""
         numbers = str(info.images), str(info.skipped), size(info.bytes), duration(info.age_s)
-        table.add_row(shown[info.address] + escape(label) + damaged, *numbers)
+        table.add_row(shown[info.address] + escape(label) + damaged, *numbers, used_by(info.address, users, console))
     return table
 
 
-def fits_table(found: Sequence[FitInfo], console: Console) -> Table:
+def fits_table(found: Sequence[FitInfo], users: Mapping[str, Sequence[str]], console: Console) -> Table:
     """Publications of each fit, and bytes of checkpoints: an open fit resumes when a run needs it."""
     addresses = beginnings([fit.address for fit in found], console)
     stamps = beginnings([fit.stamp for fit in found], console)
-    table = _table({"fit": "left", "done": "right", "open": "right", "size": "right", "age": "right"})
+    table = _table({"fit": "left", "done": "right", "open": "right", "size": "right", "age": "right", "runs": "left"})
     for fit in found:
         unfinished = size(fit.work_bytes) + (", stale" if fit.stale_work else "") if fit.work_bytes else ""
         name = f"{addresses[fit.address]}/{stamps[fit.stamp]}"
         label = f" ({fit.label})" if fit.label and not fit.address.startswith(f"{fit.label}-") else ""
-        table.add_row(
-            name + escape(label), str(len(fit.publications)), unfinished, size(fit.bytes), duration(fit.age_s)
-        )
+        numbers = str(len(fit.publications)), unfinished, size(fit.bytes), duration(fit.age_s)
+        table.add_row(name + escape(label), *numbers, used_by(fit.name, users, console))
     return table
 
 
@@ -84,31 +89,6 @@ def beginnings(names: Sequence[str], console: Console) -> dict[str, str]:
             needed += 1
         found[name] = name[:needed]
     return found
-
-
-def run_facts(run: RunFolder) -> dict[str, Any]:
-    """Of one run: how it ended, its seconds, its data, the mIoU of its masks and predictions; nothing if unreadable."""
-    try:
-        manifest = run.manifest()
-    except DataError:
-        return {}
-    wanted = tuple(f"{name} (" for name in ("masks", *manifest.get("predictions", {})))
-    return {
-        "status": manifest.get("status", ""),
-        "seconds": manifest.get("seconds", 0.0),
-        "data": manifest.get("recipe", {}).get("data", {}).get("source", ""),
-        "miou": {name: one["miou"] for name, one in manifest.get("scores", {}).items() if name.startswith(wanted)},
-    }
-
-
-def run_line(run: RunFolder) -> str:
-    """:func:`run_facts` as a line."""
-    facts = run_facts(run)
-    if not facts:
-        return f"run {run.run_id}: its manifest is damaged"
-    shown = ", ".join(f"{name} {percent(miou)}" for name, miou in facts["miou"].items())
-    parts = [facts["status"], duration(facts["seconds"]), facts["data"], f"mIoU {shown}" if shown else ""]
-    return f"run {run.run_id}: {', '.join(part for part in parts if part)}"
 
 
 def print_json(value: Any) -> None:

@@ -10,14 +10,14 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from artifacts.cache.atomic import write_bytes_atomic
+from artifacts.cache.atomic import check_file_writable, write_bytes_atomic
 from artifacts.cache.runs import find_run, list_runs
 from artifacts.images import read_image_rgb
 from artifacts.records import DataError, ImageRGB
 from artifacts.report.heat_sheet import heat_overlay
-from flows.cli.crf_files import PICTURE_SUFFIXES, check_apart, check_writable
 from flows.cli.edges import encoded
 from flows.cli.export import published_fit
+from flows.cli.picture_files import PICTURE_SUFFIXES, check_apart
 from flows.cli.terminal import terminal
 from flows.config import Layer, build
 from tasks.rrm.stages import RRMParams
@@ -42,7 +42,7 @@ def cam(
     if out.suffix.lower() not in PICTURE_SUFFIXES:
         raise DataError(f"--out {out}: name a .png or .jpg file")
     check_apart([image], out, None)
-    check_writable(out=out.parent)
+    check_file_writable("out", out)
     manifest, stage = trained(cache, run)
     classes = manifest["classes"][stage["dataset"]]
     if class_ not in classes:

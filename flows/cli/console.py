@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -52,6 +52,7 @@ def plan(planned: Plan, console: Console) -> None:
             *([report.address[-12:]] if wide else []),
         )
     console.print(table)
+    pins([vars(report) for report in planned.stages], console)
     data(planned.data, console)
     for warning in planned.warnings:
         console.print(f"[yellow]warning:[/] {escape(warning)}", soft_wrap=True)
@@ -66,6 +67,7 @@ def summary(result: dict[str, Any], console: Console, *, quiet: bool = False) ->
             console.print(score_table(scores, title=name))
     computed = ", ".join(f"{stage['label']} {stage['computed']}" for stage in result["stages"] if stage["computed"])
     console.print(f"computed: {computed or 'nothing, all was cached'}; {duration(result['seconds'])}")
+    pins(result["stages"], console)
     data(result.get("data", {}), console)
     for name, path in result["files"].items():
         console.print(f"{name}: {escape(str(path))}", soft_wrap=True)
@@ -74,6 +76,13 @@ def summary(result: dict[str, Any], console: Console, *, quiet: bool = False) ->
     for failure in result.get("failures", []):
         console.print(f"[red]failed:[/] {escape(failure)}", soft_wrap=True)
     skips(result["skips"], result["files"].get("manifest", ""), console)
+
+
+def pins(stages: Iterable[Mapping[str, Any]], console: Console) -> None:
+    """The fits for which an older one stands in (``options.refit``), since when, and how much of the data it knows."""
+    for stage in stages:
+        if stage["pinned"]:
+            console.print(f"{escape(stage['label'])}: {stage['pinned']}", soft_wrap=True, highlight=False)
 
 
 def data(said: Mapping[str, str], console: Console) -> None:

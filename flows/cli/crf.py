@@ -14,8 +14,9 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 from rich.markup import escape
 
+from artifacts.cache.atomic import check_writable
 from artifacts.records import DataError
-from flows.cli.crf_files import Job, check_targets, check_writable, pair_folders, source_of
+from flows.cli.crf_files import Job, check_targets, pair_folders, source_of
 from flows.cli.crf_input import Energies, Sums, read_boxes, read_labels, read_probs
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
@@ -131,7 +132,8 @@ def crf(
             jobs, skips = pair_folders(image, source, out, overlay, marginals, suffix)
     one = partial(work, settings=settings)
     if image is None or image.is_dir():
-        check_writable(out=out, overlay=overlay, marginals=marginals)
+        for option, folder in (("out", out), ("overlay", overlay), ("marginals", marginals)):
+            check_writable(option, folder)
         return run_jobs("crf", "masks", jobs, skips, one, threads, out, quiet=quiet)
     check_targets(jobs[0])
     run_one("masks", jobs[0], one)
@@ -178,9 +180,9 @@ def work(job: Job, writes: Writes, *, settings: Settings) -> None:
 def energies(job: Job, settings: Settings, size_hw: tuple[int, int]) -> Energies:
     """What the picture comes with, as energies."""
     if job.boxes is not None:
-        return read_boxes(job.boxes, size_hw, settings.core)
+        return read_boxes(job.boxes, job.source, job.image, size_hw, settings.core)
     if settings.from_labels:
-        return read_labels(job.source, size_hw, settings.gt_prob)
+        return read_labels(job.source, job.image, size_hw, settings.gt_prob)
     return read_probs(job.source, job.image, size_hw, settings.floor, settings.sums)
 
 

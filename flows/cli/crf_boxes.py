@@ -6,12 +6,11 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from artifacts.images import IMAGE_SUFFIXES
+from artifacts.datasets.find import Names
 from artifacts.records import Box, DataError
-from flows.cli.crf_files import Job, check_apart
+from flows.cli.crf_files import Job
+from flows.cli.picture_files import Skipped, check_apart, check_folders, of_one_name, pictures_in
 from flows.cli.terminal import terminal
-
-Skipped = list[tuple[Path, str]]
 
 
 def box_jobs(
@@ -34,13 +33,11 @@ def box_jobs(
         if image not in found:
             raise DataError(f"--boxes {boxes}: no line names {image.name}; one without class says: no object")
         return [Job(image, table, out, overlay, marginals, found[image])], []
-    for folder in (out, overlay, marginals):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
+    check_folders(out, overlay, marginals)
     check_apart([image], out, overlay)
-    pictures = [path for path in sorted(image.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    pictures, skips = pictures_in(image)
     found, unlisted = _table(table, pictures)
-    skips: Skipped = [(path, f"no line in {table}") for path in pictures if path not in found]
+    skips += [(path, f"no line in {table}") for path in pictures if path not in found]
     skips += [(table, f"{name}: no picture of this name in {image}") for name in unlisted]
     jobs = [Job(path, table, *_targets(path.stem, out, overlay, marginals), boxes) for path, boxes in found.items()]
     return _of_different_names(jobs, skips)
@@ -57,7 +54,7 @@ def _of_different_names(jobs: list[Job], skips: Skipped) -> tuple[list[Job], Ski
     taken: dict[Path, Job] = {}
     for job in jobs:
         if job.out in taken:
-            skips.append((job.image, f"another picture is called so, too: both would be {job.out.name}"))
+            skips.append((job.image, of_one_name(job.image)))
         else:
             taken[job.out] = job
     if not taken and not skips:
@@ -109,13 +106,12 @@ def _say_classes(classes: tuple[str, ...]) -> None:
 
 
 def _table(path: Path, pictures: list[Path]) -> tuple[dict[Path, tuple[Box, ...]], list[str]]:
-    """Boxes of each picture that the table names (by file name, or by name without suffix), and names of no picture.
+    """Boxes of each picture that the table names (as the readers of data sets find names), and names of no picture.
 
     Classes are numbered as they are sorted. Raises :class:`DataError` with file and line for what is no box.
     """
-    by_name = {picture.stem: picture for picture in reversed(pictures)} | {
-        picture.name: picture for picture in pictures
-    }
+    by_name = {picture.name: picture for picture in pictures}
+    names = Names(by_name, "")
     rows = list(_rows(path))
     classes = tuple(sorted({name for _, name, _ in rows if name}))
     if len(classes) > 254:
@@ -123,10 +119,11 @@ def _table(path: Path, pictures: list[Path]) -> tuple[dict[Path, tuple[Box, ...]
     found: dict[Path, list[Box]] = {}
     unlisted: dict[str, None] = {}
     for named, name, xyxy in rows:
-        picture = by_name.get(Path(named.replace("\\", "/")).name)
-        if picture is None:
+        spelled = names.find(named, any_ending=True)
+        if spelled is None:
             unlisted[named] = None
             continue
+        picture = by_name[spelled]
         of_picture = found.setdefault(picture, [])
         if name:
             of_picture.append(Box(len(of_picture), 1 + classes.index(name), *xyxy))

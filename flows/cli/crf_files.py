@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts.datasets.find import NO_ENDING, Names, may_be_picture
-from artifacts.images import IMAGE_SUFFIXES
+from artifacts.cache.atomic import check_file_writable
+from artifacts.datasets.find import Names
 from artifacts.records import Box, DataError
-
-PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
+from flows.cli.picture_files import (
+    PICTURE_SUFFIXES,
+    Skipped,
+    check_apart,
+    check_folders,
+    no_pictures,
+    of_one_name,
+    pictures_in,
+)
 
 
 @dataclass(frozen=True)
@@ -45,27 +51,21 @@ def source_of(image: Path | None, probs: Path | None, labels: Path | None) -> Pa
 
 def pair_folders(
     images: Path, sources: Path, out: Path, overlay: Path | None, marginals: Path | None, suffix: str
-) -> tuple[list[Job], list[tuple[Path, str]]]:
+) -> tuple[list[Job], Skipped]:
     """A job per picture, by file name without suffix; files without a partner are skips (path, reason)."""
-    for folder in (out, overlay, marginals):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
+    check_folders(out, overlay, marginals)
     check_apart([images, sources] if suffix == ".png" else [images], out, overlay)
     if suffix == ".npy":
         check_apart([sources], marginals)
     there = Names((path.name for path in sorted(sources.iterdir()) if path.suffix.lower() == suffix), str(sources))
     used: set[str] = set()
     jobs: list[Job] = []
-    skips: list[tuple[Path, str]] = []
     seen: set[str] = set()
-    for path in sorted(images.iterdir()):
+    pictures, skips = pictures_in(images)
+    for path in pictures:
         name = path.stem
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            if left_out(path):
-                skips.append((path, NO_ENDING))
-            continue
         if name in seen:
-            skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
+            skips.append((path, of_one_name(path)))
         elif (partner := there.find(f"{name}{suffix}", whole=True)) is None:
             skips.append((path, f"no {name}{suffix} in {sources}"))
         else:
@@ -76,13 +76,8 @@ def pair_folders(
         seen.add(name)
     skips += [(sources / one, f"no picture of this name in {images}") for one in there.files if one not in used]
     if not jobs and not skips:
-        raise DataError(f"--image {images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise no_pictures(images)
     return jobs, skips
-
-
-def left_out(path: Path) -> bool:
-    """Whether ``path``, without a picture's ending, is to be named: it may be a picture."""
-    return path.is_file() and not path.name.startswith(".") and may_be_picture(path.name)
 
 
 def check_targets(job: Job) -> None:
@@ -94,27 +89,5 @@ def check_targets(job: Job) -> None:
     if job.marginals is not None and job.marginals.suffix.lower() != ".npy":
         raise DataError(f"--marginals {job.marginals}: name an .npy file")
     check_apart([job.image, job.source], job.out, job.overlay, job.marginals)
-    folders: dict[str, Path | None] = {}
     for name, path in (("out", job.out), ("overlay", job.overlay), ("marginals", job.marginals)):
-        if path is not None and path.is_dir():
-            raise DataError(f"--{name} {path}: is a folder; name a file (--image names one picture)")
-        folders[name] = path.parent if path is not None else None
-    check_writable(**folders)
-
-
-def check_writable(**folders: Path | None) -> None:
-    """Raise ``DataError`` for a folder (by its option) in which no file can be made; it need not exist yet."""
-    from artifacts.cache import atomic
-
-    for option, folder in folders.items():
-        if folder is not None:
-            atomic.check_writable(option, folder)
-
-
-def check_apart(read: Sequence[Path], *written: Path | None) -> None:
-    """Raise ``DataError`` where a file or folder is written that is read too, or is written twice."""
-    targets = [path for path in written if path is not None]
-    for path in targets:
-        for other in [*read, *(one for one in targets if one is not path)]:
-            if path.resolve() == other.resolve():
-                raise DataError(f"{path}: would be overwritten, but it is {'read' if other in read else 'another'}")
+        check_file_writable(name, path)

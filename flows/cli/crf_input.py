@@ -40,10 +40,7 @@ def read_probs(path: Path, image: Path, size_hw: tuple[int, int], floor: float, 
         unary = from_probabilities(probs, floor)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    if turned in (2, 3, 4) or (turned > 4 and size_hw[0] == size_hw[1]):
-        log.warning(
-            "%s is shown turned (EXIF orientation %d): %s must be of the picture as it is shown", image, turned, path
-        )
+    _say_turned(path, image, turned, size_hw)
     numbers = np.arange(len(probs), dtype=np.uint8)
     return unary, numbers, set(np.unique(unary.argmin(axis=0)).tolist()) - {0}
 
@@ -52,6 +49,23 @@ def _turn(image: Path) -> int:
     from artifacts.images import exif_orientation
 
     return exif_orientation(image)
+
+
+def _say_turned(path: Path, image: Path, turned: int, size_hw: tuple[int, int]) -> None:
+    """A warning where sizes cannot tell whether ``path`` is of the picture as it is shown, or as it is stored."""
+    if turned in (2, 3, 4) or (turned > 4 and size_hw[0] == size_hw[1]):
+        log.warning(
+            "%s is shown turned (EXIF orientation %d): %s must be of the picture as it is shown", image, turned, path
+        )
+
+
+def _how_to_turn(turned: int, axes: str) -> str:
+    """What an array of the picture as stored needs."""
+    how = {6: f"np.rot90(array, -1{axes})", 8: f"np.rot90(array, 1{axes})"}
+    return (
+        f"it is of the picture as stored, which is shown turned (EXIF orientation {turned}): turn it, too:"
+        f" {how.get(turned, 'as PIL.ImageOps.exif_transpose turns the picture')}"
+    )
 
 
 def _check_layout(probs: NDArray[Any], size_hw: tuple[int, int], turned: int) -> None:
@@ -69,11 +83,7 @@ def _check_layout(probs: NDArray[Any], size_hw: tuple[int, int], turned: int) ->
         check_layout(probs.shape, size_hw)
     except ValueError as error:
         if turned > 4 and probs.ndim == 3 and probs.shape[:0:-1] == size_hw:
-            how = {6: "np.rot90(array, -1, axes=(1, 2))", 8: "np.rot90(array, 1, axes=(1, 2))"}
-            raise ValueError(
-                f"it is of the picture as stored, which is shown turned (EXIF orientation {turned}): turn it, too:"
-                f" {how.get(turned, 'as PIL.ImageOps.exif_transpose turns the picture')}"
-            ) from error
+            raise ValueError(_how_to_turn(turned, ", axes=(1, 2)")) from error
         raise
     if not 2 <= len(probs) <= UNDECIDED:
         raise ValueError(
@@ -106,12 +116,19 @@ def _summing_to_one(probs: NDArray[Any], sums: Sums) -> NDArray[Any]:
     return even
 
 
-def read_labels(path: Path, size_hw: tuple[int, int], gt_prob: float | None) -> Energies:
+def read_labels(path: Path, image: Path, size_hw: tuple[int, int], gt_prob: float | None) -> Energies:
     """Energies of the labels that the map holds, and their numbers."""
     from artifacts.datasets.voc_masks import read_index_png
     from tasks.crf.dense_crf import from_labels
 
-    mask_hw = np.asarray(read_index_png(str(path), size_hw))
+    turned = _turn(image)
+    try:
+        mask_hw = np.asarray(read_index_png(str(path), size_hw))
+    except DataError as error:
+        if turned > 4 and size_hw[0] != size_hw[1] and _is_of_size(path, size_hw[::-1]):
+            raise DataError(f"{path}: {_how_to_turn(turned, '')}") from error
+        raise
+    _say_turned(path, image, turned, size_hw)
     numbers = np.unique(mask_hw)
     numbers = numbers[numbers != UNDECIDED]
     if not len(numbers):
@@ -132,11 +149,43 @@ def read_labels(path: Path, size_hw: tuple[int, int], gt_prob: float | None) -> 
     return unary, numbers.astype(np.uint8), set(numbers.tolist()) - {0}
 
 
-def read_boxes(boxes: tuple[Box, ...], size_hw: tuple[int, int], core: float) -> Energies:
-    """Energies of boxes (Bbox-Seg): outside background, the middle of each box certain, the CRF decides the rest."""
+def _is_of_size(path: Path, size_hw: tuple[int, ...]) -> bool:
+    from artifacts.images import image_size_hw
+
+    try:
+        return image_size_hw(path) == size_hw
+    except (DataError, OSError):
+        return False
+
+
+def read_boxes(boxes: tuple[Box, ...], source: Path, image: Path, size_hw: tuple[int, int], core: float) -> Energies:
+    """Energies of boxes (Bbox-Seg): outside background, the middle of each box certain, the CRF decides the rest.
+
+    ``source``: the table, or the data set, whose reader knows how its boxes lie. Raises ``DataError`` for a box that
+    does not lie in the picture, and for shares of its size.
+    """
     from tasks.crf.unary import from_box_prior
 
+    if source.is_file() and boxes:
+        _check_boxes(boxes, source, image, size_hw)
     present = sorted({box.class_id for box in boxes})
     numbers = [1 + present.index(box.class_id) for box in boxes]
     unary = from_box_prior([box.xyxy for box in boxes], numbers, size_hw, len(present), core)
     return unary, np.array([0, *present], np.uint8), set(present)
+
+
+def _check_boxes(boxes: tuple[Box, ...], table: Path, image: Path, size_hw: tuple[int, int]) -> None:
+    height, width = size_hw
+    turned = _turn(image)
+    if all(max(box.xyxy) <= 1 for box in boxes):
+        raise DataError(f"{table}: all boxes of {image.name} lie in its first pixel: shares of its size? Give pixels")
+    hint = f"; it is shown turned (EXIF orientation {turned}): are the boxes of the picture as stored?" * (turned > 1)
+    for x0, y0, x1, y1 in (box.xyxy for box in boxes):
+        where = f"{table}: the box {x0:g},{y0:g},{x1:g},{y1:g} of {image.name} ({width} x {height} pixels)"
+        if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            raise DataError(f"{where} lies outside of it{hint}")
+        if min(x0, y0) < -1 or x1 > width + 1 or y1 > height + 1:
+            log.warning("%s sticks out by more than a pixel, clipped%s", where, hint)
+            return
+    if turned > 1:
+        log.warning("%s is shown turned (EXIF orientation %d): %s must hold its boxes as shown", image, turned, table)

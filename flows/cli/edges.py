@@ -13,10 +13,17 @@ from cyclopts import Parameter
 from numpy.typing import NDArray
 from rich.markup import escape
 
-from artifacts.datasets.find import NO_ENDING
-from artifacts.images import IMAGE_SUFFIXES
+from artifacts.cache.atomic import check_file_writable, check_writable
 from artifacts.records import DataError, ImageRGB
-from flows.cli.crf_files import PICTURE_SUFFIXES, check_apart, check_writable, left_out
+from flows.cli.picture_files import (
+    PICTURE_SUFFIXES,
+    Skipped,
+    check_apart,
+    check_folders,
+    no_pictures,
+    of_one_name,
+    pictures_in,
+)
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
@@ -64,7 +71,8 @@ def edges(
         raise DataError(f"{image}: no such file or folder")
     if image.is_dir():
         jobs, skips = folder_jobs(image, out, overlay)
-        check_writable(out=out, overlay=overlay)
+        for option, folder in (("out", out), ("overlay", overlay)):
+            check_writable(option, folder)
     else:
         jobs, skips = [file_job(image, out, overlay)], []
     drawing_of(params)  # missing weights are one error, not a skip of every picture
@@ -104,32 +112,24 @@ def file_job(image: Path, out: Path, overlay: Path | None) -> EdgeJob:
         raise DataError(f"--overlay {overlay}: name a .png or .jpg file")
     check_apart([image], out, overlay)
     for name, path in (("out", out), ("overlay", overlay)):
-        if path is not None and path.is_dir():
-            raise DataError(f"--{name} {path}: is a folder; name a file ({image} is one picture)")
-    check_writable(out=out.parent, overlay=None if overlay is None else overlay.parent)
+        check_file_writable(name, path)
     return EdgeJob(image, out, overlay)
 
 
-def folder_jobs(images: Path, out: Path, overlay: Path | None) -> tuple[list[EdgeJob], list[tuple[Path, str]]]:
+def folder_jobs(images: Path, out: Path, overlay: Path | None) -> tuple[list[EdgeJob], Skipped]:
     """A job per picture of the folder; a second picture of one name is a skip (path, reason)."""
-    for folder in (out, overlay):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
+    check_folders(out, overlay)
     check_apart([images], out, overlay)
     jobs: dict[str, EdgeJob] = {}
-    skips: list[tuple[Path, str]] = []
-    for path in sorted(images.iterdir()):
+    pictures, skips = pictures_in(images)
+    for path in pictures:
         name = path.stem
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
-            if left_out(path):
-                skips.append((path, NO_ENDING))
-            continue
         if name in jobs:
-            skips.append((path, f"another picture is called {name}, too: both would be {name}.png"))
+            skips.append((path, of_one_name(path)))
         else:
             jobs[name] = EdgeJob(path, out / f"{name}.png", None if overlay is None else overlay / f"{name}.png")
     if not jobs:
-        raise DataError(f"{images}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise no_pictures(images)
     return list(jobs.values()), skips
 
 

@@ -10,19 +10,20 @@ from typing import Any
 
 import numpy as np
 
+from artifacts.cache.atomic import check_writable
 from artifacts.cache.fit_store import FitStore, Publication
 from artifacts.cache.runs import find_run, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.datasets.read import placed
 from artifacts.datasets.voc_masks import read_index_png
-from artifacts.export.dataset import WRITERS, export_run
+from artifacts.export.dataset import WRITERS, check_target, export_run
 from artifacts.export.val import WITH_VAL
 from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
 from flows.config import ConfigError, Layer, build
-from tasks.evaluate.finish import windows
-from tasks.evaluate.object_iou import Window
+from tasks.evaluate.confidence import doubts_of
+from tasks.evaluate.object_iou import Window, windows
 from tasks.evaluate.score import SetScores, score_set
 from tasks.stage import CRF_MASK, MASKS
 
@@ -40,15 +41,20 @@ def export(
     crf: bool = False,
     worst: int = 0,
     by: str = "suspicion",
+    confidence: bool = False,
+    undecided_below: int = 0,
 ) -> tuple[Path, str]:
     """Export one stage of one run; returns the folder, and a note where the stage is not the run's own choice.
 
     ``stage=""``: the run's masks (:func:`complete_stage`). With ``crf`` the masks that a stage keeps with a dense CRF;
     ``stage=""`` is a prediction that does, then. Raises :class:`DataError` if it keeps none. ``worst``: only so many
-    pictures, the worst first: by suspicion, which needs no truth, or by score.
+    pictures, the worst first: by suspicion, which needs no truth, or by score. ``confidence``: a map beside every mask;
+    ``undecided_below``: pixels of less confidence become 255 (:mod:`tasks.evaluate.confidence`).
     """
     if kind not in WRITERS:
         raise ConfigError(f"--format {kind}: expected one of {', '.join(WRITERS)}")
+    check_writable("to", to.parent)
+    check_target(to)
     manifest = find_run(cache, run).manifest()
     array = CRF_MASK if crf else "mask_hw"
     if crf and not stage:
@@ -67,6 +73,8 @@ def export(
     only = worst_pictures(cache, manifest, found["label"], worst, by) if worst else None
     try:
         options: dict[str, Any] = {"with_images": images, "array": array, "only": only}
+        options |= {"confidence": confidence, "undecided_below": undecided_below}
+        options["doubts"] = doubts_of(cache, manifest, found["label"], array)
         val = _val(cache, manifest) if kind in WITH_VAL and only is None and found["set"] == "train" else None
         return export_run(cache, manifest, found["label"], kind, to, val=val, **options), note
     except FileNotFoundError as error:
@@ -96,19 +104,21 @@ def _images_of(cache: Path, stage: Mapping[str, Any]) -> set[str]:
 def worst_pictures(cache: Path, manifest: Mapping[str, Any], label: str, count: int, by: str) -> list[str]:
     """Keys of the ``count`` worst pictures of a stage, the worst first: by ``suspicion``, or by ``score`` (mIoU).
 
-    Raises :class:`DataError` where no picture has a truth mask to be scored by.
+    Pictures that a person has corrected already are none of them. Raises :class:`DataError` where no picture has truth
+    to be scored by.
     """
     if count < 0 or by not in ("suspicion", "score"):
         raise ConfigError(f"--worst {count} --by {by}: expected a number of pictures, and suspicion or score")
+    done = set(manifest.get("corrected", ()))
     if by == "suspicion":
         from tasks.evaluate.run_suspicion import suspects
 
         found = suspects(cache, manifest, label)
-        return sorted(found, key=lambda key: (-found[key].suspicion, key))[:count]
+        return sorted(found.keys() - done, key=lambda key: (-found[key].suspicion, key))[:count]
     stage, _ = complete_stage(manifest, label)
     scored = score_run(cache, manifest["run"], label).masks["mask_hw"][1].image_miou
     known = {f"{stage['dataset']}/{image_id}": value for image_id, value in scored.items() if value is not None}
-    return sorted(known, key=lambda key: (known[key], key))[:count]
+    return sorted(known.keys() - done, key=lambda key: (known[key], key))[:count]
 
 
 def complete_maps(manifest: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -223,19 +233,25 @@ def records_of(manifest: Mapping[str, Any], of_set: str, split: str, cache: Path
     data = placed(data.aux if of_set == "aux" and data.aux is not None else data, manifest.get("folder", ""))
     if moved:
         # Keys begin with the data set's name, which is the folder's unless it was named.
-        name = next(stage["dataset"] for stage in manifest["stages"] if stage["set"] == of_set)
+        name = _name(manifest, of_set)
         given = {"data": {"source": moved}}
         data = replace(data, source=build(DataParams, "data", given, [Layer(given, "--data", {})]).source, name=name)
     try:
         records = read_split(data, split, cache=cache)
     except (DataError, OSError) as error:
         raise DataError(
-            f"run {run}: its data {data.source} cannot be read ({error}); if they were moved, name the place: --data"
-            f" {data.source.partition(':')[0]}:PATH"
+            f"run {run}: its data {data.source} cannot be read ({error}); if they were moved, run the flow again with"
+            f" --data {data.source.partition(':')[0]}:PATH --set data.name={_name(manifest, of_set)}: nothing is"
+            " computed anew. `maskmill score` takes --data itself"
         ) from error
     if moved:
         remember_dataset(cache, records)  # where it says that these are the same images
     return records
+
+
+def _name(manifest: Mapping[str, Any], of_set: str) -> str:
+    """The data set's name in the cache."""
+    return next((str(stage["dataset"]) for stage in manifest["stages"] if stage["set"] == of_set), "NAME")
 
 
 def score_folder(data: DataParams, split: str, masks: Path, cache: Path) -> tuple[dict[str, Any], SetScores]:

@@ -12,11 +12,14 @@ import numpy as np
 from cyclopts import Parameter
 from rich.markup import escape
 
+from artifacts.cache.atomic import check_writable
 from artifacts.cache.runs import find_run
-from artifacts.datasets import DataParams, read_split
+from artifacts.datasets import DataParams
 from artifacts.datasets.corrections import load_stored, write_corrections
+from artifacts.datasets.read import placed
 from artifacts.export.read_back import ReadBack
 from artifacts.records import DataError, MaskHW
+from flows.cli.export import records_of
 from flows.cli.terminal import terminal
 from flows.config import ConfigError, Layer, build
 
@@ -79,8 +82,10 @@ def import_corrections(files: Sequence[Path], cache: Path, run: str, to: Path | 
     if not manifest["recipe"]:
         raise DataError(f"run {manifest['run']} is a script's: its data are not known; name a flow's run with --run")
     data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
-    records = read_split(data, data.train, cache=cache)
+    data = placed(data, manifest.get("folder", ""))
+    records = records_of(manifest, "train", data.train, cache)
     folder = to or Path(data.corrections or f"{records.dataset}-corrections").expanduser()
+    check_writable("to", folder)
     found = ReadBack(records)
     unchanged = 0
 

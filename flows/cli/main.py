@@ -1,6 +1,6 @@
 """The ``maskmill`` command. Every command imports what it needs when it runs: ``--help`` answers at once.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was done), 3 done with skipped images,
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration (nothing was computed), 3 done with skipped images,
 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.logging import RichHandler
@@ -53,7 +53,9 @@ app.command(
 app.command("flows.cli.cache:app", name="cache", help="List, inspect, check and clean up the mask cache.")
 app.command("flows.cli.cam:cam", name="cam", help="Draw where a run's classifier of tags sees a class.")
 app.command(
-    "flows.compare.command:compare", name="compare", help="Compare variants of one flow: one table, one picture."
+    "flows.compare.command:compare",
+    name="compare",
+    help="Compare variants of a flow, or flows: one table, one picture, one page.",
 )
 app.command("flows.cli.crf:crf", name="crf", help="Sharpen label probabilities to a mask, with a dense CRF.")
 app.command(
@@ -63,6 +65,8 @@ app.command("flows.cli.edges:edges", name="edges", help="Draw the boundaries in 
 app.command(
     "flows.cli.score:score", name="score", help="Score masks against truth, or edge maps against drawn boundaries."
 )
+app.command("flows.cli.runs:app", name="runs", help="List the runs of a cache, show one, read its log, compare two.")
+app.command("flows.cli.status:status", name="status", help="Say what runs now, how far it is, and how the disk is.")
 app.command("flows.cli.scribbles:scribbles", name="scribbles", help="Draw plausible scribbles from masks.")
 app.command(
     "flows.cli.handback:import_", name="import", help="Store masks that people corrected: every flow then prefers them."
@@ -178,11 +182,18 @@ def export(
     by: Annotated[
         Literal["suspicion", "score"], Parameter(help="what is worst: suspicion needs no truth, score does")
     ] = "suspicion",
+    confidence: Annotated[
+        bool, Parameter(help="a grey PNG of each pixel's confidence beside every mask, 255 is certain", negative=())
+    ] = False,
+    undecided_below: Annotated[
+        int, Parameter(help="pixels of less confidence (1 to 255) become undecided (255); 0: none")
+    ] = 0,
 ) -> int:
     """Export a run's masks as a dataset, also of an interrupted run whose masks are complete."""
     from flows.cli.export import export as write
 
-    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf, worst=worst, by=by)
+    options: dict[str, Any] = {"worst": worst, "by": by, "confidence": confidence, "undecided_below": undecided_below}
+    folder, note = write(cache, run, stage, format_, to, images=images, crf=crf, **options)
     if note:
         terminal().print(escape(note), soft_wrap=True, highlight=False)
     terminal().print(f"exported: {escape(str(folder))}", soft_wrap=True)
@@ -192,6 +203,7 @@ def export(
 @app.command
 def serve(
     *configs: Annotated[str, Parameter(help="YAML files, or names of shipped configurations; one deployment each")],
+    flow: Annotated[str | None, Parameter(help="flow of the files that do not say it themselves (flow: NAME)")] = None,
     cron: Annotated[str | None, Parameter(help='when to run, e.g. "0 2 * * *": every night at two')] = None,
     interval: Annotated[float | None, Parameter(help="run every so many seconds instead")] = None,
     timezone: Annotated[str | None, Parameter(help="time zone of --cron; default: this machine's")] = None,
@@ -206,14 +218,16 @@ def serve(
 ) -> int:
     """Run flows on a schedule, with a private Prefect server unless an API is configured. Ends on Ctrl-C or SIGTERM."""
     from flows.server import serve as serving
+    from flows.server.home import default_home
 
     return serving.serve(
         configs,
         serving.Schedule(cron, interval, timezone or (serving.local_timezone() if cron else "UTC")),
-        home=home or serving.default_home(),
+        home=home or default_home(),
         port=port,
         server=False if no_server else None,
         console=terminal(),
+        flow=flow,
     )
 
 
@@ -255,25 +269,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CycloptsError:
         return USAGE  # cyclopts has printed what is wrong
     except (DataError, NoDevice) as error:
-        return _say(error, USAGE)
-    except KeyboardInterrupt:
-        return _say(f"stopped (SIGINT); {KEPT}", 130)
-    except Terminated:
-        return _say(f"stopped (SIGTERM); {KEPT}", 143)
+        return _say(error, USAGE, error)
+    except KeyboardInterrupt as error:
+        return _say(f"stopped (SIGINT); {KEPT}", 130, error)
+    except Terminated as error:
+        return _say(f"stopped (SIGTERM); {KEPT}", 143, error)
     except BrokenPipeError:
         return FAILED
     except OSError as error:
         from artifacts.cache.cache_format import advice
 
         log.debug("failed", exc_info=True)
-        return _say(f"{error.filename or ''}: {error.strerror or error}; {advice(error)}".removeprefix(": "), FAILED)
+        what = f"{error.filename or ''}: {error.strerror or error}; {advice(error)}".removeprefix(": ")
+        return _say(what, FAILED, error)
     except Exception as error:
         log.debug("failed", exc_info=True)
         where = ""
         if type(error).__module__ == "builtins" and not isinstance(error, RuntimeError):  # none of ours: a bug
             frame = traceback.extract_tb(error.__traceback__)[-1]
             where = f" ({type(error).__name__} at {frame.filename}:{frame.lineno} in {frame.name})"
-        return _say(f"{error or type(error).__name__}{where}\n(MASKMILL_LOG=debug shows the traceback)", FAILED)
+        hint = "" if hasattr(error, "__notes__") else "\n(MASKMILL_LOG=debug shows the traceback)"
+        return _say(f"{error or type(error).__name__}{where}{hint}", FAILED, error)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -291,8 +307,10 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _say(message: object, code: int) -> int:
-    terminal(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]maskmill:[/] {escape(str(message))}")
+def _say(message: object, code: int, error: BaseException | None = None) -> int:
+    """The error in a line, with its notes: where a run's log is, and the command that goes on."""
+    line = "; ".join([str(message), *getattr(error, "__notes__", ())])
+    terminal(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]maskmill:[/] {escape(line)}")
     return code
 
 

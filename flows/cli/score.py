@@ -49,6 +49,7 @@ def score(
     A stage with a second mask from a dense CRF (params.crf of the run) is scored with both masks. With --edges, edge
     maps are scored against drawn boundaries, as the benchmark of BSDS500 does.
     """
+    from artifacts.cache.atomic import check_file_writable
     from artifacts.datasets import DataParams
     from artifacts.report import score_table
     from artifacts.report.score_lines import percent
@@ -58,6 +59,7 @@ def score(
     from tasks.engine.stage_report import skip_line
     from tasks.stage import CRF_MASK
 
+    check_file_writable("json", None if str(json) == "-" else json)
     if edges is not None:
         from flows.cli.score_edges import score_edges
 

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
+from artifacts.cache.atomic import check_writable
 from artifacts.datasets import DataParams, read_split
 from artifacts.records import DataError, MaskRef, RecordSet
-from flows.cli.crf_files import check_writable
 from flows.cli.picture_jobs import run_jobs, write_named
 from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
@@ -59,7 +59,7 @@ def scribbles(
         raise DataError(f"--from {from_}: {error}") from error
     records = read_split(data, split)
     jobs = jobs_of(records, out, format_)
-    check_writable(out=out)
+    check_writable("out", out)
     skips = [(Path(skip.path), skip.reason) for skip in records.skips]
     skips += [(Path(r.image), "no mask is known for it") for r in records if r.truth is None]
     one = partial(work, classes=records.classes, length=length, width=width, seed=seed)

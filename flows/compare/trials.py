@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import operator
 import re
 import time
@@ -75,6 +76,8 @@ class Attempt:
     skipped: int = 0
     report: str = ""
     error: str = ""
+    work_s: float | None = None
+    """What its stages have taken, or took when they were computed; ``None`` where that is not known of all."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,18 @@ class Forecast:
 
 
 class History:
-    """Seconds per image (or fit) of earlier runs in a cache: of the same configuration if there is one, else of any."""
+    """Seconds per image (or fit) of earlier runs in a cache: of the same configuration if there is one, else of any,
+    scaled by how much more or less work it is.
+    """
 
     def __init__(self, cache: Path, flows: Iterable[str], prior_s: Mapping[str, float] | None = None) -> None:
         """``prior_s``: stage -> seconds of one image or fit, used until a run in the cache has measured it."""
         wanted = set(flows)
         self._same: dict[tuple[str, str, str], float] = {}
+        self._like: dict[str, float] = {}
         self._any = dict(prior_s or {})
+        self._amounts: dict[str, float] = {}
+        """Stage -> work of one image or fit (:mod:`tasks.engine.effort`) where ``_any`` was measured."""
         for run in list_runs(cache)[-LOOKED_AT:]:
             try:
                 manifest = run.manifest()
@@ -118,11 +126,25 @@ class History:
         for label, seconds in times.items():
             self._same[flow, params, label] = seconds
             self._any[label] = seconds
+        self._amounts |= {s["label"]: s.get("amount", 0.0) / (s.get("total") or 1) for s in manifest["stages"]}
+        for stage in manifest["stages"]:
+            if stage.get("like") and stage["computed"]:
+                share = stage["computed"] / stage["total"] if stage["kind"] == "map" else 1.0
+                self._like[stage["like"]] = stage["seconds"] / (stage["amount"] * share)
 
-    def seconds(self, flow: str, params: Any, label: str) -> float | None:
-        """Of one image or fit; ``None`` if no run in the cache has done that stage."""
+    def work_seconds(self, manifest: Mapping[str, Any]) -> float | None:
+        """What a run's stages take from nothing, by the runs that computed them; ``None`` if one was never timed."""
+        worked = [stage for stage in manifest["stages"] if stage["amount"]]
+        found = [self._like.get(stage["like"], math.nan) * stage["amount"] for stage in worked]
+        return None if any(map(math.isnan, found)) else math.fsum(found)
+
+    def seconds(self, flow: str, params: Any, label: str, amount: float = 0.0) -> float | None:
+        """Of one image or fit of so much work (0: not known); ``None`` if no run in the cache has done that stage."""
         same = self._same.get((flow, _identity(asdict(params)), label))
-        return self._any.get(label) if same is None else same
+        if same is not None or label not in self._any:
+            return same
+        known = self._amounts.get(label, 0.0)
+        return self._any[label] * (amount / known if amount and known else 1.0)
 
 
 def _identity(plain_params: Any) -> str:
@@ -170,9 +192,11 @@ def _seeds(variant: Variant, params: Any, sets: Sets, options: RunParams) -> set
     return {handle.stage.seed for handle in handles if isinstance(handle, FitHandle)}
 
 
-def weak_kinds(variant: Variant, sets: Sets, options: RunParams) -> set[Kind]:
-    """The label kinds that the variant's stages read of the training images: what its pictures may show."""
-    return read_of(_planned(variant, sets, options), sets.train)
+def weak_kinds(variant: Variant, sets: Sets, options: RunParams) -> tuple[set[Kind], set[Kind]]:
+    """The label kinds that the variant's stages read of the training images, and of its auxiliary ones."""
+    handles = _planned(variant, sets, options)
+    aux = (variant.sets or sets).aux
+    return read_of(handles, sets.train), set() if aux is None else read_of(handles, aux)
 
 
 def _planned(variant: Variant, sets: Sets, options: RunParams) -> list[Handle]:
@@ -185,14 +209,14 @@ def _planned(variant: Variant, sets: Sets, options: RunParams) -> list[Handle]:
         finally:  # options.until ends the page early
             kept.extend(run.handles)
 
-    plan_page(variant.flow, recorded, sets, variant.params, replace(options, rerun=()))
+    plan_page(variant.flow, recorded, variant.sets or sets, variant.params, replace(options, rerun=()))
     return kept
 
 
 def forecast(trial: Trial, sets: Sets, options: RunParams, history: History, seen: set[str] | None = None) -> Forecast:
     """What is left to do for a trial. Stages in ``seen`` count as done, and those found here are entered into it."""
     flow = trial.variant.flow
-    plan = plan_page(flow, trial.variant.page, sets, trial.params, replace(options, rerun=()))
+    plan = plan_page(flow, trial.variant.page, trial.variant.sets or sets, trial.params, replace(options, rerun=()))
     known = set() if seen is None else seen
     total, unknown, stages = history.seconds(flow, trial.params, AROUND) or 0.0, [], []
     for stage in plan.stages:
@@ -203,7 +227,7 @@ def forecast(trial: Trial, sets: Sets, options: RunParams, history: History, see
             continue
         known.add(identity)
         stages.append(stage)
-        each = history.seconds(flow, trial.params, stage.label)
+        each = history.seconds(flow, trial.params, stage.label, stage.amount / max(1, stage.total))
         if each is None:
             unknown.append(stage.label)
         else:
@@ -282,7 +306,7 @@ def run_trial(
         result = run_page(
             trial.variant.flow,
             trial.variant.page,
-            data,
+            trial.variant.data or data,
             trial.params,
             shared_options(options, out),
             reporter=reporter,
@@ -307,6 +331,7 @@ def run_trial(
         computed={stage["label"]: stage["computed"] for stage in result.manifest["stages"] if stage["computed"]},
         skipped=len(result.manifest["skips"]),
         report=result.files.get("report", ""),
+        work_s=history.work_seconds(result.manifest),
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from artifacts.datasets import DataParams
+from artifacts.records import Sets
 from flows.config import ConfigError, load_yaml
 from flows.configure import configure, load
 from flows.run_flow import Page
@@ -33,6 +35,10 @@ class Variant:
     seeds: tuple[int, ...]
     settings: tuple[str, ...] = ()
     """What it sets, e.g. ``deeplab.iterations=100``; shown below the table."""
+    data: DataParams | None = None
+    """Its own where methods are compared: another flow may need auxiliary data, or scribbles."""
+    sets: Sets | None = field(default=None, repr=False)
+    """``data``, read."""
 
 
 def parse_variant(text: str) -> tuple[str, tuple[str, ...]]:
@@ -47,7 +53,12 @@ def parse_variant(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def read_variants(path: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """A YAML file of variants: ``name: {key: value}``, keys nested or with dots; an empty mapping changes nothing.
+    """A YAML file of variants: ``name: {key: value}``, keys nested or with dots; an empty mapping changes nothing."""
+    return [(name, tuple(assignments(given))) for name, given in read_mappings(path).items()]
+
+
+def read_mappings(path: Path) -> dict[str, dict[Any, Any]]:
+    """A YAML file ``name: {key: value}``.
 
     Raises :class:`ConfigError` with file and line for what is no such mapping, and for a name that stands twice.
     """
@@ -58,18 +69,17 @@ def read_variants(path: Path) -> list[tuple[str, tuple[str, ...]]]:
     values, _ = load_yaml(text, str(path))
     if not isinstance(values, dict) or not values:
         raise ConfigError(f"{path}: expected NAME: {{KEY: VALUE}} for each variant")
-    found = []
     for name, given in values.items():
         if not isinstance(given, dict | None):
             raise ConfigError(f"{path}: variant {name!r}: expected {{KEY: VALUE}}, found {given!r}")
-        found.append((str(name), tuple(_assignments(given or {}))))
-    return found
+    return {str(name): given or {} for name, given in values.items()}
 
 
-def _assignments(given: Mapping[Any, Any], above: str = "") -> Iterable[str]:
+def assignments(given: Mapping[Any, Any], above: str = "") -> Iterable[str]:
+    """``{"a": {"b": 1}}`` as ``a.b=1``: what ``--set`` takes."""
     for key, value in given.items():
         if isinstance(value, dict) and value:
-            yield from _assignments(value, f"{above}{key}.")
+            yield from assignments(value, f"{above}{key}.")
         else:
             text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
             yield f"{above}{key}={text.replace(chr(10) + '...', '').strip()}"
@@ -92,9 +102,9 @@ def build_variants(
     configure(flow, data, config, sets, options or {})  # faults in the shared values come first
     page, _, _ = load(flow)
     found: list[Variant] = []
-    for name, assignments in given:
+    for name, wanted in given:
         where = f"variant {name!r}"
-        own = [one for assignment in assignments for one in _own_sets(where, assignment)]
+        own = [one for assignment in wanted for one in _own_sets(where, assignment)]
         keys = [assignment.partition("=")[0] for assignment in own]
         if twice := [key for place, key in enumerate(keys) if _within(keys[:place] + keys[place + 1 :], key)]:
             raise ConfigError(f"{where}: {twice[0].removeprefix(PREFIX)} is given twice")
@@ -127,7 +137,7 @@ def _own_sets(where: str, assignment: str) -> list[str]:
     if not equals or not key:
         raise ConfigError(f"{where}: {assignment!r}: expected KEY=VALUE, e.g. deeplab.iterations=100")
     value, _ = load_yaml(text, f"{where}: {assignment!r}")
-    leaves = _assignments({key: value}) if isinstance(value, dict) else [f"{key}={text}"]
+    leaves = assignments({key: value}) if isinstance(value, dict) else [f"{key}={text}"]
     return [_own_set(where, leaf) for leaf in leaves]
 
 

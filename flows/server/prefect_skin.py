@@ -15,13 +15,12 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar, cast, get_type_hints
 
 from prefect import Flow, State, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed, Failed
@@ -31,10 +30,13 @@ from artifacts.cache.locks import LockAborted
 from artifacts.datasets import DataParams
 from flows.run_flow import Page, run_page
 from flows.server.environment import SERVED_BY
+from flows.server.run_outcome import one_line, outcome, publish
+from flows.server.run_parameters import with_deployments
+from flows.server.run_progress import ServerProgress, all_lines
 from tasks.engine.children import Stopped
 from tasks.engine.options import RunParams
 from tasks.engine.process_tree import die_with_parent
-from tasks.engine.progress import Lines, Reporter
+from tasks.engine.progress import Lines, Reporter, Silent
 from tasks.engine.runner import StageFailed
 from tasks.engine.skin import wait_interruptibly
 from tasks.engine.work_unit import UnitResult, WorkUnit
@@ -42,7 +44,6 @@ from tasks.engine.work_unit import UnitResult, WorkUnit
 log = logging.getLogger("maskmill")
 P = TypeVar("P")
 T = TypeVar("T")
-SHOWN_SKIPS = 50
 
 _work: dict[int, Callable[[], str]] = {}
 """What a task run has to do, by number: Prefect gets the number, never the work (it would copy it)."""
@@ -187,16 +188,18 @@ def run_flow(name: str, page: Page[P], data: DataParams, params: P, options: Run
     if server := os.environ.get(SERVED_BY):
         die_with_parent(int(server))
     caller = _caller.get() or Caller(_lines())
-    reporter = caller.reporter if options.progress else None
     try:
-        result = run_page(name, page, data, params, options, skin=PrefectSkin(), reporter=reporter)
+        data, params, options = with_deployments(data, params, options)
+        progress = ServerProgress((caller.reporter if options.progress else None) or Silent(), name)
+        with all_lines(), closing(progress):
+            result = run_page(name, page, data, params, options, skin=PrefectSkin(), reporter=progress)
         caller.summary = result.summary()
     except Exception as error:
         caller.error = error
         log.debug("failed", exc_info=True)
         return Failed(message=one_line(error))
-    _publish_scores(name, caller.summary)
-    return Completed(message=_outcome(caller.summary), data=caller.summary)
+    publish(name, caller.summary)
+    return outcome(caller.summary)
 
 
 def call_flow(flow: Flow[..., Any], reporter: Reporter | None, **parameters: Any) -> dict[str, Any]:
@@ -230,11 +233,6 @@ def _add_help(schema: dict[str, Any], kind: type[Any]) -> None:
             schema["properties"][item.name]["description"] = text
 
 
-def one_line(error: BaseException) -> str:
-    """An error for a state's message."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
 def _params_classes(kinds: Any) -> list[type[Any]]:
     """``kinds`` and the params classes inside them."""
     found: list[type[Any]] = []
@@ -252,43 +250,3 @@ def _lines() -> Reporter:
     if log.level == logging.NOTSET:
         log.setLevel(logging.INFO)
     return Lines()
-
-
-def _outcome(summary: dict[str, Any]) -> str:
-    """One line for the state: computed, skipped."""
-    computed = ", ".join(f"{stage['label']} {stage['computed']}" for stage in summary["stages"] if stage["computed"])
-    words = f"computed: {computed}" if computed else "nothing to compute, all was cached"
-    if skips := summary["skips"]:
-        words += f"; {len(skips)} skipped, the first: {skips[0]['key']}: {skips[0]['reason']}"
-    return words
-
-
-def _publish_scores(name: str, summary: dict[str, Any]) -> None:
-    """Scores, stages and skips as a markdown artifact. The run is done: an error here is a warning."""
-    try:
-        create_markdown_artifact(
-            _markdown(name, summary), key=f"maskmill-{name}", description=f"maskmill {name}: scores"
-        )
-    except Exception as error:
-        log.warning("the scores could not be shown in Prefect: %s", one_line(error))
-
-
-def _markdown(name: str, summary: dict[str, Any]) -> str:
-    """Scores, stages and skips for the server's artifact page."""
-    lines = [f"## maskmill {name}: {summary['run']}", "", "| masks | mIoU | pixel accuracy |", "|---|---|---|"]
-    lines += [
-        f"| {what} | {_percent(s.get('miou'))} | {_percent(s.get('pixel_accuracy'))} |"
-        for what, s in summary["scores"].items()
-    ]
-    lines += ["", "| stage | images | computed | seconds |", "|---|---|---|---|"]
-    lines += [f"| {s['label']} | {s['total']} | {s['computed']} | {s['seconds']:.1f} |" for s in summary["stages"]]
-    lines += ["", *(f"- {what}: `{os.path.abspath(path)}`" for what, path in summary["files"].items())]
-    skips = summary["skips"]
-    lines += ["", f"{len(skips)} skipped", ""]
-    lines += [f"- `{skip['key']}`: {skip['reason']}" for skip in skips[:SHOWN_SKIPS]]
-    lines += [f"- ... and {len(skips) - SHOWN_SKIPS} more in the manifest"] if len(skips) > SHOWN_SKIPS else []
-    return "\n".join(lines)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
 import socket
 import ssl
@@ -19,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import zoneinfo
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +28,6 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.markup import escape
 
-from artifacts.cache.atomic import write_text_atomic
 from artifacts.cache.locks import LockTaken, hold
 from artifacts.datasets.read import placed
 from flows.config import ConfigError, read_config
@@ -37,15 +35,15 @@ from flows.configure import configure, load
 from flows.registry import FLOWS
 from flows.run_flow import plan_page, read_sets
 from flows.server.environment import SERVED, api_configured, server_settings
+from flows.server.home import USER, Home
 from tasks.engine.children import Child, Stopped, Supervisor
 
-HEALTH_S = 180.0
-"""For the server's first answer: 10 s on an idle machine with a new database, much more on a busy one."""
+HEALTH_S = 600.0
+"""For the server's first answer: 10 s on an idle machine with a new database, minutes on a busy one (seen)."""
 REACH_S = 10.0
 """For a configured API to answer."""
 END_S = 15.0
 """For the runner to cancel its runs, and 5 s more for each deployment."""
-USER = "maskmill"
 
 
 @dataclass(frozen=True)
@@ -65,14 +63,17 @@ class Schedule:
 # -- what is served: checked before anything starts ------------------------------------------------------------------
 
 
-def prepare(configs: Sequence[str], schedule: Schedule) -> list[dict[str, Any]]:
-    """The deployments of ``configs`` as plain data. Raises :class:`ConfigError` and ``DataError``."""
+def prepare(configs: Sequence[str], schedule: Schedule, flow: str | None = None) -> list[dict[str, Any]]:
+    """The deployments of ``configs`` as plain data. Raises :class:`ConfigError` and ``DataError``.
+
+    ``flow``: of the configurations without a line ``flow: NAME``.
+    """
     if not configs:
         raise ConfigError(f"nothing to serve: name YAML files or shipped configurations, e.g. `{USER} serve demo-tiny`")
     check_schedule(schedule)
     found: dict[str, dict[str, Any]] = {}
     for config in configs:
-        item = deployment(config, schedule)
+        item = deployment(config, schedule, flow)
         if item["name"] in found:
             raise ConfigError(
                 f"two configurations are called {item['name']!r}; a deployment is named after its file, rename one"
@@ -81,12 +82,13 @@ def prepare(configs: Sequence[str], schedule: Schedule) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def deployment(config: str, schedule: Schedule) -> dict[str, Any]:
+def deployment(config: str, schedule: Schedule, flow: str | None = None) -> dict[str, Any]:
     """One configuration as a deployment: its validated values as parameters, paths made absolute."""
-    flow = read_config(config).values.get("flow")
-    if flow not in list(FLOWS):  # a list: YAML may give what cannot be hashed
+    flow = read_config(config).values.get("flow", flow)
+    if flow is None or flow not in list(FLOWS):  # a list: YAML may give what cannot be hashed
         known = ", ".join(FLOWS)
-        raise ConfigError(f"config {config}: `flow: NAME` must say which flow it is for (one of {known}), not {flow!r}")
+        what = "does not say which flow it is for" if flow is None else f"there is no flow {flow!r}"
+        raise ConfigError(f"config {config}: {what}: write a line `flow: NAME`, or give --flow NAME (one of {known})")
     job = configure(flow, None, config, (), {})
     page, _, _ = load(flow)
     plan_page(flow, page, read_sets(job.data, job.options), job.params, job.options)
@@ -159,61 +161,6 @@ def local_timezone() -> str:
 
 
 LOCALTIME, TIMEZONE = Path("/etc/localtime"), Path("/etc/timezone")
-
-
-# -- the home: database, password, identity --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Home:
-    """A private folder: the server's database, the password, this serve's name."""
-
-    path: Path
-
-    @classmethod
-    def open(cls, path: Path) -> Home:
-        """Make it (0700) if missing. Raises :class:`ConfigError` if it belongs to another user or is open to others."""
-        path = Path(os.path.abspath(path.expanduser()))
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        status = path.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o077:
-            raise ConfigError(
-                f"--home {path}: must be private (chmod 700), it holds a password; mode {status.st_mode & 0o777:o}"
-            )
-        return cls(path)
-
-    @property
-    def auth(self) -> str:
-        """``user:password`` of the server, made once."""
-        return self._once("auth", lambda: f"{USER}:{secrets.token_urlsafe(24)}")
-
-    @property
-    def owner(self) -> str:
-        """The tag of everything that this home's serve owns in a server."""
-        return self._once("owner", lambda: f"{USER}-serve-{secrets.token_hex(4)}")
-
-    def write(self, name: str, text: str) -> Path:
-        """Write a file that only its owner reads."""
-        path = self.path / name
-        before = os.umask(0o077)
-        try:
-            write_text_atomic(path, text)
-        finally:
-            os.umask(before)
-        path.chmod(0o600)
-        return path
-
-    def _once(self, name: str, make: Callable[[], str]) -> str:
-        path = self.path / name
-        if not path.exists():
-            self.write(name, make() + "\n")
-        return path.read_text().strip()
-
-
-def default_home() -> Path:
-    """``$XDG_STATE_HOME/maskmill/prefect``."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "maskmill" / "prefect"
 
 
 # -- the server ------------------------------------------------------------------------------------------------------
@@ -299,18 +246,25 @@ def wait_healthy(server: Child, url: str, log_file: Path, stop: threading.Event)
 
 
 def serve(
-    configs: Sequence[str], schedule: Schedule, *, home: Path, port: int, server: bool | None, console: Console
+    configs: Sequence[str],
+    schedule: Schedule,
+    *,
+    home: Path,
+    port: int,
+    server: bool | None,
+    console: Console,
+    flow: str | None = None,
 ) -> int:
     """Serve until SIGTERM or SIGINT; the exit code (0 after a signal, 1 if a part ended by itself).
 
-    ``server``: start one; ``None``: unless an API is configured.
+    ``server``: start one; ``None``: unless an API is configured. ``flow``: as for :func:`prepare`.
     """
     own = not api_configured() if server is None else server
     if not own and not api_configured():
         raise ConfigError("--no-server: no Prefect API is configured; set PREFECT_API_URL, or let serve start a server")
     if not own:
         check_api()
-    deployments = prepare(configs, schedule)
+    deployments = prepare(configs, schedule, flow)
     place = Home.open(home)
     try:
         with hold(place.path / "serve.lock", wait=False), _signals() as stop, Supervisor() as supervisor:
@@ -367,7 +321,8 @@ def _relay(line: str, console: Console, home: Home, port: int | None, schedule: 
     if port is not None:
         login = f"user {USER}; log in with what `cat {home.path / 'auth'}` prints"
         console.print(f"UI: http://127.0.0.1:{port} ({login})", highlight=False, soft_wrap=True)
-        console.print(f"in a shell: . {home.path / 'env'}; prefect flow-run ls", highlight=False, soft_wrap=True)
+        shell = f"in a shell: . {home.path / 'env'}; prefect flow-run ls --state-type RUNNING"
+        console.print(shell, highlight=False, soft_wrap=True)
     console.print(f"run one now: prefect deployment run '{event['deployments'][0]}'", highlight=False, soft_wrap=True)
 
 

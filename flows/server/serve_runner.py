@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 from uuid import UUID
 
 from prefect import Flow, State, get_client
@@ -48,9 +48,8 @@ from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.callables import ParameterSchema
 
 from flows.server.environment import SERVED_BY
+from flows.server.turns import ALIVE, WAITS, tell, turns
 
-ALIVE = [StateType.RUNNING, StateType.CANCELLING, StateType.PENDING]
-"""States that only a living runner's runs can be in."""
 TAKEN_EARLY = timedelta(minutes=1)
 """A runner takes runs 10 s before they are due, and puts back those that find no slot by 30 s."""
 PAGE = 200
@@ -74,7 +73,7 @@ async def serve(spec: dict[str, Any]) -> None:
         stale = await reconcile(client, owner, [deployment.full_name for deployment in deployments])
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    runner = _Runner(lambda: loop.call_soon_threadsafe(stop.set))
+    runner = _Runner(lambda: loop.call_soon_threadsafe(stop.set), owner)
     ids = [await runner.aadd_deployment(deployment) for deployment in deployments]
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -83,30 +82,51 @@ async def serve(spec: dict[str, Any]) -> None:
     send_event("ready", deployments=[deployment.full_name for deployment in deployments], stale=stale)
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not serving.done():
-        await shut_down(runner, serving, ids)
+        await shut_down(runner, serving, ids, owner)
     stopping.cancel()
     await serving
 
 
 class _Runner(Runner):
-    """Prefect's runner, without its own way of ending at SIGTERM."""
+    """Prefect's runner, without its own way of ending at SIGTERM and its own order of runs."""
 
-    def __init__(self, on_sigterm: Any) -> None:
+    def __init__(self, on_sigterm: Any, owner: str) -> None:
         super().__init__(name="maskmill", pause_on_shutdown=False)
         self._on_sigterm = on_sigterm
+        self._owner = owner
+
+    async def __aenter__(self) -> Self:
+        """Take the order of runs over: Prefect has no public place for it."""
+        await super().__aenter__()
+        self._scheduled_run_poller._get_scheduled_flow_runs = self._due  # type: ignore[method-assign]
+        return self
+
+    async def _due(self) -> list[FlowRun]:
+        """What is to be started now, of all that is due (:mod:`flows.server.turns`)."""
+        poller = self._scheduled_run_poller
+        now = datetime.now(UTC)
+        soon = now + timedelta(seconds=self._prefetch_seconds)
+        runs = await _runs(self._client, self._owner, [*ALIVE, StateType.SCHEDULED], before=soon)
+        served = self._deployment_registry.get_deployment_ids()
+        found = turns([run for run in runs if run.deployment_id in served], now, poller._submitting_flow_run_ids)
+        await tell(self._client, found)
+        return found.start
 
     def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
         """Begin the orderly end."""
         self._on_sigterm()
 
 
-async def shut_down(runner: Runner, serving: asyncio.Task[None], deployments: Sequence[UUID]) -> None:
+async def shut_down(runner: Runner, serving: asyncio.Task[None], deployments: Sequence[UUID], owner: str) -> None:
     """No new runs, cancel those that are there, leave."""
     async with get_client() as client:
         for deployment in deployments:
             with suppress(Exception):  # the server may be gone: then there is nothing to pause
                 await client.pause_deployment(deployment)
-    await runner.astop()
+        dropping = asyncio.create_task(drop_missed(client, owner, served=True))  # beside the rest: there are seconds
+        await runner.astop()
+        with suppress(Exception):
+            await dropping
     while not serving.done():
         # A run that was just being started is not among those that astop has seen.
         with suppress(Exception):
@@ -165,17 +185,7 @@ async def reconcile(client: PrefectClient, owner: str, served: Sequence[str]) ->
         crashed: State[Any] = Crashed(message="maskmill serve ended while this ran; its cache holds what was done")
         await client.set_flow_run_state(run.id, crashed, force=True)
         stale.append(run.name)
-    now = datetime.now(UTC)
-    for run in await _runs(client, owner, [StateType.SCHEDULED], before=now + TAKEN_EARLY):
-        if not run.auto_scheduled:
-            continue
-        if run.expected_start_time is None or run.expected_start_time > now:
-            # Scheduled with the config of then, and kept by Prefect if it was touched. It is made anew.
-            await client.delete_flow_run(run.id)
-        else:
-            # As cron has it: what was missed is missed. All of them at once, when it comes back, would not help.
-            missed: State[Any] = Cancelled(name="Missed", message="maskmill serve was not running at its time")
-            await client.set_flow_run_state(run.id, missed, force=True)
+    await drop_missed(client, owner)
     for deployment in await client.read_deployments(
         deployment_filter=DeploymentFilter(tags=DeploymentFilterTags(all_=[owner]))
     ):
@@ -186,13 +196,32 @@ async def reconcile(client: PrefectClient, owner: str, served: Sequence[str]) ->
     return stale
 
 
+async def drop_missed(client: PrefectClient, owner: str, *, served: bool = False) -> None:
+    """Scheduled runs that nobody began become Missed, and say why. Those that people asked for stay in the queue.
+
+    ``served``: they were due while serve was there. Of those that an earlier serve left, their state tells.
+    """
+    now = datetime.now(UTC)
+    for run in await _runs(client, owner, [StateType.SCHEDULED], before=now + TAKEN_EARLY):
+        if not run.auto_scheduled:
+            continue
+        if run.expected_start_time is None or run.expected_start_time > now:
+            # Scheduled with the config of then, and kept by Prefect if it was touched. It is made anew.
+            await client.delete_flow_run(run.id)
+        else:
+            # As cron has it: what was missed is missed. All of them at once, when it comes back, would not help.
+            why = "ended before its turn" if served or run.state_name == WAITS else "was not running at its time"
+            missed: State[Any] = Cancelled(name="Missed", message=f"maskmill serve {why}")
+            await client.set_flow_run_state(run.id, missed, force=True)
+
+
 async def _runs(
-    client: PrefectClient, owner: str, types: list[StateType], before: datetime | None = None
+    client: PrefectClient, owner: str, types: Sequence[StateType], before: datetime | None = None
 ) -> list[FlowRun]:
     """This owner's runs in one of these states, due ``before``."""
     filters = FlowRunFilter(
         tags=FlowRunFilterTags(all_=[owner]),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types)),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))),
         expected_start_time=FlowRunFilterExpectedStartTime(before_=cast("Any", before)) if before else None,
     )
     found: list[FlowRun] = []

@@ -73,7 +73,9 @@ def sampler(data: FitData, params: BPGParams, fill: tuple[int, int, int]) -> Sam
 
     ``fill`` is the colour that smaller images are padded with.
     """
-    transform = Augmentation(params.crop, params.scale_range, params.flip, params.colour_jitter, fill).build()
+    transform = Augmentation(
+        params.crop, params.scale_range, params.flip, params.colour_jitter, fill, params.output_stride
+    ).build()
 
     def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Tensor]:
         item = data.item(index)
@@ -137,7 +139,7 @@ def masks_items(items: Sequence[Item], params: BPGPredictParams) -> list[Arrays]
         found = []
         for item, (scores, edge) in zip(part, maps_of(part, params), strict=True):
             known = set(np.unique(item.up["known"]["mask_hw"]).tolist()) - {UNDECIDED}
-            found.append({"mask_hw": inference.mask_among(item, known, scores, params), **edge})
+            found.append({**inference.mask_among(item, known, scores, params), **edge})
         return found
 
     return by_size(items, of_one_size)

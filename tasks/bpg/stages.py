@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 from tasks.bounds import bounded, number
 from tasks.crf.params import CRFParams
 from tasks.deeplab.stages import VOC_TEST, PredictParams, TestTimeParams
-from tasks.stage import CRF_MASK, IMAGES_AT_ONCE, PARAMS_CONFIG, FitStage, MapStage
+from tasks.stage import CRF_MASK, IMAGES_AT_ONCE, LABEL_PROB, PARAMS_CONFIG, FitStage, MapStage
 from tasks.training import weights as weights_files
 from tasks.training.backbone import BackboneParams
 
@@ -140,7 +140,7 @@ def fit(params: BPGParams, *, name: str = "bpg") -> FitStage:
     source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
     return FitStage(
         name=name,
-        version=1,
+        version=2,
         params=dataclasses.replace(params.semantic(), weights=source.semantic, test=TestTimeParams()),
         reads=("image",),
         function="tasks.bpg.network:train",
@@ -158,13 +158,19 @@ def predict(params: BPGParams, *, name: str = "bpg-predict", crf: CRFParams | No
     return _labelling(params, name, "predict", crf, params.learns_edges)
 
 
-def masks(params: BPGParams, *, name: str = "bpg-masks", crf: CRFParams | None = None) -> MapStage:
+def masks(
+    params: BPGParams, *, name: str = "bpg-masks", crf: CRFParams | None = None, confidence: bool = False
+) -> MapStage:
     """The stage that labels the training images: role ``net`` is the fit, ``known`` the scribbles' ``mask_hw``.
 
-    A pixel is background or one of the classes that are scribbled in its image; with ``crf`` after it. Otherwise as
-    :func:`predict`.
+    A pixel is background or one of the classes that are scribbled in its image; with ``crf`` after it. ``confidence``:
+    with ``label_prob_hw``. Otherwise as :func:`predict`.
     """
-    return _labelling(params, name, "masks", crf, params.learns_edges)
+    stage = _labelling(params, name, "masks", crf, params.learns_edges)
+    if not confidence:
+        return stage
+    kept = dataclasses.replace(stage.params, confidence=True)
+    return dataclasses.replace(stage, params=kept, outputs=(*stage.outputs, LABEL_PROB))
 
 
 def _labelling(params: BPGParams, name: str, what: str, crf: CRFParams | None, boundary: bool) -> MapStage:
@@ -172,7 +178,7 @@ def _labelling(params: BPGParams, name: str, what: str, crf: CRFParams | None, b
     heat = (BOUNDARY,) if boundary else ()
     return MapStage(
         name=name,
-        version=1,
+        version=2,
         params=BPGPredictParams(
             params.network,
             params.width,

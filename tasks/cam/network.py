@@ -69,7 +69,9 @@ def tagged_sampler(data: FitData, params: BackboneParams, fill: tuple[int, int, 
     ``tags`` ``(K,)`` float32: 1 for the image's own. ``target``: also ``labels`` ``(crop, crop)`` uint8, the label map
     that role ``target`` gives, 255 on padding. Raises ``SkipImage`` for an image whose tags are not known.
     """
-    transform = Augmentation(params.crop, params.scale_range, params.flip, params.colour_jitter, fill).build()
+    transform = Augmentation(
+        params.crop, params.scale_range, params.flip, params.colour_jitter, fill, params.output_stride
+    ).build()
 
     def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Tensor]:
         item = data.item(index)

@@ -94,7 +94,7 @@ def fit(params: CamParams, *, name: str = "classifier") -> FitStage:
     source = weights_files.resolve(params.weights, params.network, "params.cam.weights")
     return FitStage(
         name=name,
-        version=1,
+        version=2,
         params=dataclasses.replace(params.semantic(), weights=source.semantic, maps=MapParams()),
         reads=("image", "tags"),
         function="tasks.cam.network:train",
@@ -112,7 +112,7 @@ def maps(params: CamParams, *, name: str = "cam") -> MapStage:
     """
     return MapStage(
         name=name,
-        version=1,
+        version=2,
         params=CamNet(params.network, params.width, params.output_stride, params.atrous, params.maps),
         reads=("image", "tags"),
         outputs=("probs_chw", "classes_c"),

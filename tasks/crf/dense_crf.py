@@ -295,6 +295,7 @@ def from_boxes(params: BoxCRFParams = BoxCRFParams()) -> MapStage:
         outputs=("mask_hw",),
         function="tasks.crf.dense_crf:boxes_item",
         holds_classes=True,
+        numbers_of_labels=True,
         uses_torch=params.crf.uses_torch,
     )
 

@@ -12,16 +12,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from artifacts.records import DataError, ImageRGB, MaskHW
+from artifacts.records import DataError, ImageRGB
 from models.lgsa_deeplab import LGSADeepLab
 from models.network import Segmenter
-from models.resample import MIN_SIDE, extend, scale_images
+from models.resample import MIN_SIDE, extend, resize, scale_images
 from tasks.boxes import usable_boxes
 from tasks.crf.dense_crf import dense_crf, from_probabilities, stage_device
 from tasks.deeplab.build import build_network
 from tasks.deeplab.stages import Keep, PredictParams
 from tasks.evaluate.score import confusion, read_as_wrong
-from tasks.stage import CRF_MASK, Arrays, Item, SkipImage, by_size, image_of
+from tasks.stage import CRF_MASK, LABEL_PROB, Arrays, Item, SkipImage, by_size, image_of
 from tasks.training.context import FitData
 from tasks.training.loop import Monitor
 from tasks.training.networks import load_network
@@ -63,17 +63,23 @@ def masks_of(item: Item, scores: Tensor, params: PredictParams) -> Arrays:
     return arrays
 
 
-def mask_among(item: Item, classes: Iterable[int], scores: Tensor, params: PredictParams) -> MaskHW:
-    """``mask_hw`` of background and ``classes`` alone, by a CRF on their probabilities if there is one."""
+def mask_among(item: Item, classes: Iterable[int], scores: Tensor, params: PredictParams) -> Arrays:
+    """``mask_hw`` of background and ``classes`` alone, by a CRF on their probabilities if there is one.
+
+    With ``params.confidence`` also ``label_prob_hw``: the label's share of these classes' probabilities (with a CRF,
+    its marginal), in 255ths.
+    """
     own = np.array([0, *sorted(set(classes) - {0})], np.uint8)
     probs = probabilities_of(scores, params)[torch.from_numpy(own.astype(np.int64)).to(scores.device)]
-    if params.crf is None:
-        best = probs.argmax(0).cpu().numpy()
-    else:
-        unary = from_probabilities(probs.cpu().numpy(), params.floor)
-        device = stage_device(params.crf, item.device)
-        best = dense_crf(image_of(item), unary, params.crf, device=device).argmax(0)
-    return np.asarray(own[best], np.uint8)
+    found_chw = probs.cpu().numpy()
+    if params.crf is not None:
+        unary = from_probabilities(found_chw, params.floor)
+        found_chw = dense_crf(image_of(item), unary, params.crf, device=stage_device(params.crf, item.device))
+    arrays: Arrays = {"mask_hw": np.asarray(own[found_chw.argmax(0)], np.uint8)}
+    if params.confidence:
+        share_hw = found_chw.max(0) / np.maximum(found_chw.sum(0), np.finfo(np.float32).tiny)
+        arrays[LABEL_PROB] = np.round(255 * share_hw).astype(np.uint8)
+    return arrays
 
 
 def probs_item(item: Item, params: PredictParams) -> Arrays:
@@ -210,13 +216,16 @@ def batch_scores(
 
 
 def attention_maps(network: Segmenter, image_rgb: ImageRGB, xy: tuple[float, float]) -> list[NDArray[np.float32]]:
-    """Of each self-attention module, W's row of the cell under pixel ``x, y``: ``(h, w) float32`` that sums to 1.
+    """Of each self-attention module, W's row of the cell under pixel ``x, y``: ``(h, w) float32`` over the image.
 
-    ``ValueError`` for a network without modules, or a pixel outside the image.
+    A row sums to 1, what falls on the image's extension to whole cells included. ``ValueError`` for a network without
+    modules, or a pixel outside the image.
     """
     if not isinstance(network, LGSADeepLab):
         raise ValueError("this network has no self-attention")
     device = next(network.parameters()).device
     image = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None].to(device).float()
     with torch.inference_mode():
-        return [row[0].cpu().numpy() for row in network.attention_rows(image, (xy[1], xy[0]))]
+        rows = network.attention_rows(image, (xy[1], xy[0]))
+        _, share = network.whole(image)
+        return [resize(row[None], (row.shape[1], row.shape[2]), share)[0, 0].cpu().numpy() for row in rows]

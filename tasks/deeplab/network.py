@@ -42,7 +42,7 @@ def train(context: FitContext) -> dict[str, Tensor]:
     network = initial_network(context, params, build, key="params.deeplab.weights")
     if params.channels_last:
         network = network.to(memory_format=torch.channels_last)
-    model = MultiScaleInputs(network) if params.multi_scale_inputs else network
+    model = MultiScaleInputs(network, params.output_stride) if params.multi_scale_inputs else network
     iterations = params.total_iterations(len(context.train))
     schedule = poly(iterations, params.poly_power)
     if params.lgsa is not None:
@@ -76,7 +76,9 @@ def sampler(data: FitData, params: DeepLabFitParams, fill: tuple[int, int, int])
 
     ``fill`` is the colour that smaller images are padded with.
     """
-    transform = Augmentation(params.crop, params.scale_range, params.flip, params.colour_jitter, fill).build()
+    transform = Augmentation(
+        params.crop, params.scale_range, params.flip, params.colour_jitter, fill, params.output_stride
+    ).build()
 
     def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Tensor]:
         item = data.item(index)

@@ -108,6 +108,8 @@ class PredictParams:
     """Floor of the probabilities that enter the CRF (pydensecrf's)."""
     keep: Keep = field(default="tags", metadata=WHEN_SET)
     """As :func:`predict_probs` has it."""
+    confidence: bool = field(default=False, metadata=WHEN_SET)
+    """Whether masks of the training images come with the probability of each pixel's label."""
 
     def __post_init__(self) -> None:
         bounded(self, "predict")
@@ -170,7 +172,7 @@ def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None
     own |= {"weights": source.semantic, "test": TestTimeParams()}
     return FitStage(
         name=name,
-        version=2,
+        version=3,
         params=DeepLabFitParams(**own, lgsa=lgsa),
         reads=("image",),
         function="tasks.deeplab.network:train",
@@ -193,7 +195,7 @@ def predict(
     """
     return MapStage(
         name=name,
-        version=2,
+        version=3,
         params=_predict_params(params, crf, lgsa),
         reads=("image",),
         outputs=("mask_hw",) if crf is None else ("mask_hw", CRF_MASK),
@@ -219,7 +221,7 @@ def predict_probs(
     """
     return MapStage(
         name=name,
-        version=1,
+        version=2,
         params=dataclasses.replace(_predict_params(params, None, lgsa), keep=keep),
         reads=("image",) if keep == "all" else ("image", keep),
         outputs=("probs_chw", "classes_c"),

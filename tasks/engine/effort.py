@@ -22,11 +22,13 @@ class Effort(NamedTuple):
     amount: float
 
 
-def of_map(stage: MapStage, options: RunParams, images: int) -> Effort:
-    """An image costs what it cost before, if the params are the same and the machine is used in the same way."""
+def of_map(stage: MapStage, options: RunParams, images: int, dataset: str) -> Effort:
+    """An image costs what one of its data set (of its size) cost before, if the params are the same and the machine is
+    used in the same way.
+    """
     how: list[int | str] = [options.worker_count, options.device if stage.uses_torch else "cpu"]
     how += [options.engine] if options.engine != "local" else []
-    return Effort(keys.digest([stage.name, stage.version, stage.params, how]), images)
+    return Effort(keys.digest([stage.name, stage.version, stage.params, dataset, how]), images)
 
 
 def of_fit(stage: FitStage, options: RunParams, samples: int) -> Effort:

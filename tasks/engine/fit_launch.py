@@ -6,18 +6,21 @@ killer ends the fit and not the run; ``launch="inline"`` runs it here (tests, sc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from artifacts import keys
-from artifacts.cache.fit_store import FitStore, Publication, share_new
+from artifacts.cache.fit_store import Difference, FitStore, Publication
 from artifacts.records import Kind, RecordSet, Skip
 from tasks.engine.children import ROOT, Stopped, Supervisor
 from tasks.engine.fit_spec import FitSpec, plain_params
@@ -25,13 +28,15 @@ from tasks.engine.image_task import ImageTask, stated_size
 from tasks.engine.options import RunParams
 from tasks.engine.pending import FitMembers, Sources, weights_digests
 from tasks.engine.progress import Reporter
-from tasks.stage import FitHandle, FitStage, Handle, resolve
+from tasks.engine.refit import Refit, pin_text
+from tasks.stage import FitHandle, FitStage, Handle, fits_above, resolve
 
 log = logging.getLogger("maskmill")
 
 
 FIT_PROCESS = "tasks.training.fit_process"
 """By name, not imported: training builds on the engine, not the other way round."""
+LOG_EVERY_S = 10.0
 MONITOR_READS: tuple[Kind, ...] = ("image", "truth")
 
 
@@ -52,7 +57,8 @@ class FitPlan:
     """role -> path of an input file or of an upstream checkpoint."""
     prefixes: Mapping[str, str] = field(default_factory=dict)
     publication: Publication | None = None
-    pinned: bool = False
+    pinned: str = ""
+    """What is said of the older fit that stands in (:func:`tasks.engine.refit.pin_text`)."""
     newest: int = 0
     """Number of the newest publication under the own stamp, whole or not."""
     newer_than: int = 0
@@ -78,7 +84,7 @@ class FitPlan:
             self,
             stamp=self.own_stamp,
             publication=None,
-            pinned=False,
+            pinned="",
             newer_than=self.newest,
             note="fitted again (rerun)",
             surprising=False,
@@ -93,9 +99,10 @@ class FitPlan:
         """Images of ``members`` that the published fit was done without; reported by each run that uses it."""
         if self.publication is None:
             return []
-        current = {task.key for task in members}
+        current = {task.key: task.stamp for task in members}
+        seen = {key for key, digest in self.publication.members if current.get(key) == digest}  # not mended since
         listed = [Skip(*entry) for entry in self.publication.info.get("skips", ())]
-        return [replace(skip, stage=label) for skip in listed if skip.key in current]
+        return [replace(skip, stage=label) for skip in listed if skip.key in seen]
 
 
 def plan(
@@ -110,8 +117,12 @@ def plan(
 ) -> FitPlan:
     """Stamp, lineage and (perhaps pinned) publication of a fit over ``usable.members``.
 
+    A plan of a dry run knows no stamp where upstream arrays are not made yet; whether it is pinned, it knows all the
+    same, unless that depends on them.
+
     A lineage is (address, data set, split, seed, digests of initial weights and inputs): only within one can an older
-    fit stand in for a new one (``refit``).
+    fit stand in for a new one (``refit``). So fits are decided one by one, in page order: where one is done again,
+    those that build on it are, too; where it is pinned, they see the same weights as before.
     """
     weights = weights_digests(stage, upstream, sources)
     fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
@@ -119,28 +130,65 @@ def plan(
         role: h.path for role, h in fits.items()
     }
     prefixes = {role: handle.prefix for role, handle in fits.items() if handle.prefix}
-    if weights is None or usable.unknown:
+    if weights is None:
         return FitPlan(None, inputs=inputs, prefixes=prefixes)
     init = weights.pop("init", None)
     lineage = keys.digest([address, records.dataset, records.split, stage.seed, init, weights])
     members = [(task.key, task.stamp) for task in usable.members]
-    stamp = keys.fit_stamp(members=members, inputs=weights, init=init, seed=stage.seed)
-    store = FitStore(cache)
-    published = store.published(address, stamp, accept=sources.sound)
-    newest = store.newest_number(address, stamp)
-    newer_than = newest if published is None else 0
-    found = FitPlan(stamp, stamp, lineage, inputs, prefixes, published, newest=newest, newer_than=newer_than)
-    if published is not None or options.refit == "changed":
+    if usable.unknown:
+        found = FitPlan(None, inputs=inputs, prefixes=prefixes)
+    else:
+        stamp = keys.fit_stamp(members=members, inputs=weights, init=init, seed=stage.seed)
+        store = FitStore(cache)
+        published = store.published(address, stamp, accept=sources.sound)
+        newest = store.newest_number(address, stamp)
+        newer_than = newest if published is None else 0
+        found = FitPlan(stamp, stamp, lineage, inputs, prefixes, published, newest=newest, newer_than=newer_than)
+    if found.publication is not None or options.refit == "changed":
         return found
-    older = store.newest_of_lineage(address, lineage, accept=sources.sound)
-    if older is None:
-        note = f"refit={options.refit}, but there is no earlier fit to pin (same stage, data set, split and seed)"
-        return replace(found, note=f"{note}: it is fitted", surprising=True)
-    new = share_new(older, members)
-    if options.refit == "share_new" and new >= options.share_new:
-        return replace(found, note=f"{new:.0%} of the images are new to the last fit: it is fitted again")
-    note = f"pinned to the fit of {older.stamp}, to which {new:.0%} of the images are new"
-    return replace(found, publication=older, pinned=True, stamp=older.stamp, note=note)
+    above = max((math.inf if fit.digest is None else fit.published for fit in fits_above(upstream)), default=0.0)
+    return _pinned(found, cache, address, lineage, above, members, usable.unknown, sources, options)
+
+
+def _pinned(
+    own: FitPlan,
+    cache: Path,
+    address: str,
+    lineage: str,
+    above: float,
+    members: Sequence[tuple[str, str]],
+    unknown: Sequence[str],
+    sources: Sources,
+    options: RunParams,
+) -> FitPlan:
+    """The plan ``own`` with the last fit in its place, if ``refit`` says so; else with a note why it is fitted.
+
+    ``above``: when the youngest network was published with which the data were made. One that is younger than the last
+    fit makes all of them other data. ``unknown``: keys of further members, which have no digest yet (a dry run).
+    """
+    refit, store = Refit.parse(options.refit), FitStore(cache)
+    last = store.last_of_lineage(address, lineage)
+    if last is None:
+        note = f"refit={options.refit}, but there is no earlier fit to pin (same stage, data set, split, seed and"
+        note += " upstream networks): it is fitted"
+        return replace(own, note=note, surprising=refit.kind == "never")
+    sound = None if isinstance(last, Path) else store.published(address, last.stamp, accept=sources.sound)
+    if sound is None:
+        where = last if isinstance(last, Path) else last.path
+        note = f"refit={options.refit}, but the fit to pin is damaged ({where}): it is fitted"
+        return replace(own, note=note, surprising=True)
+    before = dict(sound.members)
+    difference = Difference.between(sound, [*members, *((key, before.get(key, "")) for key in unknown)])
+    doubtful = len(before.keys() & set(unknown))
+    due = refit.due(difference, time.time() - sound.published, doubtful)
+    text = pin_text(sound.published, difference, doubtful)
+    if above > sound.published:
+        return replace(own, note=f"refit={options.refit}: fitted again, like a network that its data are made with")
+    if due is None:
+        return own
+    if due:
+        return replace(own, note=f"refit={options.refit}: fitted again, no longer {text}")
+    return replace(own, publication=sound, pinned=text, stamp=sound.stamp, note=text)
 
 
 @dataclass(frozen=True)
@@ -169,6 +217,8 @@ class FitRun:
     train: RecordSet
     monitor: RecordSet | None
     members: list[ImageTask]
+    told: float = field(default=0.0, init=False)
+    """When the last line of progress was written to the fit's log."""
 
     def run(self) -> FitPlan:
         """Fit (or wait for another process that does), and return the plan with its publication."""
@@ -178,6 +228,8 @@ class FitRun:
             raise FitFailed(f"{self.label}: no training images: none of the {len(self.train)} can be used")
         spec = self._spec()
         run.reporter.stage(self.label, 0, 0, "iterations")
+        where = f"{self.address}/{self.plan.stamp}"
+        self._say(f"begins: {len(self.members):,} images, device {run.options.device}, {run.options.launch}; {where}")
         if run.options.launch == "inline":
             resolve(f"{FIT_PROCESS}:run_spec")(spec, self._event, stop=run.stop)
         else:
@@ -186,6 +238,7 @@ class FitRun:
         if publication is None:
             raise FitFailed(f"{self.label}: the fit ended, but {self.address}/{self.plan.stamp} holds no publication")
         run.reporter.done(self.label, str(publication.info.get("device", "")))
+        self._say(f"published: {publication.weights}")
         return replace(self.plan, publication=publication)
 
     def _spec(self) -> FitSpec:
@@ -256,7 +309,7 @@ class FitRun:
             # The folder in which the run was started is not on its path (-P): it may hold a "tasks" of its own.
             [sys.executable, "-P", "-m", FIT_PROCESS, str(path)],
             on_line=on_line,
-            log_file=run.folder() / f"{self.label}.log",
+            log_file=self._log_file,
             # Threads that spin while they wait for each other are 20 times slower on cores that others use too.
             env={"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONPATH": _module_path()},
         )
@@ -271,7 +324,7 @@ class FitRun:
             message = last.get("message") if last.get("event") == "error" else child.error_tail[-2000:]
             raise FitFailed(
                 f"{self.label}: the fit ended with exit code {code}: {message or 'no message'}; all that it said:"
-                f" {run.folder() / f'{self.label}.log'}"
+                f" {self._log_file}"
             )
 
     def _stopped(self) -> str:
@@ -290,6 +343,7 @@ class FitRun:
     def _event(self, event: Mapping[str, Any]) -> None:
         """One line of the fit's report."""
         reporter, kind = self.of_run.reporter, event.get("event")
+        self._log_event(event)
         if kind == "progress":
             note = f"loss {event['loss']:.3f}" if isinstance(event.get("loss"), float) else ""
             reporter.total(self.label, int(event.get("total", 0)))
@@ -298,6 +352,33 @@ class FitRun:
             reporter.advance(self.label, 0, f"waits for {event.get('for')}")
         elif kind == "warning":
             log.warning("%s: %s", self.label, event.get("message"))
+
+    @property
+    def _log_file(self) -> Path:
+        """What the fit says, events and stderr; ``maskmill runs log --stage`` shows it."""
+        return self.of_run.folder() / f"{self.label}.log"
+
+    def _log_event(self, event: Mapping[str, Any]) -> None:
+        """An event as a line of the fit's log; of progress one every few seconds, the first and the last."""
+        values = {name: value for name, value in event.items() if name not in ("event", "step", "total", "message")}
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, float))
+        step, total = int(event.get("step", 0)), int(event.get("total", 0))
+        now = time.monotonic()
+        match event.get("event"):
+            case "progress" if now - self.told >= LOG_EVERY_S or step >= total:
+                self.told = now
+                self._say(f"{step:,} of {total:,} iterations {numbers}".rstrip())
+            case "waiting":
+                self._say(f"waits for {event.get('for')}")
+            case "warning" | "error" as kind:
+                self._say(f"{kind}: {event.get('message')}")
+            case "skip":
+                self._say(f"skipped: {event.get('key')}: {event.get('reason')}")
+
+    def _say(self, text: str) -> None:
+        """A line of the fit's log. A full disk costs the line, not the fit."""
+        with contextlib.suppress(OSError), open(self._log_file, "a", encoding="utf-8", errors="replace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
 
 def _module_path() -> str:

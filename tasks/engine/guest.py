@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import operator
 import os
 import pickle
 import socket
@@ -200,11 +199,11 @@ def _unseen(unit: WorkUnit, store: MaskStore) -> str:
         if not os.path.exists(path):
             return path
     wanted = sorted({(address, task.key, stamp) for task in unit.tasks for address, stamp in task.up.values()})
-    for address, pairs in itertools.groupby(wanted, key=operator.itemgetter(0)):
+    for address, pairs in itertools.groupby(wanted, key=lambda one: one[0]):
         entries = store.entries(address)
         if any((key, stamp) not in entries for _, key, stamp in pairs):
             store.refresh(address)
-            return address
+            return str(address)
     return ""
 
 

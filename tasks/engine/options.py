@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 from artifacts import keys
 from artifacts.export.items import FORMATS
 from tasks.bounds import bounded, number
+from tasks.engine.refit import Refit
 from tasks.stage import PARAMS_CONFIG
 
 ENGINES = ("local", "dask", "ray")
@@ -40,10 +41,12 @@ class RunParams:
     launch: Literal["process", "inline"] = _option("process", "each fit in a process of its own, or inline")
     rerun: tuple[str, ...] = _option((), "labels of stages to run again although they are cached")
     until: str = _option("", "label of the last stage; the results up to it are scored, drawn and exported")
-    refit: Literal["changed", "never", "share_new"] = _option(
-        "changed", "fit again when the data changed, never, or when the share of new images reaches share_new"
+    refit: str = _option(
+        "changed",
+        "when a network is trained again: changed (its data changed), never, share:X (X of the last fit's pictures are"
+        " new, changed or gone, e.g. share:0.1), days:N (its data changed and the last fit is N days old, e.g. days:7);"
+        " until then new pictures use the last one",
     )
-    share_new: float = _number(0.1, 0.0, 1.0, "with refit=share_new: share of images that are new since the last fit")
     loader_workers: int = _number(-1, -1, 1024, "loader processes of one fit; -1: none on a CPU, up to 8 on a GPU")
     checkpoint_every_s: float = _number(60.0, 0.0, 1e9, "seconds between a fit's checkpoints")
     image_timeout_s: float = _number(
@@ -57,6 +60,7 @@ class RunParams:
         bounded(self, "options")
         if self.cluster[0] not in ENGINES or self.engine.endswith(":") or self.engine.startswith("local:"):
             raise ValueError(f"engine={self.engine}: there are local, dask, dask:ADDRESS, ray and ray:ADDRESS")
+        Refit.parse(self.refit)
         if unknown := [name for name in self.export if name not in FORMATS]:
             raise ValueError(f"export {', '.join(unknown)}: there are {', '.join(FORMATS)}")
 

@@ -45,7 +45,8 @@ class FitMembers:
     members: list[ImageTask] = field(default_factory=list)
     """One task per usable image; ``stamp`` is the member's digest."""
     skips: list[Skip] = field(default_factory=list)
-    unknown: int = 0
+    unknown: list[str] = field(default_factory=list)
+    """Keys of images whose upstream output is not known yet (only while planning)."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Sources:
     digests: ImageDigests
     store: MaskStore
     labels: dict[tuple[str, Kind], str] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
+    """Key -> digest of its image."""
     files: dict[str, str] = field(default_factory=dict)
     loaded: dict[str, dict[str, str]] = field(default_factory=dict)
     """Weights file -> digests of its tensors."""
@@ -66,6 +69,21 @@ class Sources:
         if (key, kind) not in self.labels:
             self.labels[key, kind] = record.label_digest(kind)
         return self.labels[key, kind]
+
+    def image(self, key: str, path: Path | str) -> str:
+        """Digest of an image file. Raises :class:`DataError` or ``OSError`` if it cannot be read."""
+        self.images[key] = found = self.digests.digest(path)
+        return found
+
+    def pictures(self, records: RecordSet) -> dict[str, dict[str, str]]:
+        """Key -> the beginnings of all digests that are known of its image and labels (``runs.Pictures``)."""
+        found = {
+            key: {"image": self.images[key][:16]} if key in self.images else {} for key in map(records.key, records)
+        }
+        for (key, kind), digest in self.labels.items():
+            if key in found:
+                found[key][kind] = digest[:16]
+        return found
 
     def file(self, path: Path) -> str:
         """Digest of an input file's content. Raises :class:`DataError` if it cannot be read."""
@@ -171,7 +189,7 @@ def fit_members(
         key = records.key(record)
         above = {role: handle.produced.get(key) for role, handle in maps.items()}
         if any(produced is None for produced in above.values()):
-            usable.unknown += 1
+            usable.unknown.append(key)
             continue
         known = {role: produced for role, produced in above.items() if produced is not None}
         if any(produced.output is None for produced in known.values()):
@@ -243,7 +261,7 @@ def _member(
     if any(produced.output is None for produced in above.values()):
         return None, {}
     try:
-        image = sources.digests.digest(record.image) if "image" in stage.reads else None
+        image = sources.image(key, record.image) if "image" in stage.reads else None
         labels: dict[str, str] = {kind: sources.label(key, record, kind) for kind in stage.reads if kind != "image"}
         if (size_hw := stated_size(record, stage.reads)) is not None:
             labels["size_hw"] = "{} {}".format(*size_hw)

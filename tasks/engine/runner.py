@@ -11,6 +11,7 @@ A *skin* (``tasks/engine/skin.py``) decides how the pending units are waited for
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -21,8 +22,8 @@ from types import TracebackType
 from typing import Any
 
 from artifacts.cache.fit_store import digest_of, part_digests
-from artifacts.cache.locks import LockAborted
-from artifacts.cache.runs import RunFolder, library_versions, write_stamps
+from artifacts.cache.locks import LockAborted, hold
+from artifacts.cache.runs import IN_USE, RunFolder, library_versions, write_pictures, write_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import ImageDigests
 from artifacts.records import DataError, Record, RecordSet, Sets, Skip
@@ -34,6 +35,7 @@ from tasks.engine.map_work import MapWork
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources, fit_members, pending_images, stamps_of
 from tasks.engine.progress import Reporter, Silent
+from tasks.engine.shorter_tables import take_over
 from tasks.engine.skin import PlainSkin, Skin
 from tasks.engine.stage_report import StageReport, plain_skip, skip_line, unique_skips
 from tasks.engine.workers import Workers
@@ -65,11 +67,12 @@ class Runner:
         sets: Sets | None = None,
         sources: Sources | None = None,
         workers: Workers | None = None,
+        folder: RunFolder | None = None,
     ) -> None:
         """``recipe``: the flow's data and params as plain data, for the manifest, which is then kept up to date.
 
         ``sets``: the flow's. ``sources``: a planning run's. ``workers``: closed by the caller; this run's own by
-        default.
+        default. ``folder``: the run's, where it has one already; by default made on first use.
         """
         check_device(options.device)
         check_engine(options)
@@ -98,10 +101,15 @@ class Runner:
         self._sources = sources or Sources(
             ImageDigests(self.cache, verify=options.verify_inputs), MaskStore(self.cache)
         )
-        self._folder: RunFolder | None = None
-        self._started = time.time()
+        self._folder = folder
+        self._in_use = contextlib.ExitStack()
+        self.started = time.time()
+        """Seconds since the epoch; of a whole run, reading and planning included, the page's caller says it."""
 
     def __enter__(self) -> Runner:
+        if not self.planning and not self.recipe:  # a script: no plan says what it is going to rely on
+            with contextlib.suppress(OSError):
+                self._in_use.enter_context(hold(self.cache / IN_USE, shared=True))
         return self
 
     def __exit__(
@@ -125,6 +133,7 @@ class Runner:
         if self.stop.is_set() or not self._workers_are_lent:
             self._workers.close()
         self.reporter.close()
+        self._in_use.close()
         if self.cache.is_dir():
             try:
                 self._sources.digests.save()
@@ -137,6 +146,19 @@ class Runner:
         if self._folder is None:
             self._folder = RunFolder.create(self.cache, self.flow)
         return self._folder
+
+    def _note_pictures(self) -> None:
+        """Enter what the sets' pictures were made of, for the comparison of two runs; once."""
+        if self._sets is None or "pictures" in self.facts:
+            return
+        try:
+            listed = {
+                self._sets.name_of(one): write_pictures(self.cache, self._sources.pictures(one)) for one in self._sets
+            }
+        except OSError as error:  # a full disk: only the comparison is lost
+            log.warning("the list of pictures was not written: %s", error)
+        else:
+            self.facts["pictures"] = listed
 
     @property
     def val(self) -> RecordSet | None:
@@ -160,9 +182,12 @@ class Runner:
         label = self._label(label or stage.name)
         address = stage_address(stage, records.classes, upstream)
         started = time.monotonic()
-        images = pending_images(stage, address, label, records, upstream, self._sources, rerun=self._wants(label))
+        rerun = self._wants(label)
+        images = pending_images(stage, address, label, records, upstream, self._sources, rerun=rerun)
+        if not rerun:
+            take_over(self.store, stage, address, label, records, upstream, images, planning=self.planning)
         report = StageReport(label, "map", address, len(records), images.cached, unknown=images.unknown)
-        report.like, report.amount = effort.of_map(stage, self.options, len(records))
+        report.like, report.amount = effort.of_map(stage, self.options, len(records), records.dataset)
         report.outputs = stage.outputs
         self._begin(report, records)
         if not self.planning:
@@ -240,8 +265,14 @@ class Runner:
             self.skips.extend(plan.skips(usable.members, label))
             report.seconds = time.monotonic() - started
             report.output = plan.digest or ""
-        parts = plan.publication.part_digests if plan.publication is not None else {}
-        handle = FitHandle(label, stage, address, plan.stamp, plan.digest, plan.path, "", plan.pinned, parts, train)
+            if report.computed and plan.publication is not None:
+                # Resumed, it took the time of earlier runs, too: a later estimate is of the whole fit.
+                report.seconds = max(report.seconds, float(plan.publication.info.get("seconds", 0.0)))
+        parts, published = ({}, 0.0) if (made := plan.publication) is None else (made.part_digests, made.published)
+        pinned = bool(plan.pinned)
+        handle = FitHandle(
+            label, stage, address, plan.stamp, plan.digest, plan.path, "", pinned, parts, train, published
+        )
         self._end(handle)
         return handle
 
@@ -306,13 +337,15 @@ class Runner:
     def write_manifest(self, status: str, error: str = "", **results: Any) -> dict[str, Any]:
         """Write ``runs/<id>/manifest.json`` and return it. ``status``: running, finished, failed or interrupted."""
         self._status = status
+        if status != "running" and self.recipe:
+            self._note_pictures()
         manifest = {
             "run": self.folder.run_id,
             "flow": self.flow,
             "status": status,
             "error": error,
-            "started": self._started,
-            "seconds": round(time.time() - self._started, 3),
+            "started": self.started,
+            "seconds": round(time.time() - self.started, 3),
             "recipe": self.recipe,
             "folder": os.getcwd(),
             "options": asdict(self.options),

@@ -23,7 +23,8 @@ class StageReport:
     """Images that depend on an upstream stage which is not done (planning only)."""
     seconds: float = 0.0
     skipped: int = 0
-    pinned: bool = False
+    pinned: str = ""
+    """Fit: since when an older one stands in for it, and for how much of the data; else empty."""
     stamps: str = ""
     """Map: digest of the list of stamps; fit: its stamp."""
     output: str = ""

@@ -13,25 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from artifacts import report
-from artifacts.cache.runs import list_runs
+from artifacts.cache.runs import run_before
 from artifacts.export.dataset import export_run
 from artifacts.images import read_image_rgb
-from artifacts.objects import unpack_objects
-from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets
+from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets, shown
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import plain_skip, unique_skips
-from tasks.evaluate.object_iou import Window
+from tasks.evaluate.confidence import doubts_of
+from tasks.evaluate.object_iou import Window, windows
 from tasks.evaluate.report_pictures import report_pictures
 from tasks.evaluate.score import SetScores, image_miou, score_set
 from tasks.evaluate.stored import mending, read_stored
 from tasks.stage import MASKS, FitHandle, Handle, MapHandle, first_of
 
 log = logging.getLogger("maskmill")
-BEFORE = 20
-"""Runs among which the one before is looked for."""
 SHEET_ROWS = 8
 """Pictures on the contact sheet: the first train images with objects, the same ones in every run."""
 
@@ -63,6 +59,9 @@ class Result:
             "failures": list(self.failures),
             "seconds": self.manifest["seconds"],
         }
+
+    def _repr_html_(self) -> Any:
+        return shown("manifest_html", self.manifest)
 
 
 @dataclass(frozen=True)
@@ -208,6 +207,7 @@ def write_manifest(
         "masks": "" if masks is None else masks.label,
         "predictions": {name: handle.label for name, handle in (predictions or {}).items()},
         "scores": {} if found is None else found.scores,
+        "corrected": sorted(sets.train.key(record) for record in sets.train if record.corrected is not None),
         "warnings": [*warnings, *(found.warnings if found is not None else ())],
     }
     return run.write_manifest("finished")
@@ -227,7 +227,8 @@ def export(
     for kind in run.options.export if label else ():
         try:
             with mending(run):
-                folder = export_run(run.cache, manifest, label, kind, dataset_folder(out, kind), val=run.val)
+                to, doubts = dataset_folder(out, kind), doubts_of(run.cache, manifest, label)
+                folder = export_run(run.cache, manifest, label, kind, to, val=run.val, doubts=doubts)
         except (DataError, OSError) as error:
             failures.append(f"export to {kind} failed: {error}")
             continue
@@ -255,16 +256,6 @@ def score_handle(run: Runner, handle: MapHandle, array: str = "mask_hw") -> SetS
         return windows(arrays(record, None) or {})
 
     return score_set(handle.records, len(handle.records.classes), mask_of, windows_of if with_objects else None)
-
-
-def windows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Window]:
-    """Object id -> window and mask before painting; empty for an image (or a stage) without objects.
-
-    Of probabilities, those above .5 are the mask.
-    """
-    if "objects_flat" not in arrays:
-        return {}
-    return {item.id: (item.window_xyxy, item.mask_hw) for item in unpack_objects(arrays)}
 
 
 def draw(run: Runner, sets: Sets, samples: Mapping[str, MapHandle], out: Path) -> dict[str, str]:
@@ -376,21 +367,8 @@ def _html(run: Runner, out: Path, manifest: Mapping[str, Any], found: Evaluation
             for name, handle in found.judged.items()
             if name in found.sets
         },
-        before=_before(run),
+        before=run_before(run.folder, run.flow, run.recipe.get("data", {}).get("source")),
     )
-
-
-def _before(run: Runner) -> Mapping[str, Any] | None:
-    """The manifest of the finished run of this flow, on the same data, before this one."""
-    for folder in reversed(list_runs(run.cache, run.flow)[-BEFORE:]):
-        try:
-            manifest = folder.manifest()
-        except DataError:
-            continue
-        same = (manifest.get("recipe") or {}).get("data", {}).get("source") == run.recipe.get("data", {}).get("source")
-        if folder.run_id < run.folder.run_id and manifest.get("status") == "finished" and same:
-            return manifest
-    return None
 
 
 def _fits(handles: list[Handle]) -> list[FitHandle]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.objects import unpack_objects
 from artifacts.records import UNDECIDED, Box, DataError, MaskHW
 
 SMALL_AREA = 32**2
@@ -70,6 +72,16 @@ def window_iou(
 
 Window = tuple[tuple[int, int, int, int], NDArray[np.bool_]]
 """An object's window in the image's frame, and its mask in the window's."""
+
+
+def windows(arrays: Mapping[str, NDArray[Any]]) -> dict[int, Window]:
+    """Object id -> window and mask before painting; empty for an image (or a stage) without objects.
+
+    Of probabilities, those above .5 are the mask.
+    """
+    if "objects_flat" not in arrays:
+        return {}
+    return {item.id: (item.window_xyxy, item.mask_hw) for item in unpack_objects(arrays)}
 
 
 def object_ious(

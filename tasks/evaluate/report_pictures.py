@@ -12,7 +12,7 @@ from artifacts.objects import Object, unpack_objects
 from artifacts.records import DataError, Record
 from artifacts.report.pictures import Layer, ReportPicture
 from tasks.engine.runner import Runner
-from tasks.evaluate.run_suspicion import Suspect, suspects
+from tasks.evaluate.run_suspicion import Suspect, sampled, suspects
 from tasks.evaluate.score import SetScores
 from tasks.evaluate.stored import mending, read_stored
 from tasks.stage import MapHandle
@@ -20,8 +20,6 @@ from tasks.stage import MapHandle
 log = logging.getLogger("maskmill")
 EACH = 12
 """Pictures of one set of masks that are shown for their score, and for their suspicion."""
-JUDGED = 500
-"""Pictures whose suspicion the end of a run looks at, spread evenly; ``maskmill export --worst`` looks at all."""
 
 
 def report_pictures(
@@ -41,7 +39,7 @@ def report_pictures(
         of_key = {handle.records.key(record): record for record in handle.records}
         own = scored[name].image_miou if name in scored else {}
         keys = [key for key, made in handle.produced.items() if made.output is not None and key in of_key]
-        sample = set(keys[:: -(-len(keys) // JUDGED)]) if keys else set()
+        sample = sampled(keys)
         try:
             with mending(run):
                 doubt = suspects(run.cache, manifest, handle.label, only=sample)

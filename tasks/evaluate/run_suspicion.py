@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.cache.runs import read_stamps
+from artifacts import keys
+from artifacts.cache.runs import Stamps, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import read_image_rgb
 from artifacts.objects import Object, tight_window, unpack_objects
 from artifacts.records import UNDECIDED, DataError
 from tasks.evaluate.suspicion import (
+    WEIGHTS,
     MaskBool,
     ObjectCues,
     Window,
@@ -28,8 +30,95 @@ from tasks.evaluate.suspicion import (
     suspicion,
     usual_shares,
 )
+from tasks.stage import LABEL_PROB
+
+JUDGED = 500
+"""Pictures whose suspicion the end of a run looks at, spread evenly; ``maskmill export --worst`` looks at all."""
+LISTED = 10
+"""Most suspicious pictures that a summary names."""
 
 EDGES = "edges_hw"
+TRUTH = "given-masks"
+"""Name of the stage that hands on truth: what it knows must not count."""
+COPIES = ("corrected", "chosen-masks")
+"""Names of stages that hand on another's masks, but for some pictures."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A map stage of a run, and the run's other map stages over the same images: what is known of its masks."""
+
+    store: MaskStore
+    stage: Mapping[str, Any]
+    others: Sequence[Mapping[str, Any]]
+    copied: Sequence[Mapping[str, Any]]
+    """The stages whose masks it hands on, where it does."""
+    stamps: Mapping[str, Stamps]
+    corrected: frozenset[str]
+    """Keys of the pictures whose masks are a person's."""
+
+    @classmethod
+    def of(cls, cache: Path, manifest: Mapping[str, Any], label: str) -> Beside:
+        """Raises :class:`DataError` where the run has no such complete stage."""
+        stages = [one for one in manifest["stages"] if one["kind"] == "map" and one["stamps"]]
+        mine = next((one for one in stages if one["label"] == label), None)
+        if mine is None:
+            raise DataError(f"run {manifest['run']}: no complete map stage {label!r}")
+        same = ("dataset", "split", "set")  # a part of the pictures, as on the contact sheet, has no set
+        beside = [one for one in stages if all(one.get(name) == mine.get(name) for name in same)]
+        copied = _copied(beside, mine)
+        others = [one for one in beside if one not in copied and _name(one) not in (TRUTH, *COPIES)]
+        stamps = {one["label"]: read_stamps(cache, one["stamps"]) for one in [*copied, *others]}
+        corrected = frozenset(manifest.get("corrected", ()) if label == manifest.get("masks") else ())
+        return cls(MaskStore(cache, readonly=True), mine, others, copied[1:], stamps, corrected)
+
+    @property
+    def pictures(self) -> list[str]:
+        """Keys of the pictures that the stage has a mask of."""
+        return sorted(key for key, (stamp, _) in self.stamps[self.stage["label"]].items() if stamp is not None)
+
+    @property
+    def made_from(self) -> str:
+        """Digest of all that is known."""
+        whole = [[one["address"], one["stamps"]] for one in (self.stage, *self.others, *self.copied)]
+        return keys.digest([whole, sorted(self.corrected)])
+
+    def image(self, key: str) -> Path:
+        """The picture's file."""
+        return Path(self.stamps[self.stage["label"]][key][1])
+
+    def mine(self, key: str) -> dict[str, NDArray[Any]]:
+        """The stage's arrays; with the probability of each label, if a stage whose masks it hands on keeps that."""
+        found = self._read(self.stage, key)
+        for one in self.copied:
+            if LABEL_PROB in one["outputs"] and LABEL_PROB not in found:
+                kept = self._read(one, key)
+                if np.array_equal(kept.get("mask_hw", ()), found.get("mask_hw", ())):
+                    found[LABEL_PROB] = kept[LABEL_PROB]
+        return found
+
+    def above(self, key: str) -> list[dict[str, NDArray[Any]]]:
+        """The other stages' arrays, of those that have any of this picture, in page order."""
+        return [arrays for one in self.others if (arrays := self._read(one, key))]
+
+    def _read(self, stage: Mapping[str, Any], key: str) -> dict[str, NDArray[Any]]:
+        stamp, _ = self.stamps[stage["label"]].get(key, (None, ""))
+        return {} if stamp is None else dict(self.store.read(stage["address"], key, stamp))
+
+
+def _name(stage: Mapping[str, Any]) -> str:
+    return str(stage["address"]).rpartition("-")[0]
+
+
+def _copied(stages: Sequence[Mapping[str, Any]], mine: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """``mine`` and the stages whose masks it hands on: they agree with it without saying that it is right."""
+    found = [mine]
+    before = list(stages[: stages.index(mine)])
+    while before and _name(found[-1]) in COPIES:
+        one = before.pop()
+        if "mask_hw" in one["outputs"] and _name(one) != TRUTH:
+            found.append(one)
+    return found
 
 
 @dataclass(frozen=True)
@@ -41,21 +130,52 @@ class Suspect:
     objects: tuple[tuple[int, int, float, int], ...]
 
 
+_LAST: dict[tuple[str, str, frozenset[str] | None], dict[str, Suspect]] = {}
+"""The last answer of :func:`suspects`."""
+
+
 def suspects(
     cache: Path, manifest: Mapping[str, Any], label: str, *, only: Collection[str] | None = None
 ) -> dict[str, Suspect]:
     """Key -> suspicion of each picture that stage ``label`` has a mask of; ``only`` these keys, if named.
 
-    An image that cannot be read any more is left out.
+    A picture that a person corrected has none. An image that cannot be read any more is left out.
     """
+    beside = Beside.of(cache, manifest, label)
+    asked = str(cache), beside.made_from, None if only is None else frozenset(only)
+    if asked in _LAST:  # the end of a run asks twice: for the data card, and for the report
+        return _LAST[asked]
     cues = run_cues(cache, manifest, label, only=only)
     usual = usual_shares(one for found in cues.values() for one in found)
+    corrected = beside.corrected
     found = {}
     for key, objects in cues.items():
-        scored = [(one.object_id, one.class_id, suspicion(all_cues(one, usual)), one.area) for one in objects]
+        weights = {} if key in corrected else WEIGHTS
+        scored = [(one.object_id, one.class_id, suspicion(all_cues(one, usual), weights), one.area) for one in objects]
         scored.sort(key=lambda one: (-one[2], one[0]))
         found[key] = Suspect(key, picture_suspicion([(value, area) for _, _, value, area in scored]), tuple(scored))
+    _LAST.clear()
+    _LAST[asked] = found
     return found
+
+
+def sampled(pictures: Sequence[str]) -> set[str]:
+    """Up to :data:`JUDGED` of the pictures, spread evenly."""
+    return set(pictures[:: -(-len(pictures) // JUDGED)]) if pictures else set()
+
+
+def summary(found: Mapping[str, Suspect]) -> dict[str, Any] | None:
+    """For a data card: number of pictures, median, what a tenth exceeds, the worst by id; ``None`` without any."""
+    if not found:
+        return None
+    median, tenth = np.percentile([one.suspicion for one in found.values()], [50, 90]).tolist()
+    worst = sorted(found.values(), key=lambda one: (-one.suspicion, one.key))[:LISTED]
+    return {
+        "pictures": len(found),
+        "median": round(median, 4),
+        "tenth": round(tenth, 4),
+        "worst": [[one.key.partition("/")[2], round(one.suspicion, 4)] for one in worst],
+    }
 
 
 def run_cues(
@@ -66,33 +186,19 @@ def run_cues(
     Other map stages of the run over the same images give what they know: masks of the same objects (or of the class)
     for disagreement, probabilities of objects for the margin, ``edges_hw`` for the outline's support.
     """
-    stages = [one for one in manifest["stages"] if one["kind"] == "map" and one["stamps"]]
-    mine = next((one for one in stages if one["label"] == label), None)
-    if mine is None:
-        raise DataError(f"run {manifest['run']}: no complete map stage {label!r}")
-    same = ("dataset", "split")
-    others = [one for one in stages if one is not mine and all(one[name] == mine[name] for name in same)]
-    stamps = {one["label"]: read_stamps(cache, one["stamps"]) for one in [mine, *others]}
-    store = MaskStore(cache, readonly=True)
-
-    def read(stage: Mapping[str, Any], key: str) -> dict[str, NDArray[Any]]:
-        stamp, _ = stamps[stage["label"]].get(key, (None, ""))
-        return {} if stamp is None else dict(store.read(stage["address"], key, stamp))
-
+    beside = Beside.of(cache, manifest, label)
     found: dict[str, list[ObjectCues]] = {}
-    for key, (stamp, image) in sorted(stamps[label].items()):
-        if stamp is None or (only is not None and key not in only):
-            continue
+    for key in beside.pictures if only is None else sorted(set(only) & set(beside.pictures)):
         try:
-            image_rgb = read_image_rgb(Path(image))
+            image_rgb = read_image_rgb(beside.image(key))
         except (DataError, OSError):
             continue
-        above = [arrays for one in others if (arrays := read(one, key))]
+        above = beside.above(key)
         strength_hw = next((arrays[EDGES] for arrays in above if EDGES in arrays), None)
         if strength_hw is None or strength_hw.shape != image_rgb.shape[:2]:
             strength_hw = gradient(image_rgb)
         colour_hw = colours(image_rgb)
-        arrays = read(mine, key)
+        arrays = beside.mine(key)
         found[key] = [
             object_cues(object_id, class_id, mask_hw, window, colour_hw, strength_hw, masks, rivals, probs)
             for object_id, class_id, window, mask_hw, masks, rivals, probs in _objects(arrays, above)

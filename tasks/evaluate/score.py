@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.records import MAX_CLASSES, UNDECIDED, DataError, MaskHW, Record, Skip
+from artifacts.records import MAX_CLASSES, UNDECIDED, DataError, MaskHW, Record, Skip, shown
 from tasks.evaluate.object_iou import SIZES, ObjectIoU, Window, object_ious
 
 BACKGROUND = "background"
@@ -218,6 +218,9 @@ class Scores:
             "object_iou": {"mean": self.object_iou, "count": self.objects},
             "by_size": {size: {"mean": mean, "count": count} for size, (mean, count) in self.by_size.items()},
         }
+
+    def _repr_html_(self) -> Any:
+        return shown("scores_html", self.as_dict([f"class {number}" for number in range(1, len(self.matrix))]))
 
 
 @dataclass

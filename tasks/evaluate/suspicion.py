@@ -108,10 +108,15 @@ def leak_and_missed(colour_hw: NDArray[np.int64], mask_hw: MaskBool, box_hw: Mas
     around_hw, rest_hw = ~box_hw, box_hw & ~mask_hw
     if not mask_hw.any() or not around_hw.any():
         return math.nan, math.nan
-    own, foreign = _shares(colour_hw[mask_hw]), _shares(colour_hw[around_hw])
-    likeness = foreign / (own + foreign + 1e-9)
+    likeness = foreign_share(colour_hw, mask_hw, around_hw)
     leak = float(likeness[colour_hw[mask_hw]].mean())
     return leak, float(1 - likeness[colour_hw[rest_hw]].mean()) if rest_hw.any() else math.nan
+
+
+def foreign_share(colour_hw: NDArray[np.int64], mask_hw: MaskBool, around_hw: MaskBool) -> NDArray[np.float32]:
+    """Of each colour, ``s / (m + s)``: how much more it is one of the surroundings than of the mask, ``(2048,)``."""
+    own, foreign = _shares(colour_hw[mask_hw]), _shares(colour_hw[around_hw])
+    return np.asarray(foreign / (own + foreign + 1e-9), np.float32)
 
 
 def colours(image_rgb: ImageRGB) -> NDArray[np.int64]:
@@ -199,8 +204,7 @@ def object_cues(
     inside, part = clip_window(window_xyxy, (height, width))
     mask_hw = mask_hw[part]
     x0, y0, x1, y1 = clipped = inside[1].start, inside[0].start, inside[1].stop, inside[0].stop
-    dx, dy = int(CONTEXT * (x1 - x0)) + 2, int(CONTEXT * (y1 - y0)) + 2
-    left, top, right, bottom = max(0, x0 - dx), max(0, y0 - dy), min(width, x1 + dx), min(height, y1 + dy)
+    left, top, right, bottom = with_context(clipped, (height, width))
     wide_hw, box_hw = (np.zeros((bottom - top, right - left), np.bool_) for _ in range(2))
     own = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
     wide_hw[own], box_hw[own] = mask_hw, True
@@ -218,6 +222,13 @@ def object_cues(
         "margin": math.nan if prob_hw is None else margin(prob_hw),
     }
     return ObjectCues(object_id, class_id, area, area / mask_hw.size if mask_hw.size else 0.0, cues)
+
+
+def with_context(window_xyxy: Window, size_hw: tuple[int, int]) -> Window:
+    """A window that lies in the image, with what is around it (:data:`CONTEXT`)."""
+    x0, y0, x1, y1 = window_xyxy
+    dx, dy = int(CONTEXT * (x1 - x0)) + 2, int(CONTEXT * (y1 - y0)) + 2
+    return max(0, x0 - dx), max(0, y0 - dy), min(size_hw[1], x1 + dx), min(size_hw[0], y1 + dy)
 
 
 def usual_shares(objects: Iterable[ObjectCues]) -> dict[int, float]:

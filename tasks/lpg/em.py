@@ -85,12 +85,12 @@ def learn(run: Runner, aux: RecordSet, params: LearnParams, *, prefix: str = "")
     """Stage-wise generators by EM (Fig. 1, eq. 6): the constraint is the M-step, the objective the E-step.
 
     Round r's M-step trains the segmenter further (schedule and rates start again) on the masks of round r - 1: the
-    boxes, then the generators'. Its E-step trains generator r on the truth of ``aux``, with that segmenter's
-    probabilities as input. The M-step behind the last generator would train a segmenter that nothing reads: it is left
-    out. ``prefix``: of the stages' labels.
+    boxes, then the generators'. Its E-step trains generator r on the truth of ``aux`` (of pictures that people have
+    corrected, on that mask), with that segmenter's probabilities as input. The M-step behind the last generator would
+    train a segmenter that nothing reads: it is left out. ``prefix``: of the stages' labels.
     """
     difficult = params.generate.difficult
-    truth = run.map(labels.given_masks(), aux, label=f"{prefix}truth")
+    truth = labels.known_masks(run, aux, label=f"{prefix}truth")
     masks = run.map(labels.box_masks(BoxMaskParams(difficult)), aux, label=f"{prefix}box-masks")
     segmenters: list[FitHandle] = []
     generators: list[FitHandle] = []

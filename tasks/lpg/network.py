@@ -16,7 +16,7 @@ from models import hourglass
 from models.hourglass import Generator
 from models.losses import segmentation_loss
 from models.normalise import IMAGENET, Normalisation
-from models.resample import MIN_SIDE, extend, resize, sample_labels, scale_images
+from models.resample import MIN_SIDE, extend, resize, sample_labels, scale_images, whole_cells
 from tasks.boxes import pixel_window
 from tasks.lpg.merge import box_map, boxes_by_class, class_mask, merge, object_target
 from tasks.lpg.stages import GenerateStageParams, GeneratorParams
@@ -204,8 +204,8 @@ def foregrounds(
     working = (image.shape[2], image.shape[3])
     boxes = sample_labels(torch.from_numpy(np.stack(inside)).to(torch.uint8), working).float()
     probs = class_probs(item, class_ids, working)
-    image = extend(image, MIN_SIDE)
-    priors = extend(torch.stack([boxes, probs], 1).to(device), MIN_SIDE)
+    image, _ = whole_cells(extend(image, MIN_SIDE), hourglass.CELL)
+    priors, _ = whole_cells(extend(torch.stack([boxes, probs], 1).to(device), MIN_SIDE), hourglass.CELL)
     found: list[NDArray[np.float32]] = []
     with torch.inference_mode():
         for start in range(0, len(class_ids), params.predict_batch):

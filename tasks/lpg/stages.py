@@ -20,7 +20,7 @@ from tasks.training import weights as weights_files
 from tasks.training.backbone import encoder_refusal
 from tasks.training.params import TrainParams
 
-VERSION = 1
+VERSION = 2
 """Of the generator's network: a bundle of another one is refused."""
 
 

@@ -133,6 +133,6 @@ def masks_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
         scores = inference.scores_of(part, params, build_network)
         pairs = zip(part, scores, strict=True)
-        return [{"mask_hw": inference.mask_among(i, i.record.tags or (), one, params)} for i, one in pairs]
+        return [inference.mask_among(i, i.record.tags or (), one, params) for i, one in pairs]
 
     return by_size(items, of_one_size)

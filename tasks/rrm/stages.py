@@ -17,7 +17,7 @@ from tasks.crf.params import PRESETS as CRF_PRESETS
 from tasks.crf.params import CRFParams
 from tasks.deeplab.stages import PredictParams, TestTimeParams
 from tasks.reliable import ReliableParams
-from tasks.stage import CRF_MASK, IMAGES_AT_ONCE, FitStage, MapStage
+from tasks.stage import CRF_MASK, IMAGES_AT_ONCE, LABEL_PROB, FitStage, MapStage
 from tasks.training import weights as weights_files
 
 
@@ -117,7 +117,7 @@ def fit(params: RRMParams, *, name: str = "rrm") -> FitStage:
     source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
     return FitStage(
         name=name,
-        version=1,
+        version=2,
         params=dataclasses.replace(params.semantic(), weights=source.semantic, test=TestTimeParams()),
         reads=("image", "tags"),
         function="tasks.rrm.network:train",
@@ -133,7 +133,7 @@ def predict(params: RRMParams, *, name: str = "rrm-predict", crf: CRFParams | No
     """
     return MapStage(
         name=name,
-        version=1,
+        version=2,
         params=_predict_params(params, crf),
         reads=("image",),
         outputs=("mask_hw",) if crf is None else ("mask_hw", CRF_MASK),
@@ -145,17 +145,24 @@ def predict(params: RRMParams, *, name: str = "rrm-predict", crf: CRFParams | No
     )
 
 
-def masks(params: RRMParams, *, name: str = "rrm-masks", crf: CRFParams | None = CRF_PRESETS["rrm-test"]) -> MapStage:
+def masks(
+    params: RRMParams,
+    *,
+    name: str = "rrm-masks",
+    crf: CRFParams | None = CRF_PRESETS["rrm-test"],
+    confidence: bool = False,
+) -> MapStage:
     """The stage that makes the two-step method's training masks: role ``net`` is the fit, the output ``mask_hw``.
 
     For images whose tags are known: a pixel is background or one of the tags. ``crf``: on the probabilities of these.
+    ``confidence``: with ``label_prob_hw``.
     """
     return MapStage(
         name=name,
-        version=1,
-        params=_predict_params(params, crf),
+        version=2,
+        params=dataclasses.replace(_predict_params(params, crf), confidence=confidence),
         reads=("image", "tags"),
-        outputs=("mask_hw",),
+        outputs=("mask_hw", LABEL_PROB) if confidence else ("mask_hw",),
         function="tasks.rrm.network:masks_item",
         holds_classes=True,
         uses_torch=True,

@@ -68,6 +68,9 @@ class Augmentation:
     fill_rgb: tuple[int, int, int] = (124, 116, 104)
     """Colour of the padding: the normalisation's mean (:func:`tasks.training.networks.fill_rgb`), so that a network
     sees zeros."""
+    cell: int = 1
+    """The network's output stride. Crops are padded on the right and below to whole cells of it, so that cells lie
+    where they do at test time (:func:`models.resample.whole_cells`); a crop of 321 becomes 328 at stride 8."""
 
     def build(self) -> v2.Transform:
         """The transform; it draws from torch's global generator (see :func:`augment`)."""
@@ -80,20 +83,22 @@ class Augmentation:
         steps.append(v2.RandomCrop(self.crop, pad_if_needed=True, fill=fill))
         if self.flip:
             steps.append(v2.RandomHorizontalFlip(0.5))
+        if behind := -self.crop % self.cell:
+            steps.append(v2.Pad([0, 0, behind, behind], fill=fill))
         return v2.Compose(steps)
 
 
 class Augmented(NamedTuple):
-    """One training sample; all of it has seen the same scale, crop and flip."""
+    """One training sample; all of it has seen the same scale, crop and flip. ``side`` is the crop, in whole cells."""
 
     image: Tensor
-    """``(3, crop, crop) uint8``."""
+    """``(3, side, side) uint8``."""
     labels: dict[str, Tensor]
-    """``(crop, crop) uint8`` each, 255 in the padding."""
+    """``(side, side) uint8`` each, 255 in the padding."""
     soft: dict[str, Tensor]
-    """``(crop, crop)`` or ``(C, crop, crop) float32`` each, 0 in the padding."""
+    """``(side, side)`` or ``(C, side, side) float32`` each, 0 in the padding."""
     inside: Tensor
-    """``(crop, crop) bool``: picture, not padding."""
+    """``(side, side) bool``: picture, not padding."""
 
 
 def augment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 import zlib
 from pathlib import Path
@@ -48,6 +49,32 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
 
 def jpeg(**options: object) -> bytes:
     return encoded(Image.fromarray(picture()), "JPEG", quality=95, **options)
+
+
+# --- HEIC, of telephones
+
+
+def test_heic_is_read_as_it_is_shown(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif")
+    assert "HEIF" in images.readable()
+    path = tmp_path / "a.heic"
+    exif = Image.Exif()
+    for orientation in (1, 6, 3):  # written as HEIC's own rotation; its EXIF repeats it and does not count twice
+        exif[ORIENTATION] = orientation
+        Image.fromarray(picture()).save(path, "HEIF", quality=95, exif=exif.tobytes())
+        found = read_image_rgb(path)
+        wanted = TURNS[orientation](picture())
+        assert found.shape == wanted.shape and image_size_hw(path) == wanted.shape[:2]
+        assert np.abs(found.astype(int) - wanted).mean() < 3
+    with pytest.raises(ImageError, match="it is HEIC, cut or damaged: copy it again"):
+        decode_image_rgb(path.read_bytes()[:200], "a.jpg")
+
+
+def test_without_its_package_heic_says_how_under_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "readable", lambda: tuple(name for name in images.FORMATS if name != "HEIF"))
+    for name in ("a.heic", "a.jpg"):
+        with pytest.raises(ImageError, match=re.escape("pip install maskmill[heif]")):
+            decode_image_rgb(b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf", name)
 
 
 # --- what comes out

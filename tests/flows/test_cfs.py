@@ -55,10 +55,12 @@ def test_one_added_image_computes_one_image_in_each_stage_before_the_fit(tiny: D
     moved = ("--data", f"voc:{tree}", "--set", "data.name=demo-tiny", "--set", "options.refit=never")
     plan = run_cfs(out, *moved, "--dry-run")
     assert row(plan, "grabcut")[1:4] == ["24", "1", "0"]
+    assert row(plan, "deeplab")[1:4] == ["1", "0", "0"] and "deeplab: pinned since" in plan.printed
     again = run_cfs(out, *moved)
     assert (again.code, again.computed) == (0, {**NOTHING, "grabcut": 1})
     (fit,) = (stage for stage in again.manifest["stages"] if stage["kind"] == "fit")
-    assert fit["pinned"], "the manifest says that an older fit stood in"
+    assert fit["pinned"].endswith("UTC, trained on 24 of now 25 records (1 new)")
+    assert fit["pinned"] in again.printed
     assert (again.out / "dataset-voc" / DEVKIT / "SegmentationClass" / "one more ü.png").exists()
 
 

@@ -1,19 +1,23 @@
-"""Run, correct a picture in an annotation tool, run again: its mask is the person's, all others stay as they were."""
+"""Run, correct the worst pictures in an annotation tool, run again: their masks are the person's, no other changes."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flow_runs import Done, copy_of, demo_tree, maskmill, run_cfs
+from flow_runs import Done, copy_of, demo_tree, maskmill, run_cfs, share_demo
 from PIL import Image
 
 from artifacts.datasets.voc_masks import read_index_png
+from artifacts.export.datacard import CARD_JSON, CARD_TEXT
 from artifacts.export.label_studio import encode_brush
 from artifacts.export.voc import DEVKIT
+from benchmarks import corrections
 from flows.cli.export import score_run, worst_pictures
+from tasks.evaluate.run_suspicion import suspects
 
 ALONE = ("--set", "params.student=none")
 
@@ -53,14 +57,16 @@ def test_corrected_pictures_keep_the_persons_mask_and_nothing_else_changes(tiny:
     before, cache, done_json = masks(out), str(out / "cache"), str(tmp_path / "done.json")
     assert len(before) == 24 + 8, "and the pictures of val"
     exported = maskmill(
-        tmp_path, "export", "--cache", cache, "--format", "label-studio", "--to", str(tmp_path / "tasks")
+        *(tmp_path, "export", "--cache", cache, "--format", "label-studio", "--to", str(tmp_path / "tasks")),
+        *("--worst", "5"),
     )
     assert exported.code == 0, exported.printed
+    offered = [task["data"]["image_id"] for task in json.loads((tmp_path / "tasks" / "tasks.json").read_text())]
     tree = demo_tree(tiny)
     [wanted] = correct(tmp_path / "tasks" / "tasks.json", tree, tmp_path / "done.json", 1)
     folder = tmp_path / "people" / "corrections"
     done = maskmill(tmp_path, "import", done_json, "--cache", cache, "--to", str(folder))
-    assert done.code == 0 and "1 stored" in done.stdout and "23 not looked at" in done.stdout, done.printed
+    assert done.code == 0 and "1 stored" in done.stdout and "4 not looked at" in done.stdout, done.printed
     again = maskmill(tmp_path, "import", done_json, "--cache", cache, "--to", str(folder))
     assert "0 stored" in again.stdout and "1 there before" in again.stdout
 
@@ -79,10 +85,36 @@ def test_corrected_pictures_keep_the_persons_mask_and_nothing_else_changes(tiny:
     scores.append(second.manifest["scores"]["masks (train)"])
     assert scores[1]["miou"] > scores[0]["miou"] and scores[1]["object_iou"]["mean"] > scores[0]["object_iou"]["mean"]
 
-    correct(tmp_path / "tasks" / "tasks.json", tree, tmp_path / "done.json", 3)
+    key = f"demo-tiny/{wanted}"
+    assert wanted == offered[0] and second.manifest["corrected"] == [key]
+    for by in ("suspicion", "score"):
+        assert key not in worst_pictures(out / "cache", second.manifest, "corrected", 24, by), "it is done"
+    assert suspects(out / "cache", second.manifest, "corrected")[key].suspicion == 0
+    card = json.loads((out / "dataset-voc" / CARD_JSON).read_text())
+    assert card["splits"]["train"]["corrected"] == 1
+    assert "1 of them corrected by a person" in (out / "dataset-voc" / CARD_TEXT).read_text()
+
+    correct(tmp_path / "tasks" / "tasks.json", tree, tmp_path / "done.json", 5)
     assert maskmill(tmp_path, "import", done_json, "--cache", cache).code == 0, "the run knows the folder"
     third = run_cfs(out, *ALONE, *given)
-    assert third.computed == {"grabcut": 0, "corrected": 2}, "only the pictures that were corrected since"
+    assert third.computed == {"grabcut": 0, "corrected": 4}, "only the pictures that were corrected since"
+    assert third.manifest["corrected"] == sorted(f"demo-tiny/{image_id}" for image_id in offered)
+    scores.append(third.manifest["scores"]["masks (train)"])
+    assert scores[2]["miou"] > scores[1]["miou"]
+
+
+def test_the_worst_buy_more_than_as_many_by_chance(tiny: Done, tmp_path: Path) -> None:
+    """The benchmark's whole loop on masks alone: it shares the run's cache, and goes on where it was."""
+    share_demo(tiny, tmp_path / "loop" / "cache")
+    shutil.copytree(tiny.out / "cache" / "maps", tmp_path / "loop" / "cache" / "maps")
+    given = ["--config", "demo-tiny", "--out", str(tmp_path / "loop"), "--no-student", "--seeds", "1"]
+    given += [*("--counts", "6"), *("--orders", "suspicion", "score", "random")]
+    given += [part for one in ("options.workers=0", "options.threads=1") for part in ("--set", one)]
+    found = corrections.measure(corrections.parsed(given))
+    masks = {order: one["masks"][0] for order, counts in found.items() for one in counts.values()}
+    assert abs(masks["none"] - 100 * tiny.manifest["scores"]["masks (train)"]["miou"]) < 1e-9
+    assert masks["score"] > masks["random"] > masks["none"] and masks["suspicion"] > masks["none"]
+    assert f"| score | 6 | {masks['score']:.1f} |  | 1 |" in corrections.table(found)
 
 
 def test_an_import_without_any_mask_is_refused(tiny: Done, tmp_path: Path) -> None:

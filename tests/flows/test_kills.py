@@ -15,6 +15,7 @@ from flow_runs import HERE, Done, Runs, Started, copy_of, end_all, figure_of, ma
 from zygote import Zygote
 
 from artifacts.cache import locks
+from artifacts.cache.run_status import status
 from artifacts.cache.store import MaskStore
 from artifacts.export.voc import DEVKIT
 from benchmarks.soak_kill import differences, fingerprint, gone, survivors
@@ -77,6 +78,11 @@ def stages_before_fit(run: Done) -> list[dict[str, Any]]:
     return run.manifest["stages"][: kinds.index("fit")]
 
 
+def tiny_fit(run: Done) -> str:
+    """Label of a run's first fit."""
+    return next(str(stage["label"]) for stage in run.manifest["stages"] if stage["kind"] == "fit")
+
+
 def before_fit(run: Done) -> int:
     """Images that these stages work on."""
     return sum(int(stage["total"]) for stage in stages_before_fit(run))
@@ -84,6 +90,9 @@ def before_fit(run: Done) -> int:
 
 def check_what_was_left(out: Path, tiny: Done, to: Path) -> None:
     """The flow was killed in its first fit and wrote no last word; still its masks are exported, if it has any yet."""
+    (newest,) = status(out / "cache").killed[:1]
+    assert (newest.outcome, newest.stage) == ("killed", tiny_fit(tiny)) and newest.process
+    assert Path(newest.fit_logs[newest.stage]).stat().st_size, "what a person needs"
     done = stages_before_fit(tiny)
     if done:  # a manifest is written after every stage
         manifest = Done(out, 0, "", "").manifest

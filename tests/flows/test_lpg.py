@@ -16,7 +16,7 @@ from flow_runs import Done, Runs, copy_of, demo_tree, run_flow
 
 from artifacts.datasets.corrections import write_corrections
 from artifacts.export.voc import DEVKIT
-from artifacts.records import RecordSet
+from artifacts.records import DataError, RecordSet
 from flows.configure import configure
 from flows.registry import FLOWS
 from flows.run_flow import read_sets
@@ -193,6 +193,26 @@ def test_the_last_m_step_and_the_student_learn_from_corrected_masks(cache: Path,
     assert student["deeplab"]["target"] == "corrected"
 
 
+def test_corrected_masks_are_truth_to_the_generators_and_given_masks_to_the_segmenter(
+    cache: Path, tmp_path: Path
+) -> None:
+    write_corrections(tmp_path / "people", [("demo_train_00000", np.zeros((64, 64), np.uint8))], ("grazer",))
+    given = f"data.corrections={tmp_path / 'people'}"
+    learnt, plain = (trace(LEARN, "params.rounds=2", *more, cache=cache) for more in ((given,), ()))
+    assert {learnt[f"generator{number}"]["target"] for number in ("", "@2")} == {"first"}, "the person's, else truth"
+    assert learnt["corrected"] == {"on": "demo-tiny", "masks": "generated@2"}, "and they are exported"
+    changed = {label for label in learnt if learnt[label] != plain.get(label)}
+    assert changed == {"people-masks", "corrected", "generator", "generator@2"}
+
+    found = trace(DEPLOY, "params.learn.rounds=2", given, "params.masks=corrected", cache=cache)
+    assert [found[one]["target"] for one in ("segmenter", "segmenter@2")] == ["first", "first"], (
+        "from the first round on"
+    )
+    assert found["segmenter@3"]["target"] == "corrected"
+    with pytest.raises(DataError, match="nobody has corrected a mask of demo-tiny"):
+        trace(DEPLOY, "params.masks=corrected", cache=cache)
+
+
 def test_masks_that_are_given_are_learnt_from_instead(deployed: Done, tmp_path: Path) -> None:
     ids = ("demo_train_00000", "demo_train_00003")
     (tmp_path / "ids.txt").write_text("\n".join(ids))
@@ -304,7 +324,10 @@ def empty(deployed: Done, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         (("params.generator=x",), "come from a bundle or from data.aux; both are set"),
         (("data.aux=null", "params.generator=nowhere"), "bundle nowhere does not exist"),
         (("params.rounds=3",), "params.rounds=3, but there are generators of 1 alone"),
-        (("params.masks=nowhere.txt",), "params.masks=nowhere.txt: not all or none, and no file of image ids"),
+        (
+            ("params.masks=nowhere.txt",),
+            "params.masks=nowhere.txt: not all, corrected or none, and no file of image ids",
+        ),
         (('params.masks=""',), "masks is empty"),
         (
             ("params.learn.generator.difficult=false",),

@@ -14,6 +14,7 @@ import pytest
 from flow_runs import Done, Runs, copy_of, demo_tree, figure_of, run_flow
 
 from artifacts.datasets import DataParams, read_split
+from artifacts.export.datacard import CARDS
 from artifacts.records import Record
 from benchmarks.soak_kill import differences, fingerprint
 from flows.registry import FLOWS
@@ -97,8 +98,8 @@ def test_so_are_those_of_the_whole_figure(flow: str, runs: Runs, bare: Done, tmp
 def same(found: Done, expected: Done) -> None:
     """Equal arrays, weights, curves and exports."""
     with_truth, without = fingerprint(expected.out), fingerprint(found.out)
-    # The exports' own note of what they are made from names the data's place; all else is there and equal.
-    notes = {name for name in with_truth if name.endswith("maskmill-export.json")}
+    # The exports' own notes of what they are made from name the data's place and scores; all else is there and equal.
+    notes = {name for name in with_truth if name.endswith(("maskmill-export.json", *CARDS))}
     assert differences(drop(without, notes), drop(with_truth, notes)) == []
     fits = {s["address"] for run in (found, expected) for s in run.manifest["stages"] if s["kind"] == "fit"}
     kept = [name for name in without if name.startswith("fit ")]

@@ -32,6 +32,7 @@ from zygote import Zygote  # noqa: E402
 
 from flows.registry import FLOWS, PLUG_INS  # noqa: E402
 from flows.server import serve  # noqa: E402
+from flows.server.home import Home  # noqa: E402
 from tasks.engine.children import Supervisor  # noqa: E402
 
 SLOW = "slow_flow:ENTRY"
@@ -78,7 +79,7 @@ class Started:
             assert psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE, f"ended: {self.printed}"
             return self.begun.exists() and sum(word in line for line in self.begun.read_text().splitlines()) >= lines
 
-        eventually(60, enough, f"{lines} pieces of work begun")
+        eventually(240, enough, f"{lines} pieces of work begun")
         return self.family()
 
     def family(self) -> set[psutil.Process]:
@@ -191,7 +192,7 @@ class Server:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Started as ``maskmill serve`` starts its own, with a scheduler that looks every second."""
-    home = serve.Home.open(tmp_path_factory.mktemp("server") / "home")
+    home = Home.open(tmp_path_factory.mktemp("server") / "home")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

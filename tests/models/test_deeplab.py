@@ -194,7 +194,7 @@ def test_multi_scale_inputs_fuse_by_the_maximum_of_upsampled_logits() -> None:
     inner = deeplab.build("tiny", 4).eval()
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():
-        fused, *scales = deeplab.MultiScaleInputs(inner)(images)
+        fused, *scales = deeplab.MultiScaleInputs(inner, 8)(images)
         by_hand = inner(images)
         assert [tuple(s.shape[2:]) for s in scales] == [(8, 8), (6, 6), (4, 4)]
         for size in (48, 32):
@@ -218,7 +218,7 @@ def test_multi_scale_inputs_see_a_checkerboards_mean_as_the_test_time_scales_do(
     # Stripes three pixels wide: without antialiasing they become other stripes.
     stripes = (torch.arange(64) // 3 % 2 * 255.0).expand(64, 64)
     images = torch.stack([board, stripes, board.roll(1, 0)])[None]
-    deeplab.MultiScaleInputs(Eye(), (1.0, 0.75, 0.5))(images)
+    deeplab.MultiScaleInputs(Eye(), 8, (1.0, 0.75, 0.5))(images)
     for scale, scaled in zip((0.75, 0.5), seen[1:], strict=True):
         assert torch.equal(scaled, scale_images(images, scale))
         inner = scaled[0, [0, 2], 4:-4, 4:-4]

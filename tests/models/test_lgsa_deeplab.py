@@ -264,6 +264,12 @@ def test_the_cell_under_a_pixel(yx: tuple[float, float], cell: int) -> None:
     assert lgsa_deeplab.cell_under(yx, (64, 64), (8, 8)) == cell
 
 
+def test_the_cell_under_a_pixel_of_a_picture_that_ends_inside_a_cell() -> None:
+    """57 pixels have 8 cells of 8: the last pixel lies alone in the last cell, the one before in the cell before."""
+    cells = [lgsa_deeplab.cell_under((0, x), (64, 57), (8, 8), (1.0, 57 / 64)) for x in (7, 8, 55, 56)]
+    assert cells == [0, 1, 6, 7]
+
+
 @pytest.mark.parametrize("yx", [(-1, 0), (0, 64), (64, 0)])
 def test_a_pixel_outside_the_image_is_refused(yx: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="outside"):

@@ -104,3 +104,13 @@ def test_a_full_disk_names_the_file_that_was_to_be_written(
         atomic.write_atomic(path, full if where == "write" else lambda file: file.write(b"x"))
     assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
     assert not list(path.parent.iterdir())
+
+
+def test_a_picture_that_is_copied_onto_a_full_disk_is_not_what_is_named(tmp_path: Path) -> None:
+    copy, source = str(tmp_path / f"{atomic.TEMPORARY_PREFIX}1/a.jpg"), "/photos/a.jpg"
+    with pytest.raises(OSError, match="No space left") as full, atomic.naming(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source, None, copy)  # as shutil.copyfile says it
+    assert (full.value.filename, full.value.filename2) == (str(tmp_path / "out"), None)
+    with pytest.raises(FileNotFoundError) as gone, atomic.naming(tmp_path / "out"):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), source)
+    assert gone.value.filename == source

@@ -243,6 +243,27 @@ def test_a_segment_that_a_viewer_holds_is_busy_and_not_damaged(tmp_path: Path) -
     assert report.ok and [problem.segment for problem in report.problems] == [path] and report.saved == 1
 
 
+def test_a_segment_that_another_program_has_closed_is_sound_and_sealed_again(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    (path,) = store.folder(A).glob("*.h5")
+    before = path.read_bytes()
+    with h5py.File(path, "r+"):
+        pass
+    assert len(path.read_bytes()) < len(before), "HDF5 has cut the footer off"
+    report = cache.verify(MaskStore(tmp_path))
+    (problem,) = report.problems
+    assert not report.ok and not problem.damaged and "content is as written; --repair seals it" in problem.what
+    report = cache.verify(MaskStore(tmp_path), repair=True)
+    assert report.ok and (report.problems, report.quarantined, report.resealed) == ((), (), (path,))
+    again = MaskStore(tmp_path)
+    np.testing.assert_array_equal(again.read(A, "set/a", "s")["mask_hw"], mask(0)["mask_hw"])
+    assert cache.verify(again).ok and cache.verify(again).images == 2
+    with h5py.File(path, "r+") as file:  # a mask that was changed is damage
+        file["arrays/mask_hw/0"][0, 0] = 9
+    report = cache.verify(MaskStore(tmp_path), repair=True)
+    assert (report.resealed, [one.name for one in report.quarantined]) == ((), [f"{path.name}.corrupt"])
+
+
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 

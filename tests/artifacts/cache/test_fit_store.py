@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from artifacts.cache import fit_store as fits
 from artifacts.cache import fit_work, sealed
-from artifacts.cache.fit_store import FitStore, Publication, share_new
+from artifacts.cache.fit_store import Difference, FitStore, Publication
 from artifacts.cache.fit_work import Work
 from artifacts.cache.store import StoreError
 from artifacts.records import DataError
@@ -107,7 +107,7 @@ def test_a_publication_comes_back_whole(store: FitStore) -> None:
 
 def test_nothing_published(store: FitStore) -> None:
     assert store.published(ADDRESS, STAMP) is None
-    assert store.newest_of_lineage(ADDRESS, "l") is None
+    assert store.last_of_lineage(ADDRESS, "l") is None
 
 
 def test_a_fit_done_again_is_published_beside_the_first(store: FitStore) -> None:
@@ -152,20 +152,42 @@ def test_verify_sees_a_flipped_byte(store: FitStore) -> None:
         publication.verify()
 
 
-def test_the_newest_of_a_lineage_whatever_its_stamp(store: FitStore) -> None:
+def test_the_last_of_a_lineage_whatever_its_stamp(store: FitStore) -> None:
     publish(store, stamp="1", lineage="l")
-    newest = publish(store, stamp="0", lineage="l")
+    last = publish(store, stamp="0", lineage="l")
     publish(store, stamp="2", lineage="other")
-    assert store.newest_of_lineage(ADDRESS, "l") == newest
+    assert store.last_of_lineage(ADDRESS, "l") == last
 
 
-def test_share_of_new_images(store: FitStore) -> None:
-    publication = publish(store)
-    assert share_new(publication, MEMBERS) == 0
-    assert share_new(publication, [("d/1", "x")]) == 0, "a lost image is not a new one"
-    assert share_new(publication, [*MEMBERS, ("d/3", "z"), ("d/4", "z")]) == 0.5
-    assert share_new(publication, [("d/1", "changed"), ("d/2", "y")]) == 0.5
-    assert share_new(publication, []) == 0
+def test_a_younger_one_that_cannot_be_read_may_be_the_last(store: FitStore) -> None:
+    older = publish(store, stamp="0", lineage="l")
+    damaged = publish(store, stamp="1", lineage="l")
+    (damaged.path / "publication.json").write_text("[]")
+    for age_s, found in ((60, older), (-60, damaged.path)):
+        os.utime(damaged.path, 2 * (older.published - age_s,))
+        assert store.last_of_lineage(ADDRESS, "l") == found
+    last = publish(store, stamp="2", lineage="l")
+    os.utime(damaged.path, 2 * (last.published - 1,))
+    assert store.last_of_lineage(ADDRESS, "l") == last, "one fit later it does not matter any more"
+
+
+@pytest.mark.parametrize(
+    ("current", "expected", "share"),
+    [
+        (MEMBERS, (2, 0, 0, 0), 0),
+        ([("d/1", "x")], (1, 0, 0, 1), 0.5),
+        ([*MEMBERS, ("d/3", "z"), ("d/4", "z")], (2, 2, 0, 0), 1),
+        ([("d/1", "changed"), ("d/2", "y")], (1, 0, 1, 0), 0.5),
+        ([("d/1", "x"), ("d/9", "y")], (1, 1, 0, 1), 1),
+        ([], (0, 0, 0, 2), 1),
+    ],
+)
+def test_how_a_list_differs_from_that_of_a_fit(
+    store: FitStore, current: list[tuple[str, str]], expected: tuple[int, ...], share: float
+) -> None:
+    found = Difference.between(publish(store), current)
+    assert (found.same, found.new, found.changed, found.removed) == expected
+    assert (found.share, found.now, found.trained_on) == (share, len(current), 2)
 
 
 # -- checkpoints -----------------------------------------------------------------------------------------------------

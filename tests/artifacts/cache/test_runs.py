@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from artifacts.cache.runs import RunFolder, find_run, last_seconds, list_runs, read_stamps, write_stamps
+from artifacts.cache.runs import RunFolder, find_run, last_seconds, list_runs, read_stamps, run_before, write_stamps
 from artifacts.records import DataError
 
 
@@ -57,3 +57,25 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(DataError, match="full or read-only.*--cache"):
         RunFolder.create(tmp_path, "cfs")
+
+
+def test_the_run_before_is_finished_of_the_same_flow_and_data(tmp_path: Path) -> None:
+    made = {
+        "20260101-000000-cfs-aaaa": ("finished", "demo"),
+        "20260102-000000-cfs-aaaa": ("finished", "demo"),
+        "20260103-000000-cfs-aaaa": ("failed", "demo"),
+        "20260104-000000-cfs-aaaa": ("finished", "voc:x"),
+        "20260105-000000-rrm-aaaa": ("finished", "demo"),
+        "20260106-000000-cfs-aaaa": ("finished", "demo"),
+    }
+    for name, (status, source) in made.items():
+        run = RunFolder(tmp_path, name)
+        run.path.mkdir(parents=True)
+        run.write_manifest({"run": name, "status": status, "recipe": {"data": {"source": source}}})
+    last = RunFolder(tmp_path, "20260106-000000-cfs-aaaa")
+    found = run_before(last, "cfs", "demo")
+    assert found is not None and found["run"] == "20260102-000000-cfs-aaaa"
+    assert run_before(last, "cfs", "coco:y") is None
+    (tmp_path / "runs" / "20260102-000000-cfs-aaaa" / "manifest.json").write_text("damaged")
+    found = run_before(last, "cfs", "demo")
+    assert found is not None and found["run"] == "20260101-000000-cfs-aaaa"

@@ -16,10 +16,7 @@ from PIL import Image
 
 from artifacts.datasets import DataParams
 from artifacts.datasets.coco_masks import parse_counts
-from artifacts.datasets.coco_writer import write_coco
 from artifacts.datasets.voc_masks import read_index_png
-from artifacts.export.coco import write_coco_export
-from artifacts.export.items import ExportImage
 from artifacts.records import DataError
 
 # --- where labels lie (A)
@@ -293,40 +290,6 @@ def test_codes_without_end_and_depth_without_bottom(tmp_path: Path) -> None:
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": many}))
     with pytest.raises(DataError, match="20000 categories, but a uint8 mask holds at most 254"):
         read("coco", tmp_path)
-
-
-# --- COCO in, COCO out
-
-
-def test_ids_supercategories_and_licences_come_back(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {
-        "image_id": lambda i: 100 * i["id"],
-        "annotation_image_id": lambda a: 100 * a["image_id"],
-    }
-    changes |= {"category_id": lambda c: {1: 90, 2: 17}[c["id"]], "image_license": 4, "category_supercategory": "pet"}
-    coco(tmp_path, **changes, annotation_category_id=lambda a: {1: 90, 2: 17}[a["category_id"]])
-    content = json.loads((tmp_path / "i.json").read_text())
-    content["licenses"] = [{"id": 4, "name": "own"}]
-    (tmp_path / "i.json").write_text(json.dumps(content))
-    found = read("coco", tmp_path)
-    mask = np.array([0, 2, 1], np.uint8)[sample_mask()]  # by the ids: dog is 1, cat is 2
-
-    class Source(list[ExportImage]):
-        split, classes, with_images, origin = "train", found.classes, False, found.origin
-
-    images = [ExportImage(r.image_id, Path(r.image), mask, None) for r in reversed(list(found))]
-    write_coco_export(tmp_path / "out", Source(images))
-    back = json.loads((tmp_path / "out/annotations/instances_train.json").read_text())
-    assert back["categories"] == [
-        {"id": 17, "name": "dog", "supercategory": "pet"},
-        {"id": 90, "name": "cat", "supercategory": "pet"},
-    ]
-    assert {i["file_name"]: (i["id"], i["license"]) for i in back["images"]} == {"p1.jpg": (100, 4), "p2.jpg": (200, 4)}
-    given = {(a["image_id"], a["category_id"], tuple(a["bbox"])) for a in content["annotations"]}
-    assert {(a["image_id"], a["category_id"], tuple(a["bbox"])) for a in back["annotations"]} == given
-    assert back["licenses"] == content["licenses"]
-    with pytest.raises(DataError, match="categories must be cat, dog"):
-        write_coco(tmp_path / "x.json", [], ("cat", "dog"), categories=[{"id": 1, "name": "cat"}])
 
 
 # --- mutated sets: right, or said

@@ -330,11 +330,22 @@ def test_coco_and_yolo_hold_both_splits(with_val: tuple[Path, dict[str, Any], Re
     assert sorted(path.name for path in (out / "labels/val").iterdir()) == ["v.txt", "w.txt"]
 
 
+def test_hdf5_holds_val_in_a_file_of_its_own(with_val: tuple[Path, dict[str, Any], RecordSet], tmp_path: Path) -> None:
+    cache, manifest, val = with_val
+    out = export_run(cache, manifest, "cut", "hdf5", tmp_path / "hdf5", val=val)
+    with h5py.File(out / "masks.h5") as train, h5py.File(out / "masks-val.h5") as file:
+        assert (train.attrs["split"], len(train["masks"]), file.attrs["split"]) == ("train", 3, "val")
+        assert list(file.attrs["classes"]) == list(train.attrs["classes"]) and sorted(file["masks"]) == ["v", "w"]
+        assert np.array_equal(file["masks/v"][()], half(MaskRef("", "")))
+        assert np.array_equal(file["masks/w"][()], mask(1))
+
+
 def test_other_stages_formats_and_samples_have_no_val(
     with_val: tuple[Path, dict[str, Any], RecordSet], tmp_path: Path
 ) -> None:
     cache, manifest, val = with_val
-    cases = {"hdf5": ("cut", {}), "voc": ("student", {}), "coco": ("cut", {"only": ["set/a"]})}
+    cases = {"voc-server": ("cut", {}), "labelme": ("cut", {}), "voc": ("student", {})}
+    cases |= {"coco": ("cut", {"only": ["set/a"]})}
     for kind, (label, options) in cases.items():
         out = export_run(cache, manifest, label, kind, tmp_path / kind, val=val, **options)  # type: ignore[arg-type]
         assert "val" not in json.loads((out / export.MANIFEST).read_text())["counts"]

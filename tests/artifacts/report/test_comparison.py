@@ -12,8 +12,8 @@ from artifacts.report.comparison import (
     Line,
     flat_scores,
     markdown,
-    markdown_table,
     paired,
+    score_table,
     shown_columns,
     spread,
     spread_dict,
@@ -117,7 +117,7 @@ LINES = (
 
 def test_the_table_shows_masks_then_predictions_and_how_many_runs() -> None:
     assert shown_columns(LINES) == ["masks (train) mIoU", "two-step + CRF (val) mIoU", "two-step (val) mIoU"]
-    assert markdown_table(LINES).splitlines() == [
+    assert score_table(LINES).markdown().splitlines() == [
         "| variant | masks (train) mIoU | two-step + CRF (val) mIoU | two-step (val) mIoU | runs |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| a\\|b | 50.0 | 20.0 | 10.0 | 1 of 3, 1 failed |",

@@ -16,6 +16,8 @@ from PIL import Image
 
 from artifacts import report
 from artifacts.objects import Object
+from artifacts.report.compare_page import ShownVariant, comparison_page
+from artifacts.report.comparison import ScoreTable
 from artifacts.report.html import changes, points
 from artifacts.report.pictures import Layer, ReportPicture, card, inline, region_names
 
@@ -40,6 +42,10 @@ result.focused = document.activeElement.closest(".pic").dataset.name;
 document.querySelector(".pic").open = true;
 setTimeout(() => {
   result.photos = document.querySelectorAll(".pic[open] .panels .photo").length;
+  const panels = document.querySelector(".pic[open] .panels");
+  document.querySelector(".pic[open] .full button").click();
+  result.full = [panels.classList.contains("wide"), getComputedStyle(panels).display];
+  result.more = document.querySelector(".more").hidden;
   result.names = [...document.querySelectorAll(".pic[open] .panels .view span")].map((one) => one.textContent);
   const page = document.documentElement;
   result.wider = page.scrollWidth - page.clientWidth;
@@ -139,11 +145,25 @@ def test_a_large_picture_is_put_into_the_page_smaller(tmp_path: Path) -> None:
     assert found.startswith("data:image/jpeg") and len(found) < (tmp_path / "large.png").stat().st_size
 
 
+@pytest.fixture
+def compared(tmp_path: Path) -> Path:
+    """The same pictures on the page of a comparison."""
+    shown = report.ReportPictures(
+        PICTURES, {one.of: CLASSES for one in PICTURES}, {"masks (train)": 3, "student (val)": 1}
+    )
+    variants, table = [ShownVariant(EVIL)], ScoreTable(EVIL, ["variant", EVIL], [[EVIL, "1.0"]])
+    path, texts = tmp_path / "compare.html", [EVIL]
+    return comparison_page(
+        path, title="t", subtitle=EVIL, tables=[table], variants=variants, notes=texts, problems=texts, pictures=shown
+    )
+
+
+@pytest.mark.parametrize("which", ["page", "compared"])
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_in_a_browser(page: Path, tmp_path: Path) -> None:
+def test_in_a_browser(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """From ``file://`` at a phone's width, with a script that works the filters and writes down what it sees."""
     trial = TRIAL.replace("EVIL_NAME", json.dumps(EVIL).replace("</", "<\\/"))
-    text = page.read_text().replace("<head>", f"<head>{BEFORE_ALL}").replace("</body>", trial)
+    text = request.getfixturevalue(which).read_text().replace("<head>", f"<head>{BEFORE_ALL}").replace("</body>", trial)
     tried = tmp_path / "tried.html"
     tried.write_text(text)
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=390,800", "--dump-dom"]
@@ -156,9 +176,11 @@ def test_in_a_browser(page: Path, tmp_path: Path) -> None:
         written = written.replace(code, plain)
     found = json.loads(written)
     assert found["errors"] == [] and found["title"] == "t" and found["scripts"] == 3
-    assert found["first"] == ["b", "v", "a", EVIL] and found["count"] == "4 of 4 shown"
+    first = {"page": ["b", "v", "a", EVIL], "compared": [EVIL, "v", "b", "a"]}  # lowest mIoU; most different
+    assert found["first"] == first[which] and found["count"] == "4 of 4 shown"
     assert found["evil"] == ["a"] and found["val"] == ["v"] and found["large"] == ["b"]
     assert found["low"] == ["b"] and found["doubtful"] == [EVIL]
     assert found["order"] == [EVIL, "v", "b", "a"] and found["focused"] == "v"
     assert found["photos"] == 2 and found["names"] == ["dog", "dog"]
+    assert found["full"] == [True, "flex"] and found["more"], "side by side; four pictures are all shown"
     assert found["wider"] <= 0, "a phone scrolls tables, not the page"

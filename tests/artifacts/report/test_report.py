@@ -115,6 +115,25 @@ def test_class_colours_differ() -> None:
     assert apart[:12, :12].min() > 70 and apart[:20, :20].min() > 50, "VOC has 20 classes"
 
 
+def test_class_colours_differ_in_colour_blind_eyes() -> None:
+    """CIELAB distances of the first 20 (VOC's) after full dichromacy (Machado et al. 2009): closer ones look alike."""
+    kinds = {
+        "none": np.eye(3).tolist(),
+        "red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+        "blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+    }
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    srgb = np.array([drawing.class_colour(number) for number in range(1, 21)]) / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    for kind, matrix in kinds.items():
+        xyz = np.clip(linear @ np.array(matrix).T, 0, 1) @ to_xyz.T / (0.9505, 1, 1.089)
+        f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+        lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+        apart = np.linalg.norm(lab[:, None] - lab, axis=-1) + 999 * np.eye(20)
+        assert apart.min() > 15, kind
+
+
 # -- contact sheet ---------------------------------------------------------------------------------------------------
 
 

@@ -345,7 +345,7 @@ def test_a_gpu_asked_for_and_absent_is_said_before_any_work(tmp_path: Path, monk
     run = run_cfs(tmp_path / "run", "--device", "cuda")
     assert run.code == 2
     assert "device=cuda" in run.printed and "device=cpu" in run.printed
-    assert not list((tmp_path / "run").glob("cache/maps/*")) and not (tmp_path / "run" / "cache" / "runs").exists()
+    assert not list((tmp_path / "run").glob("cache/maps/*")) and failed_before_it_began(run)
 
 
 def test_no_training_images(tiny: Done, tmp_path: Path) -> None:
@@ -384,7 +384,9 @@ def test_all_images_broken(tiny: Done, tmp_path: Path) -> None:
         ("params: [1, 2", "line 2: not YAML"),
     ],
 )
-def test_a_wrong_configuration_does_nothing_at_all(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_configuration_leaves_a_run_that_says_so_and_nothing_else(
+    tmp_path: Path, text: str, words: str
+) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(text + "\n")
     out = tmp_path / "run"
@@ -393,7 +395,28 @@ def test_a_wrong_configuration_does_nothing_at_all(tmp_path: Path, text: str, wo
     )
     assert run.code == 2
     assert words in run.printed and "my.yaml" in run.printed
-    assert not out.exists()
+    assert failed_before_it_began(run) and sorted(path.name for path in (out / "cache").iterdir()) == ["runs"]
+
+
+def failed_before_it_began(run: Done) -> bool:
+    """In one line: what failed, where the log is, the command that goes on; and a run that says the same."""
+    (folder,) = (run.out / "cache" / "runs").iterdir()
+    (said,) = (line for line in run.stderr.splitlines() if "; log: " in line)
+    said, _, command = said.partition("; to go on: ")
+    assert command.startswith("maskmill cfs ") and f"--out {run.out}" in command
+    text = (folder / "run.log").read_text()
+    manifest = run.manifest
+    assert (manifest["status"], manifest["stages"], manifest["command"]) == ("failed", [], command)
+    assert manifest["error"] in text and f"to go on: {command}" in text
+    return said.endswith(f"; log: {folder / 'run.log'}") and manifest["error"] in said
+
+
+def test_without_a_place_a_wrong_configuration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for more in ((), ("--out", str(tmp_path / "run"), "--dry-run"), ("--out", str(tmp_path / "run"), "--show-config")):
+        run = maskmill(tmp_path, "cfs", "--data", "demo-tiny", "--set", "params.nothing=1", *more)
+        assert run.code == 2 and "log:" not in run.printed
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -407,9 +430,13 @@ def test_a_wrong_configuration_does_nothing_at_all(tmp_path: Path, text: str, wo
         (("--frobnicate",), "frobnicate"),
     ],
 )
-def test_wrong_arguments_do_nothing_at_all(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+def test_wrong_arguments_compute_nothing(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
     out = tmp_path / "run"
     run = maskmill(out, *tiny_of("cfs"), "--out", str(out), *arguments)
     assert run.code == 2
     assert words in run.printed
-    assert not (out / "cache" / "maps").exists() and not (out / "cache" / "runs").exists()
+    assert not (out / "cache" / "maps").exists()
+    if arguments[0] in ("--workers", "--frobnicate"):
+        assert not out.exists(), "the command line could not be read: no place is known"
+    else:
+        assert failed_before_it_began(run)

@@ -77,7 +77,7 @@ def test_at_80_columns_a_name_stands_on_one_line_and_names_what_it_stands_for(
     assert len(names) == 3 and all(len(line) <= 80 for line in output.splitlines() if not line.startswith("run"))
     assert [resolve_all(store, [name])[0] for name in sorted(names[:2])] == [[ONE], [TWO]]
     assert [fit.name for fit in resolve_all(store, names[2:])[1]] == [f"{NET}/{FIT}"]
-    assert "finished, 1 min 00 s, voc:pets, mIoU masks (train) 75.7, student (val) 50.0" in output, output
+    assert "done, 1 min 00 s, voc:pets, mIoU masks (train) 75.7, student (val) 50.0" in output, output
 
 
 def test_whatever_is_listed_comes_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +90,8 @@ def test_whatever_is_listed_comes_as_json(tmp_path: Path, capsys: pytest.Capture
     listed = printed("ls")
     assert sorted(stage["address"] for stage in listed["stages"]) == [ONE, TWO]
     assert (listed["fits"][0]["label"], listed["runs"][0]["data"]) == ("", "voc:pets")
+    used = {stage["address"]: stage["used_by"] for stage in listed["stages"]}
+    assert used == {ONE: [listed["runs"][0]["run"]], TWO: []}
     assert printed("show", ONE)["stages"][0]["entries"][0]["key"] == "d/1"
     assert printed("show", "student")["stages"][0]["info"]["address"] == ONE, "the label that a run gave it"
     assert printed("verify")["ok"] is True

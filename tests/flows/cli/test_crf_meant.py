@@ -90,6 +90,42 @@ def test_a_picture_upside_down_is_told(here: Path, caplog: pytest.LogCaptureFixt
     assert "a.png is shown turned (EXIF orientation 3): good.npy must be of the picture as it is shown" in caplog.text
 
 
+def exif_turned(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.open("a.png").save("a.png", exif=exif)
+
+
+def test_labels_of_the_picture_as_stored_are_refused_or_told(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rough = np.zeros((30, 40), np.uint8)
+    rough[8:22, 8:30] = 1
+    write_class_mask(Path("rough.png"), rough)
+    exif_turned(6)
+    done = crf("--labels", "rough.png")
+    assert done.code == 2 and "EXIF orientation 6): turn it, too: np.rot90(array, -1)" in done.printed, done.printed
+    write_class_mask(Path("turned.png"), np.rot90(rough, -1))
+    assert crf("--labels", "turned.png").code == 0 and mask().shape == (40, 30) and "shown turned" not in caplog.text
+    exif_turned(3)
+    assert crf("--labels", "rough.png").code == 0 and "rough.png must be of the picture as it is shown" in caplog.text
+
+
+def test_boxes_that_do_not_lie_in_the_picture(here: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A picture of 40 x 30 pixels; turned it is shown with 30 x 40."""
+    Path("boxes.csv").write_text("image,class,x0,y0,x1,y1\nfolder\\A.png,cat,31,3,40,20\n")
+    assert crf("--boxes", "boxes.csv").code == 0 and set(np.unique(mask())) == {0, 1} and not caplog.text
+    exif_turned(6)
+    done = crf("--boxes", "boxes.csv")
+    said = "31,3,40,20 of a.png (30 x 40 pixels) lies outside of it; it is shown turned (EXIF orientation 6)"
+    assert (done.code, said in done.printed) == (2, True), done.printed
+    Path("boxes.csv").write_text("image,class,x0,y0,x1,y1\na.png,cat,3,3,20,20\n")
+    assert crf("--boxes", "boxes.csv").code == 0 and "boxes.csv must hold its boxes as shown" in caplog.text
+    Path("boxes.csv").write_text("image,class,x0,y0,x1,y1\na.png,cat,3,3,33,20\n")
+    assert crf("--boxes", "boxes.csv").code == 0 and "sticks out by more than a pixel, clipped" in caplog.text
+    Path("boxes.csv").write_text("image,class,x0,y0,x1,y1\na.png,cat,.1,.1,.4,.6\n")
+    done = crf("--boxes", "boxes.csv")
+    assert done.code == 2 and "shares of its size? Give pixels" in done.printed
+
+
 def test_one_label_beside_255_is_refused(here: Path) -> None:
     for known, hint in ((0, True), (7, True), (None, False)):
         rough = np.full((30, 40), 3 if known is None else known, np.uint8)

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from flows.cli import console as show
@@ -68,6 +69,35 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     monkeypatch.setattr("flows.run_flow.read_sets", lambda *_: pytest.fail("the work began"))
     assert main(["cfs", "--data", "demo-tiny", "--out", "/proc/none/out"]) == 2
     assert "--out /proc/none/out: nothing can be written in /proc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "--to", "PLACE", "--cache", "none"],
+        ["compare", "cfs", "--out", "PLACE", "--variant", "a: proposals=box"],
+        ["attention", "--out", "PLACE/a.png", "--image", "a", "--at", "1,1", "--cache", "none"],
+        ["score", "--json", "PLACE/a.json", "--cache", "none"],
+        ["cache", "show", "a", "--key", "a/b", "--out", "PLACE/a.png", "--cache", "none"],
+        ["cam", "a.jpg", "--class", "dog", "--out", "PLACE/a.png", "--cache", "none"],
+        ["crf", "--image", "a.png", "--labels", "b.png", "--out", "PLACE/a.png"],
+        ["edges", "a.png", "--network", "canny", "--out", "PLACE/a.png"],
+        ["scribbles", "--from", "folder:set", "--out", "PLACE"],
+    ],
+)
+def test_every_command_asks_before_its_work_whether_its_results_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png", "set/images/a.png", "set/masks/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 1).save(tmp_path / name)
+    (tmp_path / "set/classes.txt").write_text("cat\n")
+    (tmp_path / "file").write_text("")
+    for place, words in (("/proc/none/out", "nothing can be written in /proc"), ("file/out", "file is no folder")):
+        assert main([argument.replace("PLACE", place) for argument in arguments]) == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1, said
 
 
 def test_a_warning_is_shown_once_and_by_an_iso_date() -> None:

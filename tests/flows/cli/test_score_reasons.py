@@ -91,7 +91,7 @@ def test_a_run_is_scored_from_another_folder_and_where_its_data_were_moved(
     assert score()[0] == 0, "a relative --data means the folder in which the run was started"
     shutil.move(tmp_path / "work" / "VOC", tmp_path / "moved")
     code, printed = score()
-    assert code == 2 and "if they were moved, name the place: --data voc:PATH" in printed, printed
+    assert code == 2 and "run the flow again with --data voc:PATH --set data.name=" in printed, printed
     code, printed = score("--data", f"voc:{tmp_path}/moved")
     assert code == 0 and "mIoU" in printed, printed
     cv2.imwrite(str(tmp_path / "moved/JPEGImages/t1.png"), np.zeros((16, 16, 3), np.uint8))

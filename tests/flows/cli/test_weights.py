@@ -85,7 +85,8 @@ def test_getting_says_where_it_is(
 
 def test_missing_weights_are_said_before_any_work(row: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = ["toy", "--config", str(TOY), "--set", "params.toy.weights=fake", "--out", str(tmp_path / "out"), "--quiet"]
-    for arguments in (named, [*named, "--dry-run"]):
+    for arguments, runs in (([*named, "--dry-run"], 0), (named, 1)):
         assert main(arguments) == 2
         assert "params.toy.weights: the weights fake" in capsys.readouterr().err
-    assert not list(tmp_path.glob("out/cache/runs/*"))
+        assert len(list(tmp_path.glob("out/cache/runs/*"))) == runs
+    assert not list(tmp_path.glob("out/cache/maps/*"))

@@ -16,6 +16,7 @@ import pytest
 from flow_runs import HERE, ONE_THREAD, Done, maskmill, share_demo
 
 from artifacts.datasets import DataParams
+from flows.compare.pictures import MOST_COLUMNS
 from flows.compare.trials import Attempt, Forecast, History, as_lines, fit_seeds, make_trials, run_trials
 from flows.compare.variants import Variant
 from flows.config import ConfigError
@@ -45,6 +46,8 @@ ROWS = 2
 def short_sheets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.evaluate.finish.SHEET_ROWS", ROWS)
+        patch.setattr("tasks.evaluate.report_pictures.EACH", 1)
+        patch.setattr("flows.compare.pictures.DIFFERENT", 2)
         yield
 
 
@@ -113,9 +116,18 @@ def test_the_table_says_what_the_runs_say(done: Done) -> None:
 
 def test_the_picture_has_a_column_for_each_variant_and_shared_masks_once(done: Done) -> None:
     picture = cv2.imread(str(done.out / "compare.png"))
-    columns = 1 + 2 + 1 + 3  # image, masks (box; GrabCut's of two variants), truth, three students
-    assert picture.shape[1] == 2 * 28 + columns * (216 + 12) - 12
+    panels = 1 + 2 + 1 + 3  # image, masks (box; GrabCut's of two variants), truth, three students
+    lines, side = -(-panels // MOST_COLUMNS), 216 + 30 + 30 + 12  # panel, its names, caption, gap
+    assert picture.shape[1] == 2 * 28 + MOST_COLUMNS * (216 + 12) - 12
+    assert ROWS * lines * side <= picture.shape[0] <= ROWS * lines * (side + 40) + 100
     assert picture.std() > 20
+
+
+def test_the_page_has_the_table_and_every_variants_masks(done: Done) -> None:
+    page = (done.out / "compare.html").read_text()
+    assert "<title>cfs on demo-tiny, compared</title>" in page and "grab &amp; more" in page
+    assert "masks: grabcut (+1), mIoU" in page and "student: grab &amp; more, mIoU" in page
+    assert 'href="runs/box/seed-3/index.html"' in page and "no.safetensors" in page
 
 
 def test_again_nothing_is_computed_and_a_new_seed_is_all_that_a_plan_names(done: Done) -> None:
@@ -175,7 +187,7 @@ def scripted(cache: Path, results: dict[str, float | Exception], budget_s: float
         if isinstance(outcome, Exception):
             raise outcome
         manifest = run.write_manifest("finished")
-        return Result(run.folder.run_id, {"student (val)": {"miou": outcome}}, {}, manifest)
+        return Result(run.folder.run_id, {"student (val)": {"miou": outcome, "images": 8}}, {}, manifest)
 
     _, params_class, _ = load("cfs")
     variants = [Variant(name, "cfs", page, params_class(proposals=name), (0,)) for name in results]
@@ -297,6 +309,17 @@ def test_an_estimate_is_of_the_same_configuration_whatever_its_seed_else_of_any(
     assert history.seconds("cfs", short, "grabcut") == 2.0, "an image's share, of another configuration"
     assert history.seconds("cfs", dataclasses.replace(short, crf="off", proposals="box"), "deeplab") == 10.0
     assert history.seconds("cfs-supervised", short, "deeplab") == 40.0 / 4, "another page, the same stage"
+
+
+def test_an_estimate_of_another_configuration_is_scaled_by_its_work(tmp_path: Path) -> None:
+    _, params_class, _ = load("cfs")
+    short, long = params_class(proposals="box"), params_class(proposals="grabcut")
+    history = History(tmp_path, ["cfs"])
+    done = manifest(14.0, 1, dataclasses.asdict(short), deeplab=10.0)
+    done["stages"][0] |= {"amount": 20.0, "total": 1}
+    history.add(done)
+    assert history.seconds("cfs", long, "deeplab", 20_000.0) == 10_000.0, "a thousand times the iterations"
+    assert history.seconds("cfs", short, "deeplab", 20.0) == 10.0
 
 
 def test_what_was_measured_replaces_what_was_believed(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +25,7 @@ from flow_servers import Server, Started, eventually
 from flows import configure as configuration
 from flows.run_flow import run_page
 from flows.server import prefect_skin as engine
-from flows.server.prefect_skin import PrefectSkin, _do, _markdown, _tickets, call_flow, one_line, threads
+from flows.server.prefect_skin import PrefectSkin, _do, _tickets, call_flow, threads
 from tasks.engine.runner import StageFailed
 from tasks.engine.work_unit import WorkUnit
 
@@ -43,13 +46,16 @@ def run_here(config: Path, **options: Any) -> dict[str, Any]:
 
 def runs_of_slow(server: Server) -> list[Any]:
     """Runs of ``slow`` that no deployment made, newest first."""
-    from prefect.client.schemas.filters import FlowFilter, FlowFilterName
+    from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterDeploymentId
     from prefect.client.schemas.sorting import FlowRunSort
 
     with server.client() as client:
         named = FlowFilter(name=FlowFilterName(any_=["slow"]))
-        runs = client.read_flow_runs(flow_filter=named, sort=FlowRunSort.START_TIME_DESC, limit=50)
-        return [run for run in runs if run.deployment_id is None]
+        alone = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(is_null_=True))
+        found: list[Any] = client.read_flow_runs(
+            flow_filter=named, flow_run_filter=alone, sort=FlowRunSort.START_TIME_DESC, limit=50
+        )
+    return found
 
 
 def last_run(server: Server) -> Any:
@@ -96,13 +102,46 @@ def test_skips_are_counted_in_the_state_and_a_failure_is_a_failed_state_without_
 ) -> None:
     with server.settings():
         run_here(write_config("some", pictures=("a", "skip me"), stage="touchy"))
-        message = last_run(server).state.message
-        assert message.startswith("computed: touchy 1; 1 skipped, the first: ") and "nothing to see" in message
+        state = last_run(server).state
+        assert (state.type.value, state.name) == ("COMPLETED", "DoneWithSkips")
+        assert (
+            state.message.startswith("computed: touchy 1; 1 skipped, the first: ") and "nothing to see" in state.message
+        )
         with pytest.raises(StageFailed, match="all 1 images were skipped"):
             run_here(write_config("none", pictures=("skip me",), stage="touchy"))
         state = last_run(server).state
         assert state.type.value == "FAILED" and state.message.startswith("StageFailed: touchy: all 1 images")
     assert not list(Path(os.environ["PREFECT_HOME"]).glob("storage/*"))
+
+
+@pytest.mark.server
+def test_the_automation_of_the_docs_calls_a_webhook_for_a_run_with_skips(
+    server: Server, write_config: WriteConfig
+) -> None:
+    heard: list[dict[str, Any]] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    page = (Path(ROOT) / "docs/prefect.md").read_text()
+    (script,) = (block for block in re.findall("```python\n(.*?)```", page, re.S) if "CallWebhook" in block)
+    with HTTPServer(("127.0.0.1", 0), Receiver) as receiver, server.settings():
+        threading.Thread(target=receiver.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{receiver.server_port}/"
+        exec(re.sub('https://[^"]+', url, script), {})
+        run_here(write_config("well", pictures=("a",), stage="touchy"))
+        run_here(write_config("some", pictures=("a", "skip me"), stage="touchy"))
+        run = last_run(server)
+        eventually(60, lambda: heard, "the webhook is called")
+        receiver.shutdown()
+    (told,) = heard
+    assert told["text"].startswith(f"slow {run.name}: DoneWithSkips: computed: touchy 1; 1 skipped, the first: ")
 
 
 @pytest.mark.server
@@ -167,22 +206,6 @@ def test_the_form_shows_help_texts_and_defaults() -> None:
         assert not missing, f"{name}: no help for {missing}"
 
 
-def test_the_artifact_lists_scores_stages_files_and_skips() -> None:
-    stage = {"label": "grabcut", "total": 3, "computed": 2, "seconds": 1.26}
-    summary = {
-        "run": "r1",
-        "scores": {"masks (train)": {"miou": 0.5, "pixel_accuracy": None}},
-        "files": {"report": "/r/index.html"},
-        "stages": [stage],
-        "skips": [{"key": f"d/{i}", "reason": "broken"} for i in range(60)],
-    }
-    text = _markdown("cfs", summary)
-    for part in ("| masks (train) | 50.0 | - |", "| grabcut | 3 | 2 | 1.3 |", "`/r/index.html`", "60 skipped"):
-        assert part in text
-    assert text.endswith("- `d/49`: broken\n- ... and 10 more in the manifest")
-    assert one_line(KeyError()) == "KeyError"
-
-
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +227,7 @@ def test_the_plain_command_starts_no_server_and_leaves_no_trace_of_prefect(
 
 
 @pytest.mark.server
-def test_the_command_with_an_api_keeps_its_exit_codes_and_makes_no_run_of_a_wrong_config(
+def test_the_command_with_an_api_keeps_its_exit_codes_and_every_failure_is_a_failed_run(
     server: Server, start: Start, write_config: WriteConfig
 ) -> None:
     touchy = {"stage": "touchy", "workers": 0}
@@ -224,8 +247,14 @@ def test_the_command_with_an_api_keeps_its_exit_codes_and_makes_no_run_of_a_wron
     assert "all 1 images were skipped" in outputs[1]
     assert "params.paces: no such parameter (did you mean 'pace'?)" in outputs[2]
     assert str(tmp) in outputs[3]
-    new = [run.state.type.value for run in runs_of_slow(server) if run.id not in {old.id for old in before}]
-    assert sorted(new) == ["COMPLETED", "FAILED"]
+    assert "; log: " not in outputs[0] and all("; log: " in output for output in outputs[1:])
+    for name, words in (("k", "done with 1 skipped"), ("f", "maskmill slow --config"), ("x", str(tmp))):
+        (log,) = skipping.parent.glob(f"{name}-cache/runs/*/run.log")
+        assert words in log.read_text(), "what a person needs, with a server as without"
+    new = [run.state for run in runs_of_slow(server) if run.id not in {old.id for old in before}]
+    assert sorted(state.name for state in new) == ["DoneWithSkips", "Failed", "Failed", "Failed"]
+    for said in ("StageFailed: touchy: all 1 images", "ConfigError: ", f"DataError: {tmp}"):
+        assert sum(said in (state.message or "") for state in new) == 1, new
 
 
 # -- signals ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import datetime
 import io
-import signal
 import socket
 import stat
 import typing
@@ -21,118 +20,21 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from flow_servers import Server, Started, eventually
+from flow_servers import Server
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
 from artifacts.datasets import DataParams
 from artifacts.datasets.read import placed
 from flows.config import ConfigError, build, merge, parse_set, parse_yaml
-from flows.registry import FLOWS
+from flows.registry import FLOWS, SHIPPED
 from flows.server import serve
+from flows.server.home import Home
 from flows.server.serve_runner import build as build_deployment
 from tasks.engine.runner import RunParams
 
 pytestmark = pytest.mark.usefixtures("slow_is_a_flow")
-Start = Callable[..., Started]
 WriteConfig = Callable[..., Path]
-HOUR_MS = 3_600_000
-QUICK = {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
-
-
-# -- one life of a serve, from a kill to an orderly end --------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Served:
-    """The deployment ``slow/NAME`` in the server."""
-
-    server: Server
-    name: str
-
-    @property
-    def deployment(self) -> Any:
-        with self.server.client() as client:
-            return client.read_deployment_by_name(f"slow/{self.name}")
-
-    def runs(self, *types: str) -> list[Any]:
-        from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
-        from prefect.client.schemas.sorting import FlowRunSort
-
-        with self.server.client() as client:
-            found = client.read_flow_runs(
-                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[self.name])),
-                sort=FlowRunSort.EXPECTED_START_TIME_ASC,
-            )
-        return [run for run in found if run.state and run.state.type.value in types]
-
-    def run(self, id_: Any) -> Any:
-        with self.server.client() as client:
-            return client.read_flow_run(id_)
-
-    def create(self, **parameters: Any) -> Any:
-        with self.server.client() as client:
-            return client.create_flow_run_from_deployment(self.deployment.id, parameters=parameters)
-
-
-@pytest.mark.timeout(420)
-@pytest.mark.kills
-@pytest.mark.server
-def test_a_serve_from_its_kill_to_its_orderly_end(
-    server: Server, start: Start, write_config: WriteConfig, tmp_path: Path
-) -> None:
-    config = write_config("nightly", pace={"level": HOUR_MS})
-    served = Served(server, "nightly")
-    arguments = ("serve", str(config), "--no-server", "--home", str(tmp_path / "home"))
-
-    # Killed in the middle of a scheduled run: nothing of it lives on, but the server does not know.
-    killed = start(*arguments, "--interval", "3", **server.client_env, **QUICK)
-    killed.wait_for_work(2)
-    family = killed.family()
-    assert len(family) >= 4, "runner, flow run, two workers"
-    psutil.Process(killed.pid).kill()
-    assert not psutil.wait_procs(family, timeout=5)[1]
-    stale = served.runs("RUNNING")
-    assert len(stale) == 1 and stale[0].auto_scheduled
-
-    # The next one puts that right at its start, and what is due is done: a scheduled run really fires.
-    settings = yaml.safe_load(config.read_text())
-    config.write_text(yaml.safe_dump({**settings, "params": {"pace": {"level": 0}}}))
-    again = start(*arguments, "--interval", "3", **server.client_env, **QUICK)
-    done = eventually(150, lambda: served.runs("COMPLETED"), "a scheduled run completed")
-    assert done[0].auto_scheduled and done[0].state.message == "computed: sleepy 3"
-    assert served.run(stale[0].id).state.type.value == "CRASHED"
-    assert f"{stale[0].name} was left running by an earlier serve" in again.printed
-
-    # One at a time, the next one waits; parameters of a run replace the deployment's section.
-    with server.client() as client:
-        client.pause_deployment(served.deployment.id)
-        for waiting in served.runs("SCHEDULED"):
-            client.delete_flow_run(waiting.id)
-    eventually(20, lambda: not served.runs("RUNNING", "PENDING"), "quiet")
-    begun = again.begun.read_text().count("\n")
-    first = served.create(params={"pace": {"level": HOUR_MS}})
-    family = again.wait_for_work(begun + 2)
-    second = served.create(params={"pace": {"level": HOUR_MS + 1}})
-    waits = eventually(20, lambda: served.run(second.id).state.name == "AwaitingConcurrencySlot", "the second waits")
-    assert waits and served.run(first.id).state.name == "Running"
-
-    # Cancelled as the UI does it: soon nothing of it is left (a second on an idle machine), then the next has its turn.
-    from prefect.states import Cancelling
-
-    before = {child for child in family if "serve_runner" not in " ".join(child.cmdline())}
-    assert len(before) >= 3, "flow run, two workers"
-    with server.client() as client:
-        client.set_flow_run_state(first.id, Cancelling())
-    eventually(30, lambda: not any(child.is_running() for child in before), "its processes have ended")
-    eventually(10, lambda: served.run(first.id).state.name == "Cancelled", "Cancelled")
-    eventually(150, lambda: served.run(second.id).state.name == "Running", "the second runs")
-
-    # Told to end: its run is cancelled, nothing is left, nothing is scheduled while it is away.
-    assert again.end(signal.SIGTERM, within_s=15) == 0, again.printed
-    assert served.run(second.id).state.name == "Cancelled"
-    assert served.deployment.paused and not served.runs("RUNNING", "PENDING", "CANCELLING")
-    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o700
 
 
 # -- safe settings ---------------------------------------------------------------------------------------------------
@@ -170,12 +72,12 @@ def test_the_server_asks_for_the_password_listens_on_loopback_and_lets_no_other_
 
 
 def test_password_and_name_are_made_once_and_an_open_home_is_refused(tmp_path: Path) -> None:
-    home = serve.Home.open(tmp_path / "a" / "home")
-    assert (home.auth, home.owner) == (home.auth, serve.Home.open(home.path).owner)
+    home = Home.open(tmp_path / "a" / "home")
+    assert (home.auth, home.owner) == (home.auth, Home.open(home.path).owner)
     assert home.auth.startswith("maskmill:") and len(home.auth) > 30
     home.path.chmod(0o750)
     with pytest.raises(ConfigError, match="must be private"):
-        serve.Home.open(home.path)
+        Home.open(home.path)
 
 
 # -- refused before anything starts ----------------------------------------------------------------------------------
@@ -213,12 +115,14 @@ def test_a_wrong_config_is_refused_before_anything_starts(tmp_path: Path, write_
     for configs, message in (
         ((), "nothing to serve"),
         ((good, same), "two configurations are called 'a'"),
-        ((flowless,), "must say which flow"),
+        ((flowless,), "does not say which flow .* give --flow NAME"),
         ((write_config("c", paces=1),), "did you mean 'pace'"),
         ((tmp_path / "absent.yaml",), "No such file"),
     ):
         with pytest.raises(ConfigError, match=message):
             serving(tmp_path, *configs)
+    with pytest.raises(ConfigError, match="there is no flow 'slwo'"):
+        serving(tmp_path, flowless, flow="slwo")
     with pytest.raises(ConfigError, match="--no-server: no Prefect API"):
         serving(tmp_path, good, server=False)
     assert not (tmp_path / "home").exists()
@@ -256,6 +160,9 @@ def test_a_deployment_holds_the_whole_config_with_absolute_paths(
     assert placed(coco, there).source == f"coco:{config.parent}/x,{config.parent}/y.json"
     assert placed(DataParams(source="demo-tiny", aux=coco), there) == DataParams("demo-tiny", aux=placed(coco, there))
     assert placed(DataParams("voc:x", sbd="/y"), there) == DataParams(f"voc:{config.parent}/x", sbd="/y")
+    found = placed(DataParams("yolo:x,y", corrections="c", scribble_files="s.json"), there)
+    whole = f"yolo:{config.parent}/x,{config.parent}/y"
+    assert found == DataParams(whole, corrections=f"{config.parent}/c", scribble_files=f"{config.parent}/s.json")
 
 
 def test_an_api_that_does_not_answer_is_one_line_before_anything_starts(
@@ -315,6 +222,17 @@ def test_the_time_zone_of_this_machine(
     found = zoneinfo.ZoneInfo(serve.local_timezone())
     moments = [datetime.datetime(2024, month, 15, 3) for month in (1, 7)]
     assert [found.utcoffset(at) for at in moments] == [zoneinfo.ZoneInfo(expected).utcoffset(at) for at in moments]
+
+
+def test_a_config_without_a_flow_is_served_with_the_one_that_is_named(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    config = write_config("a")
+    text = yaml.safe_load(config.read_text())
+    flowless = tmp_path / "b.yaml"
+    flowless.write_text(yaml.safe_dump({name: value for name, value in text.items() if name != "flow"}))
+    with_line, without = serve.prepare([str(config), str(flowless)], serve.Schedule(), "slow")
+    assert with_line | {"name": "b", "description": "maskmill slow as in " + str(flowless)} == without
 
 
 # -- parameters ------------------------------------------------------------------------------------------------------
@@ -414,18 +332,24 @@ def test_a_flow_on_its_tiny_configuration_can_be_served(
     assert deployment.flow_name == flow
 
 
-def test_the_parameters_in_prefect_yaml_are_right() -> None:
+def test_prefect_yaml_holds_all_flows_with_right_parameters_and_no_schedule_until_it_is_wanted() -> None:
     root = Path(__file__).parents[3]
-    deployments = yaml.safe_load((root / "prefect.yaml").read_text())["deployments"]
-    assert len({one["name"] for one in deployments}) == len(deployments) > 1
+    text = (root / "prefect.yaml").read_text()
+    assert not any("schedules" in one for one in yaml.safe_load(text)["deployments"])
+    deployments = yaml.safe_load(text.replace("    # schedules:", "    schedules:"))["deployments"]
+    assert len({one["name"] for one in deployments}) == len(deployments)
+    pools: dict[str, set[str]] = {}
     for nightly in deployments:
         file, _, function = nightly["entrypoint"].partition(":")
         (name,) = (name for name, entry in FLOWS.items() if entry.entrypoint.endswith(f":{function}"))
         module = file.removesuffix(".py").replace("/", ".")
         assert (root / file).exists() and FLOWS[name].entrypoint == f"{module}:{function}"
         merged, layers = merge([parse_yaml(yaml.safe_dump(nightly["parameters"]), "prefect.yaml")])
-        for section, kind in sections(name).items():
-            build(kind, section, merged, layers)
+        built = {section: build(kind, section, merged, layers) for section, kind in sections(name).items()}
+        fits = getattr(built["params"], "student", "") != "none"
+        assert nightly["work_pool"]["name"] == ("mill-gpu" if fits else "mill-cpu")
+        pools.setdefault(nightly["work_pool"]["name"], set()).add(name)
         assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
-        (schedule,) = nightly["schedules"]
-        serve.check_schedule(serve.Schedule(schedule["cron"], timezone=schedule["timezone"]))
+        for schedule in nightly["schedules"]:
+            serve.check_schedule(serve.Schedule(schedule["cron"], timezone=schedule["timezone"]))
+    assert pools == {"mill-cpu": {"cfs"}, "mill-gpu": {entry.name for entry in SHIPPED}}

@@ -171,11 +171,11 @@ def test_impossible_values_are_named(change: dict[str, Any], message: str) -> No
 
 def test_golden(fit: Fit, net: Path) -> None:
     """Golden: if these change, what is cached is stale, and the stage needs a new version."""
-    assert (stages.fit(DEMO).version, stages.maps(DEMO).version) == (1, 1)
+    assert (stages.fit(DEMO).version, stages.maps(DEMO).version) == (2, 2)
     params = dataclasses.replace(SMALL, iterations=40, scale_range=(0.75, 1.33), colour_jitter=0.3)
     losses = [line["loss"] for line in metrics(fit(params)) if "loss" in line]
     assert losses == pytest.approx([0.49732, 0.17992], rel=0.01)
     maps = maps_item(item(0, net, (1, 2)), stages.maps(SMALL).params)["probs_chw"].astype(np.float64)
     assert (float(maps.mean()), float(maps[0, 3, 5]), float(maps[1, 10, 2])) == pytest.approx(
-        (0.18933, 0, 0.448), rel=0.01
+        (0.19584, 0, 0.448), rel=0.01
     )

@@ -50,9 +50,11 @@ def test_another_network_or_loss_foretells_nothing(changed: dict[str, Any]) -> N
 
 def test_a_map_stage_is_foretold_by_the_same_params_on_the_same_workers() -> None:
     stage, other = grabcut.propose(), grabcut.propose(grabcut.GrabCutParams(working_size=64))
-    assert effort.of_map(stage, OPTIONS, 7) == effort.of_map(stage, OPTIONS, 7)._replace(amount=7)
-    assert effort.of_map(other, OPTIONS, 7).like != effort.of_map(stage, OPTIONS, 7).like
-    assert effort.of_map(stage, RunParams(workers=1), 7).like != effort.of_map(stage, OPTIONS, 7).like
+    known = effort.of_map(stage, OPTIONS, 7, "set")
+    assert effort.of_map(stage, OPTIONS, 14, "set") == known._replace(amount=14)
+    assert effort.of_map(other, OPTIONS, 7, "set").like != known.like
+    assert effort.of_map(stage, RunParams(workers=1), 7, "set").like != known.like
+    assert effort.of_map(stage, OPTIONS, 7, "large pictures").like != known.like
 
 
 def test_the_samples_of_cfs_are_counted_too() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -58,7 +61,7 @@ def fit(tmp_path: Path) -> Callable[..., Fitted]:
             handle = run.fit(stage, records)
         (report,) = run.reports
         assert handle.digest is not None and handle.stamp is not None
-        assert (report.output, report.stamps, report.pinned) == (handle.digest, handle.stamp, handle.pinned)
+        assert (report.output, report.stamps, bool(report.pinned)) == (handle.digest, handle.stamp, handle.pinned)
         skips = tuple(skip.key for skip in run.skips)
         folder = Path(handle.path).parent
         assert folder.parent.name == handle.stamp, "the stamp is the one under which the weights lie"
@@ -143,7 +146,8 @@ def test_never_pins_the_older_fit_and_rerun_makes_the_own(
     few = fit(first(records, 3))
     pinned = fit(records, refit="never")
     assert pinned == replace(few, pinned=True, computed=0)
-    assert f"tiny: pinned to the fit of {few.stamp}, to which 40% of the images are new" in caplog.text
+    said = r"tiny: pinned since \d{4}-\d\d-\d\d \d\d:\d\d UTC, trained on 3 of now 5 records \(2 new\)"
+    assert re.search(said, caplog.text)
     again = fit(records, refit="never", rerun=("tiny",))
     assert (again.pinned, again.computed, again.publication) == (False, 1, "pub-0001")
     assert again.stamp != few.stamp and again.digest != few.digest
@@ -153,25 +157,48 @@ def test_never_pins_the_older_fit_and_rerun_makes_the_own(
     assert fit(records, refit="never").publication == "pub-0002", "its own publication is no pin"
 
 
-@pytest.mark.parametrize(("share", "pinned"), [(0.41, True), (0.4, False), (0.0, False)])
-def test_share_new_is_the_least_share_that_is_fitted_again(
-    records: RecordSet, fit: Callable[..., Fitted], share: float, pinned: bool
+@pytest.mark.parametrize(("refit", "pinned"), [("share:0.67", True), ("share:0.66", False), ("share:2", True)])
+def test_share_is_the_least_share_of_the_last_fits_records_that_is_fitted_again(
+    records: RecordSet, fit: Callable[..., Fitted], refit: str, pinned: bool
 ) -> None:
     fit(first(records, 3))
-    found = fit(records, refit="share_new", share_new=share)
+    found = fit(records, refit=refit)
     assert (found.pinned, found.computed) == (pinned, int(not pinned))
-    assert fit(records, refit="share_new", share_new=share, rerun=("tiny",)).computed == 1
+    assert fit(records, refit=refit, rerun=("tiny",)).computed == 1
 
 
-@pytest.mark.parametrize("refit", ["never", "share_new"])
-def test_none_to_pin_is_fitted_and_said(
-    records: RecordSet, fit: Callable[..., Fitted], caplog: pytest.LogCaptureFixture, refit: str
+def test_changed_and_removed_records_count_like_new_ones(records: RecordSet, fit: Callable[..., Fitted]) -> None:
+    fit(records)
+    assert fit(first(records, 4), refit="share:0.3").pinned, "one of five is gone"
+    Path(records.records[0].image).write_bytes(Path(records.records[4].image).read_bytes())
+    assert fit(first(records, 4), refit="share:0.41").pinned
+    found = fit(first(records, 4), refit="share:0.4")
+    assert (found.pinned, found.computed) == (False, 1), "one of five is gone, another is changed"
+
+
+@pytest.mark.parametrize(("days", "pinned"), [(6.9, True), (7.1, False)])
+def test_days_are_those_since_the_last_fit_was_published(
+    records: RecordSet, fit: Callable[..., Fitted], monkeypatch: pytest.MonkeyPatch, days: float, pinned: bool
 ) -> None:
+    made = fit(first(records, 3))
+    later = time.time() + 86400 * days
+    monkeypatch.setattr("tasks.engine.fit_launch.time", SimpleNamespace(**{**vars(time), "time": lambda: later}))
+    found = fit(records, refit="days:7")
+    assert (found.pinned, found.computed) == (pinned, int(not pinned))
+    assert fit(first(records, 3), refit="days:7") == replace(made, computed=0), "nothing changed: nothing to do"
+
+
+@pytest.mark.parametrize(("refit", "level"), [("never", "WARNING"), ("share:1", "INFO"), ("days:1", "INFO")])
+def test_none_to_pin_is_fitted_and_said(
+    records: RecordSet, fit: Callable[..., Fitted], caplog: pytest.LogCaptureFixture, refit: str, level: str
+) -> None:
+    caplog.set_level(logging.INFO, "maskmill")
     fit(first(records, 4), seed=1)
     fit(replace(first(records, 4), dataset="other"))
-    found = fit(records, refit=refit, share_new=1.0)
+    found = fit(records, refit=refit)
     assert (found.pinned, found.computed) == (False, 1), "another seed or data set is another lineage"
-    assert f"tiny: refit={refit}, but there is no earlier fit to pin" in caplog.text
+    said = [record for record in caplog.records if f"refit={refit}, but there is no earlier fit" in record.message]
+    assert [record.levelname for record in said] == [level]
 
 
 # -- what was published and is no more -------------------------------------------------------------------------------
@@ -195,16 +222,30 @@ def test_damaged_weights_are_left_out_and_learnt_again(
     assert fit(records) == replace(again, computed=0)
 
 
+def test_a_pinned_fit_reports_no_skip_of_a_picture_that_was_mended(
+    records: RecordSet, fit: Callable[..., Fitted]
+) -> None:
+    broken = Path(records.records[1].image)
+    whole = broken.read_bytes()
+    broken.write_text("not an image")
+    assert fit(first(records, 4)).skips == fit(records, refit="never").skips == ("d/1",)
+    broken.write_bytes(whole)
+    assert fit(records, refit="never").skips == ()
+
+
 def test_damaged_weights_of_a_fit_done_twice_and_of_a_pin(
-    records: RecordSet, fit: Callable[..., Fitted], tmp_path: Path
+    records: RecordSet, fit: Callable[..., Fitted], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made, second = fit(records), fit(records, rerun=("tiny",))
     flip(records, tmp_path, second)
     assert fit(records) == replace(made, computed=0), "the older publication is as good"
     assert fit(records, rerun=("tiny",)).publication == "pub-0003"
+    assert fit(first(records, 3), refit="never").publication == "pub-0003", "a sound one of the same records"
     few = fit(first(records, 4))
     flip(records, tmp_path, few)
-    assert fit(first(records, 3), refit="never").digest == made.digest, "the newest sound one of the lineage"
+    found = fit(first(records, 3), refit="never")
+    assert (found.pinned, found.computed) == (False, 1), "an older one would make all masks stale"
+    assert re.search("refit=never, but the fit to pin is damaged .*pub-0001.: it is fitted", caplog.text)
 
 
 # -- the process -----------------------------------------------------------------------------------------------------

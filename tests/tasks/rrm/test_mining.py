@@ -98,6 +98,7 @@ def test_the_maps_have_no_gradient_and_no_dropout() -> None:
     torch.manual_seed(0)
     network = rrm.build("resnet18", 2).train()
     network.backbone = torch.nn.Sequential(torch.nn.AvgPool2d(8), torch.nn.Dropout2d(0.5))  # type: ignore[assignment]
+    network.backbone.output_stride = 8  # type: ignore[assignment]
     network.classifier = torch.nn.Conv2d(3, 2, 1, bias=False)
     with Miner(network, ReliableParams(), (1.0,), 1) as miner:
         maps = [miner.maps(batch_of(1)["image"]) for _ in range(2)]

@@ -177,6 +177,11 @@ def test_masks_are_of_background_and_the_tags_and_predictions_of_all_classes(net
     both = predict_item(item(0, net, None), stages.predict(params, crf=CRF_PRESETS["rrm-test"]).params)
     own = masks_item(item(0, net, (1, 2)), stages.masks(params).params)["mask_hw"]
     assert np.array_equal(both["mask_crf_hw"], own) and np.array_equal(both["mask_hw"], predicted)
+    for dense, mask_hw in ((CRF_PRESETS["rrm-test"], own), (None, whole)):
+        stage = stages.masks(params, crf=dense, confidence=True)
+        kept = check_outputs(stage, resolve(stage.function)(item(0, net, (1, 2)), stage.params))
+        assert np.array_equal(kept["mask_hw"], mask_hw) and kept["label_prob_hw"].dtype == np.uint8
+        assert kept["label_prob_hw"].min() >= 85 and np.ptp(kept["label_prob_hw"]), "the largest of three"
     with pytest.raises(SkipImage, match="d/0: no tags are known"):
         masks_item(item(0, net, None), stages.masks(params).params)
 
@@ -228,7 +233,7 @@ def test_what_is_not_used_has_no_address() -> None:
 
 def test_golden(fit: Fit) -> None:
     """Golden: if these change, every cached fit is stale, and the stage needs a new version."""
-    assert (stages.fit(DEMO).version, stages.predict(DEMO).version, stages.masks(DEMO).version) == (1, 1, 1)
+    assert (stages.fit(DEMO).version, stages.predict(DEMO).version, stages.masks(DEMO).version) == (2, 2, 2)
     losses = [line for line in metrics(fit(dataclasses.replace(SMALL, iterations=20))) if "loss" in line]
     found = [losses[-1][name] for name in ("class", "ce", "energy", "labelled")]
     assert found == pytest.approx([0.66123, 2.74097, 1.65535, 0.43848], rel=0.01)
