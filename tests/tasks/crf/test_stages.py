@@ -214,7 +214,7 @@ def shown(mask_hw: np.ndarray) -> list[str]:
 
 def test_golden_masks() -> None:
     assert crf.from_probs().version == crf.from_boxes().version == 1
-    assert deeplab.predict(DEMO, crf=CRFParams()).version == 2
+    assert deeplab.predict(DEMO, crf=CRFParams()).version == 3
     assert shown(run(crf.from_probs(), RECORD, IMAGE, probs=PROBS)) == GOLDEN_PROBS
     assert shown(run(crf.from_boxes(), RECORD, IMAGE)) == GOLDEN_BOXES
 

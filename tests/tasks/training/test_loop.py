@@ -232,7 +232,7 @@ def test_the_gradient_scaler_resumes(
     tmp_path: Path, images: tuple[ImageTask, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fabrics: list[_Scaling] = []
-    monkeypatch.setattr("tasks.training.fabric.make_fabric", lambda *_: fabrics.append(_Scaling()) or fabrics[-1])
+    monkeypatch.setattr("tasks.training.fabric.make_fabric", lambda *_, **__: fabrics.append(_Scaling()) or fabrics[-1])
     expected = run(make_spec(tmp_path / "undisturbed", images))
     spec = make_spec(tmp_path, images, checkpoint_every_s=0.0)
     monkeypatch.setenv(DIE, "7:raise")
