@@ -291,7 +291,7 @@ class ImageDigests:
         self._seen: set[str] = set()
         self._changed = False
 
-    def digest(self, path: Path) -> str:
+    def digest(self, path: Path | str) -> str:
         """Digest of the bytes of ``path``. ``verify=True`` reads them in any case (once each). Raises ``OSError``."""
         name = os.path.abspath(path)
         status = os.stat(name)

@@ -84,8 +84,10 @@ def digest(value: object) -> str:
 
     Raises ``TypeError`` for anything whose text would not be the same on every run.
     """
-    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return digest_bytes(text.encode())
+    return digest_bytes(_as_text(canonical(value)).encode())
+
+
+_as_text = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})
@@ -162,7 +164,9 @@ def image_stamp(
         upstream: role -> output digest, ``None`` for an absence (the upstream stage skipped it).
         weights: role -> weights digest of a checkpoint, or content digest of an input file.
     """
-    return digest({"image": image, "labels": labels, "upstream": upstream, "weights": weights})
+    # Made for every image in every stage: as `digest` of it, for texts are what they are in canonical form.
+    plain = {"image": image, "labels": dict(labels), "upstream": dict(upstream), "weights": dict(weights)}
+    return digest_bytes(_as_text(plain).encode())
 
 
 def fit_stamp(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 REAL = HERE.parent / "../shared/data/voc-mini"
-APART = ("soak_kill", "claims", "nights", "suspicion", "confidence", "corrections")
+APART = ("soak_kill", "claims", "nights", "suspicion", "confidence", "corrections", "scale")
 """No benchmarks of speed: they run long (`make soak-kill`, `make claims-cfs`), or look at runs that they are given."""
 
 

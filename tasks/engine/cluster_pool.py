@@ -265,9 +265,16 @@ def remote_runner() -> Callable[..., Any]:
     """A function that client libraries send by value, as it has no name in any module: runs ``source``'s ``name``."""
 
     def run(source: str, name: str, arguments: Sequence[Any]) -> Any:
-        space: dict[str, Any] = {"__name__": "maskmill_probe"}
-        exec(compile(source, "maskmill_probe", "exec"), space)
-        return space[name](*arguments)
+        import sys
+        import types
+
+        module = sys.modules.get("maskmill_probe")  # kept there: compiling takes as long as a small unit
+        if module is None or module.__doc__ != source:
+            module = types.ModuleType("maskmill_probe")
+            exec(compile(source, "maskmill_probe", "exec"), module.__dict__)
+            module.__doc__ = source
+            sys.modules["maskmill_probe"] = module
+        return getattr(module, name)(*arguments)
 
     return run
 

@@ -31,7 +31,7 @@ class DaskCluster:
                     n_workers=1,
                     threads_per_worker=workers,
                     host="127.0.0.1",
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",
                     silence_logs=logging.ERROR,
                 )
             self._client = Client(self._own or address, timeout=CONNECT_S, set_as_default=False)

@@ -70,7 +70,7 @@ class Sources:
             self.labels[key, kind] = record.label_digest(kind)
         return self.labels[key, kind]
 
-    def image(self, key: str, path: Path) -> str:
+    def image(self, key: str, path: Path | str) -> str:
         """Digest of an image file. Raises :class:`DataError` or ``OSError`` if it cannot be read."""
         self.images[key] = found = self.digests.digest(path)
         return found
@@ -261,7 +261,7 @@ def _member(
     if any(produced.output is None for produced in above.values()):
         return None, {}
     try:
-        image = sources.image(key, Path(record.image)) if "image" in stage.reads else None
+        image = sources.image(key, record.image) if "image" in stage.reads else None
         labels: dict[str, str] = {kind: sources.label(key, record, kind) for kind in stage.reads if kind != "image"}
         if (size_hw := stated_size(record, stage.reads)) is not None:
             labels["size_hw"] = "{} {}".format(*size_hw)

@@ -6,12 +6,16 @@ import contextlib
 import logging
 import os
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from tasks.engine.cluster_pool import ClusterError, remote_runner, source_of_probe
 
-# Read when Ray is imported: nothing is reported to anybody.
+# Read when Ray is imported: nothing is reported to anybody, and a token that is there is shown to the head, which asks
+# for it where there is one; a client shows it only if told to.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys() or (Path.home() / ".ray" / "auth_token").exists():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

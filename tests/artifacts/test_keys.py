@@ -66,6 +66,11 @@ def test_an_absence_upstream_is_part_of_the_stamp() -> None:
     assert len({stamp(None), stamp("a"), stamp("b")}) == 3
 
 
+def test_an_images_stamp_is_the_digest_of_its_parts() -> None:
+    parts = {"image": "ü", "labels": {"tags": "2", "boxes": "1"}, "upstream": {"b": None, "a": "x"}, "weights": {}}
+    assert keys.image_stamp(**parts) == keys.digest(parts)  # type: ignore[arg-type]
+
+
 def test_a_fits_stamp_knows_members_not_their_order() -> None:
     def stamp(members: list[tuple[str, str]], seed: int = 0) -> str:
         return keys.fit_stamp(members=members, inputs={}, init=None, seed=seed)

@@ -368,3 +368,13 @@ def test_a_damaged_segment_costs_its_images_once(tmp_path: Path, counted: Path) 
     assert all(produced.output is not None for produced in two.produced.values())
     assert run.skips == []
     assert hurt <= {"set/a", "set/b"}
+
+
+def test_a_relative_cache_is_named_whole_where_others_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a cluster, and fits that are started by hand, have folders of their own."""
+    monkeypatch.chdir(tmp_path)
+    stage = FitStage("tiny", 1, TinyParams(iterations=1), ("image",), "fit_stages:fit")
+    with Runner(options(tmp_path, cache="cache", launch="inline", device="cpu")) as run:
+        fitted = run.fit(stage, images(tmp_path / "i", ["a", "b"]))
+        assert run.store.root == tmp_path / "cache"
+    assert Path(fitted.path).is_relative_to(tmp_path / "cache")
