@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tensors of tests are too small for two
 
+# Ray reads these when it is imported, which any package may do that a test imports.
+os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", "0123456789abcdef0123456789abcdef"
+
 # Worker processes import stage functions by name: tests/helpers/ and the toy method must be importable there, too.
 FOLDERS = [str(Path(__file__).parent / name) for name in ("helpers", "frame")]
 sys.path[:0] = FOLDERS

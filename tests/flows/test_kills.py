@@ -19,7 +19,7 @@ from artifacts.cache.run_status import status
 from artifacts.cache.store import MaskStore
 from artifacts.export.voc import DEVKIT
 from benchmarks.soak_kill import differences, fingerprint, gone, survivors
-from flows.registry import FLOWS
+from flows.registry import FLOWS, SHIPPED
 
 pytestmark = pytest.mark.kills
 EACH_STEP = ("--set", "options.checkpoint_every_s=0")
@@ -125,6 +125,7 @@ def stored_when_a_worker_is_killed(flow: str, zygote: Zygote, out: Path) -> int:
     return masks_stored(out)
 
 
+@pytest.mark.parametrize("flow", [entry.name for entry in SHIPPED], indirect=True)
 def test_a_chain_of_kills_ends_like_an_undisturbed_run(flow: str, zygote: Zygote, runs: Runs, tmp_path: Path) -> None:
     """In a worker between write and rename, with two ranks, mid checkpoint, mid publish, mid export; then whole."""
     out, tiny = tmp_path / "run", runs.tiny(flow)

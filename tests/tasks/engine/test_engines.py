@@ -213,11 +213,10 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture
-def ray_head(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, psutil.Process]]:
+def ray_head() -> Iterator[tuple[str, psutil.Process]]:
     """A head with two places for workers. Its ports are given: it would wait 15 s for its agents', and no longer."""
-    if importlib.util.find_spec("ray") is None:  # imported, it would have read the environment already
+    if importlib.util.find_spec("ray") is None:
         pytest.skip("without ray")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef0123456789abcdef")
     port, grpc, listen, environment, metrics = free_ports(5)
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
     command += ["--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false", "--disable-usage-stats"]
