@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from artifacts.cache.store import MaskStore, StoreError
 
 Kind = Literal["run", "images", "fit", "old publications", "file"]
 LISTS = ("stamps", "origins", "pictures")
+_FIT_PART = re.compile(rf"lock|work|pub-\d+|{re.escape(atomic.TEMPORARY_PREFIX)}.*")
+"""What lies in a fit's folder."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,10 @@ def _images(store: MaskStore, reach: Reach) -> Iterator[Item]:
 def _fits(root: Path, reach: Reach) -> Iterator[Item]:
     for fit in list_fits(root):
         if not reach.keeps_fit(fit.address, fit.stamp):
-            yield Item("fit", fit.name, fit.bytes, fit.age_s)
+            if all(_FIT_PART.fullmatch(path.name) for path in fit.folder.iterdir()):  # else it is somebody's
+                yield Item("fit", fit.name, fit.bytes, fit.age_s)
+        elif fit.address in reach.live:
+            continue  # a run may be about to read the publication that was the newest when it looked
         elif len(fit.publications) > 1 or fit.stale_work:
             older = [_size_age(publication.path)[0] for publication in fit.publications[:-1]]
             yield Item("old publications", fit.name, sum(older) + fit.work_bytes * fit.stale_work, fit.age_s)
