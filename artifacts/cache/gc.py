@@ -31,6 +31,8 @@ from artifacts.cache.store import MaskStore, StoreError
 
 Kind = Literal["run", "images", "fit", "old publications", "file"]
 LISTS = ("stamps", "origins", "pictures")
+_RUN = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{4}")
+"""A run's id; what has another name in ``runs/`` is somebody's."""
 _FIT_PART = re.compile(rf"lock|work|pub-\d+|{re.escape(atomic.TEMPORARY_PREFIX)}.*")
 """What lies in a fit's folder."""
 
@@ -140,7 +142,7 @@ def _garbage(
 
 def _runs(dropped: Sequence[RunFolder], reach: Reach) -> Iterator[Item]:
     for run in dropped:
-        if run.run_id not in reach.runs:
+        if run.run_id not in reach.runs and _RUN.fullmatch(run.run_id) and not run.path.is_symlink():
             yield Item("run", run.run_id, *_size_age(run.path))
 
 
@@ -273,6 +275,7 @@ def _remove_images(store: MaskStore, names: Sequence[str], reach: Reach) -> list
         store.refresh(address)
         stays = any(name not in segments or _any_kept(folder / name, reach) for name in segment_names(folder))
         stays |= any(entry.is_dir() for entry in os.scandir(folder))  # somebody's data: no segment was one
+        stays |= folder.is_symlink()  # a rename would take the link alone
 
         def drop(entry: Entry, address: str = address, segments: set[str] = segments) -> bool:
             return entry.segment in segments and not reach.keeps(address, entry)

@@ -239,9 +239,7 @@ def test_a_run_killed_in_its_first_stage_is_not_judged_by_another_data_set(tmp_p
     assert publications(tmp_path) == ["new/pub-0002"]
 
 
-def test_what_a_run_names_before_its_first_stage_has_ended_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_run_names_before_a_stage_has_ended_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two_nights(tmp_path)
     live = RunFolder(tmp_path, "20260103-020000-lpg-cccc")
     live.path.mkdir()
@@ -252,6 +250,21 @@ def test_what_a_run_names_before_its_first_stage_has_ended_stays(
         cleaned(tmp_path, keep_runs=1)
     assert (tmp_path / "runs" / OLD / "net.log").exists()
     assert publications(tmp_path) == ["new/pub-0002", "old/pub-0001"]
+
+
+def test_links_and_folders_of_other_names_are_not_taken_for_runs_or_stages(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    two_nights(root)
+    mine, other = root / "runs" / "2026-paper", tmp_path / "other-disk"
+    mine.mkdir()
+    other.mkdir()
+    for place in (root / "maps" / B, root / "runs" / OLD):
+        shutil.move(place, other)
+        place.symlink_to(other / place.name)
+    cleaned(root, keep_runs=1)
+    assert mine.exists() and (root / "runs" / OLD / "net.log").exists()
+    assert (root / "maps" / B).is_symlink() and not list((other / B).glob("*.h5")), "nothing in it is reached"
+    assert results(root).keys() == REACHED
 
 
 def test_a_fit_beside_which_somebody_put_something_stays(tmp_path: Path) -> None:
