@@ -19,6 +19,7 @@ from typing import Any
 from artifacts.cache import locks
 from artifacts.cache.atomic import check_writable, write_text_atomic
 from artifacts.cache.locks import LockAborted
+from artifacts.cache.reach import texts
 from artifacts.cache.run_history import CONFIG
 from artifacts.cache.runs import IN_USE, RunFolder, library_versions
 from artifacts.records import DataError
@@ -121,6 +122,8 @@ def recorded(
         with _begun(flow, cache, reporter, command) as recording:
             _hold(stack, recording.folder.lock)
             recording._planning = planning
+            recording.log.source = getattr(data, "source", "")
+            recording.log.named = sorted({*texts([asdict(data), asdict(params)])})
             sections = {"data": data, "params": params, "options": options}
             # Params of a flow of one's own may hold what YAML cannot: then the command that was given has to do.
             with contextlib.suppress(OSError, TypeError, ValueError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,10 @@ from artifacts.cache.store import MaskStore, StoreError
 
 Kind = Literal["run", "images", "fit", "old publications", "file"]
 LISTS = ("stamps", "origins", "pictures")
+_RUN = re.compile(r"\d{8}-\d{6}-.+-[0-9a-f]{4}")
+"""A run's id; what has another name in ``runs/`` is somebody's."""
+_FIT_PART = re.compile(rf"lock|work|pub-\d+|{re.escape(atomic.TEMPORARY_PREFIX)}.*")
+"""What lies in a fit's folder."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def _garbage(
 
 def _runs(dropped: Sequence[RunFolder], reach: Reach) -> Iterator[Item]:
     for run in dropped:
-        if run.run_id not in reach.runs:
+        if run.run_id not in reach.runs and _RUN.fullmatch(run.run_id) and not run.path.is_symlink():
             yield Item("run", run.run_id, *_size_age(run.path))
 
 
@@ -158,7 +163,10 @@ def _images(store: MaskStore, reach: Reach) -> Iterator[Item]:
 def _fits(root: Path, reach: Reach) -> Iterator[Item]:
     for fit in list_fits(root):
         if not reach.keeps_fit(fit.address, fit.stamp):
-            yield Item("fit", fit.name, fit.bytes, fit.age_s)
+            if all(_FIT_PART.fullmatch(path.name) for path in fit.folder.iterdir()):  # else it is somebody's
+                yield Item("fit", fit.name, fit.bytes, fit.age_s)
+        elif fit.address in reach.live:
+            continue  # a run may be about to read the publication that was the newest when it looked
         elif len(fit.publications) > 1 or fit.stale_work:
             older = [_size_age(publication.path)[0] for publication in fit.publications[:-1]]
             yield Item("old publications", fit.name, sum(older) + fit.work_bytes * fit.stale_work, fit.age_s)
@@ -267,6 +275,7 @@ def _remove_images(store: MaskStore, names: Sequence[str], reach: Reach) -> list
         store.refresh(address)
         stays = any(name not in segments or _any_kept(folder / name, reach) for name in segment_names(folder))
         stays |= any(entry.is_dir() for entry in os.scandir(folder))  # somebody's data: no segment was one
+        stays |= folder.is_symlink()  # a rename would take the link alone
 
         def drop(entry: Entry, address: str = address, segments: set[str] = segments) -> bool:
             return entry.segment in segments and not reach.keeps(address, entry)

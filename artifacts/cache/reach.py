@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ def choose(
     """
     finished: dict[tuple[str, str], int] = {}
     others: dict[str, int] = {}
-    ended_well: set[str] = set()
+    ended_well: set[tuple[str, str]] = set()
     kept: list[Kept] = []
     dropped: list[RunFolder] = []
     since = float("inf") if keep_days is None else time.time() - keep_days * DAY_S
@@ -48,14 +49,15 @@ def choose(
         live = run.live
         manifest = _manifest(run, live)
         flow = str(manifest.get("flow") or "-".join(run.run_id.split("-")[2:-1]))
+        source = str((manifest.get("recipe") or {}).get("data", {}).get("source", ""))
         if manifest.get("status") == "finished":
-            source = str((manifest.get("recipe") or {}).get("data", {}).get("source", ""))
             number = finished[flow, source] = finished.get((flow, source), 0) + 1
             whole = False
-            ended_well.add(flow)
+            ended_well |= {(flow, source), (flow, "")}
         else:
             number = others[flow] = others.get(flow, 0) + 1
-            whole = flow not in ended_well
+            # Killed in its first stage, it left no manifest.
+            whole = (flow, source or str(run.progress().get("source", ""))) not in ended_well
         if live or number <= keep_runs or _began(run, manifest) >= since:
             kept.append(Kept(run, manifest, live, live or whole))
         else:
@@ -94,6 +96,8 @@ class Reach:
     """Address -> keys without a result: the stored reasons keep a run from trying again."""
     whole: set[str] = field(default_factory=set)
     """Addresses of which all stays."""
+    live: set[str] = field(default_factory=set)
+    """Those of runs that work now: what they have found there stays, though superseded since."""
     fits: set[tuple[str, str]] = field(default_factory=set)
     """(address, stamp)."""
     lists: set[str] = field(default_factory=set)
@@ -134,9 +138,12 @@ class Reach:
             self.lists.update(str(one) for one in manifest.get(name, {}).values())
         if kept.whole:
             self._add_plan(kept)
-        folder = str(manifest.get("folder", ""))
-        for text in _texts([manifest.get("recipe"), manifest.get("loaded")]):
-            self._add_path(folder, text)
+        begun = {} if manifest.get("recipe") else kept.run.progress()  # no stage has ended yet
+        folder = str(manifest.get("folder") or begun.get("folder", ""))
+        for text in texts([manifest.get("recipe"), manifest.get("loaded"), begun.get("named")]):
+            # A source is voc:PATH or coco:PATH,PATH.
+            for part in {text, *re.split("[:,]", text)}:
+                self._add_path(folder, part)
 
     def _add_stamps(self, address: str, name: str, kept: Kept) -> None:
         self.lists.add(name)
@@ -153,7 +160,9 @@ class Reach:
 
     def _add_plan(self, kept: Kept) -> None:
         progress = kept.run.progress()
-        self.whole.update(str(stage["address"]) for stage in progress.get("plan", ()))
+        planned = {str(stage["address"]) for stage in progress.get("plan", ())}
+        self.whole |= planned
+        self.live |= planned if kept.live else set()
         if kept.live and not progress.get("plan"):
             raise DataError(
                 f"{kept.run.path}: this run lives, and its plan cannot be read; try again when it has ended"
@@ -164,7 +173,11 @@ class Reach:
         if os.sep not in text or "\n" in text:
             return
         with contextlib.suppress(OSError, ValueError, IndexError):
-            parts = Path(os.path.realpath(Path(folder, text))).relative_to(os.path.realpath(self.cache)).parts
+            parts = (
+                Path(os.path.realpath(Path(folder, os.path.expanduser(text))))
+                .relative_to(os.path.realpath(self.cache))
+                .parts
+            )
             if parts[0] == "fits" and len(parts) > 2:
                 self.fits.add((parts[1], parts[2]))
             elif parts[0] == "fits" and len(parts) == 2:
@@ -173,12 +186,13 @@ class Reach:
                 self.runs.add(parts[1])
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts(value: Any) -> Iterator[str]:
+    """Every text in plain data."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _texts(item)
+            yield from texts(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _texts(item)
+            yield from texts(item)

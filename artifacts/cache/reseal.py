@@ -21,9 +21,9 @@ CHANGED = "another program had it open for writing and cut its footer off; its c
 
 
 def with_footer(path: Path) -> bytes | None:
-    """The bytes of the segment with a footer again; ``None`` if it has one, or is no HDF5 file with an index.
+    """The bytes of the segment with a footer again; ``None`` if it has one, or is no HDF5 file with a sound index.
 
-    Nothing but the footer is judged: whoever takes the bytes verifies them. Raises ``OSError`` if it cannot be read.
+    Only footer and index are judged: whoever takes the bytes verifies them. Raises ``OSError`` if it cannot be read.
     """
     data = read_input(path)
     if data[-FOOTER.size :].startswith(MAGIC):
@@ -31,7 +31,8 @@ def with_footer(path: Path) -> bytes | None:
     try:
         with h5py.File(io.BytesIO(data)) as file:
             found = file["index"].id.get_chunk_info(0)
+        stored = data[found.byte_offset : found.byte_offset + found.size]
+        zlib.decompress(stored)  # its checksum; an index that is not deflated has none, and fails here, too
     except Exception:  # damaged metadata makes h5py raise nearly anything
         return None
-    stored = data[found.byte_offset : found.byte_offset + found.size]
     return data + footer(data, Chunk(found.byte_offset, found.size, zlib.crc32(stored), found.filter_mask))

@@ -28,7 +28,7 @@ from tasks.engine.image_task import ImageTask, stated_size
 from tasks.engine.options import RunParams
 from tasks.engine.pending import FitMembers, Sources, weights_digests
 from tasks.engine.progress import Reporter
-from tasks.engine.refit import Refit, pin_text
+from tasks.engine.refit import Refit, made_with, pin_text
 from tasks.stage import FitHandle, FitStage, Handle, fits_above, resolve
 
 log = logging.getLogger("maskmill")
@@ -120,9 +120,9 @@ def plan(
     A plan of a dry run knows no stamp where upstream arrays are not made yet; whether it is pinned, it knows all the
     same, unless that depends on them.
 
-    A lineage is (address, data set, split, seed, digests of initial weights and inputs): only within one can an older
-    fit stand in for a new one (``refit``). So fits are decided one by one, in page order: where one is done again,
-    those that build on it are, too; where it is pinned, they see the same weights as before.
+    A lineage is (address, data set, split, what these were made with, seed, digests of initial weights and inputs):
+    only within one can an older fit stand in for a new one (``refit``). So fits are decided one by one, in page order:
+    where one is done again, those that build on it are, too; where it is pinned, they see the same weights as before.
     """
     weights = weights_digests(stage, upstream, sources)
     fits = {role: handle for role, handle in upstream.items() if isinstance(handle, FitHandle)}
@@ -133,7 +133,8 @@ def plan(
     if weights is None:
         return FitPlan(None, inputs=inputs, prefixes=prefixes)
     init = weights.pop("init", None)
-    lineage = keys.digest([address, records.dataset, records.split, stage.seed, init, weights])
+    of_data = [records.dataset, records.split, *made_with(upstream, sources)]
+    lineage = keys.digest([address, of_data, stage.seed, init, weights])
     members = [(task.key, task.stamp) for task in usable.members]
     if usable.unknown:
         found = FitPlan(None, inputs=inputs, prefixes=prefixes)

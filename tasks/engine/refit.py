@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from artifacts.cache.fit_store import Difference
+from tasks.engine.pending import Sources
+from tasks.stage import Handle, MapHandle
 
 Kind = Literal["changed", "never", "share", "days"]
 DAY_S = 86400.0
@@ -68,3 +71,24 @@ def pin_text(published: float, difference: Difference, doubtful: int = 0) -> str
     listed = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
     more = f" ({listed})" if listed else ""
     return f"pinned since {since}, trained on {difference.same - doubtful:,} of now {difference.now:,} records{more}"
+
+
+def made_with(upstream: Mapping[str, Handle], sources: Sources) -> list[str]:
+    """Files (by digest) and seeds with which the arrays of ``upstream`` were made, themselves or by their networks.
+
+    No address tells them: with others, an older fit would stand in for a new one without a word.
+    """
+    maps = (handle for handle in upstream.values() if isinstance(handle, MapHandle))
+    return sorted({text for handle in maps for text in _made_with(handle, sources)})
+
+
+def _made_with(handle: MapHandle, sources: Sources) -> Iterator[str]:
+    yield from map(sources.file, handle.stage.inputs.values())
+    for above in handle.upstream.values():
+        if isinstance(above, MapHandle):
+            yield from _made_with(above, sources)
+        elif above.stage.function:
+            yield f"{above.stage.name} {above.stage.seed}"
+            yield from map(sources.file, above.stage.inputs.values())
+        else:  # out of a file
+            yield above.digest or ""

@@ -66,6 +66,10 @@ class RunLog:
         self._started = time.time()
         self._stages: dict[str, _Stage] = {}
         self._plan: list[dict[str, Any]] = []
+        self.source = ""
+        """The data set, as ``--data`` takes it."""
+        self.named: Sequence[str] = ()
+        """All texts of the configuration: what they name in the cache, no clean-up takes away."""
         self._phase = "begins"
         self._written = 0.0
         self._guard = threading.RLock()
@@ -181,6 +185,9 @@ class RunLog:
                 "updated": time.time(),
                 "phase": self._phase,
                 "stage": self.stage_now,
+                "source": self.source,
+                "named": list(self.named),
+                "folder": os.getcwd(),
                 "plan": self._plan,
                 "stages": stages,
             }

@@ -68,6 +68,8 @@ def test_the_morning_after(tiny: Done, tmp_path: Path) -> None:
     assert [run["outcome"] for run in runs] == ["done", "done with skips", "failed"]
     assert runs[1]["computed"] == {"grabcut": 3}, "the new, the renamed, the one with another box"
     assert runs[1]["skips"] == 1
+    begun = all_runs(out / "cache")[1].progress()
+    assert begun["source"] == f"voc:{tree}" in begun["named"] and begun["folder"], "for gc, before a stage has ended"
 
     changed = asked(out, "runs", "compare", "last~2", "last-good")
     names = [line.removeprefix("demo-tiny/") for line in changed["pictures"]["train"]["removed"]]

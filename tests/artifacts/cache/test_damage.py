@@ -264,6 +264,22 @@ def test_a_segment_that_another_program_has_closed_is_sound_and_sealed_again(tmp
     assert (report.resealed, [one.name for one in report.quarantined]) == ((), [f"{path.name}.corrupt"])
 
 
+def test_an_index_that_was_damaged_too_is_not_sealed(tmp_path: Path) -> None:
+    """It is what says what the content was; the check goes on with the other segments."""
+    store = filled(tmp_path)
+    (path,) = store.folder(A).glob("*.h5")
+    with h5py.File(path, "r+") as file:
+        place = file["index"].id.get_chunk_info(0)
+    data = bytearray(path.read_bytes())
+    for at in (0, place.size // 2, place.size - 1):
+        data[place.byte_offset + at] ^= 0x55
+        path.write_bytes(data)
+        (problem,) = cache.verify(MaskStore(tmp_path)).problems
+        assert problem.damaged, at
+    report = cache.verify(MaskStore(tmp_path), repair=True)
+    assert (report.ok, report.resealed, len(report.quarantined)) == (True, (), 1)
+
+
 # -- weights ---------------------------------------------------------------------------------------------------------
 
 

@@ -215,7 +215,7 @@ def test_a_running_flow_keeps_all_that_its_plan_names(tmp_path: Path) -> None:
         done = cleaned(tmp_path, keep_runs=1)
         assert done.garbage.live == (live.run_id,)
         assert results(tmp_path) == {name: value for name, value in before.items() if name[0] == A}
-        assert publications(tmp_path) == ["new/pub-0002", "old/pub-0001"]
+        assert publications(tmp_path) == ["new/pub-0001", "new/pub-0002", "old/pub-0001"], "it may have found the first"
         assert len(list((tmp_path / "stamps").iterdir())) == 3, "a list may be there that it is about to name"
     cleaned(tmp_path, keep_runs=1)
     assert live.path.exists(), "killed, and newer than the last good one of its flow: it goes on where it was"
@@ -223,6 +223,55 @@ def test_a_running_flow_keeps_all_that_its_plan_names(tmp_path: Path) -> None:
     run_of(tmp_path, "20260104-020000-rrm-dddd", [], flow="rrm")
     cleaned(tmp_path, keep_runs=1)
     assert results(tmp_path).keys() == REACHED, "its flow has come to an end since"
+
+
+def test_a_run_killed_in_its_first_stage_is_not_judged_by_another_data_set(tmp_path: Path) -> None:
+    """It left no manifest. A good end on other data of the same flow says nothing of its checkpoints."""
+    two_nights(tmp_path)
+    killed = RunFolder(tmp_path, "20260101-010000-cfs-cccc")
+    killed.path.mkdir()
+    killed.write_progress({"plan": [{"address": NET}], "source": "voc:b", "named": [f"coco:a,runs/{OLD}/bundle"]})
+    cleaned(tmp_path, keep_runs=1)
+    assert killed.path.exists() and "old/pub-0001" in publications(tmp_path)
+    assert not (tmp_path / "runs" / OLD).exists(), "relative, but of no folder"
+    killed.write_progress(killed.progress() | {"source": "voc:a"})
+    cleaned(tmp_path, keep_runs=1)
+    assert publications(tmp_path) == ["new/pub-0002"]
+
+
+def test_what_a_run_names_before_a_stage_has_ended_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_nights(tmp_path)
+    live = RunFolder(tmp_path, "20260103-020000-lpg-cccc")
+    live.path.mkdir()
+    named = [f"coco:elsewhere,runs/{OLD}/data", f"~/fits/{NET}/old/pub-0001/weights.safetensors"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with locks.hold(live.lock):
+        live.write_progress({"plan": [{"address": B}], "named": named, "folder": str(tmp_path)})
+        cleaned(tmp_path, keep_runs=1)
+    assert (tmp_path / "runs" / OLD / "net.log").exists()
+    assert publications(tmp_path) == ["new/pub-0002", "old/pub-0001"]
+
+
+def test_links_and_folders_of_other_names_are_not_taken_for_runs_or_stages(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    two_nights(root)
+    mine, other = root / "runs" / "2026-paper", tmp_path / "other-disk"
+    mine.mkdir()
+    other.mkdir()
+    for place in (root / "maps" / B, root / "runs" / OLD):
+        shutil.move(place, other)
+        place.symlink_to(other / place.name)
+    cleaned(root, keep_runs=1)
+    assert mine.exists() and (root / "runs" / OLD / "net.log").exists()
+    assert (root / "maps" / B).is_symlink() and not list((other / B).glob("*.h5")), "nothing in it is reached"
+    assert results(root).keys() == REACHED
+
+
+def test_a_fit_beside_which_somebody_put_something_stays(tmp_path: Path) -> None:
+    two_nights(tmp_path)
+    (tmp_path / "fits" / NET / "old" / "notes.txt").write_text("the one of the paper")
+    cleaned(tmp_path, keep_runs=1)
+    assert publications(tmp_path) == ["new/pub-0002", "old/pub-0001"]
 
 
 def test_a_folder_among_the_segments_is_somebodys(tmp_path: Path) -> None:

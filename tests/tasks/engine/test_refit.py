@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import refit_stages
 from refit_stages import FAIL, LABELS, page
+from safetensors.numpy import save_file
 
 from artifacts.cache.fit_store import Difference
 from artifacts.records import Record, RecordSet
 from benchmarks.soak_kill import fingerprint
 from tasks.engine.options import RunParams
-from tasks.engine.refit import Refit, pin_text
+from tasks.engine.refit import Refit, made_with, pin_text
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import StageReport
 
@@ -183,6 +184,29 @@ def test_other_params_are_fitted_whatever_the_policy(
     with caplog.at_level(logging.WARNING, "maskmill"):
         assert counts(night(pictures, "never")) == [0, 0, 1, 16, 1]
     assert "second: refit=never, but there is no earlier fit to pin" in caplog.text
+
+
+def test_a_fit_does_not_stand_in_where_the_data_are_made_with_another_file_or_seed(
+    pictures: RecordSet, tmp_path: Path
+) -> None:
+    """No address tells them: a student of other masks must not stand in, however old that network is."""
+    save_file({"level": np.array([7.0])}, tmp_path / "a")
+    save_file({"level": np.array([9.0])}, tmp_path / "b")
+    given = RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu", launch="inline", threads=1, refit="never")
+
+    def pinned(count: int, file: str) -> bool:
+        with Runner(given) as run:
+            records = first(pictures, count)
+            shade = run.map(refit_stages.SHADE, records, net=run.load(tmp_path / file))
+            return run.fit(refit_stages.THIRD, records, shade=shade).pinned
+
+    nights = [(3, "a"), (4, "a"), (4, "b"), (5, "b"), (5, "a")]
+    assert [pinned(*one) for one in nights] == [False, True, False, True, True]
+    with Runner(given, planning=True) as plan:
+        net = plan.fit(replace(refit_stages.FIRST, seed=3), pictures)
+        shade = plan.map(refit_stages.SHADE, pictures, net=net)
+        inverted = plan.map(refit_stages.SHADE, pictures, label="inverted", shade=shade)
+        assert made_with({"init": net, "shade": inverted}, plan.sources) == ["first 3"]
 
 
 def test_a_night_that_died_between_two_fits_is_gone_on_with(
