@@ -129,9 +129,7 @@ def _say(found: Any, done: str, console: Console) -> None:
     if not found.items:
         console.print("nothing to remove: all that is there is reached by the runs that are kept")
     spared = f"; {size(sum(item.bytes for item in found.spared))} of it unreached" if found.spared else ""
-    console.print(
-        f"runs kept: {len(found.kept)}{spared}; about {size(found.bytes)} of {size(found.bytes_before)} go"
-    )
+    console.print(f"runs kept: {len(found.kept)}{spared}; about {size(found.bytes)} of {size(found.bytes_before)} go")
     if found.live:
         console.print(f"running now, all of its plan is kept: {', '.join(map(escape, found.live))}")
     if found.over:

@@ -57,7 +57,7 @@ def test_a_run_is_named_by_id_beginning_or_place(tmp_path: Path) -> None:
     runs = [one, two, bad]
     names = ("last", "last~1", "last~2", "last-good", "20260101", two.run_id)
     assert [named(runs, name) for name in names] == [bad, two, one, two, one, two]
-    for name, words in (("last~3", "there are 3 runs"), ("2026011", "several runs begin"), ("x", "no run 'x'")):
+    for name, words in (("last~3", "the number of runs is 3"), ("2026011", "several runs begin"), ("x", "no run 'x'")):
         with pytest.raises(DataError, match=words):
             named(runs, name)
     assert find_run(tmp_path) == two, "the failed one did nothing: there is nothing in it to export"
