@@ -29,7 +29,7 @@ from artifacts.records import DataError
 from tasks.engine import probe
 from tasks.engine.children import Stopped
 from tasks.engine.options import RunParams
-from tasks.engine.pool_state import TICK_S, Watch, WorkerDied
+from tasks.engine.pool_state import TICK_S, Watch, WorkerDied, watched
 from tasks.engine.worker_process import RemoteTraceback
 
 if TYPE_CHECKING:
@@ -161,16 +161,8 @@ class ClusterPool:
     @contextlib.contextmanager
     def reporting(self, label: str, callback: Callable[[int], None]) -> Iterator[None]:
         """Within this context ``callback(images done)`` is called as units of this label come back."""
-        watch = Watch(callback)
-        with self._lock:
-            self._watches[label] = watch
-        try:
+        with watched(self._watches, label, callback, self._lock):
             yield
-        finally:
-            with self._lock:
-                if self._watches.get(label) is watch:
-                    del self._watches[label]
-            watch.report(now=True)
 
     def close(self) -> None:
         """Take back what is queued, end what is at work there, leave the cluster."""

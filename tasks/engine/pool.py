@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any
 
 from tasks.engine.children import Stopped, Supervisor, end_all
-from tasks.engine.pool_state import TICK_S, R, Task, Unit, Watch, WorkerDied, run_here
+from tasks.engine.pool_state import TICK_S, R, Task, Unit, Watch, WorkerDied, run_here, watched
 from tasks.engine.worker_handle import THREADS, WorkerHandle, run_setup
 from tasks.engine.worker_process import RemoteTraceback, WorkerError, frame
 
@@ -130,16 +130,8 @@ class Pool:
 
         Calls come from the pool's thread (``workers=0``: the submitting one), the last from the leaving one.
         """
-        watch = Watch(callback)
-        with self._lock:
-            self._watches[label] = watch
-        try:
+        with watched(self._watches, label, callback, self._lock):
             yield
-        finally:
-            with self._lock:
-                if self._watches.get(label) is watch:
-                    del self._watches[label]
-            watch.report(now=True)
 
     def close(self) -> None:
         """Kill the workers and wait until they are gone; unfinished futures raise :class:`Stopped`."""

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from typing import Generic, Protocol, TypeVar
 
@@ -90,6 +90,26 @@ class Watch:
                 self._callback(self._done)
             except Exception:
                 log.exception("progress callback failed")
+
+
+@contextlib.contextmanager
+def watched(
+    watches: dict[str, Watch],
+    label: str,
+    callback: Callable[[int], None],
+    lock: contextlib.AbstractContextManager[bool],
+) -> Iterator[None]:
+    """``watches`` has one of ``label`` within this context; its last report comes on leaving. ``lock`` guards them."""
+    watch = Watch(callback)
+    with lock:
+        watches[label] = watch
+    try:
+        yield
+    finally:
+        with lock:
+            if watches.get(label) is watch:
+                del watches[label]
+        watch.report(now=True)
 
 
 class Task(Generic[R]):
