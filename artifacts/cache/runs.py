@@ -166,7 +166,7 @@ def named(runs: Sequence[RunFolder], name: str) -> RunFolder:
     cache = runs[0].cache
     if (back := _LAST.fullmatch(name)) is not None:
         if (number := int(back[1] or 0)) >= len(runs):
-            raise DataError(f"{cache}: {name}: the number of runs is {len(runs)}")
+            raise DataError(f"{cache}: no run {name}: the number of runs is {len(runs)}")
         return runs[-1 - number]
     if name == "last-good":
         if (good := last_good(runs)) is None:

@@ -144,5 +144,5 @@ def test_while_it_runs_it_is_seen_and_nothing_of_its_plan_is_cleaned_up(tiny: Do
 def test_a_name_of_no_run_lists_what_there_is(tiny: Done, capsys: pytest.CaptureFixture[str]) -> None:
     for command in (("show", "x"), ("log", "last~9"), ("compare", "last", "x"), ("log", "last", "--stage", "x")):
         done = maskmill(tiny.out, "runs", *command, "--cache", str(tiny.out / "cache"))
-        assert done.code == 2 and ("no run" in done.printed or "there are" in done.printed)
+        assert done.code == 2 and ("no run" in done.printed or "there are" in done.printed), done.printed
     assert maskmill(tiny.out, "runs", "ls", "--cache", "/nowhere").code == 2
