@@ -24,7 +24,7 @@ from artifacts.datasets.check import check_set
 from artifacts.datasets.corrections import with_corrections
 from artifacts.datasets.without import share_of, without_classes
 from artifacts.inputs import InputFault, confined
-from artifacts.records import DataError, RecordSet
+from artifacts.records import DataError, MaskRef, RecordSet
 
 DEMO_PREFIX = "demo"
 DEFAULT_CACHE = "maskmill-cache"
@@ -180,7 +180,15 @@ def _read_labelled(data: DataParams, split: str, cache: Path | None) -> RecordSe
     from artifacts.datasets.scribbles import with_scribbles
 
     own = _read_source(replace(data, scribbles=False), split, cache)
-    return with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
+    found = with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
+    form, _, place = data.source.partition(":")
+    listed = data.classes or form != "folder" or (Path(place).expanduser() / "classes.txt").is_file()
+    if listed or not any(isinstance(record.scribbles, MaskRef) for record in found):
+        return found
+    # Names that come from boxes or tags are sorted: the masks' author may have numbered them otherwise.
+    numbers = ", ".join(f"{number} {name}" for number, name in enumerate(found.classes, 1))
+    said = f"{data.scribble_files}: no classes.txt in {place}, so the index masks' numbers are read as {numbers}"
+    return replace(found, warnings=(*found.warnings, said))
 
 
 def _read_source(data: DataParams, split: str, cache: Path | None) -> RecordSet:

@@ -64,6 +64,9 @@ def test_index_masks_are_references_that_are_known_by_their_pixels(data: Path, t
     assert before == a.label_digest("scribbles")
     write_class_mask(tmp_path / "png" / "a.png", np.where(mask_hw == 1, 2, mask_hw).astype(np.uint8))
     assert a.label_digest("scribbles") != before
+    assert not [line for line in records.warnings if "numbers are read as" in line]
+    undeclared = read_split(DataParams(source=f"folder:{data}", scribble_files=str(tmp_path / "png")), "all")
+    assert undeclared.warnings[-1].endswith("the index masks' numbers are read as 1 cat, 2 dog")
 
 
 def polylines(path: Path, annotations: list[dict[str, Any]]) -> Path:
