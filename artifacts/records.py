@@ -35,6 +35,11 @@ class DataError(ValueError):
     """Data that cannot be used at all; the message names file, place and fix."""
 
 
+def numbered(classes: Iterable[str]) -> str:
+    """``1 cat, 2 dog``: how a class table is said."""
+    return ", ".join(f"{number} {name}" for number, name in enumerate(classes, 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """One object's box in pixel edges, half-open. ``id`` is its index in the annotation, and stable."""

@@ -24,7 +24,7 @@ from artifacts.datasets.check import check_set
 from artifacts.datasets.corrections import with_corrections
 from artifacts.datasets.without import share_of, without_classes
 from artifacts.inputs import InputFault, confined
-from artifacts.records import DataError, MaskRef, RecordSet
+from artifacts.records import DataError, MaskRef, RecordSet, numbered
 
 DEMO_PREFIX = "demo"
 DEFAULT_CACHE = "maskmill-cache"
@@ -186,8 +186,8 @@ def _read_labelled(data: DataParams, split: str, cache: Path | None) -> RecordSe
     if listed or not any(isinstance(record.scribbles, MaskRef) for record in found):
         return found
     # Names that come from boxes or tags are sorted: the masks' author may have numbered them otherwise.
-    numbers = ", ".join(f"{number} {name}" for number, name in enumerate(found.classes, 1))
-    said = f"{data.scribble_files}: no classes.txt in {place}, so the index masks' numbers are read as {numbers}"
+    meant = numbered(found.classes)
+    said = f"{data.scribble_files}: no classes.txt in {place}, so the index masks' numbers are read as {meant}"
     return replace(found, warnings=(*found.warnings, said))
 
 

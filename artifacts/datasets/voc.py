@@ -47,7 +47,7 @@ from artifacts.datasets.voc_writer import (
 )
 from artifacts.datasets.voc_xml import Annotation, place_box, read_annotation
 from artifacts.images import image_size_hw
-from artifacts.records import Box, DataError, MaskRef, Record, RecordSet, Skip
+from artifacts.records import Box, DataError, MaskRef, Record, RecordSet, Skip, numbered
 
 __all__ = [
     "VOC_CLASSES",
@@ -178,8 +178,7 @@ class _Tree:
         """Warnings about the tree as a whole."""
         if self.table.given or self.table.names == VOC_CLASSES or not any(self.masks[f].files for f in MASK_FOLDERS):
             return ()
-        listed = ", ".join(f"{number} {name}" for name, number in self.numbers.items())
-        return (f"{self.root}: no classes.txt, so the masks' numbers are read as {listed}",)
+        return (f"{self.root}: no classes.txt, so the masks' numbers are read as {numbered(self.table.names)}",)
 
 
 def _records(

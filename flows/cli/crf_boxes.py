@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from artifacts.datasets.find import Names
-from artifacts.records import Box, DataError
+from artifacts.records import Box, DataError, numbered
 from flows.cli.crf_files import Job
 from flows.cli.picture_files import Skipped, check_apart, check_folders, of_one_name, pictures_in
 from flows.cli.terminal import terminal
@@ -101,8 +101,7 @@ def _without_crowds(boxes: tuple[Box, ...] | None) -> tuple[Box, ...]:
 
 
 def _say_classes(classes: tuple[str, ...]) -> None:
-    numbered = ", ".join(f"{number} {name}" for number, name in enumerate(classes, 1))
-    terminal().print(f"classes: 0 background, {numbered}", soft_wrap=True, markup=False, highlight=False)
+    terminal().print(f"classes: 0 background, {numbered(classes)}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _table(path: Path, pictures: list[Path]) -> tuple[dict[Path, tuple[Box, ...]], list[str]]:

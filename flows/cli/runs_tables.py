@@ -115,7 +115,7 @@ def comparison(found: Comparison, console: Console) -> None:
         _list(title, [f"{name}: {_value(a)} -> {_value(b)}" for name, (a, b) in changed.items()], console)
     for name, pictures in found.pictures.items():
         _pictures(name, pictures, console)
-    scores = [f"{name}: mIoU {_percent(a)} -> {_percent(b)}{_gain(a, b)}" for name, (a, b) in found.scores.items()]
+    scores = [f"{name}: mIoU {percent(a)} -> {percent(b)}{_gain(a, b)}" for name, (a, b) in found.scores.items()]
     _list("scores", scores, console)
     _list("new skips", [_skip(one) for one in found.skips_new], console)
     _list("skips that are gone", [_skip(one) for one in found.skips_gone], console)
@@ -163,10 +163,6 @@ def _skip(one: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     return "-" if value is None else str(value) or "''"
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else percent(value)
 
 
 def _gain(before: float | None, after: float | None) -> str:

@@ -14,6 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed
 
 from artifacts.report.pictures import inline
+from artifacts.report.score_lines import percent
 
 log = logging.getLogger("maskmill")
 SHOWN_SKIPS = 50
@@ -67,7 +68,7 @@ def page(name: str, summary: Mapping[str, Any]) -> str:
     """Scores, the contact sheet, stages, files and skips, in Markdown."""
     lines = [f"## maskmill {name}: {summary['run']}", "", "| masks | mIoU | pixel accuracy |", "|---|---|---|"]
     lines += [
-        f"| {what} | {_percent(s.get('miou'))} | {_percent(s.get('pixel_accuracy'))} |"
+        f"| {what} | {percent(s.get('miou'))} | {percent(s.get('pixel_accuracy'))} |"
         for what, s in summary["scores"].items()
     ]
     with suppress(OSError, KeyError):  # a picture that cannot be read is missing in the report, too
@@ -83,7 +84,3 @@ def page(name: str, summary: Mapping[str, Any]) -> str:
     lines += [f"- `{skip['key']}`: {skip['reason']}" for skip in skips[:SHOWN_SKIPS]]
     lines += [f"- ... and {len(skips) - SHOWN_SKIPS} more in the manifest"] if len(skips) > SHOWN_SKIPS else []
     return "\n".join(lines)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
