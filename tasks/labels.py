@@ -16,6 +16,9 @@ from tasks.boxes import LABEL_OUTPUTS, label_arrays, pixel_window, usable_boxes
 from tasks.engine.runner import Runner
 from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapHandle, MapStage, SkipImage, first_of
 
+CORRECTED = "corrected"
+"""Name of the stage that prefers what people corrected: :func:`corrected_masks`."""
+
 
 @dataclass(frozen=True)
 class BoxMaskParams:
@@ -150,7 +153,7 @@ def prefer_corrected(run: Runner, masks: MapHandle) -> MapHandle:
     A stage of the run, and not ``first_of``: it is scored, drawn and exported as the run's masks. Every flow puts its
     proposals through it before its student learns from them.
     """
-    if all(record.corrected is None for record in masks.records):
+    if masks.stage.name == CORRECTED or all(record.corrected is None for record in masks.records):
         return masks
     return run.map(corrected_masks(masks.stage), masks.records, masks=masks)
 
@@ -162,7 +165,7 @@ def corrected_masks(masks: MapStage) -> MapStage:
     """
     with_objects = "objects_flat" in masks.outputs and "object_classes_n" in masks.outputs
     return MapStage(
-        name="corrected",
+        name=CORRECTED,
         version=1,
         params=None,
         reads=("corrected",),

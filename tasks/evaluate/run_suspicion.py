@@ -30,6 +30,7 @@ from tasks.evaluate.suspicion import (
     suspicion,
     usual_shares,
 )
+from tasks.labels import CORRECTED
 from tasks.stage import LABEL_PROB
 
 JUDGED = 500
@@ -40,7 +41,7 @@ LISTED = 10
 EDGES = "edges_hw"
 TRUTH = "given-masks"
 """Name of the stage that hands on truth: what it knows must not count."""
-COPIES = ("corrected", "chosen-masks")
+COPIES = (CORRECTED, "chosen-masks")
 """Names of stages that hand on another's masks, but for some pictures."""
 
 

@@ -83,6 +83,8 @@ def test_corrected_pictures_keep_the_persons_mask_and_nothing_else_changes(tiny:
     )
     assert np.array_equal(found, truth)
     scores.append(second.manifest["scores"]["masks (train)"])
+    short = run_cfs(out, "--until", "grabcut", *given)
+    assert short.manifest["masks"] == "corrected" and masks(out) == after, "a run that ends before it exports the same"
     assert scores[1]["miou"] > scores[0]["miou"] and scores[1]["object_iou"]["mean"] > scores[0]["object_iou"]["mean"]
 
     key = f"demo-tiny/{wanted}"

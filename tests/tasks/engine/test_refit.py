@@ -15,7 +15,7 @@ from refit_stages import FAIL, LABELS, page
 from safetensors.numpy import save_file
 
 from artifacts.cache.fit_store import Difference
-from artifacts.records import Record, RecordSet
+from artifacts.records import Record, RecordSet, Sets
 from benchmarks.soak_kill import fingerprint
 from tasks.engine.options import RunParams
 from tasks.engine.refit import Refit, made_with, pin_text
@@ -162,6 +162,32 @@ def test_a_dry_run_shows_a_pin_although_what_is_above_it_is_not_made(
         pinned = [report.label for report in plan.reports if report.pinned]
         assert pinned == ([] if refit == "changed" else ["first", "second", "third"])
         assert [report.unknown for report in plan.reports] == ([0, 11, 1, 11, 1] if refit == "changed" else [0] * 5)
+
+
+def test_a_fit_that_learned_from_what_is_scored_now_is_not_pinned(
+    pictures: RecordSet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """``data.val_share`` was raised: two pictures that the network knows are the evaluation images now."""
+    given = RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu", launch="inline", threads=1, refit="never")
+
+    def computed(train: slice, val: slice) -> list[int]:
+        parts = (replace(pictures, records=pictures.records[part]) for part in (train, val))
+        train_set, val_set = (replace(part, split=name) for part, name in zip(parts, ("train", "val"), strict=True))
+        found = []
+        for planning in (True, False):
+            with Runner(given, planning=planning, sets=Sets(train_set, val_set)) as run:
+                page(run, train_set)
+            found.append([report.to_compute if planning else report.computed for report in run.reports])
+        assert found[0][0] == found[1][0], "the dry run says so"
+        return found[1]
+
+    assert computed(slice(10), slice(10, 12)) == [1, 10, 1, 10, 1]
+    assert computed(slice(9), slice(10, 12)) == [0, 0, 0, 0, 0], "one is gone, and is not scored"
+    with caplog.at_level(logging.WARNING, "maskmill"):
+        assert computed(slice(8), slice(8, 12)) == [1, 8, 1, 8, 1]
+    assert "first: refit=never, but the last fit learned from 2 of what are evaluation images now, e.g. d/08" in (
+        caplog.text
+    )
 
 
 def test_other_pictures_of_a_pinned_fit_keep_their_bytes(pictures: RecordSet, night: Night, tmp_path: Path) -> None:
