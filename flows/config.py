@@ -7,6 +7,8 @@ params: {grabcut: {working_size: 384}, deeplab: {network: resnet101}}
 options: {cache: /data/cache, workers: 8}
 ```
 
+``base: photo`` makes the file a change of another configuration, shipped or a path from the file's folder.
+
 A misspelt name, a wrong type or an impossible value is one :class:`ConfigError` that names file, line, what was
 expected and a name that may be meant.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +34,9 @@ from artifacts.records import DataError
 
 T = TypeVar("T")
 SECTIONS = ("flow", "data", "params", "options")
+BASE = "base"
+"""Key of the configuration that a file changes: the name of a shipped one, or a path from the file's folder."""
+KEYS = (*SECTIONS, BASE)
 Lines = dict[tuple[str, ...], int]
 SHOWN_INPUT = 60
 """Characters of a wrong list or mapping that an error repeats; of a longer one, its place is enough."""
@@ -56,8 +62,26 @@ def packaged() -> list[str]:
     )
 
 
-def read_config(name_or_path: str) -> Layer:
-    """A packaged configuration by name, or a YAML file by path."""
+def read_layers(name_or_path: str) -> list[Layer]:
+    """A configuration and those below it (``base: NAME``), the lowest first: later layers win."""
+    layers: list[Layer] = []
+    wanted, asked_by, read = name_or_path, "--config", set[str]()
+    while wanted:
+        if wanted in read:
+            raise ConfigError(f"{asked_by} {wanted}: a configuration cannot be its own base")
+        read.add(wanted)
+        layer = read_config(wanted, asked_by)
+        layers.insert(0, layer)
+        base = layer.values.get(BASE, "")
+        asked_by = f"{place_of((BASE,), [layer])}: {BASE}:"
+        if not isinstance(base, str):
+            raise ConfigError(f"{asked_by} expected the name of a configuration or a path (got {base!r})")
+        wanted = base if not base or base in packaged() else os.path.normpath(Path(wanted).parent / base)
+    return layers
+
+
+def read_config(name_or_path: str, asked_by: str = "--config") -> Layer:
+    """A packaged configuration by name, or a YAML file by path; not what is below it."""
     if name_or_path in packaged():
         text = (resources.files("flows.configs") / f"{name_or_path}.yaml").read_text(encoding="utf-8")
         return parse_yaml(text, f"config {name_or_path}")
@@ -69,8 +93,8 @@ def read_config(name_or_path: str) -> Layer:
         raise ConfigError(f"{path}, line {line}: not UTF-8 text: byte 0x{error.object[error.start]:02x}") from error
     except OSError as error:
         raise ConfigError(
-            f"--config {name_or_path}: {error.strerror or error}{_meant(name_or_path, packaged())}; give a YAML file or"
-            f" one of {', '.join(packaged())}"
+            f"{asked_by} {name_or_path}: {error.strerror or error}{_meant(name_or_path, packaged())}; give a YAML"
+            f" file or one of {', '.join(packaged())}"
         ) from error
 
 
@@ -80,10 +104,10 @@ def parse_yaml(text: str, origin: str) -> Layer:
     if values is None:
         return Layer({}, origin, {})
     if not isinstance(values, dict):
-        raise ConfigError(f"{origin}: expected sections {', '.join(SECTIONS)}, found {type(values).__name__}")
-    if unknown := [key for key in values if key not in SECTIONS]:
+        raise ConfigError(f"{origin}: expected sections {', '.join(KEYS)}, found {type(values).__name__}")
+    if unknown := [key for key in values if key not in KEYS]:
         name = str(unknown[0])
-        raise ConfigError(f"{origin}, line {lines.get((name,), 1)}: unknown section {name!r}{_meant(name, SECTIONS)}")
+        raise ConfigError(f"{origin}, line {lines.get((name,), 1)}: unknown section {name!r}{_meant(name, KEYS)}")
     return Layer(values, origin, lines)
 
 

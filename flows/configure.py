@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.datasets import DataParams
-from flows.config import ConfigError, Layer, build, merge, parse_set, place_of, read_config
+from flows.config import ConfigError, Layer, build, merge, parse_set, place_of, read_layers
 from flows.registry import FLOWS
 from flows.run_flow import Page, resolve_options, run_page
 from tasks.engine.options import RunParams
@@ -37,9 +37,9 @@ def known_cache(config: str | None, sets: Sequence[str], options: Mapping[str, A
     found: dict[str, Any] = {}
     for source in (config, tuple(sets)):
         with contextlib.suppress(ConfigError):
-            layer = read_config(source) if isinstance(source, str) else parse_set(source or ())
-            section = layer.values.get("options")
-            found |= section if isinstance(section, dict) else {}
+            for layer in read_layers(source) if isinstance(source, str) else [parse_set(source or ())]:
+                section = layer.values.get("options")
+                found |= section if isinstance(section, dict) else {}
     found |= {name: value for name, value in options.items() if value is not None}
     if isinstance(cache := found.get("cache"), str) and cache:
         return Path(cache)
@@ -50,7 +50,7 @@ def configure(flow: str, data: str | None, config: str | None, sets: Sequence[st
     """Everything from the file, ``--set`` and the options, checked. Raises :class:`ConfigError` before any work."""
     if config is None and data is not None:
         config = FLOWS[flow].demos.get(data)  # demo data come with parameters: VOC's schedule would take days on them
-    layers: list[Layer] = [read_config(config)] if config else []
+    layers: list[Layer] = read_layers(config) if config else []
     layers.append(parse_set(sets))
     given: dict[str, Any] = {"options": {name: value for name, value in options.items() if value is not None}}
     if data is not None:

@@ -30,7 +30,7 @@ from rich.markup import escape
 
 from artifacts.cache.locks import LockTaken, hold
 from artifacts.datasets.read import placed
-from flows.config import ConfigError, read_config
+from flows.config import ConfigError, merge, read_layers
 from flows.configure import configure, load
 from flows.registry import FLOWS
 from flows.run_flow import plan_page, read_sets
@@ -84,7 +84,7 @@ def prepare(configs: Sequence[str], schedule: Schedule, flow: str | None = None)
 
 def deployment(config: str, schedule: Schedule, flow: str | None = None) -> dict[str, Any]:
     """One configuration as a deployment: its validated values as parameters, paths made absolute."""
-    flow = read_config(config).values.get("flow", flow)
+    flow = merge(read_layers(config))[0].get("flow", flow)
     if flow is None or flow not in list(FLOWS):  # a list: YAML may give what cannot be hashed
         known = ", ".join(FLOWS)
         what = "does not say which flow it is for" if flow is None else f"there is no flow {flow!r}"

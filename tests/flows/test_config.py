@@ -8,7 +8,19 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from flows.config import ConfigError, Layer, as_yaml, build, merge, packaged, parse_set, parse_yaml, read_config
+from flows.config import (
+    ConfigError,
+    Layer,
+    as_yaml,
+    build,
+    merge,
+    packaged,
+    parse_set,
+    parse_yaml,
+    place_of,
+    read_config,
+    read_layers,
+)
 from tasks.stage import PARAMS_CONFIG
 
 ALIAS_BOMB = "params: {a: &a [x, x, x, x, x, x, x, x, x], " + ", ".join(
@@ -128,6 +140,29 @@ def test_the_printed_configuration_reads_back_to_itself() -> None:
     text = as_yaml("cfs", {"params": params})
     assert "# how fast" in text
     assert built(text) == params
+
+
+def test_a_file_changes_its_base_and_errors_name_the_file_at_fault(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "own.yaml").write_text("base: photo\nparams: {deeplab: {epochs: 3}}\noptions: {workers: 2}\n")
+    (tmp_path / "deep" / "nightly.yaml").write_text("base: ../own.yaml\noptions: {workers: 1, cache: c}\n")
+    layers = read_layers(str(tmp_path / "deep" / "nightly.yaml"))
+    merged, _ = merge(layers)
+    photo = read_config("photo").values
+    assert merged["flow"] == "cfs" and merged["options"] == {"workers": 1, "cache": "c"}
+    assert merged["params"]["deeplab"] == photo["params"]["deeplab"] | {"epochs": 3}
+    assert place_of(("params", "deeplab", "epochs"), layers) == f"{tmp_path}/own.yaml, line 2"
+    assert place_of(("params", "deeplab", "crop"), layers).startswith("config photo, line ")
+
+    (tmp_path / "deep" / "other.yaml").write_text("flow: cfs\nbase: ../missing.yaml\n")
+    with pytest.raises(ConfigError, match=r"other.yaml, line 2: base: .*missing.yaml: No such file"):
+        read_layers(str(tmp_path / "deep" / "other.yaml"))
+    (tmp_path / "own.yaml").write_text("base: deep/nightly.yaml\n")
+    with pytest.raises(ConfigError, match=r"own.yaml, line 1: base: .*cannot be its own base"):
+        read_layers(str(tmp_path / "deep" / "nightly.yaml"))
+    (tmp_path / "own.yaml").write_text("base: [photo]\n")
+    with pytest.raises(ConfigError, match=r"own.yaml, line 1: base: expected the name"):
+        read_layers(str(tmp_path / "own.yaml"))
 
 
 def test_an_unknown_config_name_lists_the_shipped_ones(tmp_path: Path) -> None:
