@@ -191,7 +191,7 @@ class Counts:
         parts = [f"{images:,} of {self.listed:,} images"]
         if self.without_label:
             parts.append(f"{self.without_label:,} without a label file or entry")
-        if self.labels:
+        if self.labels and self.listed:
             parts.append(f"{self.labels:,} labels in the files")
         return ", ".join(parts) + "".join(f"; lost: {number:,} x {why}" for why, number, _ in self.lost)
 

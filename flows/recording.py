@@ -84,7 +84,8 @@ class Recording:
             self.log.failed(error)
         what = str(error) or type(error).__name__
         self.log.say(f"{status}{f' in {stage}' if stage else ''}: {what}")
-        self.log.say(f"to go on: {self.command}")
+        next_step = f"{go_on(stopped or bool(stage))}: {self.command}"
+        self.log.say(next_step)
         self.log.phase("ended")
         begun = {
             "run": self.folder.run_id,
@@ -103,7 +104,12 @@ class Recording:
         seconds = round(time.time() - self.started, 3)
         now = {"status": status, "error": what, "stage": stage, "seconds": seconds, "command": self.command}
         self.folder.write_manifest(begun | now)
-        error.add_note(f"log: {os.path.abspath(self.folder.log)}; to go on: {self.command}")
+        error.add_note(f"log: {os.path.abspath(self.folder.log)}; {next_step}")
+
+
+def go_on(begun: bool) -> str:
+    """What a command is for, behind an error: the same command fails again where the error came before any work."""
+    return "to go on" if begun else "when that is mended"
 
 
 @contextlib.contextmanager

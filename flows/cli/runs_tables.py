@@ -16,6 +16,7 @@ from rich.table import Table
 from artifacts.cache.run_history import Comparison, PictureChanges, RunFacts, StageChange
 from artifacts.report.html import duration
 from artifacts.report.score_lines import percent
+from flows.recording import go_on
 from tasks.engine.stage_report import skip_line
 
 SHOWN = 20
@@ -43,7 +44,8 @@ def outcome_line(one: RunFacts) -> str:
         return line
     what = "; ".join(one.failures) or " ".join(one.error.split())
     where = f" in {one.stage}" if one.stage else ""
-    return f"{line}{where}: {what or 'no message'}; log: {one.log or '-'}; to go on: {again(one)}"
+    next_step = f"{go_on(one.outcome != 'failed' or bool(one.stage or one.failures))}: {again(one)}"
+    return f"{line}{where}: {what or 'no message'}; log: {one.log or '-'}; {next_step}"
 
 
 def again(one: RunFacts) -> str:

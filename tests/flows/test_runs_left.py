@@ -89,7 +89,7 @@ def test_the_morning_after(tiny: Done, tmp_path: Path) -> None:
     found = asked(out, "status", code=1)
     assert (found["working"], found["good"]["run"], found["last"]["outcome"]) == ([], runs[1]["run"], "failed")
     said = maskmill(out, "status", "--cache", str(out / "cache")).printed
-    assert "params.nothing" in said and f"log: {runs[2]['log']}; to go on: maskmill cfs" in said
+    assert "params.nothing" in said and f"log: {runs[2]['log']}; when that is mended: maskmill cfs" in said
     shown = maskmill(out, "runs", "show", runs[1]["run"], "--cache", str(out / "cache")).printed
     assert "skipped (1)" in shown and "stage grabcut, 3 of 24 computed" in shown
     assert "params.nothing" in maskmill(out, "runs", "log", "--cache", str(out / "cache")).stdout

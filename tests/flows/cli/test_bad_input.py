@@ -402,12 +402,12 @@ def failed_before_it_began(run: Done) -> bool:
     """In one line: what failed, where the log is, the command that goes on; and a run that says the same."""
     (folder,) = (run.out / "cache" / "runs").iterdir()
     (said,) = (line for line in run.stderr.splitlines() if "; log: " in line)
-    said, _, command = said.partition("; to go on: ")
+    said, _, command = said.partition("; when that is mended: ")
     assert command.startswith("maskmill cfs ") and f"--out {run.out}" in command
     text = (folder / "run.log").read_text()
     manifest = run.manifest
     assert (manifest["status"], manifest["stages"], manifest["command"]) == ("failed", [], command)
-    assert manifest["error"] in text and f"to go on: {command}" in text
+    assert manifest["error"] in text and f"when that is mended: {command}" in text
     return said.endswith(f"; log: {folder / 'run.log'}") and manifest["error"] in said
 
 
