@@ -18,7 +18,7 @@ from artifacts.cache import atomic, locks
 from artifacts.cache.cache_format import explained
 from artifacts.cache.compact import Problem
 from artifacts.cache.fit_store import FitStore, Publication
-from artifacts.cache.runs import users
+from artifacts.cache.runs import in_use, users
 from artifacts.records import DataError
 
 STALE_S = 14 * 24 * 3600.0
@@ -164,13 +164,18 @@ def remove_fits(root: Path, fits: Sequence[FitInfo], *, dry_run: bool = False) -
 def compact_fits(root: Path, fits: Sequence[FitInfo]) -> FitsRemoved:
     """Remove what no run will use again: publications before the newest of the same stamp, abandoned ``work/``.
 
-    The newest is read whole before any other goes for it. A fit in use is kept.
+    The newest is read whole before any other goes for it. A fit in use is kept: one that is being done, and one that a
+    run which works now has in its plan. It may be about to read the publication that was the newest when it looked.
     """
+    planned = in_use(root)
     touched: list[FitInfo] = []
     busy: list[str] = []
     publications = works = size = 0
     for fit in fits:
         if len(fit.publications) < 2 and not fit.stale_work:
+            continue
+        if planned(fit.address):
+            busy.append(fit.name)
             continue
         with _alone(fit) as free:
             if not free:

@@ -16,7 +16,7 @@ import logging
 import platform
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,13 @@ def all_runs(cache: Path) -> list[RunFolder]:
     """Every run's folder, oldest first; one that was killed at once has no manifest."""
     names = sorted(path.name for path in (cache / "runs").glob("[0-9]*") if path.is_dir())
     return [RunFolder(cache, name) for name in names]
+
+
+def in_use(cache: Path) -> Callable[[str], bool]:
+    """Whether a run that works now has a stage of this address in its plan; all are, while one has no plan yet."""
+    plans = [run.progress().get("plan", ()) for run in all_runs(cache) if run.live]
+    planned = {str(stage.get("address", "")) for plan in plans for stage in plan}
+    return lambda address: address in planned or not all(plans)
 
 
 def users(cache: Path) -> dict[str, list[str]]:

@@ -84,40 +84,51 @@ def load_corrected(reference: MaskRef) -> MaskHW:
 
     numbers, image = json.loads(reference.detail)
     mask_hw = load_class_mask(class_mask_ref(reference.path, len(numbers), image_size_hw(Path(image))))
+    return _numbered(mask_hw, numbers)
+
+
+def _numbered(mask_hw: MaskHW, numbers: Sequence[int]) -> MaskHW:
+    """``numbers[i]`` in place of class number ``i + 1``."""
     table = np.zeros(256, np.uint8)
     table[1 : len(numbers) + 1] = numbers
     table[UNDECIDED] = UNDECIDED
     return table[mask_hw]
 
 
-def load_stored(folder: Path, image_id: str) -> MaskHW | None:
-    """The mask that ``folder`` holds for a picture, in the folder's class numbers; ``None`` without a readable one."""
+def load_stored(folder: Path, image_id: str, classes: Sequence[str]) -> MaskHW | None:
+    """The mask that ``folder`` holds for a picture, in numbers of ``classes``; ``None`` without a readable one."""
     from PIL import Image
 
     try:
         with open_input(folder / MASKS / f"{image_id}.png") as file, Image.open(file, formats=("PNG",)) as image:
-            return np.asarray(image, np.uint8)
-    except (OSError, ValueError):
+            stored = np.asarray(image, np.uint8)
+        there = _classes(folder)
+    except (OSError, ValueError, DataError):
         return None
+    return _numbered(stored, [classes.index(name) + 1 for name in there]) if set(there) <= set(classes) else None
 
 
 def write_corrections(folder: Path, masks: Iterable[tuple[str, MaskHW]], classes: Sequence[str]) -> list[str]:
     """Store ``(image id, mask)`` pairs in ``folder``, over earlier ones of the same pictures; returns the ids.
 
     Each file is written whole or not at all, and nothing is made before the first mask. ``classes[i]``
-    names number ``i + 1`` of the masks. Raises :class:`DataError` where ``folder`` has another class table.
+    names number ``i + 1`` of the masks. Classes that the folder does not know are appended to its own, whose numbers
+    stay: its other masks hold them. Raises :class:`DataError` where it knows a class that is none of ``classes``.
     """
     table = folder / CLASSES
-    if table.exists() and (there := _classes(folder)) != tuple(classes):
+    there = _classes(folder) if table.exists() else ()
+    if gone := [name for name in there if name not in classes]:
         raise DataError(
-            f"{folder}: its corrections have the classes {', '.join(there)}, these have {', '.join(classes)};"
-            " name another folder with --to"
+            f"{folder}: its corrections have the classes {', '.join(there)}, of which these ({', '.join(classes)}) lack"
+            f" {', '.join(gone)}; name another folder with --to"
         )
+    names = (*there, *(name for name in classes if name not in there))
+    numbers = [names.index(name) + 1 for name in classes]
     ids: list[str] = []
     for image_id, mask_hw in masks:
-        if not table.exists():
-            write_text_atomic(table, "".join(f"{name}\n" for name in classes))
-        write_class_mask(folder / MASKS / f"{image_id}.png", mask_hw, durable=True)
+        if not ids and names != there:
+            write_text_atomic(table, "".join(f"{name}\n" for name in names))
+        write_class_mask(folder / MASKS / f"{image_id}.png", _numbered(mask_hw, numbers), durable=True)
         ids.append(image_id)
     return ids
 

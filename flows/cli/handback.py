@@ -92,7 +92,7 @@ def import_corrections(files: Sequence[Path], cache: Path, run: str, to: Path | 
     def changed() -> Iterator[tuple[str, MaskHW]]:
         nonlocal unchanged
         for image_id, mask_hw in found.masks(files):
-            before = load_stored(folder, image_id)
+            before = load_stored(folder, image_id, records.classes)
             if before is not None and np.array_equal(before, mask_hw):
                 unchanged += 1
             else:

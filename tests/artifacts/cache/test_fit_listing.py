@@ -125,6 +125,20 @@ def test_what_somebody_is_at_is_left_alone(tmp_path: Path) -> None:
     assert names(tmp_path) == [f"{A}/s1/lock", *before]
 
 
+def test_compact_leaves_what_a_run_that_works_now_may_read(tmp_path: Path) -> None:
+    """It looked when the first publication was the newest."""
+    publish(tmp_path)
+    run = RunFolder.create(tmp_path, "cfs")
+    with locks.hold(run.lock):
+        publish(tmp_path)
+        for plan in ([], [{"address": "other"}, {"address": A}]):
+            run.write_progress({"plan": plan})
+            done = cache.compact_fits(tmp_path, cache.list_fits(tmp_path))
+            assert (done.busy, done.publications) == ((f"{A}/s1",), 0)
+        run.write_progress({"plan": [{"address": "other"}]})
+        assert cache.compact_fits(tmp_path, cache.list_fits(tmp_path)).publications == 1
+
+
 def test_compact_keeps_the_newest_sound_publication_of_each_stamp(tmp_path: Path) -> None:
     for stamp in ("s1", "s1", "s1", "s2"):
         last = publish(tmp_path, stamp)

@@ -44,8 +44,8 @@ def test_the_pictures_that_have_one_have_it_and_no_others(records: RecordSet, tm
     assert given.records[2].label_digest("corrected") == before, "the same pixels"
     write_corrections(folder, [("sub/a", np.zeros_like(mask_hw))], records.classes)
     assert given.records[2].label_digest("corrected") != before
-    stored = load_stored(folder, "sub/a")
-    assert stored is not None and not stored.any() and load_stored(folder, "b") is None
+    stored = load_stored(folder, "sub/a", records.classes)
+    assert stored is not None and not stored.any() and load_stored(folder, "b", records.classes) is None
 
 
 def test_numbers_follow_the_names(records: RecordSet, tmp_path: Path) -> None:
@@ -56,13 +56,29 @@ def test_numbers_follow_the_names(records: RecordSet, tmp_path: Path) -> None:
     assert reference is not None and (reference.load() == 2).all()
 
 
+def test_a_class_that_is_new_in_the_data_joins_the_folders_table(records: RecordSet, tmp_path: Path) -> None:
+    """Before the others, in the data: the masks that are stored keep their meaning."""
+    folder = tmp_path / "corrections"
+    write_corrections(folder, [("a", np.full((4, 5), 1, np.uint8))], ("dog",))
+    kept = (folder / "masks" / "a.png").read_bytes()
+    cat_and_dog = np.array([[0, 1, 2, 255, 0]] * 4, np.uint8)
+    write_corrections(folder, [("b", cat_and_dog)], records.classes)
+    assert (folder / "classes.txt").read_text() == "dog\ncat\n" and (folder / "masks" / "a.png").read_bytes() == kept
+    found = {record.image_id: record.corrected for record in with_corrections(records, folder)}
+    assert found["a"] is not None and (found["a"].load() == 2).all()
+    assert found["b"] is not None and np.array_equal(found["b"].load(), cat_and_dog)
+    stored = load_stored(folder, "b", records.classes)
+    assert stored is not None and np.array_equal(stored, cat_and_dog)
+    assert load_stored(folder, "b", ("cat", "cow")) is None, "dog is no class there"
+
+
 def test_what_is_no_folder_of_corrections_is_refused(records: RecordSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no classes.txt there .* `maskmill import` has written"):
         with_corrections(records, tmp_path / "nowhere")
     write_corrections(tmp_path / "other", [("a", np.zeros((4, 5), np.uint8))], ("cow",))
     with pytest.raises(DataError, match="names cow, which is no class of data"):
         with_corrections(records, tmp_path / "other")
-    with pytest.raises(DataError, match="its corrections have the classes cow, these have cat, dog"):
+    with pytest.raises(DataError, match="its corrections have the classes cow, of which these .cat, dog. lack cow"):
         write_corrections(tmp_path / "other", [], ("cat", "dog"))
     wrong = tmp_path / "wrong"
     write_corrections(wrong, [("a", np.zeros((5, 5), np.uint8))], ("cat",))
