@@ -119,11 +119,15 @@ def foreign_share(colour_hw: NDArray[np.int64], mask_hw: MaskBool, around_hw: Ma
     return np.asarray(foreign / (own + foreign + 1e-9), np.float32)
 
 
+_LIGHTNESS = np.arange(256) // 32 * 256
+_B = np.clip((np.arange(256) - 128) // 8 + 8, 0, 15)
+_A = 16 * _B
+
+
 def colours(image_rgb: ImageRGB) -> NDArray[np.int64]:
     """``(H, W)``: each pixel's cell of CIELAB, 8 steps of lightness by 16 by 16 of a and b around grey."""
-    lab = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2LAB).astype(np.int64)
-    ab = np.clip((lab[..., 1:] - 128) // 8 + 8, 0, 15)
-    return np.asarray(lab[..., 0] // 32 * 256 + ab[..., 0] * 16 + ab[..., 1])
+    lab = cv2.cvtColor(image_rgb, cv2.COLOR_RGB2LAB)
+    return np.asarray(_LIGHTNESS[lab[..., 0]] + _A[lab[..., 1]] + _B[lab[..., 2]])
 
 
 def _shares(colour_n: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -173,7 +177,9 @@ def gradient(image_rgb: ImageRGB) -> NDArray[np.float32]:
     """``(H, W)``: the largest of the three channels' gradients (Sobel, after a slight blur)."""
     smooth = cv2.GaussianBlur(image_rgb, (0, 0), 1.0).astype(np.float32)
     across, down = cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1)
-    return np.asarray(np.sqrt((across**2 + down**2).max(axis=2)), np.float32)
+    # One by one: numpy's maximum over an axis of three is ten times as slow.
+    squares = [across[..., channel] ** 2 + down[..., channel] ** 2 for channel in range(3)]
+    return np.asarray(np.sqrt(np.maximum(np.maximum(squares[0], squares[1]), squares[2])), np.float32)
 
 
 def object_cues(
