@@ -9,11 +9,12 @@ nothing to do.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,12 @@ def canonical(value: object) -> Any:
     if type(value) in _PLAIN:  # nearly all there is, hundreds of thousands of times in a run
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if not _left_out(f, value)}
-        return {"__params__": type(value).__name__, **{k: canonical(v) for k, v in fields.items()}}
+        found: dict[str, Any] = {"__params__": type(value).__name__}
+        for name, unset in _content(type(value)):
+            part = getattr(value, name)
+            if unset is None or part != unset():
+                found[name] = canonical(part)
+        return found
     if isinstance(value, (dict, Mapping)):
         return {str(k): canonical(v) for k, v in value.items()}
     if isinstance(value, (set, frozenset)):
@@ -114,12 +119,21 @@ def canonical(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} has no stable digest: {value!r}")
 
 
-def _left_out(field: dataclasses.Field[Any], value: object) -> bool:
-    """Whether a field of ``value`` is no part of its content: operational, or an optional part that is not set."""
-    if field.metadata.get("when_set"):
-        unset = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        return bool(getattr(value, field.name) == unset)
-    return bool(field.metadata.get("operational"))
+@functools.cache
+def _content(kind: type) -> tuple[tuple[str, Callable[[], Any] | None], ...]:
+    """Fields of a dataclass that are its content, operational ones left out; of a part that counts only when it is set,
+    what gives the value that it has when it is not."""
+    return tuple(
+        (item.name, _default(item) if item.metadata.get("when_set") else None)
+        for item in dataclasses.fields(kind)
+        if not item.metadata.get("operational")
+    )
+
+
+def _default(field: dataclasses.Field[Any]) -> Callable[[], Any]:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory
+    return lambda: field.default
 
 
 def address(

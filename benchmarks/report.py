@@ -67,17 +67,10 @@ def write(folder: Path, count: int) -> Path:
     """The report of a run over ``count`` pictures of each set."""
     rng = np.random.default_rng(0)
     rows = {
-        name: [
-            {
-                "image": f"2012_{n:06d}",
-                "score": round(float(rng.uniform()), 4),
-                "suspicion": round(float(rng.uniform()), 4),
-            }
-            for n in range(count)
-        ]
+        name: [(f"2012_{n:06d}", round(float(rng.uniform()), 4), round(float(rng.uniform()), 4)) for n in range(count)]
         for name in SETS
     }
-    report.write_scores_json(folder / "pictures.json", rows)
+    report.write_picture_list(folder / report.PICTURES, rows)
     scores: dict[str, dict[str, Any]] = {
         name: {"miou": 0.6, "per_class": dict.fromkeys(("background", *CLASSES), 0.6), "images": count} for name in SETS
     }

@@ -145,7 +145,7 @@ class FitStage:
 Stage = MapStage | FitStage
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Produced:
     """What a map stage left for one image: its stamp, and the digest of its arrays or a skip's reason."""
 

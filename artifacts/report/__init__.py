@@ -16,12 +16,14 @@ from artifacts.cache.atomic import write_text_atomic
 from artifacts.report.contact_sheet import Panel, SheetRow, contact_sheet, sheet_pages
 from artifacts.report.curve import curve_png
 from artifacts.report.html import Confusion, ReportPictures, html_report
+from artifacts.report.picture_list import PICTURES, write_picture_list
 from artifacts.report.score_lines import number_of, percent, summary_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "PICTURES",
     "Confusion",
     "Panel",
     "ReportPictures",
@@ -31,6 +33,7 @@ __all__ = [
     "html_report",
     "score_table",
     "sheet_pages",
+    "write_picture_list",
     "write_scores_json",
 ]
 

@@ -17,6 +17,7 @@ from artifacts.images import read_image_rgb
 from artifacts.objects import unpack_objects
 from artifacts.records import DataError, Kind, MaskHW, Record, RecordSet, Sets
 from artifacts.report.contact_sheet import Panel, SheetRow
+from artifacts.report.picture_list import PICTURES
 from artifacts.report.pictures import Layer, ReportPicture
 from flows.compare.trials import Attempt, weak_kinds
 from flows.compare.variants import Variant
@@ -166,7 +167,7 @@ class _Kept:
 def _own_scores(attempt: Attempt) -> dict[str, list[dict[str, Any]]]:
     """Set of masks -> ``image``, ``score`` of each picture, as the run's report has listed them."""
     with suppress(OSError, ValueError):
-        found: dict[str, list[dict[str, Any]]] = json.loads((Path(attempt.report).parent / "pictures.json").read_text())
+        found: dict[str, list[dict[str, Any]]] = json.loads((Path(attempt.report).parent / PICTURES).read_text())
         return found
     return {}
 

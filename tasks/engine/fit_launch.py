@@ -95,11 +95,11 @@ class FitPlan:
         if self.note:
             log.log(logging.WARNING if self.surprising else logging.INFO, "%s: %s", label, self.note)
 
-    def skips(self, members: Sequence[ImageTask], label: str) -> list[Skip]:
+    def skips(self, members: Sequence[tuple[str, str]], label: str) -> list[Skip]:
         """Images of ``members`` that the published fit was done without; reported by each run that uses it."""
         if self.publication is None:
             return []
-        current = {task.key: task.stamp for task in members}
+        current = dict(members)
         seen = {key for key, digest in self.publication.members if current.get(key) == digest}  # not mended since
         listed = [Skip(*entry) for entry in self.publication.info.get("skips", ())]
         return [replace(skip, stage=label) for skip in listed if skip.key in seen]
@@ -138,7 +138,7 @@ def plan(
     init = weights.pop("init", None)
     of_data = [records.dataset, records.split, *made_with(upstream, sources)]
     lineage = keys.digest([address, of_data, stage.seed, init, weights])
-    members = [(task.key, task.stamp) for task in usable.members]
+    members = usable.members
     if usable.unknown:
         found = FitPlan(None, inputs=inputs, prefixes=prefixes)
     else:

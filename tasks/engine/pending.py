@@ -6,8 +6,8 @@ Pure bookkeeping, shared by the run and by its plan (`--dry-run`): no image is d
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from artifacts import keys
@@ -40,13 +40,53 @@ class PendingImages:
 
 @dataclass
 class FitMembers:
-    """Members of one fit before any work."""
+    """Members of one fit before any work, by image id."""
 
-    members: list[ImageTask] = field(default_factory=list)
-    """One task per usable image; ``stamp`` is the member's digest."""
+    members: list[tuple[str, str]] = field(default_factory=list)
+    """Key and digest of each usable image."""
     skips: list[Skip] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     """Keys of images whose upstream output is not known yet (only while planning)."""
+    records: list[Record] = field(default_factory=list)
+    """Of the members, with all their labels."""
+    reads: Collection[Kind] = ()
+    maps: Mapping[str, MapHandle] = field(default_factory=dict)
+    """role -> what the members' arrays are read from."""
+
+    def tasks(self) -> list[ImageTask]:
+        """What the fit is given of each member. Made when it is done: one that is published needs none of it."""
+        found = []
+        for (key, digest), record in zip(self.members, self.records, strict=True):
+            up = {role: handle.place(handle.produced[key]) for role, handle in self.maps.items()}
+            found.append(ImageTask(key, digest, record.view(self.reads), up, stated_size(record, self.reads)))
+        return found
+
+
+@dataclass(frozen=True)
+class Cached:
+    """A stage whose results were all there when it was planned, and what that was found for."""
+
+    records: RecordSet
+    weights: Mapping[str, str]
+    above: Mapping[str, Mapping[str, Produced]]
+    """role -> results of the upstream stage."""
+    found: PendingImages | FitMembers
+
+    @classmethod
+    def of(
+        cls,
+        records: RecordSet,
+        weights: Mapping[str, str],
+        maps: Mapping[str, MapHandle],
+        found: PendingImages | FitMembers,
+    ) -> Cached:
+        """``found``, for these."""
+        return cls(records, weights, {role: handle.produced for role, handle in maps.items()}, found)
+
+    def holds(self, records: RecordSet, weights: Mapping[str, str], maps: Mapping[str, MapHandle]) -> bool:
+        """Whether it was found for just these."""
+        same = records is self.records and weights == self.weights and maps.keys() == self.above.keys()
+        return same and all(handle.produced is self.above[role] for role, handle in maps.items())
 
 
 @dataclass(frozen=True)
@@ -63,6 +103,9 @@ class Sources:
     """Weights file -> digests of its tensors."""
     fits: dict[Path, bool] = field(default_factory=dict)
     """Publication -> whether its weights are those that were published."""
+    cached: dict[tuple[str, str], Cached] = field(default_factory=dict)
+    """Label and address of a stage -> what the plan found of it, if there was nothing to do: the run need not walk
+    through all images again. What changes between plan and run is the next run's."""
 
     def label(self, key: str, record: Record, kind: Kind) -> str:
         """Digest of one label kind of one record."""
@@ -146,6 +189,10 @@ def pending_images(
     images = PendingImages()
     weights = weights_digests(stage, upstream, sources)
     maps = map_handles(stage.name, records, upstream)
+    known_before = sources.cached.pop((label, address), None)
+    if known_before is not None and not rerun and weights is not None and known_before.holds(records, weights, maps):
+        assert isinstance(known_before.found, PendingImages)
+        return replace(known_before.found, skips=list(known_before.found.skips))
     entries = sources.store.entries(address)
     for record in records:
         key = records.key(record)
@@ -173,6 +220,8 @@ def pending_images(
         up = {role: handle.place(known[role]) for role, handle in maps.items()}
         task = ImageTask(key, stamp, record.view(stage.reads), up, stated_size(record, stage.reads))
         images.pending.append(task)
+    if weights is not None and not images.pending and not images.unknown:
+        sources.cached[label, address] = Cached.of(records, weights, maps, images)
     return images
 
 
@@ -183,8 +232,13 @@ def fit_members(
 
     The stamp knows them as a set; a fit draws its order from places in this list, which must not be the records' own.
     """
-    usable = FitMembers()
     maps = map_handles(stage.name, records, upstream)
+    known_before = sources.cached.pop((label, ""), None)
+    if known_before is not None and known_before.holds(records, {}, maps):
+        assert isinstance(known_before.found, FitMembers)
+        return replace(known_before.found, skips=list(known_before.found.skips))
+    usable = FitMembers(reads=stage.reads, maps=maps)
+    found: list[tuple[str, str, str, Record]] = []
     for record in records:
         key = records.key(record)
         above = {role: handle.produced.get(key) for role, handle in maps.items()}
@@ -200,10 +254,12 @@ def fit_members(
         image, labels = member
         outputs = {role: produced.output for role, produced in known.items()}
         digest = keys.image_stamp(image=image, labels=labels, upstream=outputs, weights={})
-        up = {role: handle.place(known[role]) for role, handle in maps.items()}
-        task = ImageTask(key, digest, record.view(stage.reads), up, stated_size(record, stage.reads))
-        usable.members.append(task)
-    usable.members.sort(key=lambda task: task.record.image_id)
+        found.append((record.image_id, key, digest, record))
+    found.sort(key=lambda one: one[0])
+    usable.members = [(key, digest) for _, key, digest, _ in found]
+    usable.records = [record for *_, record in found]
+    if not usable.unknown:
+        sources.cached[label, ""] = Cached.of(records, {}, maps, usable)
     return usable
 
 

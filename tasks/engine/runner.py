@@ -256,7 +256,7 @@ class Runner:
                     supervisor=lambda: self.supervisor,
                     folder=lambda: self.folder.path,
                 )
-                work = fit_launch.FitRun(run, plan, stage, address, label, train, monitor, usable.members)
+                work = fit_launch.FitRun(run, plan, stage, address, label, train, monitor, usable.tasks())
                 plan = self._skin.fit(label, work.run)
                 report.computed = 1
             else:

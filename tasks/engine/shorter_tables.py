@@ -34,7 +34,7 @@ def take_over(
 
     Skips are no results: a longer table may allow what a shorter one refused.
     """
-    if not stage.numbers_of_labels or upstream:
+    if not stage.numbers_of_labels or upstream or not images.pending:
         return
     classes = records.classes
     for count in range(len(classes) - 1, 0, -1):

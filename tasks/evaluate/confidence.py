@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import keys
+from artifacts.cache.store import MaskStore
 from artifacts.export.items import Doubts
 from artifacts.images import read_image_rgb
 from artifacts.objects import clip_window, tight_window, unpack_objects
@@ -199,12 +200,12 @@ def confidence_map(
     return confidence_hw
 
 
-def doubts_of(cache: Path, manifest: Mapping[str, Any], label: str, array: str = "mask_hw") -> Doubts:
+def doubts_of(store: MaskStore | Path, manifest: Mapping[str, Any], label: str, array: str = "mask_hw") -> Doubts:
     """What an export can tell of a stage's masks: confidence maps, and a summary of their suspicion.
 
     A picture that a person has corrected is certain. Raises :class:`artifacts.records.DataError` for an unknown stage.
     """
-    beside = Beside.of(cache, manifest, label)
+    beside = Beside.of(store, manifest, label)
 
     def confidence(image_id: str) -> NDArray[np.uint8]:
         key = f"{beside.stage['dataset']}/{image_id}"
@@ -214,6 +215,6 @@ def doubts_of(cache: Path, manifest: Mapping[str, Any], label: str, array: str =
         return confidence_map(arrays, beside.above(key), read_image_rgb(beside.image(key)), array)
 
     def suspicion() -> dict[str, Any] | None:
-        return summary(suspects(cache, manifest, label, only=sampled(beside.pictures)))
+        return summary(suspects(store, manifest, label, only=sampled(beside.pictures)))
 
     return Doubts(confidence, keys.digest([VERSION, beside.made_from, array]), suspicion)

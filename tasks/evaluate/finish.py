@@ -233,7 +233,7 @@ def export(
     for kind in run.options.export if label else ():
         try:
             with mending(run):
-                to, doubts = dataset_folder(out, kind), doubts_of(run.cache, manifest, label)
+                to, doubts = dataset_folder(out, kind), doubts_of(run.store, manifest, label)
                 folder = export_run(run.cache, manifest, label, kind, to, val=run.val, doubts=doubts)
         except (DataError, OSError) as error:
             failures.append(f"export to {kind} failed: {error}")
@@ -353,8 +353,8 @@ def _html(run: Runner, out: Path, manifest: Mapping[str, Any], found: Evaluation
     curves = {handle.label: Path(handle.path).parent / "curve.png" for handle in _fits(run.handles)}
     pictures, every = report_pictures(run, found.judged, found.sets, manifest)
     if any(every.values()):
-        report.write_scores_json(out / "pictures.json", every)
-        files["pictures"] = str(out / "pictures.json")
+        report.write_picture_list(out / report.PICTURES, every)
+        files["pictures"] = str(out / report.PICTURES)
     return report.html_report(
         out,
         title=f"maskmill {run.flow}",

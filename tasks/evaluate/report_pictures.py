@@ -10,6 +10,7 @@ from typing import Any
 from artifacts.images import read_image_rgb
 from artifacts.objects import Object, unpack_objects
 from artifacts.records import DataError, Record
+from artifacts.report.picture_list import PictureRow
 from artifacts.report.pictures import Layer, ReportPicture
 from tasks.engine.runner import Runner
 from tasks.evaluate.run_suspicion import Suspect, sampled, suspects
@@ -24,7 +25,7 @@ EACH = 12
 
 def report_pictures(
     run: Runner, judged: Mapping[str, MapHandle], scored: Mapping[str, SetScores], manifest: Mapping[str, Any]
-) -> tuple[list[ReportPicture], dict[str, list[dict[str, Any]]]]:
+) -> tuple[list[ReportPicture], dict[str, list[PictureRow]]]:
     """Pictures to show, and for each set of masks a row ``image, score, suspicion`` of every picture.
 
     Args:
@@ -34,7 +35,7 @@ def report_pictures(
         manifest: the run's.
     """
     shown: list[ReportPicture] = []
-    rows: dict[str, list[dict[str, Any]]] = {}
+    rows: dict[str, list[PictureRow]] = {}
     for name, handle in judged.items():
         of_key = {handle.records.key(record): record for record in handle.records}
         own = scored[name].image_miou if name in scored else {}
@@ -42,18 +43,13 @@ def report_pictures(
         sample = sampled(keys)
         try:
             with mending(run):
-                doubt = suspects(run.cache, manifest, handle.label, only=sample)
+                doubt = suspects(run.store, manifest, handle.label, only=sample)
         except (DataError, OSError, KeyError) as error:
             log.warning("%s: no suspicion: %s", name, error)
             doubt = {}
         score = {key: own.get(of_key[key].image_id) for key in keys}
         rows[name] = [
-            {
-                "image": of_key[key].image_id,
-                "score": score[key],
-                "suspicion": round(doubt[key].suspicion, 4) if key in doubt else None,
-            }
-            for key in keys
+            (of_key[key].image_id, score[key], round(doubt[key].suspicion, 4) if key in doubt else None) for key in keys
         ]
         by_score = sorted((value, key) for key, value in score.items() if value is not None)
         by_doubt = sorted((-one.suspicion, key) for key, one in doubt.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -54,13 +55,19 @@ class Beside:
     others: Sequence[Mapping[str, Any]]
     copied: Sequence[Mapping[str, Any]]
     """The stages whose masks it hands on, where it does."""
-    stamps: Mapping[str, Stamps]
     corrected: frozenset[str]
     """Keys of the pictures whose masks are a person's."""
+    only: Collection[str] | None = None
+    """Keys of the pictures that are asked about; ``None``: all."""
 
     @classmethod
-    def of(cls, cache: Path, manifest: Mapping[str, Any], label: str) -> Beside:
-        """Raises :class:`DataError` where the run has no such complete stage."""
+    def of(
+        cls, store: MaskStore | Path, manifest: Mapping[str, Any], label: str, only: Collection[str] | None = None
+    ) -> Beside:
+        """``store``: a run's own, whose index is loaded; or its folder.
+
+        Raises :class:`DataError` where the run has no such complete stage.
+        """
         stages = [one for one in manifest["stages"] if one["kind"] == "map" and one["stamps"]]
         mine = next((one for one in stages if one["label"] == label), None)
         if mine is None:
@@ -69,13 +76,22 @@ class Beside:
         beside = [one for one in stages if all(one.get(name) == mine.get(name) for name in same)]
         copied = _copied(beside, mine)
         others = [one for one in beside if one not in copied and _name(one) not in (TRUTH, *COPIES)]
-        stamps = {one["label"]: read_stamps(cache, one["stamps"]) for one in [*copied, *others]}
         corrected = frozenset(manifest.get("corrected", ()) if label == manifest.get("masks") else ())
-        return cls(MaskStore(cache, readonly=True), mine, others, copied[1:], stamps, corrected)
+        read = store if isinstance(store, MaskStore) else MaskStore(store, readonly=True)
+        return cls(read, mine, others, copied[1:], corrected, only)
+
+    @functools.cached_property
+    def stamps(self) -> Mapping[str, Stamps]:
+        """Stage -> stamps of the pictures that are asked about: where these are few, memory does not grow with all."""
+        stages = [self.stage, *self.copied, *self.others]
+        whole = ((one["label"], read_stamps(self.store.root, one["stamps"])) for one in stages)
+        if self.only is None:
+            return dict(whole)
+        return {label: {key: found[key] for key in self.only if key in found} for label, found in whole}
 
     @property
     def pictures(self) -> list[str]:
-        """Keys of the pictures that the stage has a mask of."""
+        """Keys of the pictures that the stage has a mask of, sorted; of those that are asked about."""
         return sorted(key for key, (stamp, _) in self.stamps[self.stage["label"]].items() if stamp is not None)
 
     @property
@@ -136,17 +152,17 @@ _LAST: dict[tuple[str, str, frozenset[str] | None], dict[str, Suspect]] = {}
 
 
 def suspects(
-    cache: Path, manifest: Mapping[str, Any], label: str, *, only: Collection[str] | None = None
+    store: MaskStore | Path, manifest: Mapping[str, Any], label: str, *, only: Collection[str] | None = None
 ) -> dict[str, Suspect]:
     """Key -> suspicion of each picture that stage ``label`` has a mask of; ``only`` these keys, if named.
 
     A picture that a person corrected has none. An image that cannot be read any more is left out.
     """
-    beside = Beside.of(cache, manifest, label)
-    asked = str(cache), beside.made_from, None if only is None else frozenset(only)
+    beside = Beside.of(store, manifest, label, only)
+    asked = str(beside.store.root), beside.made_from, None if only is None else frozenset(only)
     if asked in _LAST:  # the end of a run asks twice: for the data card, and for the report
         return _LAST[asked]
-    cues = run_cues(cache, manifest, label, only=only)
+    cues = _run_cues(beside)
     usual = usual_shares(one for found in cues.values() for one in found)
     corrected = beside.corrected
     found = {}
@@ -180,16 +196,19 @@ def summary(found: Mapping[str, Suspect]) -> dict[str, Any] | None:
 
 
 def run_cues(
-    cache: Path, manifest: Mapping[str, Any], label: str, *, only: Collection[str] | None = None
+    store: MaskStore | Path, manifest: Mapping[str, Any], label: str, *, only: Collection[str] | None = None
 ) -> dict[str, list[ObjectCues]]:
     """Key -> cues of each object of stage ``label``; of each class of the picture, where it keeps no objects.
 
     Other map stages of the run over the same images give what they know: masks of the same objects (or of the class)
     for disagreement, probabilities of objects for the margin, ``edges_hw`` for the outline's support.
     """
-    beside = Beside.of(cache, manifest, label)
+    return _run_cues(Beside.of(store, manifest, label, only))
+
+
+def _run_cues(beside: Beside) -> dict[str, list[ObjectCues]]:
     found: dict[str, list[ObjectCues]] = {}
-    for key in beside.pictures if only is None else sorted(set(only) & set(beside.pictures)):
+    for key in beside.pictures:
         try:
             image_rgb = read_image_rgb(beside.image(key))
         except (DataError, OSError):

@@ -393,3 +393,13 @@ def test_report_is_light_to_import() -> None:
     code = f"import sys, artifacts.report; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     assert out.strip() == "[]"
+
+
+def test_every_picture_is_listed_in_json(tmp_path: Path) -> None:
+    rows = {"masks (train)": [("a", 0.25, None), ('é/"b"', float("nan"), 0.5)], "empty": []}
+    report.write_picture_list(tmp_path / report.PICTURES, rows)
+    found = json.loads((tmp_path / report.PICTURES).read_text())
+    first, second = found["masks (train)"]
+    assert found["empty"] == [] and first == {"image": "a", "score": 0.25, "suspicion": None}
+    assert second == {"image": 'é/"b"', "score": None, "suspicion": 0.5}
+    assert len((tmp_path / report.PICTURES).read_text().splitlines()) == 8, "a picture a line"

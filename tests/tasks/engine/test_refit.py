@@ -15,12 +15,14 @@ from refit_stages import FAIL, LABELS, page
 from safetensors.numpy import save_file
 
 from artifacts.cache.fit_store import Difference
+from artifacts.images import ImageDigests
 from artifacts.records import Record, RecordSet, Sets
 from benchmarks.soak_kill import fingerprint
 from tasks.engine.options import RunParams
 from tasks.engine.refit import Refit, made_with, pin_text
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import StageReport
+from tasks.stage import MapHandle
 
 
 @pytest.mark.parametrize(
@@ -256,3 +258,33 @@ def test_the_same_nights_leave_the_same_bytes(pictures: RecordSet, night: Night,
         for count in (10, 11, 14, 15):
             night(first(pictures, count), "share:0.3", cache)
     assert fingerprint(tmp_path / "cache") == fingerprint(tmp_path / "other")
+
+
+def test_a_run_does_not_walk_through_what_its_plan_found_complete(
+    pictures: RecordSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu", launch="inline", threads=1)
+    read: list[str] = []
+    digest = ImageDigests.digest
+
+    def counted(self: ImageDigests, path: Path | str) -> str:
+        read.append(str(path))
+        return digest(self, path)
+
+    monkeypatch.setattr(ImageDigests, "digest", counted)
+
+    def night(records: RecordSet) -> tuple[list[int], int]:
+        with Runner(given, planning=True) as plan:
+            page(plan, records)
+        read.clear()
+        with Runner(given, sources=plan.sources) as run:
+            page(run, records)
+        again = [dict(handle.produced) for handle in run.handles if isinstance(handle, MapHandle)]
+        with Runner(given) as alone:
+            page(alone, records)
+        assert again == [dict(handle.produced) for handle in alone.handles if isinstance(handle, MapHandle)]
+        return counts(run.reports), len(read)
+
+    assert night(first(pictures, 8))[0] == [1, 8, 1, 8, 1]
+    assert night(first(pictures, 8)) == ([0, 0, 0, 0, 0], 5 * 8), "the five stages of the run without a plan"
+    assert night(first(pictures, 9))[0] == [1, 9, 1, 9, 1], "what is above was made since: all is looked at"
