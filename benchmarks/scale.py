@@ -9,6 +9,7 @@ time and memory that grow with the number of pictures, not faster.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -25,6 +26,7 @@ import numpy as np
 
 from artifacts.records import Box, Record, RecordSet, Sets
 from benchmarks import results
+from flows.cli.main import COLLECT
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources
 from tasks.engine.runner import Runner
@@ -124,6 +126,7 @@ def again(folder: Path, count: int) -> dict[str, float]:
     """Plan and run in this process, all being cached."""
     import torch  # noqa: F401  a run has it, and its memory
 
+    gc.set_threshold(*COLLECT)  # as the command line does
     cache = folder / "cache"
     began = time.perf_counter()
     sets = records(folder / "pictures", count)
