@@ -27,6 +27,7 @@ from tasks.engine.skin import Skin
 from tasks.engine.stage_report import StageReport, skip_line
 from tasks.engine.workers import Workers
 from tasks.evaluate.finish import Result, dataset_folder, finish, so_far
+from tasks.labels import prefer_corrected
 from tasks.training.weights.files import WeightsError
 
 P = TypeVar("P")
@@ -144,11 +145,16 @@ def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParam
 
 
 def _to_its_end(run: Runner, page: Page[P], sets: Sets, params: P) -> Result:
-    """The whole page, or what of it comes up to the stage that ``until`` names."""
+    """The whole page, or what of it comes up to the stage that ``until`` names; a person's masks are preferred either
+    way."""
     try:
         return page(run, sets, params)
     except UntilReached:
-        return finish(run, sets, *so_far(run, sets))
+        masks, predictions = so_far(run, sets)
+        run.ending = True
+        if masks is not None and "mask_hw" in masks.stage.outputs:
+            masks = prefer_corrected(run, masks)
+        return finish(run, sets, masks, predictions)
 
 
 def _check_labels(name: str, run: Runner, sets: Sets) -> None:

@@ -14,10 +14,7 @@ from artifacts.objects import Object, pack_objects, paste_object, tight_window, 
 from artifacts.records import UNDECIDED, DataError, MaskHW, RecordSet
 from tasks.boxes import LABEL_OUTPUTS, label_arrays, pixel_window, usable_boxes
 from tasks.engine.runner import Runner
-from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapHandle, MapStage, SkipImage, first_of
-
-CORRECTED = "corrected"
-"""Name of the stage that prefers what people corrected: :func:`corrected_masks`."""
+from tasks.stage import CORRECTED, PARAMS_CONFIG, Arrays, Item, MapHandle, MapStage, SkipImage, first_of
 
 
 @dataclass(frozen=True)

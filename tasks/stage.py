@@ -30,6 +30,8 @@ LABEL_PROB = "label_prob_hw"
 """Array of a stage that keeps how probable it found each pixel's label: ``(H, W) uint8``, in 255ths."""
 IMAGES_AT_ONCE = 8
 """Images that a GPU stage is handed together; those of one size share a pass."""
+CORRECTED = "corrected"
+"""Name of the stage that prefers what people corrected (:func:`tasks.labels.corrected_masks`)."""
 MASKS: Mapping[str, str] = {"mask_hw": "", CRF_MASK: " + CRF"}
 """Arrays that are label masks -> what follows the name of their stage in scores and pictures."""
 PARAMS_CONFIG: dict[str, str] = {"extra": "forbid"}

@@ -241,8 +241,8 @@ def version() -> str:
 
 
 COLLECT = (50_000, 20, 50)
-"""When garbage is collected. Lists of all pictures are millions of objects that stay: to look through them after each 700
-new ones, as Python does by default, takes a fifth of a run that computes nothing."""
+"""When garbage is collected. Lists of all pictures are millions of objects that stay: to look through them after each
+700 new ones, as Python does by default, takes a fifth of a run that computes nothing."""
 
 
 class _Once(logging.Filter):

@@ -25,7 +25,6 @@ from tasks.evaluate.object_iou import Window, windows
 from tasks.evaluate.report_pictures import report_pictures
 from tasks.evaluate.score import SetScores, image_miou, score_set
 from tasks.evaluate.stored import mending, read_stored
-from tasks.labels import prefer_corrected
 from tasks.stage import MASKS, FitHandle, Handle, MapHandle, first_of
 
 log = logging.getLogger("maskmill")
@@ -117,15 +116,10 @@ def finish(
 
 
 def so_far(run: Runner, sets: Sets) -> tuple[MapHandle | None, dict[str, MapHandle]]:
-    """For a page that ended early: the last masks of the training images; predictions by the labels of their stages.
-
-    The masks are what a person corrected where there is that (``data.corrections``), as at the end of a whole page.
-    """
+    """For a page that ended early: the last masks of the training images; predictions by the labels of their stages."""
     maps = [h for h in run.handles if isinstance(h, MapHandle) and MASKS.keys() & set(h.stage.outputs)]
     masks = [handle for handle in maps if handle.records is sets.train]
-    run.ending = True
-    last = prefer_corrected(run, masks[-1]) if masks and "mask_hw" in masks[-1].stage.outputs else None
-    return last, {handle.label: handle for handle in maps if handle.records is sets.val}
+    return masks[-1] if masks else None, {handle.label: handle for handle in maps if handle.records is sets.val}
 
 
 def evaluate(

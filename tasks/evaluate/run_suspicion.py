@@ -31,8 +31,7 @@ from tasks.evaluate.suspicion import (
     suspicion,
     usual_shares,
 )
-from tasks.labels import CORRECTED
-from tasks.stage import LABEL_PROB
+from tasks.stage import CORRECTED, LABEL_PROB
 
 JUDGED = 500
 """Pictures whose suspicion the end of a run looks at, spread evenly; ``maskmill export --worst`` looks at all."""
