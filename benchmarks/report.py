@@ -25,7 +25,7 @@ from artifacts import report
 from artifacts.objects import Object
 from artifacts.records import ImageRGB
 from artifacts.report.pictures import Layer, ReportPicture
-from tasks.evaluate.report_pictures import EACH
+from tasks.engine.options import RunParams
 
 CLASSES = tuple(f"class {number:02d}" for number in range(1, 21))
 SETS = ("masks (train)", "student (val)")
@@ -88,7 +88,7 @@ def write(folder: Path, count: int) -> Path:
         files={"pictures": str(folder / "pictures.json")},
         skips=skips,
         pictures=report.ReportPictures(
-            [drawn(name, n, rng) for name in SETS for n in range(2 * EACH)],
+            [drawn(name, n, rng) for name in SETS for n in range(2 * RunParams().report_pictures)],
             dict.fromkeys(SETS, CLASSES),
             dict.fromkeys(SETS, count),
         ),

@@ -54,7 +54,7 @@ def comparison_page(
         variants=variants,
         notes=notes,
         problems=problems,
-        **shown_pictures(pictures, "difference", "different"),
+        **shown_pictures(pictures, path.parent / "compare-pictures", "difference", "different"),
     )
     write_text_atomic(path, text, durable=False)
     return path

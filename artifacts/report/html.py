@@ -14,14 +14,15 @@ import logging
 import os
 import re
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
 from artifacts.report.contact_sheet import sheet_pages
-from artifacts.report.pictures import SIDE, Card, ReportPicture, card, inline
+from artifacts.report.pictures import SIDE, Beside, Card, ReportPicture, card, data_uri, inline
 from artifacts.report.score_lines import DASH, number_of, percent, summary_lines
 
 log = logging.getLogger("maskmill")
@@ -31,7 +32,8 @@ log = logging.getLogger("maskmill")
 class ReportPictures:
     """The pictures that the page shows."""
 
-    shown: Sequence[ReportPicture] = ()
+    shown: Iterable[ReportPicture] = ()
+    """Taken one by one: of many, not all are in memory at once."""
     classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Set of masks -> its class table."""
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class Confusion:
 
 
 INDEX = "index.html"
+BESIDE = "report-pictures"
 TEMPLATE = "report.html.j2"
 SHOWN_SKIPS = 500
 WORST_CONFUSIONS = 12
@@ -74,6 +77,8 @@ FIRST_CARDS = 12
 LARGE_BYTES = 8_000_000
 """Once the pictures of a page take as many, further ones are smaller: the page stays below 20 MB."""
 SMALL_SIDE = 240
+EMBEDDED = 24
+"""Pictures of a set of masks that are in the page itself; further ones lie beside it."""
 MATRIX_CLASSES = 24
 """Larger class tables are shown by their largest confusions alone."""
 
@@ -124,7 +129,7 @@ def html_report(
         shown_skips=SHOWN_SKIPS,
         files=files,
         dash=DASH,
-        **shown_pictures(pictures),
+        **shown_pictures(pictures, folder / BESIDE),
         matrices=matrices or {},
         matrix_classes=MATRIX_CLASSES,
         defaults=manifest.get("defaults") or {},
@@ -160,18 +165,27 @@ def render(template: str, folder: Path, **values: Any) -> str:
 
 
 def shown_pictures(
-    pictures: ReportPictures, doubt: str = "suspicion", doubt_order: str = "suspicious"
+    pictures: ReportPictures, beside: Path, doubt: str = "suspicion", doubt_order: str = "suspicious"
 ) -> dict[str, Any]:
-    """What ``pictures.html.j2`` needs. ``doubt``: what a picture's ``suspicion`` is called on this page."""
+    """What ``pictures.html.j2`` needs.
+
+    Of each set of masks the first :data:`EMBEDDED` pictures are in the page, the others in files in ``beside``.
+    ``doubt``: what a picture's ``suspicion`` is called on this page.
+    """
     found: list[Card] = []
+    outside = Beside(beside)
+    embedded: Counter[str] = Counter()
     spent = 0
     for picture in pictures.shown:
+        embedded[picture.of] += 1
+        inside = embedded[picture.of] <= EMBEDDED
+        side = SIDE if spent < LARGE_BYTES or not inside else SMALL_SIDE
         try:
-            one = card(picture, pictures.classes.get(picture.of, ()), SIDE if spent < LARGE_BYTES else SMALL_SIDE)
+            one = card(picture, pictures.classes.get(picture.of, ()), side, data_uri if inside else outside)
         except ValueError as error:  # the page comes last in a long run, and must not fail it
             log.warning("report: %s", error)
             continue
-        found.append(one)
+        found.append(replace(one, picture=one.picture.without_pixels()))
         spent += len(one.photo) + sum(len(layer["uri"]) for layer in one.layers)
     return {
         "cards": found,

@@ -1,4 +1,4 @@
-"""Pictures for the report page: a photograph and its masks as data URIs, small enough for one file of many.
+"""Pictures for the report page: a photograph and its masks, small enough for one file of many, or beside it.
 
 Masks are palette PNGs whose background is transparent, so that one photograph serves them all and a slider fades them.
 Regions have a white outline; the page writes their classes' names upon them: colours alone need not be told apart.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.objects import Object, clip_window
 from artifacts.records import UNDECIDED, ImageRGB, MaskHW
 from artifacts.report import drawing
@@ -60,6 +62,10 @@ class ReportPicture:
     worst: Sequence[tuple[str, float]] = ()
     """``(class name, suspicion)`` of its most suspicious objects."""
 
+    def without_pixels(self) -> ReportPicture:
+        """What is said of it: a page of thousands holds no image in memory."""
+        return replace(self, image_rgb=np.zeros((0, 0, 3), np.uint8), layers=())
+
 
 @dataclass(frozen=True)
 class Card:
@@ -76,7 +82,38 @@ class Card:
     """``small``, ``medium``, ``large``: of its regions."""
 
 
-def card(picture: ReportPicture, classes: Sequence[str], side: int = SIDE) -> Card:
+Keep = Callable[[str, bytes], str]
+"""``keep(kind, data)``: where the page finds a picture, ``jpeg`` or ``png``."""
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """In the page itself."""
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+class Beside:
+    """In files beside the page, numbered: a browser reads them when they come into view."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder``: made when needed, beside the page; pictures of an earlier page in it go."""
+        self._folder = folder
+        self._count = 0
+        for path in self._folder.glob("[0-9]*"):
+            if _NUMBERED.fullmatch(path.name):
+                path.unlink()
+
+    def __call__(self, kind: str, data: bytes) -> str:
+        """Write one more; its address from the page."""
+        name = f"{self._count:06d}.{kind}"
+        self._count += 1
+        write_bytes_atomic(self._folder / name, data, durable=False)
+        return f"{self._folder.name}/{name}"
+
+
+_NUMBERED = re.compile(r"\d{6,}\.(jpeg|png)")
+
+
+def card(picture: ReportPicture, classes: Sequence[str], side: int = SIDE, keep: Keep = data_uri) -> Card:
     """The picture made small, its longest side ``side`` pixels at most, and encoded.
 
     Raises ``ValueError`` where a mask is not of the image's size.
@@ -92,13 +129,17 @@ def card(picture: ReportPicture, classes: Sequence[str], side: int = SIDE) -> Ca
         if layer.mask_hw.shape != (height, width):
             raise ValueError(f"{picture.image_id}: the mask {layer.name} is {layer.mask_hw.shape}, not {height, width}")
         layers.append(
-            {"name": layer.name, "uri": _overlay(layer, size_wh), "names": region_names(layer.mask_hw, classes)}
+            {
+                "name": layer.name,
+                "uri": keep("png", _overlay(layer, size_wh)),
+                "names": region_names(layer.mask_hw, classes),
+            }
         )
     shown = picture.layers[0].mask_hw if picture.layers else np.zeros((0, 0), np.uint8)
     _, counts = np.unique(shown[(shown > 0) & (shown != UNDECIDED)], return_counts=True)
     named = {_name(int(n), classes) for layer in picture.layers for n in np.unique(layer.mask_hw) if 0 < n < UNDECIDED}
     sizes = {"small" if n < SMALL else "large" if n > LARGE else "medium" for n in counts.tolist()}
-    return Card(picture, _uri("image/jpeg", buffer), *size_wh, layers, sorted(named), sorted(sizes))
+    return Card(picture, keep("jpeg", buffer.getvalue()), *size_wh, layers, sorted(named), sorted(sizes))
 
 
 def inline(path: Path, side: int | None = None) -> str:
@@ -108,16 +149,16 @@ def inline(path: Path, side: int | None = None) -> str:
     """
     data = path.read_bytes()
     if len(data) <= LARGE_FILE:
-        return _uri("image/png", io.BytesIO(data))
+        return data_uri("png", data)
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(data)) as image:
         if side is not None:
             image.thumbnail((side, side))
         image.convert("RGB").save(buffer, format="JPEG", quality=85)
-    return _uri("image/jpeg", buffer)
+    return data_uri("jpeg", buffer.getvalue())
 
 
-def _overlay(layer: Layer, size_wh: tuple[int, int]) -> str:
+def _overlay(layer: Layer, size_wh: tuple[int, int]) -> bytes:
     """The mask as a palette PNG: background transparent, undecided hatched, regions with a white outline."""
     mask_hw = cv2.resize(layer.mask_hw, size_wh, interpolation=cv2.INTER_NEAREST)
     parts = _instances(layer, size_wh) if layer.objects else mask_hw
@@ -138,7 +179,7 @@ def _overlay(layer: Layer, size_wh: tuple[int, int]) -> str:
     image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", transparency=0, optimize=True)
-    return _uri("image/png", buffer)
+    return buffer.getvalue()
 
 
 def _instances(layer: Layer, size_wh: tuple[int, int]) -> NDArray[np.int32]:
@@ -172,7 +213,3 @@ def region_names(mask_hw: MaskHW, classes: Sequence[str]) -> list[tuple[str, flo
 
 def _name(number: int, classes: Sequence[str]) -> str:
     return classes[number - 1] if number <= len(classes) else f"class {number}"
-
-
-def _uri(kind: str, buffer: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -54,6 +54,13 @@ class RunParams:
     )
     verify_inputs: bool = _option(False, "read every image's bytes again instead of trusting size and time")
     export: tuple[str, ...] = _option((), "dataset formats to export at the end: voc, voc-server, coco, hdf5")
+    report_pictures: int = _number(
+        12,
+        0,
+        10**6,
+        "pictures of each set of masks that the report shows for their score, and as many for their suspicion; the"
+        " first 24 are in the page, further ones beside it, in report-pictures/",
+    )
     progress: bool = _option(True, "show progress")
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from tasks.evaluate.stored import mending, read_stored
 from tasks.stage import MapHandle
 
 log = logging.getLogger("maskmill")
-EACH = 12
-"""Pictures of one set of masks that are shown for their score, and for their suspicion."""
 
 
 def report_pictures(
     run: Runner, judged: Mapping[str, MapHandle], scored: Mapping[str, SetScores], manifest: Mapping[str, Any]
-) -> tuple[list[ReportPicture], dict[str, list[PictureRow]]]:
-    """Pictures to show, and for each set of masks a row ``image, score, suspicion`` of every picture.
+) -> tuple[Iterator[ReportPicture], dict[str, list[PictureRow]]]:
+    """Pictures to show, and for each set of masks a row of every picture.
+
+    How many are shown is the run's option ``report_pictures``.
 
     Args:
         run: ended, its manifest written.
@@ -34,7 +34,7 @@ def report_pictures(
         scored: name in the scores -> scores, image by image.
         manifest: the run's.
     """
-    shown: list[ReportPicture] = []
+    chosen: list[tuple[str, MapHandle, Record, float | None, Suspect | None]] = []
     rows: dict[str, list[PictureRow]] = {}
     for name, handle in judged.items():
         of_key = {handle.records.key(record): record for record in handle.records}
@@ -53,13 +53,21 @@ def report_pictures(
         ]
         by_score = sorted((value, key) for key, value in score.items() if value is not None)
         by_doubt = sorted((-one.suspicion, key) for key, one in doubt.items())
-        chosen = dict.fromkeys([key for _, key in by_score[:EACH]] + [key for _, key in by_doubt[:EACH]])
-        for key in chosen:
-            try:
-                shown.append(_picture(run, name, handle, of_key[key], score[key], doubt.get(key)))
-            except (DataError, OSError) as error:
-                log.warning("report: %s left out: %s", key, error)
-    return shown, rows
+        each = run.options.report_pictures
+        worst = dict.fromkeys([key for _, key in by_score[:each]] + [key for _, key in by_doubt[:each]])
+        chosen += [(name, handle, of_key[key], score[key], doubt.get(key)) for key in worst]
+    return _shown(run, chosen), rows
+
+
+def _shown(
+    run: Runner, chosen: Iterable[tuple[str, MapHandle, Record, float | None, Suspect | None]]
+) -> Iterator[ReportPicture]:
+    """The pictures one by one; what cannot be read is said and left out."""
+    for name, handle, record, score, doubt in chosen:
+        try:
+            yield _picture(run, name, handle, record, score, doubt)
+        except (DataError, OSError) as error:
+            log.warning("report: %s left out: %s", handle.records.key(record), error)
 
 
 def _picture(

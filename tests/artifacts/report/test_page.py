@@ -18,7 +18,7 @@ from artifacts import report
 from artifacts.objects import Object
 from artifacts.report.compare_page import ShownVariant, comparison_page
 from artifacts.report.comparison import ScoreTable
-from artifacts.report.html import changes, points
+from artifacts.report.html import EMBEDDED, changes, points
 from artifacts.report.pictures import Layer, ReportPicture, card, inline, region_names
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -143,6 +143,26 @@ def test_a_large_picture_is_put_into_the_page_smaller(tmp_path: Path) -> None:
     assert inline(tmp_path / "small.png") == f"data:image/png;base64,{kept}"
     found = inline(tmp_path / "large.png")
     assert found.startswith("data:image/jpeg") and len(found) < (tmp_path / "large.png").stat().st_size
+
+
+def test_pictures_beyond_the_first_lie_beside_the_page(tmp_path: Path) -> None:
+    def written(count: int) -> str:
+        many = (picture(f"p{n}", of="m", score=0.5, suspicion=0.5, number=1, side=20) for n in range(count))
+        shown = report.ReportPictures(many, {"m": CLASSES}, {"m": count})
+        return report.html_report(tmp_path, title="t", manifest={}, scores={}, files={}, pictures=shown).read_text()
+
+    beside = tmp_path / "report-pictures"
+    beside.mkdir()
+    (beside / "mine.png").write_bytes(b"")
+    page = written(EMBEDDED + 3)
+    linked = re.findall(r'src="(report-pictures/[^"]+)"', page)
+    kinds = ["png", "png", "jpeg"] * 3
+    assert sorted(set(linked)) == [f"report-pictures/{n:06d}.{kind}" for n, kind in enumerate(kinds)]
+    sizes = {Image.open(tmp_path / name).size for name in linked}
+    assert sizes == {(160, 120)} and page.count("data:image/jpeg") == EMBEDDED and page.count('class="pic"') == 27
+    assert page.count('loading="lazy"') == page.count("<img "), "what is not in view is not read"
+    assert "report-pictures" not in written(EMBEDDED)
+    assert [path.name for path in beside.iterdir()] == ["mine.png"], "those of the page before are gone"
 
 
 @pytest.fixture

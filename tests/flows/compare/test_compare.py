@@ -33,7 +33,7 @@ from tasks.stage import MapStage
 VARIANTS = ("box: proposals=box", "grabcut: proposals=grabcut", "grab & more: proposals=grabcut deeplab.iterations=4")
 SHARED = ("compare", "cfs", "--config", "demo-tiny", "--quiet", *HERE, *ONE_THREAD)
 SHARED += ("--set", "params.deeplab.iterations=3")
-SHARED += ("--set", "params.attention=none")
+SHARED += ("--set", "params.attention=none", "--set", "options.report_pictures=1")
 SEEDS = (0, 3)
 COLUMN = {"masks (train) mIoU": ("masks (train)", "miou"), "student (val) mIoU": ("student (val)", "miou")}
 
@@ -46,7 +46,6 @@ ROWS = 2
 def short_sheets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.evaluate.finish.SHEET_ROWS", ROWS)
-        patch.setattr("tasks.evaluate.report_pictures.EACH", 1)
         patch.setattr("flows.compare.pictures.DIFFERENT", 2)
         yield
 

@@ -160,11 +160,13 @@ def test_cached_stages_cost_what_they_took_when_they_were_computed(tmp_path: Pat
 # -- the command -----------------------------------------------------------------------------------------------------
 
 
+FEW = ("--set", "options.report_pictures=1")
+
+
 @pytest.fixture
 def short() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.evaluate.finish.SHEET_ROWS", 2)
-        patch.setattr("tasks.evaluate.report_pictures.EACH", 1)
         patch.setattr("flows.compare.pictures.DIFFERENT", 2)
         yield
 
@@ -180,7 +182,7 @@ def test_flows_side_by_side_one_of_which_fails(tiny: Done, tmp_path: Path) -> No
         f"broken: {{flow: cfs, params: {{proposals: box, deeplab: {{weights: {tmp_path / 'no.safetensors'}}}}}}}\n"
     )
     command = ("compare", "--variants", str(tmp_path / "m.yaml"), "--data", "demo-tiny", "--out", str(out), "--quiet")
-    done = maskmill(out, *command, *HERE, *ONE_THREAD, "--minutes", "tags=0.5,boxes=1")
+    done = maskmill(out, *command, *HERE, *ONE_THREAD, *FEW, "--minutes", "tags=0.5,boxes=1")
     assert done.code == 1, done.printed
     summary = json.loads((out / "compare.json").read_text())
     runs = {variant["name"]: variant["runs"][0] for variant in summary["variants"]}
