@@ -120,13 +120,17 @@ def _learnable(data: DataParams, what: str, cache: Path) -> RecordSet:
     return records
 
 
-def plan_page(name: str, page: Page[P], sets: Sets, params: P, options: RunParams) -> Plan:
+def plan_page(
+    name: str, page: Page[P], sets: Sets, params: P, options: RunParams, sources: Sources | None = None
+) -> Plan:
     """Run the page with a planning Runner: no work, no run folder. Checks ``rerun``, ``until`` and the labels.
+
+    ``sources``: digests that an earlier plan over the same sets has made (:attr:`Plan.sources`).
 
     The cache may be written to all the same: reading demo data, before, draws them into it. Raises
     :class:`DataError` where no image of a set has a label kind that the page needs of it.
     """
-    with Runner(options, flow=name, planning=True, sets=sets) as run:
+    with Runner(options, flow=name, planning=True, sets=sets, sources=sources) as run:
         try:
             _to_its_end(run, page, sets, params)
         except WeightsError as error:

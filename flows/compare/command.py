@@ -23,7 +23,7 @@ from artifacts.report.html import duration
 from flows.cli.terminal import terminal
 from flows.compare.methods import Methods, build_methods, parse_minutes, read_methods
 from flows.compare.pictures import compared_pictures, draw
-from flows.compare.trials import Attempt, History, Trial, as_lines, forecast, make_trials, run_trials
+from flows.compare.trials import Attempt, History, Planned, Trial, as_lines, forecast, make_trials, run_trials
 from flows.compare.variants import Variant, build_variants, parse_budget, parse_seeds, parse_variant, read_variants
 from flows.config import ConfigError
 from flows.configure import Job, configure
@@ -144,10 +144,10 @@ def forecast_table(trials: Sequence[Trial], sets: Sets, job: Job, history: Histo
     table = Table(title="what is to be done", box=box.SIMPLE_HEAVY, title_justify="left")
     for name in ("variant", "seed", "to compute", "est."):
         table.add_column(name, justify="right" if name in ("seed", "est.") else "left")
-    seen: set[str] = set()
+    seen, planned = set[str](), Planned()
     total, unknown = 0.0, False
     for trial in trials:
-        found = forecast(trial, sets, job.options, history, seen)
+        found = forecast(trial, sets, job.options, history, seen, planned)
         work = ", ".join(f"{s.label} {n}" for s in found.stages if (n := s.to_compute + s.unknown))
         table.add_row(escape(trial.variant.name), str(trial.seed), escape(work or "nothing"), found.shown())
         total += found.seconds

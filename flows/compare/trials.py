@@ -27,9 +27,10 @@ from artifacts.report.comparison import Line, flat_scores
 from artifacts.report.html import duration
 from flows.compare.variants import SeedPath, Variant, seed_paths, shared_options, with_seed, without_seeds
 from flows.config import ConfigError
-from flows.run_flow import plan_page, run_page
+from flows.run_flow import Plan, plan_page, run_page
 from tasks.engine.children import Stopped
 from tasks.engine.options import RunParams
+from tasks.engine.pending import Sources
 from tasks.engine.progress import Reporter
 from tasks.engine.runner import Runner
 from tasks.engine.stage_report import StageReport
@@ -154,13 +155,31 @@ def _identity(plain_params: Any) -> str:
 # -- before ----------------------------------------------------------------------------------------------------------
 
 
+class Planned:
+    """Digests of the images and labels that several plans in a row read, by the sets: labels are decoded once."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._known: list[tuple[Sets, Sources]] = []
+
+    def plan(self, variant: Variant, page: Any, params: Any, sets: Sets, options: RunParams) -> Plan:
+        """The plan of one variant's page."""
+        own = variant.sets or sets
+        sources = next((known for of, known in self._known if of is own), None)
+        plan = plan_page(variant.flow, page, own, params, replace(options, rerun=()), sources)
+        if sources is None and plan.sources is not None:
+            self._known.append((own, plan.sources))
+        return plan
+
+
 def make_trials(variants: Sequence[Variant], sets: Sets, options: RunParams) -> list[Trial]:
     """All trials, the first seed of every variant before the second of any: a run cut short leaves whole columns.
 
     Every page is planned, so that what cannot run is refused here. Raises :class:`ConfigError` where several seeds are
     requested and a fit of the flow has no seed parameter.
     """
-    paths = {variant.name: fit_seeds(variant, sets, options) for variant in variants}
+    planned = Planned()
+    paths = {variant.name: fit_seeds(variant, sets, options, planned) for variant in variants}
     trials = []
     for place in range(max(len(variant.seeds) for variant in variants)):
         for variant in (variant for variant in variants if place < len(variant.seeds)):
@@ -169,37 +188,40 @@ def make_trials(variants: Sequence[Variant], sets: Sets, options: RunParams) -> 
     return trials
 
 
-def fit_seeds(variant: Variant, sets: Sets, options: RunParams) -> list[SeedPath]:
+def fit_seeds(variant: Variant, sets: Sets, options: RunParams, planned: Planned | None = None) -> list[SeedPath]:
     """Where the seeds of the variant's fits stand in its params, found by trying.
 
     Seeds of map stages are none of them: a stage that all seeds share is computed once. Raises :class:`ConfigError`
     for a fit whose seed no parameter decides.
     """
+    planned = planned or Planned()
     every = seed_paths(variant.params)
     probe = 1 + max((operator.attrgetter(".".join(path))(variant.params) for path in every), default=0)
     found = [
-        path for path in every if probe in _seeds(variant, with_seed(variant.params, probe, [path]), sets, options)
+        path
+        for path in every
+        if probe in _seeds(variant, with_seed(variant.params, probe, [path]), sets, options, planned)
     ]
-    seeds = _seeds(variant, with_seed(variant.params, probe, found), sets, options)
+    seeds = _seeds(variant, with_seed(variant.params, probe, found), sets, options, planned)
     if len(variant.seeds) > 1 and seeds - {probe}:  # a page without a fit is the same under every seed
         raise ConfigError(f"variant {variant.name!r}: not every fit of its flow takes a seed; give one seed")
     return found
 
 
-def _seeds(variant: Variant, params: Any, sets: Sets, options: RunParams) -> set[int]:
+def _seeds(variant: Variant, params: Any, sets: Sets, options: RunParams, planned: Planned) -> set[int]:
     """The seeds of the fits that the variant's page plans with ``params``."""
-    handles = _planned(replace(variant, params=params), sets, options)
+    handles = _handles(replace(variant, params=params), sets, options, planned)
     return {handle.stage.seed for handle in handles if isinstance(handle, FitHandle)}
 
 
 def weak_kinds(variant: Variant, sets: Sets, options: RunParams) -> tuple[set[Kind], set[Kind]]:
     """The label kinds that the variant's stages read of the training images, and of its auxiliary ones."""
-    handles = _planned(variant, sets, options)
+    handles = _handles(variant, sets, options, Planned())
     aux = (variant.sets or sets).aux
     return read_of(handles, sets.train), set() if aux is None else read_of(handles, aux)
 
 
-def _planned(variant: Variant, sets: Sets, options: RunParams) -> list[Handle]:
+def _handles(variant: Variant, sets: Sets, options: RunParams, planned: Planned) -> list[Handle]:
     """The handles of the variant's page, planned only."""
     kept: list[Handle] = []
 
@@ -209,14 +231,21 @@ def _planned(variant: Variant, sets: Sets, options: RunParams) -> list[Handle]:
         finally:  # options.until ends the page early
             kept.extend(run.handles)
 
-    plan_page(variant.flow, recorded, variant.sets or sets, variant.params, replace(options, rerun=()))
+    planned.plan(variant, recorded, variant.params, sets, options)
     return kept
 
 
-def forecast(trial: Trial, sets: Sets, options: RunParams, history: History, seen: set[str] | None = None) -> Forecast:
+def forecast(
+    trial: Trial,
+    sets: Sets,
+    options: RunParams,
+    history: History,
+    seen: set[str] | None = None,
+    planned: Planned | None = None,
+) -> Forecast:
     """What is left to do for a trial. Stages in ``seen`` count as done, and those found here are entered into it."""
     flow = trial.variant.flow
-    plan = plan_page(flow, trial.variant.page, trial.variant.sets or sets, trial.params, replace(options, rerun=()))
+    plan = (planned or Planned()).plan(trial.variant, trial.variant.page, trial.params, sets, options)
     known = set() if seen is None else seen
     total, unknown, stages = history.seconds(flow, trial.params, AROUND) or 0.0, [], []
     for stage in plan.stages:
