@@ -19,6 +19,7 @@ from artifacts.export.dataset import check_target
 from artifacts.records import DataError, RecordSet, Sets
 from flows.config import ConfigError
 from flows.recording import recorded
+from flows.unread import watched
 from tasks.engine.options import RunParams
 from tasks.engine.pending import Sources
 from tasks.engine.progress import Reporter
@@ -54,6 +55,8 @@ class Plan:
     """``train``, ``val``, ``aux`` -> how many images and labels were read, and what was lost."""
     sources: Sources | None = field(default=None, repr=False)
     """Digests of images and labels that planning computed, for the run that follows."""
+    unread: tuple[str, ...] = ()
+    """Sections of the params that no stage of the run takes."""
 
 
 def resolve_options(options: RunParams) -> RunParams:
@@ -132,7 +135,8 @@ def plan_page(
     """
     with Runner(options, flow=name, planning=True, sets=sets, sources=sources) as run:
         try:
-            _to_its_end(run, page, sets, params)
+            own, unread = watched(params)
+            _to_its_end(run, page, sets, own)
         except WeightsError as error:
             raise ConfigError(str(error)) from error
         run.check_until()
@@ -145,7 +149,7 @@ def plan_page(
         if report.like in past:
             share = (report.to_compute + report.unknown) / report.total if report.total else 0.0
             estimates[report.label] = past[report.like] * report.amount * share
-    return Plan(name, tuple(run.reports), estimates, warnings, sets.said(), run.sources)
+    return Plan(name, tuple(run.reports), estimates, warnings, sets.said(), run.sources, tuple(sorted(unread)))
 
 
 def _to_its_end(run: Runner, page: Page[P], sets: Sets, params: P) -> Result:
@@ -289,6 +293,7 @@ def run_page(
             ) as run:
                 run.started = recording.started
                 run.facts["defaults"] = defaults_left(data, params)
+                run.facts["unread"] = [f"params.{name}" for name in plan.unread]
                 origins = {sets.name_of(records): write_origin(run.cache, records.origin) for records in sets}
                 run.facts |= {"data": sets.said(), "origins": origins, "command": recording.command}
                 run.skips.extend(skip for records in sets for skip in records.skips)

@@ -133,6 +133,7 @@ def html_report(
         matrices=matrices or {},
         matrix_classes=MATRIX_CLASSES,
         defaults=manifest.get("defaults") or {},
+        unread=manifest.get("unread") or (),
         before=before or {},
         changes=changes(before, manifest) if before else [],
     )

@@ -13,6 +13,7 @@ from flows.cfs import CFSFlowParams, page
 from flows.config import ConfigError, as_yaml
 from flows.configure import configure
 from flows.run_flow import defaults_left, plan_page, read_sets, resolve_options, run_page
+from flows.unread import watched
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.options import RunParams
@@ -192,3 +193,19 @@ def test_what_differs_from_the_default_is_told_with_it() -> None:
         "params.student": "deeplab",
         "params.deeplab.crop": DeepLabParams().crop,
     }
+
+
+def test_sections_that_no_stage_takes_are_told(tmp_path: Path) -> None:
+    job = configure("cfs", "demo-tiny", None, (), {"cache": str(tmp_path)})
+    sets = read_sets(job.data, job.options)
+    for changed, unused in (
+        ({"proposals": "grabcut", "student": "none"}, ("box_crf", "cfs", "deeplab", "lgsa", "refine")),
+        ({"proposals": "cfs-refined", "student": "deeplab", "attention": "lgsa"}, ("box_crf",)),
+    ):
+        params = replace(job.params, **changed)
+        plan = plan_page("cfs", page, sets, params, job.options)
+        assert plan.unread == unused
+        with Runner(job.options, flow="cfs", planning=True, sets=sets) as run:
+            page(run, sets, params)
+        assert [report.address for report in run.reports] == [stage.address for stage in plan.stages]
+    assert watched(3) == (3, set()), "params of a flow of one's own"

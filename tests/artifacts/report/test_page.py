@@ -85,11 +85,11 @@ def page(tmp_path: Path) -> Path:
         "masks (train)": {"miou": 0.5, "per_class": {"background": 0.9, EVIL: 0.5, "dog": 0.1}},
         "student (val)": {"miou": 0.6},
     }
-    recipe = {"data": {"source": "voc:x"}, "params": {"student": "none", "rate": (1, 2), EVIL: 3}}
+    recipe = {"data": {"source": "voc:x"}, "params": {"student": "none", "rate": (1, 2), EVIL: 3, "deep": {"lr": 1}}}
     return report.html_report(
         tmp_path,
         title="t",
-        manifest={"run": "2", "recipe": recipe, "defaults": {"params.student": "deeplab"}},
+        manifest={"run": "2", "recipe": recipe, "defaults": {"params.student": "deeplab"}, "unread": ["params.deep"]},
         scores=scores,
         files={"pictures": str(tmp_path / "pictures.json")},
         pictures=report.ReportPictures(
@@ -105,6 +105,7 @@ def test_the_page_says_what_is_shown_and_what_differs(page: Path) -> None:
     assert "12,345 pictures of masks (train)" in text and "all in a list" in text
     assert "45.0 50.0 +5.0" in text, "the run before, now, the difference"
     assert "1 differs from the default: params.student" in text and "default deeplab" in text
+    assert "deep not used: no stage of this run takes it" in text and text.count("not used") == 1
     assert "90.0 10.0 0.0 0.0" in text, "per cent of the background"
     assert page.read_text().count("<script") == 1 and "http" not in page.read_text()
 
