@@ -35,6 +35,8 @@ SECONDARY = (
     Row("LGSA without walk", (*GRABCUT, "attention=lgsa", "lgsa.walk=off"), paper=student(71.8)),
     Row("alpha 0, walk", (*GRABCUT, "attention=lgsa", "lgsa.alpha=0"), paper=student(71.5)),
     Row("LGSA, walk on logits", (*GRABCUT, "attention=lgsa", "lgsa.walk=logits")),
+    Row("LGSA, alpha x 100", (*GRABCUT, "attention=lgsa", "lgsa.alpha=1000000")),
+    Row("LGSA, no warm-up", (*GRABCUT, "attention=lgsa", "lgsa.warmup_epochs=0")),
 )
 
 ORDERINGS = (
@@ -56,6 +58,8 @@ ORDERINGS = (
     Ordering("LGSA without walk", "LGSA", "student", "Table 5"),
     Ordering("alpha 0, walk", "LGSA", "student", "Table 5"),
     Ordering("LGSA", "LGSA, walk on logits", "student", "ours"),
+    Ordering("LGSA", "LGSA, alpha x 100", "student", "ours"),
+    Ordering("LGSA", "LGSA, no warm-up", "student", "ours"),
 )
 
 PRIOR_S = {"grabcut": 0.6, "cfs": 600, "cfs-predict": 0.1, "refine": 0.6, "deeplab": 300, "student": 0.1, "": 10}
