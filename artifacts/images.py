@@ -293,7 +293,8 @@ class ImageDigests:
 
     def digest(self, path: Path | str) -> str:
         """Digest of the bytes of ``path``. ``verify=True`` reads them in any case (once each). Raises ``OSError``."""
-        name = os.path.abspath(path)
+        # A name that is known is absolute, and kept once: not another text of it for each picture.
+        name = path if isinstance(path, str) and path in self._remembered else os.path.abspath(path)
         status = os.stat(name)
         known = self._remembered.get(name)
         trusted = not self._verify or name in self._seen

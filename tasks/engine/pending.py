@@ -6,7 +6,7 @@ Pure bookkeeping, shared by the run and by its plan (`--dry-run`): no image is d
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -107,6 +107,16 @@ class Sources:
     """Label and address of a stage -> what the plan found of it, if there was nothing to do: the run need not walk
     through all images again. What changes between plan and run is the next run's."""
 
+    _keys: list[tuple[RecordSet, Sequence[str]]] = field(default_factory=list)
+
+    def keys_of(self, records: RecordSet) -> Sequence[str]:
+        """The records' keys, in their order; the same texts for every stage."""
+        known = next((found for of, found in self._keys if of is records), None)
+        if known is None:
+            known = [records.key(record) for record in records]
+            self._keys.append((records, known))
+        return known
+
     def label(self, key: str, record: Record, kind: Kind) -> str:
         """Digest of one label kind of one record."""
         if (key, kind) not in self.labels:
@@ -194,8 +204,7 @@ def pending_images(
         assert isinstance(known_before.found, PendingImages)
         return replace(known_before.found, skips=list(known_before.found.skips))
     entries = sources.store.entries(address)
-    for record in records:
-        key = records.key(record)
+    for key, record in zip(sources.keys_of(records), records, strict=True):
         above = {role: handle.produced.get(key) for role, handle in maps.items()}
         if weights is None or any(produced is None for produced in above.values()):
             images.unknown += 1
@@ -239,8 +248,7 @@ def fit_members(
         return replace(known_before.found, skips=list(known_before.found.skips))
     usable = FitMembers(reads=stage.reads, maps=maps)
     found: list[tuple[str, str, str, Record]] = []
-    for record in records:
-        key = records.key(record)
+    for key, record in zip(sources.keys_of(records), records, strict=True):
         above = {role: handle.produced.get(key) for role, handle in maps.items()}
         if any(produced is None for produced in above.values()):
             usable.unknown.append(key)
