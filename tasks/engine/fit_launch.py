@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,11 +114,11 @@ def plan(
     upstream: Mapping[str, Handle],
     sources: Sources,
     options: RunParams,
-    scored: Collection[str] = (),
+    val: RecordSet | None = None,
 ) -> FitPlan:
     """Stamp, lineage and (perhaps pinned) publication of a fit over ``usable.members``.
 
-    ``scored``: keys of the evaluation images. A fit that saw one of them, when it was a training image, is not pinned.
+    ``val``: the evaluation images. A fit that saw one of them, when it was a training image, is not pinned.
 
     A plan of a dry run knows no stamp where upstream arrays are not made yet; whether it is pinned, it knows all the
     same, unless that depends on them.
@@ -151,7 +151,7 @@ def plan(
     if found.publication is not None or options.refit == "changed":
         return found
     above = max((math.inf if fit.digest is None else fit.published for fit in fits_above(upstream)), default=0.0)
-    return _pinned(found, cache, address, lineage, above, members, usable.unknown, sources, options, scored)
+    return _pinned(found, cache, address, lineage, above, members, usable.unknown, sources, options, val)
 
 
 def _pinned(
@@ -164,7 +164,7 @@ def _pinned(
     unknown: Sequence[str],
     sources: Sources,
     options: RunParams,
-    scored: Collection[str],
+    val: RecordSet | None,
 ) -> FitPlan:
     """The plan ``own`` with the last fit in its place, if ``refit`` says so; else with a note why it is fitted.
 
@@ -187,6 +187,7 @@ def _pinned(
     doubtful = len(before.keys() & set(unknown))
     due = refit.due(difference, time.time() - sound.published, doubtful)
     text = pin_text(sound.published, difference, doubtful)
+    scored = () if val is None else sources.keys_of(val)
     if seen := before.keys() & set(scored) - {key for key, _ in members} - set(unknown):
         note = f"refit={options.refit}, but the last fit learned from {len(seen):,} of what are evaluation images now,"
         note += f" e.g. {min(seen)}; scores on them would say nothing: it is fitted again"

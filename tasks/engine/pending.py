@@ -130,9 +130,7 @@ class Sources:
 
     def pictures(self, records: RecordSet) -> dict[str, dict[str, str]]:
         """Key -> the beginnings of all digests that are known of its image and labels (``runs.Pictures``)."""
-        found = {
-            key: {"image": self.images[key][:16]} if key in self.images else {} for key in map(records.key, records)
-        }
+        found = {key: {"image": self.images[key][:16]} if key in self.images else {} for key in self.keys_of(records)}
         for (key, kind), digest in self.labels.items():
             if key in found:
                 found[key][kind] = digest[:16]

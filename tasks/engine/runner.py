@@ -234,8 +234,7 @@ class Runner:
         report = StageReport(label, "fit", address, 1)
         report.like, report.amount = effort.of_fit(stage, self.options, len(usable.members) or len(train))
         self._begin(report, train)
-        scored = () if self.val is None else frozenset(map(self.val.key, self.val))
-        plan = fit_launch.plan(self.cache, stage, address, train, usable, above, self._sources, self.options, scored)
+        plan = fit_launch.plan(self.cache, stage, address, train, usable, above, self._sources, self.options, self.val)
         if self._wants(label):
             plan = plan.again()
         report.stamps, report.pinned = plan.stamp or "", plan.pinned
