@@ -233,14 +233,14 @@ def pending_images(
 
 
 def fit_members(
-    stage: FitStage, label: str, records: RecordSet, upstream: Mapping[str, Handle], sources: Sources
+    stage: FitStage, address: str, label: str, records: RecordSet, upstream: Mapping[str, Handle], sources: Sources
 ) -> FitMembers:
     """Members of a fit over ``records``, by image id: those whose image, labels and upstream arrays are all there.
 
     The stamp knows them as a set; a fit draws its order from places in this list, which must not be the records' own.
     """
     maps = map_handles(stage.name, records, upstream)
-    known_before = sources.cached.pop((label, ""), None)
+    known_before = sources.cached.pop((label, address), None)
     if known_before is not None and known_before.holds(records, {}, maps):
         assert isinstance(known_before.found, FitMembers)
         return replace(known_before.found, skips=list(known_before.found.skips))
@@ -265,7 +265,7 @@ def fit_members(
     usable.members = [(key, digest) for _, key, digest, _ in found]
     usable.records = [record for *_, record in found]
     if not usable.unknown:
-        sources.cached[label, ""] = Cached.of(records, {}, maps, usable)
+        sources.cached[label, address] = Cached.of(records, {}, maps, usable)
     return usable
 
 

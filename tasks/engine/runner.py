@@ -230,7 +230,7 @@ class Runner:
         label = self._label(label or stage.name)
         above: dict[str, Handle] = {**upstream, **({"init": init} if init else {})}
         address = stage_address(stage, train.classes, above)
-        usable = fit_members(stage, label, train, upstream, self._sources)
+        usable = fit_members(stage, address, label, train, upstream, self._sources)
         report = StageReport(label, "fit", address, 1)
         report.like, report.amount = effort.of_fit(stage, self.options, len(usable.members) or len(train))
         self._begin(report, train)
