@@ -15,6 +15,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.vgg import cfgs, make_layers
 
+from models.depthwise import depthwise_conv2d
+
 Atrous = Literal["paper", "exact"]
 BatchNorm = Literal["trained", "frozen"]
 
@@ -61,6 +63,11 @@ class SameConv2d(nn.Conv2d):
                 x.shape[2:], zip(self.kernel_size, self.stride, self.dilation, strict=True), strict=True
             )
         )
+        if self.groups == self.in_channels == self.out_channels and self.bias is None:
+            x, padding = (
+                (x, (top, left)) if (top, left) == (bottom, right) else (F.pad(x, (left, right, top, bottom)), (0, 0))
+            )
+            return depthwise_conv2d(x, self.weight, self.stride[0], padding, self.dilation[0])
         if top == bottom and left == right:
             return F.conv2d(x, self.weight, self.bias, self.stride, (top, left), self.dilation, self.groups)
         padded = F.pad(x, (left, right, top, bottom))

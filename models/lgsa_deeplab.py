@@ -5,7 +5,7 @@ Xie et al., BMVC 2020, section 3.3 and Fig. 3; the equations are in :mod:`models
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -94,6 +94,23 @@ class LGSADeepLab(Segmenter):
     def load_pretrained(self, state: Mapping[str, Tensor], *, source: str) -> None:
         """See :func:`models.deeplab.load_backbone`; the modules stay as they are."""
         load_backbone(self, state, source=source)
+
+    @torch.no_grad()
+    def scale_attention(self, images_nchw: Tensor) -> None:
+        """Divide the initial weights of theta, phi and g by the features' root mean square over these images [ours].
+
+        Their deviation is meant for features of about 1. EfficientNet-Lite0's are 2.6: products of theta and phi are
+        then 7 times as large, the softmax begins saturated on a few cells, and W never learns. Images are
+        ``(N, 3, H, W)`` RGB 0..255. Modules that have learnt, whose h is not zero any more, stay as they are.
+        """
+        statistics = {name: buffer.clone() for name, buffer in self.backbone.named_buffers()}
+        scale = self.features(images_nchw).square().mean().sqrt()
+        for name, buffer in self.backbone.named_buffers():
+            buffer.copy_(statistics[name])
+        for module in cast(Iterable[SelfAttention], self.attention):
+            if scale > 0 and not module.h.weight.any():
+                for convolution in (module.theta, module.phi, module.g):
+                    convolution.weight.div_(scale)
 
     def forward(self, images_nchw: Tensor, labels_nhw: Tensor | None = None) -> LGSAOutput:
         """``(N, 3, H, W)`` RGB 0..255, and for L_att ``(N, H, W)`` labels (255 = undecided), sampled at the grid."""

@@ -94,7 +94,7 @@ def fit(params: CamParams, *, name: str = "classifier") -> FitStage:
     source = weights_files.resolve(params.weights, params.network, "params.cam.weights")
     return FitStage(
         name=name,
-        version=2,
+        version=3,
         params=dataclasses.replace(params.semantic(), weights=source.semantic, maps=MapParams()),
         reads=("image", "tags"),
         function="tasks.cam.network:train",

@@ -176,7 +176,7 @@ def fit(params: CFSParams, *, name: str = "cfs") -> FitStage:
     semantic = dataclasses.replace(params.semantic(), weights=source.semantic, test_flip=False)
     return FitStage(
         name=name,
-        version=2,
+        version=3,
         params=semantic,
         reads=("image", "boxes"),
         function="tasks.cfs.network:train",

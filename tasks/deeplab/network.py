@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from models.deeplab import MultiScaleInputs
+from models.lgsa_deeplab import LGSADeepLab
 from models.network import Segmenter
 from models.normalise import Normalisation
 from tasks.deeplab.build import build_network
 from tasks.deeplab.inference import val_miou
 from tasks.deeplab.lgsa import warmed_up
 from tasks.deeplab.stages import DeepLabFitParams
+from tasks.training import rng
 from tasks.training.augment import Augmentation, augment, check_labels
 from tasks.training.context import FitContext, FitData
 from tasks.training.loop import Batch, Nets, poly, train_loop
@@ -40,6 +42,10 @@ def train(context: FitContext) -> dict[str, Tensor]:
         return build_network(params, outputs, normalisation, **learning)
 
     network = initial_network(context, params, build, key="params.deeplab.weights")
+    sample = sampler(context.train, params, fill_rgb(network))
+    if isinstance(network, LGSADeepLab):
+        with rng.preserved():
+            network.train().scale_attention(first_images(sample, len(context.train)))
     if params.channels_last:
         network = network.to(memory_format=torch.channels_last)
     model = MultiScaleInputs(network, params.output_stride) if params.multi_scale_inputs else network
@@ -58,7 +64,7 @@ def train(context: FitContext) -> dict[str, Tensor]:
         context,
         modules={"deeplab": model.train()},
         optimizers={"deeplab": make_optimizer(network, params)},
-        sample=sampler(context.train, params, fill_rgb(network)),
+        sample=sample,
         step=step,
         iterations=iterations,
         batch_size=params.batch,
@@ -69,6 +75,13 @@ def train(context: FitContext) -> dict[str, Tensor]:
         compile=params.compile,
     )
     return {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+
+
+def first_images(sample: Sample, count: int, wanted: int = 8) -> Tensor:
+    """``(N, 3, crop, crop)`` float32: up to ``wanted`` samples of images spread over all ``count``, always the same."""
+    indices = np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
+    images = [sample(int(index), 0, np.random.default_rng(int(index)))["image"] for index in indices]
+    return torch.stack(images).float()
 
 
 def sampler(data: FitData, params: DeepLabFitParams, fill: tuple[int, int, int]) -> Sample:

@@ -172,7 +172,7 @@ def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None
     own |= {"weights": source.semantic, "test": TestTimeParams()}
     return FitStage(
         name=name,
-        version=3,
+        version=4,
         params=DeepLabFitParams(**own, lgsa=lgsa),
         reads=("image",),
         function="tasks.deeplab.network:train",

@@ -152,7 +152,7 @@ def fit(params: GeneratorParams, *, name: str = "generator") -> FitStage:
     source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
     return FitStage(
         name=name,
-        version=VERSION,
+        version=VERSION + 1,
         params=dataclasses.replace(params.semantic(), weights=source.semantic),
         reads=("image", "boxes"),
         function="tasks.lpg.network:train",

@@ -117,7 +117,7 @@ def fit(params: RRMParams, *, name: str = "rrm") -> FitStage:
     source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
     return FitStage(
         name=name,
-        version=2,
+        version=3,
         params=dataclasses.replace(params.semantic(), weights=source.semantic, test=TestTimeParams()),
         reads=("image", "tags"),
         function="tasks.rrm.network:train",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, cast
@@ -90,6 +91,27 @@ def test_a_module_of_resnet_101_counts() -> None:
         network = lgsa_deeplab.build("resnet101", 21, modules=2)
     assert sum(p.numel() for p in network.attention.parameters()) == 2 * 4_197_888
     assert sum(p.numel() for p in network.parameters()) == 44_048_532 + 2 * 4_197_888
+
+
+def test_initial_weights_follow_the_size_of_the_features() -> None:
+    network = tiny(2).train()
+    as_built = copy.deepcopy(network)
+    images, _ = batch()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        scale = float(as_built.features(images).pow(2).mean() ** 0.5)
+    assert abs(scale - 1) > 0.1
+    network.scale_attention(images)
+    for name, tensor in network.state_dict().items():
+        scaled = name.startswith("attention.") and name.endswith("weight") and ".h." not in name
+        torch.testing.assert_close(tensor, before[name] / scale if scaled else before[name])
+
+
+def test_modules_that_have_learnt_keep_their_weights() -> None:
+    network = awake(tiny(2))
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    network.scale_attention(batch()[0])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 # The cascade and the walk

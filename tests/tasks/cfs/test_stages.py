@@ -131,7 +131,7 @@ class TestStages:
 
     def test_what_they_declare(self) -> None:
         fit, predict = cfs.fit(DEMO), cfs.predict(DEMO)
-        assert (fit.name, fit.version, fit.reads, fit.seed) == ("cfs", 2, ("image", "boxes"), DEMO.seed)
+        assert (fit.name, fit.version, fit.reads, fit.seed) == ("cfs", 3, ("image", "boxes"), DEMO.seed)
         assert (predict.name, predict.version, predict.reads) == ("cfs-predict", 2, ("image", "boxes"))
         assert set(predict.outputs) == {"mask_hw", "object_classes_n", *OBJECT_ARRAYS}
         assert predict.uses_torch and predict.holds_classes

@@ -54,7 +54,7 @@ def digest(attention: lgsa.Attention, **changes: Any) -> str:
 
 def test_without_attention_addresses_stay_what_they_are() -> None:
     """Golden: if these change, every cached student is stale."""
-    assert fit_address("none") == "deeplab-a05c09b2cbfe4e4f0533b0b2e8dccf0a"
+    assert fit_address("none") == "deeplab-2dc8c1cbe4f66072f642b64da7485ec0"
     stages = [deeplab.predict(DEMO), deeplab.predict(DEMO, crf=CRFS["deeplab-v2"])]
     assert [stage_address(stage, ("a", "b"), {}) for stage in stages] == [
         "deeplab-predict-02e556a293dc12d1dd69adf5e408472c",
@@ -156,9 +156,9 @@ def test_it_learns_and_its_checkpoint_predicts(fit: Fit) -> None:
     lines = metrics(publication)
     for what in ("loss", "segmentation"):
         assert lines[-1][what] < 0.6 * lines[0][what], what
-    # With the paper's alpha the attention's error falls or rises as the draws have it; a hundred times that decides.
+    # W begins nearly flat, and its error is small; a hundred times the paper's alpha makes it smaller.
     guided = metrics(fit(params, chosen("lgsa", LGSAParams(alpha=1e6)), name="guided"))
-    assert guided[-1]["attention"] < 0.5 * lines[-1]["attention"]
+    assert guided[-1]["attention"] < 0.7 * lines[-1]["attention"]
     # Equation 10, with alpha brought to maps of 6 x 6 cells.
     for line in lines:
         alpha = 10_000 * (36 / 1681) ** 2
@@ -204,6 +204,8 @@ def test_it_starts_from_a_plain_or_from_its_own_checkpoint_but_from_no_other(fit
     torch.manual_seed(9)
     plain, own = networks.build("tiny", 3, width=8), lgsa_deeplab.build("tiny", 3, width=8, modules=2)
     three = lgsa_deeplab.build("tiny", 3, width=8, modules=3)
+    for module in own.attention:
+        torch.nn.init.normal_(module.h.weight, std=0.1)
     files = {}
     for name, network in (("plain", plain), ("own", own), ("three", three)):
         files[name] = str(tmp_path / f"{name}.safetensors")
@@ -244,13 +246,13 @@ def test_all_parameters_of_the_modules_are_in_a_group() -> None:
 
 def test_golden_fit(fit: Fit) -> None:
     """Golden: if these change, every cached fit with attention is stale, and the stage needs a new version."""
-    assert deeplab.fit(DEMO, lgsa=PAPER).version == 3
+    assert deeplab.fit(DEMO, lgsa=PAPER).version == 4
     params = dataclasses.replace(SMALL, iterations=40, scale_range=(0.75, 1.33), colour_jitter=0.3)
     lines = metrics(fit(params, PAPER))
     assert [line["loss"] for line in lines] == pytest.approx(GOLDEN_LOSSES, rel=0.01)
 
 
-GOLDEN_LOSSES = [0.72373, 0.39028]
+GOLDEN_LOSSES = [0.65255, 0.38554]
 
 
 # -- inference -------------------------------------------------------------------------------------------------------
