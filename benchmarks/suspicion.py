@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 from artifacts.cache.runs import find_run, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.datasets import DataParams, read_split
+from artifacts.objects import clip_window
+from artifacts.records import UNDECIDED, Box
 from flows.config import Layer, build
 from tasks.evaluate.object_iou import object_ious, windows
 from tasks.evaluate.run_suspicion import run_cues
 from tasks.evaluate.score import confusion, image_miou, read_as_wrong
-from tasks.evaluate.suspicion import CUES, all_cues, picture_suspicion, suspicion, usual_shares
+from tasks.evaluate.suspicion import CUES, Window, all_cues, picture_suspicion, suspicion, usual_shares
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,17 @@ def measure(cache: Path) -> Measured:
     for record in records:
         key = records.key(record)
         stamp, _ = stamps.get(key, (None, ""))
-        if stamp is None or record.truth is None or record.truth_objects is None:
+        if stamp is None or record.truth is None:
             continue
         arrays = store.read(stage["address"], key, stamp)
         truth_hw = record.truth.load()
-        found = {
-            one.object_id: one.iou
-            for one in object_ious(windows(arrays), record.boxes or (), record.truth_objects.load(), truth_hw)
-        }
+        if record.truth_objects is None:
+            found = class_ious(windows(arrays), record.boxes or (), truth_hw)
+        else:
+            objects_hw = record.truth_objects.load()
+            found = {
+                one.object_id: one.iou for one in object_ious(windows(arrays), record.boxes or (), objects_hw, truth_hw)
+            }
         named = [(one, all_cues(one, usual)) for one in cues[key]]
         for one, by_name in named:
             if one.object_id in found:
@@ -81,6 +86,30 @@ def measure(cache: Path) -> Measured:
     return Measured(
         cache.parent.name, np.array(rows).reshape(-1, len(CUES)), np.array(ious), pictures, np.array(matrices)
     )
+
+
+def class_ious(
+    found: Mapping[int, tuple[Window, NDArray[np.bool_]]], boxes: Sequence[Box], truth_hw: NDArray[np.uint8]
+) -> dict[int, float]:
+    """Object id -> IoU with the class's truth in the box, of boxes that meet no other of their class: where a set has
+    masks of classes alone."""
+    ious = {}
+    for box in boxes:
+        if box.id not in found or any(meet(box, other) for other in boxes if other is not box):
+            continue
+        window, mask_hw = found[box.id]
+        inside, part = clip_window(window, (truth_hw.shape[0], truth_hw.shape[1]))
+        scored_hw, truth = truth_hw[inside] != UNDECIDED, truth_hw[inside] == box.class_id
+        either = int(((truth | mask_hw[part]) & scored_hw).sum())
+        if either:
+            ious[box.id] = int((truth & mask_hw[part] & scored_hw).sum()) / either
+    return ious
+
+
+def meet(one: Box, other: Box) -> bool:
+    """Two boxes of one class that share a pixel."""
+    (a, b, c, d), (e, f, g, h) = one.xyxy, other.xyxy
+    return one.class_id == other.class_id and min(c, g) > max(a, e) and min(d, h) > max(b, f)
 
 
 def corrected_miou(measured: Measured, order: Sequence[int], count: int) -> float:

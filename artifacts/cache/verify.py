@@ -183,7 +183,7 @@ _RECORDS = (
     "origins/*.json",
     "pictures/*.json",
     "datasets/*.json",
-    "digests/images.json",
+    "digests/*.json",
     "runs/*/manifest.json",
     "runs/*/*.spec.json",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts import keys
+from artifacts.cache import sealed
+from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.runs import Stamps, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import read_image_rgb
 from artifacts.objects import Object, tight_window, unpack_objects
-from artifacts.records import UNDECIDED, DataError
+from artifacts.records import UNDECIDED, DataError, MaskHW
+from tasks.evaluate import objectness
 from tasks.evaluate.suspicion import (
     WEIGHTS,
     MaskBool,
@@ -81,17 +84,26 @@ class Beside:
 
     @functools.cached_property
     def stamps(self) -> Mapping[str, Stamps]:
-        """Stage -> stamps of the pictures that are asked about: where these are few, memory does not grow with all."""
+        """Stage -> stamps of the pictures that are asked about, and of those that objectness is learnt from: where
+        these are few, memory does not grow with all."""
         stages = [self.stage, *self.copied, *self.others]
         whole = ((one["label"], read_stamps(self.store.root, one["stamps"])) for one in stages)
         if self.only is None:
             return dict(whole)
-        return {label: {key: found[key] for key in self.only if key in found} for label, found in whole}
+        wanted = {*self.only, *self.learnt_from}
+        return {label: {key: found[key] for key in wanted if key in found} for label, found in whole}
 
     @property
     def pictures(self) -> list[str]:
         """Keys of the pictures that the stage has a mask of, sorted; of those that are asked about."""
-        return sorted(key for key, (stamp, _) in self.stamps[self.stage["label"]].items() if stamp is not None)
+        found = _with_masks(self.stamps[self.stage["label"]])
+        return found if self.only is None else [key for key in found if key in self.only]
+
+    @functools.cached_property
+    def learnt_from(self) -> list[str]:
+        """Keys of some of all pictures of the stage, whichever are asked about: answers must not differ by that."""
+        found = _with_masks(read_stamps(self.store.root, self.stage["stamps"]))
+        return sorted(sampled(found, objectness.LEARNS_FROM)) if len(found) >= objectness.AT_LEAST else []
 
     @property
     def made_from(self) -> str:
@@ -122,6 +134,10 @@ class Beside:
         return {} if stamp is None else dict(self.store.read(stage["address"], key, stamp))
 
 
+def _with_masks(stamps: Stamps) -> list[str]:
+    return sorted(key for key, (stamp, _) in stamps.items() if stamp is not None)
+
+
 def _name(stage: Mapping[str, Any]) -> str:
     return str(stage["address"]).rpartition("-")[0]
 
@@ -148,6 +164,10 @@ class Suspect:
 
 _LAST: dict[tuple[str, str, frozenset[str] | None], dict[str, Suspect]] = {}
 """The last answer of :func:`suspects`."""
+KEPT = "digests/suspicion.json"
+"""In the cache: the last answer that the end of a run got. A night with nothing new judges nothing."""
+VERSION = 1
+"""Of the answers: raised when equal masks get other ones."""
 
 
 def suspects(
@@ -161,6 +181,35 @@ def suspects(
     asked = str(beside.store.root), beside.made_from, None if only is None else frozenset(only)
     if asked in _LAST:  # the end of a run asks twice: for the data card, and for the report
         return _LAST[asked]
+    knows = bool(beside.learnt_from) and objectness.is_here()
+    made_from = keys.digest([beside.made_from, sorted(only or ()), knows, dict(WEIGHTS), VERSION])
+    kept = None if only is None else beside.store.root / KEPT
+    found = _kept(kept, made_from)
+    if found is None:
+        found = _judged(beside)
+        if kept is not None and not beside.store.readonly:
+            listed = {key: [one.suspicion, one.objects] for key, one in found.items()}
+            write_bytes_atomic(kept, sealed.seal({"made_from": made_from, "pictures": listed}), durable=False)
+    _LAST.clear()
+    _LAST[asked] = found
+    return found
+
+
+def _kept(path: Path | None, made_from: str) -> dict[str, Suspect] | None:
+    """The answer that is kept, if it is the one; anything odd counts as none, since it can be had again."""
+    try:
+        stored = sealed.unseal(path.read_bytes()) if path is not None else {}
+        if stored.get("made_from") != made_from:
+            return None
+        return {
+            key: Suspect(key, value, tuple((number, kind, doubt, area) for number, kind, doubt, area in objects))
+            for key, (value, objects) in stored["pictures"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _judged(beside: Beside) -> dict[str, Suspect]:
     cues = _run_cues(beside)
     usual = usual_shares(one for found in cues.values() for one in found)
     corrected = beside.corrected
@@ -170,14 +219,12 @@ def suspects(
         scored = [(one.object_id, one.class_id, suspicion(all_cues(one, usual), weights), one.area) for one in objects]
         scored.sort(key=lambda one: (-one[2], one[0]))
         found[key] = Suspect(key, picture_suspicion([(value, area) for _, _, value, area in scored]), tuple(scored))
-    _LAST.clear()
-    _LAST[asked] = found
     return found
 
 
-def sampled(pictures: Sequence[str]) -> set[str]:
-    """Up to :data:`JUDGED` of the pictures, spread evenly."""
-    return set(pictures[:: -(-len(pictures) // JUDGED)]) if pictures else set()
+def sampled(pictures: Sequence[str], most: int = JUDGED) -> set[str]:
+    """Up to ``most`` of the pictures, spread evenly."""
+    return set(pictures[:: -(-len(pictures) // most)]) if pictures else set()
 
 
 def summary(found: Mapping[str, Suspect]) -> dict[str, Any] | None:
@@ -206,25 +253,59 @@ def run_cues(
 
 
 def _run_cues(beside: Beside) -> dict[str, list[ObjectCues]]:
+    learnt, known = _learnt(beside)
     found: dict[str, list[ObjectCues]] = {}
     for key in beside.pictures:
         try:
             image_rgb = read_image_rgb(beside.image(key))
         except (DataError, OSError):
             continue
+        size_hw = image_rgb.shape[0], image_rgb.shape[1]
         above = beside.above(key)
         strength_hw = next((arrays[EDGES] for arrays in above if EDGES in arrays), None)
-        if strength_hw is None or strength_hw.shape != image_rgb.shape[:2]:
+        if strength_hw is None or strength_hw.shape != size_hw:
             strength_hw = gradient(image_rgb)
         colour_hw = colours(image_rgb)
         arrays = beside.mine(key)
+        objects = _objects(arrays, above)
         found[key] = [
             object_cues(object_id, class_id, mask_hw, window, colour_hw, strength_hw, masks, rivals, probs)
-            for object_id, class_id, window, mask_hw, masks, rivals, probs in _objects(arrays, above)
+            for object_id, class_id, window, mask_hw, masks, rivals, probs in objects
         ]
         if "objects_flat" not in arrays:  # no box is known that a mask could fail to fill
             found[key] = [replace(one, cues={**one.cues, "tightness": math.nan}) for one in found[key]]
+        if learnt is not None and any(objectness.is_large(window, size_hw) for _, _, window, *_ in objects):
+            object_hw = learnt.map_of(known[key] if key in known else objectness.features(image_rgb))
+            found[key] = [
+                replace(one, cues={**one.cues, "objectness": objectness.unlike(object_hw, mask_hw, window, size_hw)})
+                for one, (_, _, window, mask_hw, *_) in zip(found[key], objects, strict=True)
+            ]
     return found
+
+
+def _learnt(beside: Beside) -> tuple[objectness.Objectness | None, dict[str, objectness.Map]]:
+    """What the run's masks teach of objects, and the features of the pictures that it was learnt from.
+
+    Nothing where there are few pictures, or no weights: the cue is unknown then.
+    """
+    known: dict[str, objectness.Map] = {}
+    if not beside.learnt_from or not objectness.is_here():
+        return None, known
+
+    def pictures() -> Iterator[tuple[objectness.Map, MaskHW, list[Window]]]:
+        for key in beside.learnt_from:
+            arrays = beside.mine(key)
+            mask_hw = arrays["mask_hw"]
+            windows = [window for _, _, window, *_ in _objects(arrays, [])]
+            if not any(objectness.is_large(window, (mask_hw.shape[0], mask_hw.shape[1])) for window in windows):
+                continue
+            try:
+                known[key] = objectness.features(read_image_rgb(beside.image(key)))
+            except (DataError, OSError):
+                continue
+            yield known[key], mask_hw, windows
+
+    return objectness.learn(pictures()), known
 
 
 _Masks = list[tuple[Window, MaskBool]]

@@ -22,7 +22,19 @@ from artifacts.records import ImageRGB
 MaskBool = NDArray[np.bool_]
 Window = tuple[int, int, int, int]
 
-CUES = ("leak", "missed", "edges", "tightness", "claimed", "disagreement", "margin", "size", "share", "fragments")
+CUES = (
+    "leak",
+    "missed",
+    "edges",
+    "tightness",
+    "claimed",
+    "objectness",
+    "disagreement",
+    "margin",
+    "size",
+    "share",
+    "fragments",
+)
 """Names of the cues, in the order of the table in ``docs/suspicion.md``."""
 WEIGHTS: Mapping[str, float] = {
     "leak": 0.2,
@@ -30,6 +42,7 @@ WEIGHTS: Mapping[str, float] = {
     "edges": 0.35,
     "tightness": 0.2,
     "claimed": 0.3,
+    "objectness": 0.3,
     "disagreement": 0.3,
 }
 """Weight of each cue; a cue that cannot be told is left out of the mean, and so are those that are not named: they
@@ -54,7 +67,8 @@ class ObjectCues:
     share: float
     """Of its window, the share that the mask fills."""
     cues: Mapping[str, float]
-    """All of :data:`CUES` but ``share``, which needs the other objects (:func:`suspicions`)."""
+    """All of :data:`CUES` but ``share``, which needs the other objects (:func:`all_cues`), and ``objectness``, which
+    needs a network (:mod:`tasks.evaluate.objectness`)."""
 
 
 def disagreement(mask_hw: MaskBool, window_xyxy: Window, others: Iterable[tuple[Window, MaskBool]]) -> float:
@@ -252,7 +266,7 @@ def usual_shares(objects: Iterable[ObjectCues]) -> dict[int, float]:
 
 def all_cues(one: ObjectCues, usual: Mapping[int, float]) -> dict[str, float]:
     """Every cue of one object by name."""
-    return {**one.cues, "share": unusual_share(one.share, usual[one.class_id])}
+    return {"objectness": math.nan, **one.cues, "share": unusual_share(one.share, usual[one.class_id])}
 
 
 def suspicion(cues: Mapping[str, float], weights: Mapping[str, float] = WEIGHTS) -> float:
