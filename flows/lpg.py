@@ -42,7 +42,11 @@ class LPGFlowParams:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
     generator: str = field(
-        default="", metadata={"help": "a bundle: the folder that `maskmill lpg-learn` left; empty: learn on data.aux"}
+        default="",
+        metadata={
+            "help": "a bundle: the folder that `maskmill lpg-learn` left, or the name of one that comes with Maskmill"
+            f" ({', '.join(stages.SHIPPED)}); empty: learn on data.aux"
+        },
     )
     learn: LearnParams = field(
         default_factory=LearnParams, metadata={"help": "with data.aux: how generators are learnt on it first"}
@@ -126,14 +130,18 @@ def generators(run: Runner, sets: Sets, params: LPGFlowParams) -> tuple[Sequence
     generators have seen the target's classes or images.
     """
     if bool(params.generator) == (sets.aux is not None):
-        which = "both are set: take one away" if params.generator else "set params.generator to a bundle (`maskmill"
-        more = "" if params.generator else " lpg-learn` makes one), or data.aux.source to a data set with masks"
-        raise DataError(f"the mask generators come from a bundle or from data.aux; {which}{more}")
+        remedy = (
+            "both are set: take one away"
+            if params.generator
+            else f"set params.generator to a bundle ({', '.join(stages.SHIPPED)}, or what `maskmill lpg-learn` makes),"
+            " or data.aux.source to a data set with masks"
+        )
+        raise DataError(f"the mask generators come from a bundle or from data.aux; {remedy}")
     if sets.aux is not None:
         check_unseen(run, sets, sets.aux.classes, em.seen_images(run, sets.aux), params)
         params.learn.check(run.options, within="learn.")
         return em.learn(run, sets.aux, params.learn, prefix="aux-").generators, stages.net_of(params.learn.generator)
-    bundle = read_bundle(Path(params.generator).expanduser())
+    bundle = read_bundle(stages.SHIPPED.get(params.generator) or Path(params.generator).expanduser())
     if bundle.card["network_version"] != stages.VERSION:
         raise DataError(
             f"{bundle.path}: its network is version {bundle.card['network_version']}, this Maskmill has"

@@ -37,6 +37,10 @@ class LPGLearnParams(LearnParams):
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
     bundle: str = field(default="", metadata={"help": f"folder for the bundle; empty: {FOLDER}/ in --out"})
+    half: bool = field(
+        default=False,
+        metadata={"help": "weights of the bundle as float16, half the bytes; the scores are of float32"},
+    )
     licence: str = field(
         default="", metadata={"help": "what the licences of the data allow: text for the bundle's card"}
     )
@@ -60,6 +64,7 @@ def page(run: Runner, sets: Sets, params: LPGLearnParams) -> Result:
         card(sets, params, result),
         [Path(net.path) for net in learnt.generators],
         em.seen_images(run, sets.train).keys(),
+        half=params.half,
     )
     return replace(result, files={**result.files, "generators": str(folder)})
 
@@ -81,7 +86,7 @@ def card(sets: Sets, params: LPGLearnParams, result: Result) -> dict[str, Any]:
         "network_version": stages.VERSION,
         "classes": list(sets.train.classes),
         "data": {"name": sets.train.dataset, "split": sets.train.split, "images": len(sets.train)},
-        "learnt": asdict(replace(params, bundle="", licence="")),
+        "learnt": asdict(replace(params, bundle="", licence="", half=False)),
         "scores": {name: {key: one[key] for key in ("miou", "images")} for name, one in result.scores.items()},
         "libraries": library_versions(),
         "licence": params.licence or "The licences of the data above decide who may use these weights for what.",

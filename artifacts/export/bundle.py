@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from artifacts.cache.atomic import publish_folder, temporary_beside
 from artifacts.records import DataError
 
@@ -69,17 +72,19 @@ def check_bundle_target(folder: Path) -> None:
         raise DataError(f"{folder} exists and is no bundle of Maskmill; name another folder") from None
 
 
-def write_bundle(folder: Path, card: Mapping[str, Any], weights: Sequence[Path], images: Collection[str]) -> Path:
+def write_bundle(
+    folder: Path, card: Mapping[str, Any], weights: Sequence[Path], images: Collection[str], *, half: bool = False
+) -> Path:
     """Write the generators in ``weights`` (safetensors, the first round first) as a bundle; an earlier one is replaced.
 
-    ``card`` says what a reader has to know; kind, format, rounds and digests are added. Raises :class:`DataError` where
-    something else is there, ``OSError`` if the folder cannot be written.
+    ``card`` says what a reader has to know; kind, format, rounds and digests are added. ``half`` stores the weights as
+    float16. Raises :class:`DataError` where something else is there, ``OSError`` if the folder cannot be written.
     """
     from safetensors.numpy import load_file, save
 
     check_bundle_target(folder)
     tensors = {
-        f"{part_name(number)}.{name}": array
+        f"{part_name(number)}.{name}": as_half(array) if half else array
         for number, path in enumerate(weights, start=1)
         for name, array in load_file(path).items()
     }
@@ -102,6 +107,13 @@ def write_bundle(folder: Path, card: Mapping[str, Any], weights: Sequence[Path],
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def as_half(array: NDArray[Any]) -> NDArray[Any]:
+    """float32 as float16. Whole numbers (counts) stay as they are, and so does what has a value beyond 65,504."""
+    if array.dtype != np.float32 or np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        return array
+    return array.astype(np.float16)
 
 
 def read_bundle(folder: Path) -> Bundle:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from artifacts.keys import OPERATIONAL
@@ -22,6 +23,8 @@ from tasks.training.params import TrainParams
 
 VERSION = 2
 """Of the generator's network: a bundle of another one is refused."""
+SHIPPED: Mapping[str, Path] = {"drawn": Path(__file__).with_name("drawn")}
+"""Bundles that come with Maskmill: name -> folder. ``drawn`` was learnt on drawn pictures (docs/lpg.md)."""
 
 
 @dataclass(frozen=True)

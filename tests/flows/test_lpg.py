@@ -15,12 +15,14 @@ import pytest
 from flow_runs import Done, Runs, copy_of, demo_tree, run_flow
 
 from artifacts.datasets.corrections import write_corrections
+from artifacts.export.bundle import read_bundle
 from artifacts.export.voc import DEVKIT
 from artifacts.records import DataError, RecordSet
 from flows.configure import configure
 from flows.registry import FLOWS
 from flows.run_flow import read_sets
 from tasks.engine.runner import Runner
+from tasks.lpg.stages import SHIPPED
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage
 
 LEARN, DEPLOY = "lpg-learn", "lpg"
@@ -277,6 +279,17 @@ def test_a_bundle_in_another_place_gives_the_same_masks_without_what_it_was_lear
     assert again.code == 2 and "the bundle is damaged or was changed, copy it again" in again.printed
 
 
+def test_the_bundle_that_ships_makes_masks_at_once(deployed: Done, tmp_path: Path) -> None:
+    bundle = read_bundle(SHIPPED["drawn"])
+    assert bundle.rounds == 3 and sum(path.stat().st_size for path in bundle.path.iterdir()) < 8e6
+    assert "no rights of others" in bundle.card["licence"]
+    given = ("data.aux=null", "params.generator=drawn", "params.rounds=1", "params.student=none")
+    done = run_flow(DEPLOY, copy_of(deployed, tmp_path / "run"), *(part for one in given for part in ("--set", one)))
+    assert done.code == 0, done.printed
+    scores = done.manifest["scores"]
+    assert scores["masks (train)"]["miou"] > scores["box-masks (train)"]["miou"] + 0.1
+
+
 def test_one_more_image_of_the_target_leaves_the_learning_alone(deployed: Done, tmp_path: Path) -> None:
     tree = shutil.copytree(demo_tree(deployed), tmp_path / demo_tree(deployed).name)
     new, first = "one-more", "demo_train_00000"
@@ -320,7 +333,7 @@ def empty(deployed: Done, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("data.aux=null",), "set params.generator to a bundle (`maskmill lpg-learn` makes one), or data.aux.source"),
+        (("data.aux=null",), "set params.generator to a bundle (drawn, or what `maskmill lpg-learn` makes), or"),
         (("params.generator=x",), "come from a bundle or from data.aux; both are set"),
         (("data.aux=null", "params.generator=nowhere"), "bundle nowhere does not exist"),
         (("params.rounds=3",), "params.rounds=3, but there are generators of 1 alone"),

@@ -50,6 +50,21 @@ def test_it_comes_back_as_it_was_from_another_place(made: Path, tmp_path: Path) 
     assert {path.name for path in found.path.iterdir()} == {CARD, GENERATORS, IMAGES}
 
 
+def test_half_is_float16_where_that_can_hold_the_values(tmp_path: Path) -> None:
+    path = tmp_path / "wide.safetensors"
+    given = {"small": [1 + 2**-10, -2.0], "large": [1.0, 7e4], "none": []}
+    save_file({**{name: np.array(x, np.float32) for name, x in given.items()}, "steps": np.array(70_000)}, path)
+    tensors = load_file(write_bundle(tmp_path / "bundle", DETAILS, [path], {"aa"}, half=True) / GENERATORS)
+    assert {name: str(array.dtype) for name, array in tensors.items()} == {
+        "generator1.small": "float16",
+        "generator1.large": "float32",
+        "generator1.none": "float16",
+        "generator1.steps": "int64",
+    }
+    assert tensors["generator1.small"].tolist() == given["small"] and tensors["generator1.steps"] == 70_000
+    assert tensors["generator1.large"].tolist() == given["large"]
+
+
 def test_equal_content_is_equal_bytes_and_not_written_again(made: Path, tmp_path: Path) -> None:
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in made.iterdir()}
     both = [weights(tmp_path, n) for n in (1, 2)]
