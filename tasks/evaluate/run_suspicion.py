@@ -253,7 +253,7 @@ def run_cues(
 
 
 def _run_cues(beside: Beside) -> dict[str, list[ObjectCues]]:
-    learnt, known = _learnt(beside)
+    learnt = _learnt(beside)
     found: dict[str, list[ObjectCues]] = {}
     for key in beside.pictures:
         try:
@@ -275,7 +275,7 @@ def _run_cues(beside: Beside) -> dict[str, list[ObjectCues]]:
         if "objects_flat" not in arrays:  # no box is known that a mask could fail to fill
             found[key] = [replace(one, cues={**one.cues, "tightness": math.nan}) for one in found[key]]
         if learnt is not None and any(objectness.is_large(window, size_hw) for _, _, window, *_ in objects):
-            object_hw = learnt.map_of(known[key] if key in known else objectness.features(image_rgb))
+            object_hw = learnt.map_of(objectness.features(image_rgb))
             found[key] = [
                 replace(one, cues={**one.cues, "objectness": objectness.unlike(object_hw, mask_hw, window, size_hw)})
                 for one, (_, _, window, mask_hw, *_) in zip(found[key], objects, strict=True)
@@ -283,14 +283,10 @@ def _run_cues(beside: Beside) -> dict[str, list[ObjectCues]]:
     return found
 
 
-def _learnt(beside: Beside) -> tuple[objectness.Objectness | None, dict[str, objectness.Map]]:
-    """What the run's masks teach of objects, and the features of the pictures that it was learnt from.
-
-    Nothing where there are few pictures, or no weights: the cue is unknown then.
-    """
-    known: dict[str, objectness.Map] = {}
+def _learnt(beside: Beside) -> objectness.Objectness | None:
+    """What the run's masks teach of objects; ``None`` of few pictures, or without weights: the cue is unknown then."""
     if not beside.learnt_from or not objectness.is_here():
-        return None, known
+        return None
 
     def pictures() -> Iterator[tuple[objectness.Map, MaskHW, list[Window]]]:
         for key in beside.learnt_from:
@@ -300,12 +296,12 @@ def _learnt(beside: Beside) -> tuple[objectness.Objectness | None, dict[str, obj
             if not any(objectness.is_large(window, (mask_hw.shape[0], mask_hw.shape[1])) for window in windows):
                 continue
             try:
-                known[key] = objectness.features(read_image_rgb(beside.image(key)))
+                image_rgb = read_image_rgb(beside.image(key))
             except (DataError, OSError):
                 continue
-            yield known[key], mask_hw, windows
+            yield objectness.features(image_rgb), mask_hw, windows
 
-    return objectness.learn(pictures()), known
+    return objectness.learn(pictures())
 
 
 _Masks = list[tuple[Window, MaskBool]]

@@ -43,6 +43,15 @@ def test_a_cell_sees_what_is_around_its_own_middle() -> None:
     assert around[:, 0].sum() == pytest.approx(around[:, 2].sum(), rel=0.5)
 
 
+def test_features_are_kept_of_so_many_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(o, "REMEMBERED", 2)
+    monkeypatch.setattr(o, "_FEATURES", {})
+    monkeypatch.setattr(o, "_computed", lambda image_rgb: np.full((1, 1, 1), image_rgb[0, 0, 0], np.float16))
+    for value in (1, 2, 1, 3):
+        assert o.features(np.full((64, 64, 3), value, np.uint8)).tolist() == [[[value]]]
+    assert [float(found.item()) for found in o._FEATURES.values()] == [2, 3]
+
+
 def test_shares_of_cells_are_means_over_their_pixels() -> None:
     mask_hw = np.zeros((4, 6), np.bool_)
     mask_hw[:2, :3], mask_hw[3, 5] = True, True
