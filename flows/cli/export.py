@@ -21,6 +21,7 @@ from artifacts.export.dataset import WRITERS, check_target, export_run
 from artifacts.export.val import WITH_VAL
 from artifacts.records import UNDECIDED, DataError, MaskHW, Record, RecordSet
 from artifacts.report import write_scores_json
+from flows.cli.picture_jobs import reporting
 from flows.config import ConfigError, Layer, build
 from tasks.evaluate.confidence import doubts_of
 from tasks.evaluate.object_iou import Window, windows
@@ -113,7 +114,10 @@ def worst_pictures(cache: Path, manifest: Mapping[str, Any], label: str, count: 
     if by == "suspicion":
         from tasks.evaluate.run_suspicion import suspects
 
-        found = suspects(cache, manifest, label)
+        stage, _ = complete_stage(manifest, label)
+        total = sum(stamp is not None for stamp, _ in read_stamps(cache, stage["stamps"]).values())
+        with reporting("suspicion", total, quiet=False) as advance:
+            found = suspects(cache, manifest, label, advance=advance)
         return sorted(found.keys() - done, key=lambda key: (-found[key].suspicion, key))[:count]
     stage, _ = complete_stage(manifest, label)
     scored = score_run(cache, manifest["run"], label).masks["mask_hw"][1].image_miou

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,17 @@ VERSION = 1
 
 
 def suspects(
-    store: MaskStore | Path, manifest: Mapping[str, Any], label: str, *, only: Collection[str] | None = None
+    store: MaskStore | Path,
+    manifest: Mapping[str, Any],
+    label: str,
+    *,
+    only: Collection[str] | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> dict[str, Suspect]:
     """Key -> suspicion of each picture that stage ``label`` has a mask of; ``only`` these keys, if named.
 
-    A picture that a person corrected has none. An image that cannot be read any more is left out.
+    A picture that a person corrected has none. An image that cannot be read any more is left out. ``advance`` is called
+    at each picture.
     """
     beside = Beside.of(store, manifest, label, only)
     asked = str(beside.store.root), beside.made_from, None if only is None else frozenset(only)
@@ -186,7 +192,7 @@ def suspects(
     kept = None if only is None else beside.store.root / KEPT
     found = _kept(kept, made_from)
     if found is None:
-        found = _judged(beside)
+        found = _judged(beside, advance)
         if kept is not None and not beside.store.readonly:
             listed = {key: [one.suspicion, one.objects] for key, one in found.items()}
             write_bytes_atomic(kept, sealed.seal({"made_from": made_from, "pictures": listed}), durable=False)
@@ -209,8 +215,8 @@ def _kept(path: Path | None, made_from: str) -> dict[str, Suspect] | None:
         return None
 
 
-def _judged(beside: Beside) -> dict[str, Suspect]:
-    cues = _run_cues(beside)
+def _judged(beside: Beside, advance: Callable[[], None]) -> dict[str, Suspect]:
+    cues = _run_cues(beside, advance)
     usual = usual_shares(one for found in cues.values() for one in found)
     corrected = beside.corrected
     found = {}
@@ -252,10 +258,11 @@ def run_cues(
     return _run_cues(Beside.of(store, manifest, label, only))
 
 
-def _run_cues(beside: Beside) -> dict[str, list[ObjectCues]]:
+def _run_cues(beside: Beside, advance: Callable[[], None] = lambda: None) -> dict[str, list[ObjectCues]]:
     learnt = _learnt(beside)
     found: dict[str, list[ObjectCues]] = {}
     for key in beside.pictures:
+        advance()
         try:
             image_rgb = read_image_rgb(beside.image(key))
         except (DataError, OSError):
