@@ -192,8 +192,11 @@ def soak(runs: int, folder: Path, port: int, interval: float) -> tuple[list[Coun
     return counts, faults + growth(counts[WARM:] or counts)
 
 
-def wait_idle(runner: psutil.Process, within_s: float = 20.0) -> None:
-    """Until the runner has no child, or its next one: between two runs there is a moment without."""
+def wait_idle(runner: psutil.Process, within_s: float = RUN_S) -> None:
+    """Until the runner has no child: between two runs there is a moment without, after the next one at the latest.
+
+    A run at work is a process more, and handles and a thread of the runner: on a busy machine that looked like growth.
+    """
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline and runner.children():
         time.sleep(0.05)
