@@ -36,6 +36,8 @@ START_S, RUN_S = 900.0, 900.0
 PARTS = {"serve": "flows.cli.main", "runner": "flows.server.serve_runner", "server": "prefect server start"}
 MOST_MB = 0.25
 """Megabytes a run that a part may grow: Python's memory is never quite still."""
+RUN_HANDLES, RUN_THREADS = 3, 1
+"""What the runner holds for each run at work."""
 CACHED = 3.0
 """Megabytes that the server may grow for each of its database: its connections cache up to 20,000 pages each."""
 CONFIG = {
@@ -62,8 +64,12 @@ class Count:
     run: int
     seconds: float
     processes: int
+    """Without those of the runs at work."""
+    at_work: int
+    """Runs: on a busy machine the next one has begun before this one is counted."""
     database_mb: float
     parts: dict[str, Held]
+    """The runner without what it holds for the runs at work."""
 
 
 def parts_of(serve: psutil.Process) -> dict[str, psutil.Process]:
@@ -84,12 +90,19 @@ def held(process: psutil.Process) -> Held:
 def count(run: int, began: float, parts: dict[str, psutil.Process], home: Path) -> Count:
     """Everything, now."""
     size = sum(path.stat().st_size for path in home.glob("prefect.db*"))
+    working = parts["runner"].children(recursive=True)
+    at_work = len(parts["runner"].children())
+    every = parts["serve"].children(recursive=True)
+    found = {name: held(process) for name, process in parts.items()}
+    runner = found["runner"]
+    found["runner"] = Held(runner.files - RUN_HANDLES * at_work, runner.threads - RUN_THREADS * at_work, runner.mb)
     return Count(
         run,
         round(time.monotonic() - began, 1),
-        1 + len(parts["serve"].children(recursive=True)),
+        1 + len([process for process in every if process not in working]),
+        at_work,
         round(size / 1e6, 1),
-        {name: held(process) for name, process in parts.items()},
+        found,
     )
 
 
@@ -99,9 +112,10 @@ def growth(counts: Sequence[Count]) -> list[str]:
     first, last = counts[:third], counts[-third:]
     between = max(1, len(counts) - third)
     found = []
-    processes = [int(statistics.median(one.processes for one in part)) for part in (first, last)]
-    if processes[1] > processes[0]:
-        found.append(f"processes: {processes[0]} -> {processes[1]}")
+    for name, least in (("processes", 0), ("at_work", 1)):
+        medians = [int(statistics.median(getattr(one, name) for one in part)) for part in (first, last)]
+        if medians[1] - medians[0] > least:
+            found.append(f"{name}: {medians[0]} -> {medians[1]}")
     database = statistics.median(one.database_mb for one in last) - statistics.median(one.database_mb for one in first)
     for name in PARTS:
         cached = CACHED * database if name == "server" else 0.0
@@ -115,14 +129,15 @@ def growth(counts: Sequence[Count]) -> list[str]:
 def table(counts: Sequence[Count]) -> str:
     """A few of the rows, as Markdown."""
     shown = sorted({0, len(counts) // 4, len(counts) // 2, 3 * len(counts) // 4, len(counts) - 1})
-    head = "| run | processes | " + " | ".join(f"{name}: files, threads, MB" for name in PARTS) + " | database MB |"
+    held_by = " | ".join(f"{name}: files, threads, MB" for name in PARTS)
+    head = f"| run | processes | runs at work | {held_by} | database MB |"
     rows = [
-        f"| {one.run} | {one.processes} | "
+        f"| {one.run} | {one.processes} | {one.at_work} | "
         + " | ".join(f"{h.files}, {h.threads}, {h.mb:.0f}" for h in (one.parts[name] for name in PARTS))
         + f" | {one.database_mb:g} |"
         for one in (counts[i] for i in shown)
     ]
-    return "\n".join([head, "|---" * (len(PARTS) + 3) + "|", *rows])
+    return "\n".join([head, "|---" * (len(PARTS) + 4) + "|", *rows])
 
 
 class Api:
@@ -176,7 +191,6 @@ def soak(runs: int, folder: Path, port: int, interval: float) -> tuple[list[Coun
                 if done > len(counts):
                     last = time.monotonic()
                     parts = parts or parts_of(process)
-                    wait_idle(parts["runner"])
                     counts.append(count(done, began, parts, home))
                     print(table(counts[-1:]).splitlines()[-1], flush=True)
             bad = api.states("FAILED", "CRASHED")
@@ -190,16 +204,6 @@ def soak(runs: int, folder: Path, port: int, interval: float) -> tuple[list[Coun
     faults += [f"serve ended with {code}"] if code else []
     faults += [f"{len(alive)} processes are left"] if alive else []
     return counts, faults + growth(counts[WARM:] or counts)
-
-
-def wait_idle(runner: psutil.Process, within_s: float = RUN_S) -> None:
-    """Until the runner has no child: between two runs there is a moment without, after the next one at the latest.
-
-    A run at work is a process more, and handles and a thread of the runner: on a busy machine that looked like growth.
-    """
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline and runner.children():
-        time.sleep(0.05)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -294,18 +294,19 @@ def test_the_page_holds_the_contact_sheet_as_a_small_picture(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("files", "mb", "processes", "server_mb", "found"),
+    ("files", "mb", "processes", "at_work", "server_mb", "found"),
     [
-        (0, 0.0, 0, 0, []),
-        (1, 0.0, 0, 0, ["runner: files 24.5 -> 44.5"]),
-        (0, 1.0, 0, 0, ["runner: mb 104.5 -> 124.5"]),
-        (0, 0.2, 0, 3, []),
-        (0, 0.0, 1, 0, ["processes: 7 -> 27"]),
-        (0, 0.0, 0, 4, ["server: mb 118 -> 198"]),
+        (0, 0.0, 0, 0, 0, []),
+        (1, 0.0, 0, 0, 0, ["runner: files 24.5 -> 44.5"]),
+        (0, 1.0, 0, 0, 0, ["runner: mb 104.5 -> 124.5"]),
+        (0, 0.2, 0, 0, 3, []),
+        (0, 0.0, 1, 0, 0, ["processes: 7 -> 27"]),
+        (0, 0.0, 0, 1, 0, ["at_work: 4 -> 24"]),
+        (0, 0.0, 0, 0, 4, ["server: mb 118 -> 198"]),
     ],
 )
 def test_the_soak_sees_what_grows_with_each_run(
-    files: int, mb: float, processes: int, server_mb: float, found: list[str]
+    files: int, mb: float, processes: int, at_work: int, server_mb: float, found: list[str]
 ) -> None:
     still = soak_nights.Held(20, 5, 100.0)
     counts = [
@@ -313,6 +314,7 @@ def test_the_soak_sees_what_grows_with_each_run(
             i,
             float(i),
             3 + processes * i,
+            at_work * i,
             1.0 + i,
             {
                 "serve": still,
