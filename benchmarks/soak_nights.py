@@ -38,8 +38,6 @@ MOST_MB = 0.25
 """Megabytes a run that a part may grow: Python's memory is never quite still."""
 RUN_HANDLES, RUN_THREADS = 3, 1
 """What the runner holds for each run at work."""
-POOLED = 15.0
-"""Files of the server's connections: it keeps up to five, of three files each, and opens them as it needs them."""
 CACHED = 3.0
 """Megabytes that the server may grow for each of its database: its connections cache up to 20,000 pages each."""
 CONFIG = {
@@ -121,8 +119,7 @@ def growth(counts: Sequence[Count]) -> list[str]:
     database = statistics.median(one.database_mb for one in last) - statistics.median(one.database_mb for one in first)
     for name in PARTS:
         cached = CACHED * database if name == "server" else 0.0
-        pooled = POOLED if name == "server" else 3.0
-        for what, least in (("files", pooled), ("threads", 3.0), ("mb", MOST_MB * between + 10.0 + cached)):
+        for what, least in (("files", 3.0), ("threads", 3.0), ("mb", MOST_MB * between + 10.0 + cached)):
             values = [statistics.median(getattr(one.parts[name], what) for one in part) for part in (first, last)]
             if values[1] - values[0] > least:
                 found.append(f"{name}: {what} {values[0]:g} -> {values[1]:g}")
