@@ -102,7 +102,9 @@ class Beside:
     @functools.cached_property
     def learnt_from(self) -> list[str]:
         """Keys of some of all pictures of the stage, whichever are asked about: answers must not differ by that."""
-        found = _with_masks(read_stamps(self.store.root, self.stage["stamps"]))
+        label, stamps = self.stage["label"], self.stage["stamps"]
+        every = self.stamps[label] if self.only is None else read_stamps(self.store.root, stamps)
+        found = _with_masks(every)
         return sorted(sampled(found, objectness.LEARNS_FROM)) if len(found) >= objectness.AT_LEAST else []
 
     @property
