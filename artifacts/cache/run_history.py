@@ -115,10 +115,10 @@ CONFIG = "config.yaml"
 
 def _from_name(run: RunFolder) -> tuple[str, float]:
     """Flow and start, as the folder's name has them."""
-    parts = run.run_id.split("-")
+    day, clock, *parts = [*run.run_id.split("-"), "", ""]
     with contextlib.suppress(ValueError):
-        begun = datetime.strptime("-".join(parts[:2]), "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
-        return "-".join(parts[2:-1]), begun.timestamp()
+        begun = datetime.strptime(f"{day}-{clock[:6]}", "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
+        return "-".join(parts[:-3]), begun.timestamp() + int(clock[6:] or 0) / 1000
     with contextlib.suppress(OSError):
         return "", run.path.stat().st_mtime
     return "", 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     good, skipped = run_of(tmp_path, 1), run_of(tmp_path, 2, skips=[SKIP])
     unexported, stopped = run_of(tmp_path, 3, failures=["export failed"]), run_of(tmp_path, 4, "interrupted")
     failed, killed = run_of(tmp_path, 5, "failed", error="no", stage="net"), run_of(tmp_path, 6, "running")
-    damaged, nothing = run_of(tmp_path, 7), RunFolder(tmp_path, "20260108-020000-lpg-learn-aaaa")
+    damaged, nothing = run_of(tmp_path, 7), RunFolder(tmp_path, "20260108-020000250-lpg-learn-aaaa")
     (damaged.path / "manifest.json").write_text("{")
     nothing.path.mkdir()
     runs = [good, skipped, unexported, stopped, failed, killed, damaged, nothing]
@@ -37,6 +38,8 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     assert [facts(run).outcome for run in runs] == outcomes
     assert [run for run in runs if facts(run).good] == [good, skipped]
     assert (facts(failed).stage, facts(failed).error, facts(nothing).flow) == ("net", "no", "lpg-learn")
+    assert facts(nothing).started == datetime(2026, 1, 8, 2, 0, 0, 250_000, UTC).timestamp()
+    assert facts(damaged).started == datetime(2026, 1, 7, 2, tzinfo=UTC).timestamp(), "older names end with the second"
     skipped.write_progress({"phase": "works"})
     assert facts(skipped).outcome == "killed", "in the middle of an export"
     skipped.write_manifest({**skipped.manifest(), "files": {}})

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
-from artifacts.cache.runs import RunFolder, find_run, last_seconds, list_runs, read_stamps, run_before, write_stamps
+from artifacts.cache.runs import (
+    RunFolder,
+    all_runs,
+    find_run,
+    last_seconds,
+    list_runs,
+    read_stamps,
+    run_before,
+    write_stamps,
+)
 from artifacts.records import DataError
 
 
@@ -26,6 +36,16 @@ def test_runs_are_found_by_flow_and_id(tmp_path: Path) -> None:
         find_run(tmp_path, "nothing")
     with pytest.raises(DataError, match="no run here yet"):
         find_run(tmp_path / "other")
+
+
+def test_the_latest_of_runs_within_one_second_is_the_one_that_began_last(tmp_path: Path) -> None:
+    """Cached runs take less than a second; what comes after them must not read an older one's manifest."""
+    runs = []
+    for place in range(40):
+        runs.append(finished(tmp_path, ("rrm", "cfs")[place % 2], "cut", 1, 1))
+        time.sleep(0.002)
+        assert find_run(tmp_path) == runs[-1]
+    assert list_runs(tmp_path) == all_runs(tmp_path) == runs
 
 
 def test_estimates_come_from_the_last_run_with_work_and_survive_a_broken_manifest(tmp_path: Path) -> None:
