@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks import claims_bpg
-from benchmarks.claim_table import Ordering, Row
-from benchmarks.claims_bpg import MAIN, SCRIBBLES, TABLE_1, TABLE_2
+from benchmarks.claim_table import Ordering
+from benchmarks.claims_bpg import MAIN, SCRIBBLES, TABLE_1, TABLE_2, row
 
 SECONDARY = (
-    Row("BPG, hed-lite", ("edges.network=hed-lite",)),
-    Row("BPG, Canny", ("edges.network=canny",)),
+    row("BPG, hed-lite", "edges.network=hed-lite"),
+    row("BPG, Canny", "edges.network=canny"),
     *claims_bpg.SECONDARY,
 )
 EDGES = (
@@ -22,7 +22,7 @@ EDGES = (
     Ordering("BPG, hed-lite", "BPG", "guided", "ours"),
 )
 
-PRIOR_S = {"scribbles": 0.03, "given-masks": 0.01, "edges": 0.6, "bpg": 1200, "bpg-masks": 0.5, "guided": 0.8}
+PRIOR_S = {"scribbles": 0.03, "given-masks": 0.01, "edges": 0.6, "bpg": 1200, "guided": 0.8}
 PRIOR_S |= {"guided-shown": 0.8, "": 10}
 """Estimated from parts, on two cores."""
 

@@ -19,7 +19,8 @@ from flows.server.prefect_skin import run_flow, show_help, threads
 from tasks import labels, scribbles
 from tasks.bpg import stages as bpg_stage
 from tasks.bpg.stages import BPGParams
-from tasks.crf.params import PRESETS, Preset
+from tasks.crf import params as crf_params
+from tasks.crf.params import Preset
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams
 from tasks.edges import stages as edges
@@ -28,7 +29,7 @@ from tasks.engine.options import RunParams
 from tasks.engine.runner import Runner
 from tasks.evaluate.finish import Result, finish
 from tasks.scribbles import ScribbleParams
-from tasks.stage import PARAMS_CONFIG
+from tasks.stage import PARAMS_CONFIG, FitHandle, MapHandle
 from tasks.training.params import check_run
 
 
@@ -68,18 +69,29 @@ class BPGFlowParams:
     deeplab: DeepLabParams = field(default_factory=DeepLabParams, metadata={"help": "the student"})
 
 
-def page(run: Runner, sets: Sets, params: BPGFlowParams) -> Result:
-    """The whole method on one page (Fig. 2)."""
+def learn(run: Runner, sets: Sets, params: BPGFlowParams) -> tuple[MapHandle, FitHandle]:
+    """Scribbles and edges -> the network; what it learnt from, and itself."""
     check_run(params.bpg, run.options, name="bpg")
     stage = labels.given_masks() if params.labels == "masks" else scribbles.scribbles(params.scribbles)
     known = run.map(stage, sets.train)
     drawn = {"edges": run.map(edges.edges(params.edges), sets.train)} if params.bpg.learns_edges else {}
     net = run.fit(bpg_stage.fit(params.bpg), sets.train, monitor=sets.val, init=None, label=None, target=known, **drawn)
-    crf = None if params.crf == "off" else PRESETS[params.crf]
+    return known, net
+
+
+def predict(run: Runner, sets: Sets, params: BPGFlowParams, net: FitHandle) -> MapHandle:
+    """The network's masks of the evaluation images."""
+    return run.map(bpg_stage.predict(params.bpg, crf=crf_params.chosen(params.crf)), sets.val, label="guided", net=net)
+
+
+def page(run: Runner, sets: Sets, params: BPGFlowParams) -> Result:
+    """The whole method on one page (Fig. 2)."""
+    known, net = learn(run, sets, params)
+    crf = crf_params.chosen(params.crf)
     made = bpg_stage.masks(params.bpg, crf=crf, confidence=params.confidence)
     masks = run.map(made, sets.train, net=net, known=known)
     masks = labels.prefer_corrected(run, masks)
-    guided = run.map(bpg_stage.predict(params.bpg, crf=crf), sets.val, label="guided", net=net)
+    guided = predict(run, sets, params, net)
     if params.student == "none":
         return finish(run, sets, masks, {"guided": guided})
     check_run(params.deeplab, run.options, name="deeplab")

@@ -19,8 +19,9 @@ from tasks import grabcut, labels, refine
 from tasks.cfs import stages as cfs_stage
 from tasks.cfs.stages import CFSParams
 from tasks.crf import dense_crf
+from tasks.crf import params as crf_params
 from tasks.crf.dense_crf import BoxCRFParams
-from tasks.crf.params import PRESETS, Preset
+from tasks.crf.params import Preset
 from tasks.deeplab import lgsa
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.lgsa import Attention, LGSAParams
@@ -91,7 +92,7 @@ def page(run: Runner, sets: Sets, params: CFSFlowParams) -> Result:
     check_run(params.deeplab, run.options, name="deeplab")
     attention = lgsa.chosen(params.attention, params.lgsa)
     student = run.fit(deeplab.fit(params.deeplab, lgsa=attention), sets.train, monitor=sets.val, target=masks)
-    crf = None if params.crf == "off" else PRESETS[params.crf]
+    crf = crf_params.chosen(params.crf)
     predict = deeplab.predict(params.deeplab, crf=crf, lgsa=attention)
     return finish(run, sets, masks, {"student": run.map(predict, sets.val, label="student", net=student)})
 

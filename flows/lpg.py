@@ -22,7 +22,8 @@ from artifacts.records import DataError, RecordSet, Sets
 from flows.server.prefect_skin import run_flow, show_help, threads
 from tasks import labels
 from tasks.bounds import bounded, number
-from tasks.crf.params import PRESETS, Preset
+from tasks.crf import params as crf_params
+from tasks.crf.params import Preset
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.options import RunParams
@@ -111,7 +112,7 @@ def page(run: Runner, sets: Sets, params: LPGFlowParams) -> Result:
         masks = run.map(labels.chosen_masks(), sets.train, masks=masks)
     if params.student == "none":
         return finish(run, sets, masks)
-    crf = None if params.crf == "off" else PRESETS[params.crf]
+    crf = crf_params.chosen(params.crf)
     first, *later = deployed.segmenters
     segment = deeplab.predict(params.segmenter, name="segmented", crf=crf)
     found = [run.map(segment, sets.val, label="segmented-by-boxes", net=first)]

@@ -19,7 +19,8 @@ from flows.server.prefect_skin import run_flow, show_help, threads
 from tasks import labels, reliable
 from tasks.cam import stages as cam
 from tasks.cam.stages import CamParams
-from tasks.crf.params import PRESETS, CRFParams, Preset
+from tasks.crf import params as crf_params
+from tasks.crf.params import Preset
 from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.options import RunParams
@@ -97,7 +98,7 @@ def one_step(run: Runner, sets: Sets, params: RRMFlowParams, label: str = "one-s
     init = classifier if params.start == "classifier" else None
     stage = rrm_stage.fit(params.rrm)
     net = run.fit(stage, sets.train, monitor=sets.val, init=init, label=None, **given)
-    crf = _crf(params)
+    crf = crf_params.chosen(params.crf)
     made = rrm_stage.masks(params.rrm, crf=crf, confidence=params.confidence)
     masks = labels.prefer_corrected(run, run.map(made, sets.train, net=net))
     return masks, run.map(rrm_stage.predict(params.rrm, crf=crf), sets.val, label=label, net=net)
@@ -107,11 +108,9 @@ def two_step(run: Runner, sets: Sets, params: RRMFlowParams, masks: MapHandle, l
     """DeepLab, taught by the masks: its predictions, called ``label``."""
     check_run(params.deeplab, run.options, name="deeplab")
     student = run.fit(deeplab.fit(params.deeplab), sets.train, monitor=sets.val, target=masks)
-    return run.map(deeplab.predict(params.deeplab, crf=_crf(params)), sets.val, label=label, net=student)
-
-
-def _crf(params: RRMFlowParams) -> CRFParams | None:
-    return None if params.crf == "off" else PRESETS[params.crf]
+    return run.map(
+        deeplab.predict(params.deeplab, crf=crf_params.chosen(params.crf)), sets.val, label=label, net=student
+    )
 
 
 def mined(run: Runner, sets: Sets, params: RRMFlowParams) -> tuple[FitHandle, MapHandle]:

@@ -89,6 +89,11 @@ PRESETS: Mapping[Preset, CRFParams] = {
 """Named sets, each as its paper's or its released code's."""
 
 
+def chosen(crf: Literal["off"] | Preset) -> CRFParams | None:
+    """The set that a flow's ``crf`` names; ``None`` for "off"."""
+    return None if crf == "off" else PRESETS[crf]
+
+
 def preset(name: str) -> CRFParams:
     """The set ``name``. Raises ``ValueError`` that lists the names there are."""
     for known, params in PRESETS.items():
