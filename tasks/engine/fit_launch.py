@@ -22,7 +22,7 @@ from typing import Any
 from artifacts import keys
 from artifacts.cache.fit_store import Difference, FitStore, Publication
 from artifacts.records import Kind, RecordSet, Skip
-from tasks.engine.children import ROOT, Stopped, Supervisor
+from tasks.engine.children import KEEP_MEMORY, ROOT, Stopped, Supervisor
 from tasks.engine.fit_spec import FitSpec, plain_params
 from tasks.engine.image_task import ImageTask, stated_size
 from tasks.engine.options import RunParams
@@ -321,7 +321,7 @@ class FitRun:
             on_line=on_line,
             log_file=self._log_file,
             # Threads that spin while they wait for each other are 20 times slower on cores that others use too.
-            env={"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONPATH": _module_path()},
+            env={"OMP_WAIT_POLICY": "PASSIVE", **KEEP_MEMORY, **os.environ, "PYTHONPATH": _module_path()},
         )
         try:
             code = child.wait(stop=run.stop)

@@ -27,7 +27,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any
 
-from tasks.engine.children import Stopped, Supervisor, end_all
+from tasks.engine.children import KEEP_MEMORY, Stopped, Supervisor, end_all
 from tasks.engine.pool_state import TICK_S, R, Task, Unit, Watch, WorkerDied, run_here, watched
 from tasks.engine.worker_handle import THREADS, WorkerHandle, run_setup
 from tasks.engine.worker_process import RemoteTraceback, WorkerError, frame
@@ -38,9 +38,6 @@ log = logging.getLogger("maskmill")
 IDLE_TICK_S = 0.25
 GROWN_BYTES = 1 << 30
 """A worker that has grown by this since its first unit is replaced: memory stays flat over any number of images."""
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
-"""For glibc: freed arrays stay with the worker. It would else give every image's memory back to the system and get it
-page by page again: 460 page faults and a millisecond for a picture of 375 x 500."""
 
 
 class Pool:

@@ -294,8 +294,9 @@ def test_a_fit_that_is_stopped_by_hand_says_from_where_it_goes_on(
 
 
 def test_a_stopped_fit_is_stopped_and_the_folder_of_the_start_is_not_its_path(
-    records: RecordSet, tmp_path: Path
+    records: RecordSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000")
     supervisor: Any = _Supervisor()
     stage = FitStage("tiny", 1, PARAMS, ("image",), "fit_stages:fit")
     run = Runner(RunParams(cache=str(tmp_path / "cache"), workers=0, device="cpu"))
@@ -303,6 +304,8 @@ def test_a_stopped_fit_is_stopped_and_the_folder_of_the_start_is_not_its_path(
     with pytest.raises(Stopped, match=r"before its first checkpoint \(one every 60 s.*begins this fit anew"), run:
         run.fit(stage, records)
     assert '"interrupted"' in (run.folder.path / "manifest.json").read_text()
+    settings = [supervisor.env[name] for name in ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_")]
+    assert settings == ["0", "1000"], "freed arrays stay with the process, unless the user says otherwise"
     foreign = tmp_path / "foreign"
     for package in ("tasks", "artifacts"):
         (foreign / package).mkdir(parents=True)

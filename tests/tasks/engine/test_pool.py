@@ -440,12 +440,12 @@ def test_a_worker_that_has_grown_is_replaced(make: Callable[..., Pool], monkeypa
 
 def test_a_worker_uses_one_thread_and_calls_the_initializer_once(make: Callable[..., Pool]) -> None:
     deeds = {"omp": "environ:OMP_NUM_THREADS", "cv2": "cv2-threads", "own": "environ:OWN", "init": "initialized"}
-    deeds["kept"] = "environ:MALLOC_TRIM_THRESHOLD_"
+    deeds |= {"kept": "environ:MALLOC_TRIM_THRESHOLD_", "large": "environ:MALLOC_MMAP_MAX_"}
     result = (
         make(1, initializer="pool_units:initialize", env={"OWN": "x"}).submit(Deeds(tuple(deeds), deeds)).result(20)
     )
     assert (result["omp"], result["cv2"], result["own"], len(result["init"])) == ("1", 1, "x", 1)
-    assert int(result["kept"]) > 10_000_000, "freed arrays stay with the worker"
+    assert int(result["kept"]) > 10_000_000 and result["large"] == "0", "freed arrays stay with the worker"
 
 
 def test_no_lock_is_inherited(make: Callable[..., Pool], tmp_path: Path) -> None:
