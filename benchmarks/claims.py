@@ -54,6 +54,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", default="0,1,2", help="of the main rows; default 0,1,2")
     parser.add_argument("--secondary-seeds", help="of the other rows; default: 0, all of --seeds with a GPU")
     parser.add_argument("--main-only", action="store_true", help="leave the other rows out")
+    parser.add_argument("--rows", nargs="+", default=[], metavar="TEXT", help="only rows whose names hold one of these")
     parser.add_argument("--budget", help="stop before a run that would exceed this time: 30m, 2h")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--workers", type=int, default=-1)
@@ -146,6 +147,7 @@ def prepare(args: argparse.Namespace) -> Table:
             to_learn = learner
         else:
             shared["sets"] = (*(f"params.{place}={file}" for place in claims.backbone.takes), *args.set)
+    rows = chosen_rows(claims, args.rows, args.main_only)
     seeds = parse_seeds(args.seeds)
     gpu = args.device != "cpu" and has_gpu()
     others = parse_seeds(args.secondary_seeds) if args.secondary_seeds else seeds if gpu else seeds[:1]
@@ -156,12 +158,22 @@ def prepare(args: argparse.Namespace) -> Table:
         tuple(args.set),
         backbone,
         to_learn,
-        [variant_of(row, claims.flow, seeds, shared) for row in claims.rows if row.main],
-        [variant_of(row, claims.flow, others, shared) for row in claims.rows if not (row.main or args.main_only)],
+        [variant_of(row, claims.flow, seeds, shared) for row in rows if row.main],
+        [variant_of(row, claims.flow, others, shared) for row in rows if not row.main],
         out,
         parse_budget(args.budget) if args.budget else None,
         gpu,
     )
+
+
+def chosen_rows(claims: Claims, texts: Sequence[str], main_only: bool) -> list[Row]:
+    """The rows that are asked for. Raises :class:`DataError` that lists what there is, if none is."""
+    there = [row for row in claims.rows if row.main or not main_only]
+    found = [row for row in there if not texts or any(text.lower() in row.name.lower() for text in texts)]
+    if not found:
+        names = ", ".join(f"'{row.name}'" for row in there)
+        raise DataError(f"--rows {' '.join(texts)}: no row's name holds that; there are {names}")
+    return found
 
 
 def trials_of(table: Table, sets: Sets) -> list[Trial]:
@@ -215,7 +227,7 @@ def run(table: Table, trials: Sequence[Trial], sets: Sets, history: History, con
         after=after,
     )
     save(table.out, table.job, table.variants, attempts, left)
-    draw(table.out / "compare.png", table.main, attempts, sets, table.job)
+    draw(table.out / "compare.png", table.main or table.others, attempts, sets, table.job)
     table.figures = figures_of(table, attempts, left)
     text = as_markdown(table.figures)
     write_text_atomic(table.out / "claims.md", text)

@@ -74,7 +74,8 @@ def test_table_2_has_the_papers_numbers_and_switches() -> None:
 
 def test_a_table_has_the_flows_first_one_by_default() -> None:
     given = {"data": None, "config": None, "out": None, "budget": None, "device": "cpu", "workers": 0, "quiet": True}
-    given |= {"seeds": "0,1", "secondary_seeds": None, "main_only": True, "flow": "rrm", "table": None, "set": []}
+    given |= {"seeds": "0,1", "secondary_seeds": None, "main_only": True, "rows": [], "flow": "rrm"}
+    given |= {"table": None, "set": []}
     table = claims.prepare(argparse.Namespace(**given))
     assert table.config == "claims-rrm" and {variant.flow for variant in table.variants} == {
         "rrm-one_step",

@@ -14,7 +14,8 @@ import pytest
 from flow_runs import ONE_THREAD, Done, share_demo
 
 from artifacts.datasets import DataParams
-from benchmarks import claims, results
+from artifacts.records import DataError
+from benchmarks import claims, claims_bpg, results
 from benchmarks.claim_rows import box_row
 from benchmarks.claim_table import SUPERVISED, Backbone, Claims, Ordering, Row, as_markdown, evaluate, why_not_valid
 from benchmarks.claims_cfs import ALONE, CLAIMS
@@ -171,13 +172,25 @@ def test_a_flow_says_where_its_params_take_the_backbone() -> None:
 def test_all_rows_of_the_shipped_setting_start_from_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.pretrained.find_backbone", lambda params, options: Path("learnt.safetensors"))
     given = {"data": None, "config": None, "out": None, "budget": None, "device": "cpu", "workers": 0, "quiet": True}
-    given |= {"seeds": "0,1", "secondary_seeds": None, "main_only": False, "flow": "cfs", "table": None, "set": []}
+    given |= {"seeds": "0,1", "secondary_seeds": None, "main_only": False, "rows": [], "flow": "cfs"}
+    given |= {"table": None, "set": []}
     table = claims.prepare(argparse.Namespace(**given))
     assert table.to_learn is None and table.backbone.startswith("tiny, learnt from the masks of demo-auxiliary")
     assert {variant.params.deeplab.weights for variant in table.variants} == {"learnt.safetensors"}
     assert {variant.flow for variant in table.variants} == {"cfs", "cfs-supervised"}
     own = claims.prepare(argparse.Namespace(**given | {"set": ["params.deeplab.weights=mine"]}))
     assert own.backbone == "" and {variant.params.deeplab.weights for variant in own.variants} == {"mine"}
+
+
+def test_some_rows_of_a_table_can_be_run_alone() -> None:
+    def names(*texts: str, main_only: bool = False) -> list[str]:
+        return [row.name for row in claims.chosen_rows(claims_bpg.CLAIMS, texts, main_only)]
+
+    assert names("LAMBDA", "+prn") == ["+PRN", "BPG, lambda 0.1", "BPG, lambda 0.01"]
+    assert names("lambda", "+prn", main_only=True) == ["+PRN"]
+    assert len(names()) == len(claims_bpg.CLAIMS.rows)
+    with pytest.raises(DataError, match="lamda: no row's name holds that; there are 'base', '[+]PRN'"):
+        names("lamda")
 
 
 @pytest.mark.parametrize(
