@@ -3,8 +3,9 @@
 Every row is an ordinary cached run of the flow, so that the same command resumes where it was stopped. Main rows have
 three seeds, the others one unless there is a GPU; iterations are fixed, the last checkpoint counts, nothing is chosen
 on the images that are scored. The estimate is printed first. Leaves claims.md, compare.json and the main rows'
-contact sheet in --out; with --name, figures go to benchmarks/results, with commit, machine and time, unless fuller
-ones of the same setting are there.
+contact sheet in --out; with --name, figures go to benchmarks/results, with commit, machine and time. Rows and seeds
+that are there already, of the same setting and the same stages, are kept beside them: a table can be filled in parts,
+also by several machines.
 
 Exit status 1 if a run failed; an ordering that does not hold is a result.
 """
@@ -24,6 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from artifacts import keys
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.records import DataError, Sets
 from artifacts.report.html import duration
@@ -31,7 +33,7 @@ from benchmarks import pretrained, results
 from benchmarks.claim_table import Backbone, Claims, Row, as_markdown, evaluate
 from flows.compare.command import forecast_table, reporter_of, save
 from flows.compare.pictures import draw
-from flows.compare.trials import Attempt, History, Trial, as_lines, make_trials, run_trials
+from flows.compare.trials import Attempt, History, Trial, addresses, as_lines, make_trials, run_trials
 from flows.compare.variants import Variant, build_variants, parse_budget, parse_seeds
 from flows.configure import Job, configure
 from flows.registry import FLOWS
@@ -87,7 +89,8 @@ def main(given: Sequence[str] | None = None) -> int:
         table.budget_s -= time.monotonic() - started
     attempts = run(table, trials, sets, history, console)
     if attempts and args.name:
-        console.print(keep_figures(args.name, table.figures, args.replace), markup=False, soft_wrap=True)
+        table.figures["stages"] = stages_of(table, sets)
+        console.print(keep_figures(args.name, table.figures, table.claims, args.replace), markup=False, soft_wrap=True)
     return int(any(attempt.status == "failed" for attempt in attempts))
 
 
@@ -105,6 +108,8 @@ class Table:
     """The backbone that has to be trained before the rows can be run."""
     main: list[Variant]
     others: list[Variant]
+    every: list[Variant]
+    """Of all rows, whether they are asked for or not."""
     out: Path
     budget_s: float | None
     gpu: bool
@@ -160,6 +165,7 @@ def prepare(args: argparse.Namespace) -> Table:
         to_learn,
         [variant_of(row, claims.flow, seeds, shared) for row in rows if row.main],
         [variant_of(row, claims.flow, others, shared) for row in rows if not row.main],
+        [variant_of(row, claims.flow, seeds, shared) for row in claims.rows],
         out,
         parse_budget(args.budget) if args.budget else None,
         gpu,
@@ -257,20 +263,50 @@ def figures_of(table: Table, attempts: Sequence[Attempt], left: str) -> dict[str
     }
 
 
-def keep_figures(name: str, figures: Mapping[str, Any], anyway: bool = False) -> str:
-    """Save them, and return where; those that hold more finished trials of the same setting are kept unless ``anyway``.
+def stages_of(table: Table, sets: Sets) -> dict[str, str]:
+    """Row -> digest of its stages' addresses: while it is the same, code and parameters give the same scores."""
+    return {name: keys.digest(found)[:16] for name, found in addresses(table.every, sets, table.options).items()}
 
-    A run with a small budget, or of the main rows alone, would else put hours of work out of sight.
+
+def keep_figures(name: str, figures: Mapping[str, Any], claims: Claims, anyway: bool = False) -> str:
+    """Save them beside what is kept of the same setting and stages, and return where; ``anyway``: instead of it.
+
+    Where stages have changed since, figures of more finished trials are kept: a run with a small budget, or of the main
+    rows alone, would else put hours of work out of sight.
     """
     kept = results.load(name)
-    if not anyway and kept.get("figures", {}).get("setting") == figures["setting"]:
-        there, here = finished_trials(kept["figures"]), finished_trials(figures)
-        if there > here:
-            return (
-                f"figures: {results.path_of(name)} is kept: its {there} finished trials of this setting (commit"
-                f" {kept['commit']}, {kept['time']}) are more than these {here}; --replace overwrites them"
-            )
+    known = kept.get("figures", {})
+    if anyway or known.get("setting") != figures["setting"]:
+        return f"figures: {results.save(name, figures)}"
+    there, here = finished_trials(known), finished_trials(figures)
+    if known.get("stages") == figures["stages"]:
+        found = beside(kept, figures, claims)
+        return (
+            f"figures: {results.save(name, found)}: {here} finished trials, {finished_trials(found)} with those before"
+        )
+    if there > here:
+        return (
+            f"figures: {results.path_of(name)} is kept: its {there} finished trials of this setting (commit"
+            f" {kept['commit']}, {kept['time']}) are more than these {here}; --replace overwrites them"
+        )
     return f"figures: {results.save(name, figures)}"
+
+
+def beside(kept: Mapping[str, Any], figures: Mapping[str, Any], claims: Claims) -> dict[str, Any]:
+    """``figures`` and, where they have no such row or seed, the ones of the record ``kept``; verdicts are of all."""
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for row in (*kept["figures"]["rows"], *figures["rows"]):
+        for column, found in row["scores"].items():
+            values = scores.setdefault(row["name"], {}).setdefault(column, {})
+            values |= {int(seed): value for seed, value in found["seeds"].items()}
+    before = kept["figures"]
+    seeds = {
+        row: sorted({*before["seeds"].get(row, ()), *figures["seeds"].get(row, ())})
+        for row in (*before["seeds"], *figures["seeds"])
+    }
+    earlier = [*before.get("earlier", ()), {name: kept[name] for name in ("commit", "time", "machine")}]
+    complete = before["complete"] and figures["complete"]
+    return {**figures, "seeds": seeds, "complete": complete, "earlier": earlier, **evaluate(claims, scores)}
 
 
 def finished_trials(figures: Mapping[str, Any]) -> int:

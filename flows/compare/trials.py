@@ -221,6 +221,15 @@ def weak_kinds(variant: Variant, sets: Sets, options: RunParams) -> tuple[set[Ki
     return read_of(handles, sets.train), set() if aux is None else read_of(handles, aux)
 
 
+def addresses(variants: Sequence[Variant], sets: Sets, options: RunParams) -> dict[str, list[str]]:
+    """Variant -> addresses of its stages, without seeds other than its params' own."""
+    planned = Planned()
+    return {
+        variant.name: sorted({handle.address for handle in _handles(variant, sets, options, planned)})
+        for variant in variants
+    }
+
+
 def _handles(variant: Variant, sets: Sets, options: RunParams, planned: Planned) -> list[Handle]:
     """The handles of the variant's page, planned only."""
     kept: list[Handle] = []

@@ -282,8 +282,15 @@ def test_papers_numbers_are_given_where_the_paper_has_them() -> None:
 # -- figures under a name --------------------------------------------------------------------------------------------
 
 
-def figures(*, config: str = "demo", **rows: tuple[float, ...]) -> dict[str, Any]:
-    return {"setting": {"config": config, "set": []}, **evaluate(SMALL, students(**rows))}
+def figures(*, config: str = "demo", stages: str = "a", **rows: tuple[float, ...]) -> dict[str, Any]:
+    scores = students(**rows)
+    seeds = {name: list(found["student"]) for name, found in scores.items()}
+    more = {"seeds": seeds, "complete": True, "stages": {"weak": stages}}
+    return {"setting": {"config": config, "set": []}, **more, **evaluate(SMALL, scores)}
+
+
+def keep(found: dict[str, Any], anyway: bool = False) -> str:
+    return claims.keep_figures("mine", found, SMALL, anyway)
 
 
 def kept_rows(folder: Path) -> dict[str, list[str]]:
@@ -291,21 +298,40 @@ def kept_rows(folder: Path) -> dict[str, list[str]]:
     return {row["name"]: list(row["scores"]["student"]["seeds"]) for row in found if row["scores"]}
 
 
-def test_fuller_figures_of_the_same_setting_are_replaced_only_on_demand(
+def test_a_table_is_filled_in_parts_while_its_stages_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    full = figures(weak=(0.1, 0.2), strong=(0.3,))
-    assert claims.keep_figures("mine", full) == f"figures: {tmp_path / 'mine.json'}"
-    message = claims.keep_figures("mine", figures(weak=(0.5, 0.6)))
+    keep(figures(weak=(0.1, 0.2), strong=(0.3,)))
+    message = keep(figures(weak=(0.15,), **{SUPERVISED: (0.7, 0.7)}))
+    assert "mine.json: 3 finished trials, 5 with those before" in message
+    saved = json.loads((tmp_path / "mine.json").read_text())
+    found = saved["figures"]
+    assert kept_rows(tmp_path) == {"weak": ["0", "1"], "strong": ["0"], SUPERVISED: ["0", "1"]}
+    assert found["rows"][0]["scores"]["student"]["seeds"] == {"0": 0.15, "1": 0.2}, "what was run last counts"
+    assert found["seeds"] == {"weak": [0, 1], "strong": [0], SUPERVISED: [0, 1]} and found["valid"]
+    assert found["orderings"][0]["difference"]["mean"] == pytest.approx(0.15)
+    assert [set(one) for one in found["earlier"]] == [{"commit", "time", "machine"}]
+    whole = figures(weak=(0.15, 0.2), strong=(0.3,), **{SUPERVISED: (0.7, 0.7)})
+    for part in ("rows", "orderings"):
+        assert found[part] == json.loads(json.dumps(whole[part])), "as if all had been run at once"
+
+
+def test_fuller_figures_of_other_stages_are_replaced_only_on_demand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    full = figures(weak=(0.1, 0.2), strong=(0.3,), stages="before")
+    assert keep(full) == f"figures: {tmp_path / 'mine.json'}"
+    message = keep(figures(weak=(0.5, 0.6)))
     assert "mine.json is kept: its 3 finished trials" in message and "more than these 2; --replace" in message
     assert kept_rows(tmp_path) == {"weak": ["0", "1"], "strong": ["0"]}
-    claims.keep_figures("mine", figures(weak=(0.5,), strong=(0.5, 0.6)))  # as many
+    keep(figures(weak=(0.5,), strong=(0.5, 0.6)))  # as many
     assert kept_rows(tmp_path) == {"weak": ["0"], "strong": ["0", "1"]}
-    claims.keep_figures("mine", figures(weak=(0.5,)), anyway=True)
+    keep(figures(weak=(0.5,)), anyway=True)
     assert kept_rows(tmp_path) == {"weak": ["0"]}
-    claims.keep_figures("mine", full)
-    claims.keep_figures("mine", figures(config="voc", weak=(0.5,)))
+    keep(full, anyway=True)
+    keep(figures(config="voc", weak=(0.5,)))
     assert kept_rows(tmp_path) == {"weak": ["0"]}
 
 
@@ -313,7 +339,7 @@ def test_what_is_no_figures_is_replaced(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     for text in ("<<<<<<< HEAD", "[]", '{"figures": {"rows": [1]}}'):
         (tmp_path / "mine.json").write_text(text)
-        claims.keep_figures("mine", figures(weak=(0.5,)))
+        keep(figures(weak=(0.5,)))
         assert kept_rows(tmp_path) == {"weak": ["0"]}
 
 
@@ -348,7 +374,7 @@ def test_the_command_runs_evaluates_and_keeps_its_figures(
     assert (out / "claims.md").read_text().startswith("**Not valid")
     replacements: list[bool] = []
     monkeypatch.setattr(claims, "run", lambda *given: [Attempt("box", 4, "done", 0.0)])
-    monkeypatch.setattr(claims, "keep_figures", lambda name, figures, anyway: replacements.append(anyway) or "kept")
+    monkeypatch.setattr(claims, "keep_figures", lambda name, figures, of, anyway: replacements.append(anyway) or "kept")
     assert claims.main([*given, "--name", "claims_here"]) == claims.main([*given, "--name", "a", "--replace"]) == 0
     assert replacements == [False, True]
     assert (out / "compare.png").exists() and json.loads((out / "compare.json").read_text())["complete"]
