@@ -75,6 +75,25 @@ class Recording:
         self.log.say(f"done {how}".rstrip() + f", after {time.time() - self.started:,.1f} s")
         self.log.phase("ended")
 
+    def first_manifest(self, recipe: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a run that has no stage yet."""
+        return {
+            "run": self.folder.run_id,
+            "flow": self.flow,
+            "status": "running",
+            "error": "",
+            "started": self.started,
+            "seconds": 0.0,
+            "recipe": recipe,
+            "folder": os.getcwd(),
+            "options": options,
+            "stages": [],
+            "skips": [],
+            "libraries": library_versions(),
+            "classes": {},
+            "command": self.command,
+        }
+
     def failed(self, error: BaseException, recipe: Mapping[str, Any], options: Mapping[str, Any]) -> None:
         """Enter the error into log and manifest, and a note into the error."""
         stopped = isinstance(error, (Stopped, LockAborted)) or not isinstance(error, Exception)
@@ -85,20 +104,11 @@ class Recording:
         what = str(error) or type(error).__name__
         self.log.say(f"{status}{f' in {stage}' if stage else ''}: {what}")
         next_step = f"{go_on(stopped or bool(stage))}: {self.command}"
+        if rerun := options.get("rerun"):
+            next_step += f"; --rerun {' --rerun '.join(rerun)} begins anew: leave out what was done"
         self.log.say(next_step)
         self.log.phase("ended")
-        begun = {
-            "run": self.folder.run_id,
-            "flow": self.flow,
-            "started": self.started,
-            "recipe": recipe,
-            "folder": os.getcwd(),
-            "options": options,
-            "stages": [],
-            "skips": [],
-            "libraries": library_versions(),
-            "classes": {},
-        }
+        begun = self.first_manifest(recipe, options)
         with contextlib.suppress(DataError):
             begun = self.folder.manifest()
         seconds = round(time.time() - self.started, 3)
@@ -134,6 +144,9 @@ def recorded(
             # Params of a flow of one's own may hold what YAML cannot: then the command that was given has to do.
             with contextlib.suppress(OSError, TypeError, ValueError):
                 write_text_atomic(recording.folder.path / CONFIG, as_yaml(flow, sections), durable=False)
+                # From the first moment on: a run that is killed in its first stage says how to go on, too.
+                first = recording.first_manifest({"data": asdict(data), "params": asdict(params)}, asdict(options))
+                recording.folder.write_manifest(first)
             recording.log.say(f"data: {getattr(data, 'source', '')}; cache: {options.cache}; out: {options.out or '-'}")
             try:
                 yield recording

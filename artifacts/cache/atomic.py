@@ -168,17 +168,22 @@ def check_file_writable(option: str, path: Path | None) -> None:
         raise DataError(f"--{option} {path}: is a folder; name a file")
 
 
+def fsync_tree(folder: Path) -> None:
+    """Sync every file and folder below ``folder``, and itself."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            fsync_file(file)
+        elif file.is_dir():
+            fsync_folder(file)
+    fsync_folder(folder)
+
+
 def publish_folder(temporary: Path, final: Path) -> None:
     """Rename a finished folder into place, its files synced first.
 
     Raises ``FileExistsError`` if ``final`` exists: published folders are never overwritten.
     """
-    for file in sorted(temporary.rglob("*")):
-        if file.is_file():
-            fsync_file(file)
-        elif file.is_dir():
-            fsync_folder(file)
-    fsync_folder(temporary)
+    fsync_tree(temporary)
     if final.exists():
         raise FileExistsError(f"{final} is already published")
     os.rename(temporary, final)

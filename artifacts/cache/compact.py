@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,8 +85,12 @@ def compact(
 
 def _usage(folder: Path) -> tuple[int, int]:
     """Number of segments, and bytes of everything in ``folder``."""
-    files = [entry for entry in os.scandir(folder) if entry.is_file()]
-    return sum(file.name.endswith(".h5") for file in files), sum(file.stat().st_size for file in files)
+    segments = size = 0
+    for file in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):  # a writer has just given it its name
+            size += file.stat().st_size if file.is_file() else 0
+            segments += file.name.endswith(".h5")
+    return segments, size
 
 
 def merge_address(

@@ -129,7 +129,10 @@ def _garbage(
         *_fits(store.root, reach),
         *_files(store.root, reach, with_lists=not live),
     ]
-    items.sort(key=lambda item: (-item.age_s, item.name))
+    # A run before all results: those are older than the run that made them, which would stay without.
+    oldest = max((item.age_s for item in items if item.kind != "file" or item.name.startswith(LISTS)), default=0.0)
+    age = {item: oldest if item.kind == "run" else item.age_s for item in items}
+    items.sort(key=lambda item: (-age[item], item.kind != "run", item.name))
     found = Garbage(tuple(one.run.run_id for one in kept), live, tuple(items), size, _reach=reach)
     if max_bytes is None:
         return found

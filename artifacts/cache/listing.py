@@ -112,7 +112,10 @@ def address_info(store: MaskStore, address: str) -> AddressInfo:
     size, newest, corrupt, segments = 0, 0.0, 0, 0
     with os.scandir(store.folder(address)) as files:
         for file in files:
-            status = file.stat()
+            try:
+                status = file.stat()
+            except FileNotFoundError:  # a writer has just given it its name
+                continue
             size += status.st_size
             corrupt += file.name.endswith(".corrupt")
             if file.name.endswith(".h5"):

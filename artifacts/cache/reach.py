@@ -18,6 +18,9 @@ from artifacts.records import DataError
 DAY_S = 24 * 3600.0
 
 
+_PROCESS = re.compile(r"pid (\d{1,9}) on (.+)")
+
+
 @dataclass(frozen=True)
 class Kept:
     """One run that is kept."""
@@ -35,9 +38,10 @@ def choose(
 ) -> tuple[list[Kept], list[RunFolder]]:
     """The runs that are kept, and the others; both oldest first.
 
-    Kept are: all that live; of each flow and data set the ``keep_runs`` newest that finished, of each flow the
-    ``keep_runs`` newest that did not; whatever began within ``keep_days``. Raises :class:`DataError` for a damaged
-    manifest: nobody knows what its run reaches.
+    Kept are: all that live, and those of another process that still does (a comparison reads its runs at its end); of
+    each flow and data set the ``keep_runs`` newest that finished, of each flow the ``keep_runs`` newest that did not;
+    whatever began within ``keep_days``. Raises :class:`DataError` for a damaged manifest: nobody knows what its run
+    reaches.
     """
     finished: dict[tuple[str, str], int] = {}
     others: dict[str, int] = {}
@@ -58,7 +62,7 @@ def choose(
             number = others[flow] = others.get(flow, 0) + 1
             # Killed in its first stage, it left no manifest.
             whole = (flow, source or str(run.progress().get("source", ""))) not in ended_well
-        if live or number <= keep_runs or _began(run, manifest) >= since:
+        if live or number <= keep_runs or _began(run, manifest) >= since or _process_lives(run):
             kept.append(Kept(run, manifest, live, live or whole))
         else:
             dropped.append(run)
@@ -75,6 +79,20 @@ def _manifest(run: RunFolder, live: bool) -> Mapping[str, Any]:
                 " `maskmill cache verify --repair`, or remove the folder"
             ) from error
         return {}
+
+
+def _process_lives(run: RunFolder) -> bool:
+    """Whether the process that the run was part of still works, on this machine, and is another one than this."""
+    found = _PROCESS.fullmatch(str(run.progress().get("process", "")))
+    if found is None or found[2] != os.uname().nodename or (pid := int(found[1])) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # somebody else's, of that number
+    return True
 
 
 def _began(run: RunFolder, manifest: Mapping[str, Any]) -> float:
@@ -165,7 +183,8 @@ class Reach:
         self.live |= planned if kept.live else set()
         if kept.live and not progress.get("plan"):
             raise DataError(
-                f"{kept.run.path}: this run lives, and its plan cannot be read; try again when it has ended"
+                f"{kept.run.path}: this run reads its data or plans, so what it reaches is not known yet; try again"
+                " when it works (`maskmill status`)"
             )
 
     def _add_path(self, folder: str, text: str) -> None:

@@ -151,11 +151,12 @@ def users(cache: Path) -> dict[str, list[str]]:
 
 def find_run(cache: Path, name: str = "latest") -> RunFolder:
     """The run that :func:`named` finds, or the latest that did anything. Raises :class:`DataError`: what there is."""
-    runs = list_runs(cache)
+    runs = all_runs(cache)
     if not runs:
         raise DataError(f"{cache}: no run here yet; run a flow first, e.g. `maskmill cfs --data demo --cache {cache}`")
     if name != "latest":
         return named(runs, name)
+    runs = list_runs(cache)
     for run in reversed(runs):
         with contextlib.suppress(DataError):
             if not run.manifest().get("stages"):

@@ -22,6 +22,7 @@ import numpy as np
 from artifacts import keys
 from artifacts.cache.atomic import (
     fsync_folder,
+    fsync_tree,
     kill_point,
     naming,
     publish_folder,
@@ -339,8 +340,14 @@ def _replace(temporary: Path, out: Path) -> None:
     if not out.exists():
         publish_folder(temporary, out)
         return
+    # Synced before the old one goes: that takes minutes for many files, and it may fail.
+    fsync_tree(temporary)
     old = temporary_beside(out)
     os.rename(out, old)
-    publish_folder(temporary, out)
+    try:
+        os.rename(temporary, out)
+    except OSError:
+        os.rename(old, out)
+        raise
     shutil.rmtree(old)
     fsync_folder(out.parent)

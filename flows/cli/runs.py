@@ -55,12 +55,12 @@ def ls(
 def show(name: Name = "last", /, *, cache: Root = DEFAULT, json: Json = False) -> int:
     """Show one run: outcome, times, command, configuration, stages, scores, skips, where its logs and report are."""
     from artifacts.cache.run_history import facts
-    from artifacts.cache.runs import all_runs, named
+    from artifacts.cache.runs import MANIFEST, all_runs, named
     from flows.cli.runs_tables import run_lines
 
     run = named(all_runs(_there(cache)), name)
     one = facts(run)
-    manifest = {} if one.outcome in ("damaged", "killed") and not one.command else run.manifest()
+    manifest = {} if one.outcome == "damaged" or not (run.path / MANIFEST).exists() else run.manifest()
     if json:
         print_json({"run": one, "manifest": manifest})
     else:

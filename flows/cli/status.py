@@ -13,7 +13,7 @@ from rich.markup import escape
 from artifacts.records import DataError
 from artifacts.report.html import duration
 from flows.cli.cache_tables import print_json, size
-from flows.cli.runs_tables import ended_at, outcome_line, scores_line
+from flows.cli.runs_tables import again, ended_at, outcome_line, scores_line
 from flows.cli.terminal import terminal
 
 SILENT_S = 600.0
@@ -53,7 +53,7 @@ def status(
             console.print(f"a fit of no run that works here is under way: {escape(name)}")
     for dead in found.killed:
         where = f", in {dead.stage}" if dead.stage else ""
-        rest = f"To go on: {dead.command}" if dead.command else f"Its log: {dead.log}"
+        rest = f"To go on: {again(dead)}" if dead.command else f"Its log: {dead.log}"
         console.print(
             f"[yellow]{escape(dead.run)} was killed[/] ({escape(dead.process or 'process unknown')}, last sign of life"
             f" {ended_at(dead)}{escape(where)}); its lock is free. {escape(rest)}"

@@ -13,8 +13,9 @@ import pytest
 from flow_runs import Done, copy_of, demo_tree, maskmill, run_cfs
 
 from artifacts.cache import gc, locks
+from artifacts.cache.run_history import facts
 from artifacts.cache.run_status import Status, status
-from artifacts.cache.runs import IN_USE, RunFolder, all_runs
+from artifacts.cache.runs import IN_USE, RunFolder, all_runs, find_run
 from artifacts.cache.store import MaskStore
 from artifacts.records import Sets
 from flows.configure import configure, load
@@ -117,6 +118,10 @@ def test_while_it_runs_it_is_seen_and_nothing_of_its_plan_is_cleaned_up(tiny: Do
         if run.planning:
             with pytest.raises(locks.LockTaken), locks.hold(cache / IN_USE, wait=False):
                 pytest.fail("a clean-up began while a run read its data and planned")
+        begun = find_run(cache, "last")
+        manifest = begun.manifest()  # from the first moment on
+        assert (manifest["status"], manifest["stages"]) == ("running", []) and "maskmill cfs" in facts(begun).command
+        assert manifest["recipe"]["data"]["source"] == "demo-tiny"
         result = page(run, sets, params)
         seen.append(status(cache))
         if not run.planning:
@@ -139,6 +144,15 @@ def test_while_it_runs_it_is_seen_and_nothing_of_its_plan_is_cleaned_up(tiny: Do
     again = f"cd {shlex.quote(os.getcwd())} && maskmill cfs --config {shlex.quote(found.last.config)}"
     assert note == f"log: {found.last.log}; to go on: {again}"
     assert found.last.report == "", "its end was not reached"
+
+
+def test_a_killed_run_goes_on_from_its_own_folder(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "cache", "cfs")
+    command = "maskmill cfs --data folder:photos --out run"
+    run.write_manifest({"flow": "cfs", "status": "running", "command": command, "folder": "/home/me/my project"})
+    for given in ("status", "runs ls"):
+        said = maskmill(tmp_path, *given.split(), "--cache", str(tmp_path / "cache")).printed
+        assert f"cd '/home/me/my project' && {command}" in said.replace("\n", " "), said
 
 
 def test_a_name_of_no_run_lists_what_there_is(tiny: Done, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -210,7 +211,7 @@ def test_a_running_flow_keeps_all_that_its_plan_names(tmp_path: Path) -> None:
     live = RunFolder(tmp_path, "20260103-020000-rrm-cccc")
     live.path.mkdir()
     with locks.hold(live.lock):
-        with pytest.raises(DataError, match="this run lives, and its plan cannot be read"):
+        with pytest.raises(DataError, match="this run reads its data or plans.* try again when it works"):
             gc.find(MaskStore(tmp_path), keep_runs=1)
         live.write_progress({"plan": [{"address": A}, {"address": NET}]})
         done = cleaned(tmp_path, keep_runs=1)
@@ -302,6 +303,33 @@ def test_it_waits_for_whoever_is_about_to_plan(tmp_path: Path) -> None:
         assert locks.held(tmp_path / IN_USE)
         with locks.hold(tmp_path / IN_USE, shared=True, wait=False):
             pytest.fail("a run began")
+
+
+def test_the_runs_of_a_process_that_lives_are_kept(tmp_path: Path) -> None:
+    """A comparison has ended its first runs for hours when it draws them."""
+    two_nights(tmp_path)
+    old = RunFolder(tmp_path, OLD)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        try:
+            old.write_progress({"process": f"pid {other.pid} on {os.uname().nodename}"})
+            cleaned(tmp_path, keep_runs=1)
+            assert old.path.exists()
+            old.write_progress({"process": f"pid {other.pid} on another-machine"})
+            assert [run.run_id for run in choose(all_runs(tmp_path), 1)[1]] == [OLD]
+            old.write_progress({"process": f"pid {other.pid} on {os.uname().nodename}"})
+        finally:
+            other.kill()
+    cleaned(tmp_path, keep_runs=1)
+    assert not old.path.exists()
+
+
+def test_a_size_cap_takes_no_masks_of_a_run_that_stays(tmp_path: Path) -> None:
+    two_nights(tmp_path)
+    for path in (tmp_path / "maps").rglob("*"):
+        os.utime(path, (1e9, 1e9))  # older than the run that made them, as always
+    whole = gc.find(MaskStore(tmp_path), keep_runs=1)
+    found = gc.find(MaskStore(tmp_path), keep_runs=1, max_bytes=whole.bytes_before - 5)  # four are a killed writer's
+    assert [item.kind for item in found.items] == ["file", "run"] and found.items[1].name == OLD
 
 
 def test_which_runs_are_kept(tmp_path: Path) -> None:

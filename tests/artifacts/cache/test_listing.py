@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,25 @@ def test_ls_counts_images_entries_skips_and_bytes(filled: MaskStore) -> None:
 
 def test_ls_of_nothing(store: MaskStore) -> None:
     assert cache.list_addresses(store) == []
+
+
+def test_a_file_that_is_renamed_meanwhile_is_no_error(filled: MaskStore) -> None:
+    """A writer gives its segment the final name between the listing and the look at it."""
+    stop, folder = threading.Event(), filled.folder(A)
+
+    def write() -> None:
+        while not stop.is_set():
+            (folder / ".maskmill-tmp-1-2").write_bytes(b"x")
+            os.rename(folder / ".maskmill-tmp-1-2", folder / "notes")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert cache.address_info(filled, A).segments and cache_compact._usage(folder)[0]
+    finally:
+        stop.set()
+        writer.join()
 
 
 def test_show_tells_meta_arrays_entries_and_runs(filled: MaskStore) -> None:

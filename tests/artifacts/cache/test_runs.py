@@ -13,6 +13,7 @@ from artifacts.cache.runs import (
     find_run,
     last_seconds,
     list_runs,
+    named,
     read_stamps,
     run_before,
     write_stamps,
@@ -46,6 +47,14 @@ def test_the_latest_of_runs_within_one_second_is_the_one_that_began_last(tmp_pat
         time.sleep(0.002)
         assert find_run(tmp_path) == runs[-1]
     assert list_runs(tmp_path) == all_runs(tmp_path) == runs
+
+
+def test_a_run_has_the_same_name_everywhere_whether_it_left_a_manifest_or_not(tmp_path: Path) -> None:
+    one, two = finished(tmp_path, "cfs", "cut", 1, 1), finished(tmp_path, "cfs", "cut", 1, 1)
+    begun = RunFolder.create(tmp_path, "cfs")
+    assert [find_run(tmp_path, name) for name in ("last", "last~1", "last~2")] == [begun, two, one]
+    assert [named(all_runs(tmp_path), name) for name in ("last", "last~1", "last~2")] == [begun, two, one]
+    assert find_run(tmp_path) == two, "the latest that did anything"
 
 
 def test_estimates_come_from_the_last_run_with_work_and_survive_a_broken_manifest(tmp_path: Path) -> None:

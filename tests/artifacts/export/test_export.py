@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -177,16 +179,46 @@ def test_another_array_of_a_stage_is_another_export_without_its_objects(
         assert json.loads((out / export.MANIFEST).read_text())["array"] == array
 
 
-def test_changed_masks_replace_an_untouched_export(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    cache, manifest = run
-    out = export_run(cache, manifest, "cut", "voc", tmp_path / "out")
+def change_masks(cache: Path, manifest: dict[str, Any]) -> None:
     MaskStore(cache).write_segment(ADDRESS, [("set/a", "new", {"mask_hw": mask(1)})], meta={})
     stamps = runs.read_stamps(cache, manifest["stages"][0]["stamps"])
     stamps = {"set/a": ("new", stamps["set/a"][1])}
     manifest["stages"][0]["stamps"] = runs.write_stamps(cache, stamps)
+
+
+def test_changed_masks_replace_an_untouched_export(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    cache, manifest = run
+    out = export_run(cache, manifest, "cut", "voc", tmp_path / "out")
+    change_masks(cache, manifest)
     export_run(cache, manifest, "cut", "voc", out)
     assert sorted(p.name for p in (out / DEVKIT / "SegmentationClass").rglob("*.png")) == ["a.png"]
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".maskmill-tmp")] == []
+
+
+@pytest.mark.parametrize("at", ["while the new one is synced", "while it is given its name"])
+def test_a_disk_that_fails_while_an_export_is_replaced_leaves_the_old_one(
+    at: str, run: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = export_run(*run, "cut", "voc", tmp_path / "out")
+    before, rename = contents(out), os.rename
+    change_masks(*run)
+
+    def full(*given: Any) -> None:
+        assert contents(out) == before
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def renamed(old: Any, new: Any) -> None:
+        if Path(new) == out and contents(Path(old)) != before:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((export, "fsync_tree", full) if "synced" in at else (os, "rename", renamed)))
+        with pytest.raises(OSError, match="No space left"):
+            export_run(*run, "cut", "voc", out)
+    assert contents(out) == before
+    export_run(*run, "cut", "voc", out)
+    assert contents(out) != before
 
 
 def spoil_extra(out: Path) -> None:
