@@ -131,8 +131,8 @@ def write_bytes_atomic(path: Path, data: bytes, *, durable: bool = True) -> None
 
 
 def write_text_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """:func:`write_atomic` of UTF-8 text in memory."""
-    write_bytes_atomic(path, text.encode(), durable=durable)
+    """:func:`write_atomic` of UTF-8 text in memory; a file name in it that is no text is written as JSON escapes it."""
+    write_bytes_atomic(path, text.encode(errors="backslashreplace"), durable=durable)
 
 
 def check_writable(option: str, folder: Path | None) -> None:

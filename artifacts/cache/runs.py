@@ -23,7 +23,7 @@ from typing import Any
 
 from artifacts import keys
 from artifacts.cache import locks, sealed
-from artifacts.cache.atomic import write_bytes_atomic, write_text_atomic
+from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.records import DataError, shown
 
 log = logging.getLogger("maskmill")
@@ -219,14 +219,15 @@ def write_stamps(cache: Path, stamps: Stamps) -> str:
 
 def _write_named(folder: Path, value: Mapping[str, Any]) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    name = keys.digest_bytes(text.encode())
+    data = text.encode(errors="backslashreplace")  # a path that is no text: as JSON itself escapes it
+    name = keys.digest_bytes(data)
     path = folder / f"{name}.json"
     try:
-        there = path.read_bytes() == text.encode()
+        there = path.read_bytes() == data
     except OSError:
         there = False
     if not there:
-        write_text_atomic(path, text)
+        write_bytes_atomic(path, data)
     return name
 
 

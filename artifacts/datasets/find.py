@@ -142,7 +142,7 @@ class Folder(Names):
             suffix = os.path.splitext(relative)[1].lower()
             if suffixes is not None and suffix not in suffixes:
                 if may_be_picture(relative):
-                    self.passed_over.append(relative)
+                    self.passed_over.append(relative.encode(errors="backslashreplace").decode())  # it may be no text
                 continue
             try:
                 good.append(check_relative(relative))

@@ -188,6 +188,8 @@ def published_fit(manifest: Mapping[str, Any], stage: Mapping[str, Any], cache: 
 class RunScores:
     """Scores of one stage of a run."""
 
+    run: str
+    """Its id, whatever it was asked for by."""
     stage: str
     masks: Mapping[str, tuple[dict[str, Any], SetScores]]
     """Array of the stage -> its scores: of its masks and, where it keeps them, those with a CRF."""
@@ -225,7 +227,7 @@ def score_run(cache: Path, run: str, stage: str, moved: str = "") -> RunScores:
 
         with_objects = array == "mask_hw" and "objects_flat" in found["outputs"]
         scores[array] = _scored(records, mask_of, windows_of if with_objects else None)
-    return RunScores(found["label"], scores, note)
+    return RunScores(manifest["run"], found["label"], scores, note)
 
 
 def records_of(manifest: Mapping[str, Any], of_set: str, split: str, cache: Path, moved: str = "") -> RecordSet:

@@ -87,7 +87,7 @@ def score(
         if split is not None:
             raise ConfigError("--split needs --masks; a run is scored on the split that its stage went over")
         found = score_run(cache, run or "latest", stage or "", data or "")
-        note, title = found.note, f"{found.stage} of run {run or 'latest'}"
+        note, title = found.note, f"{found.stage} of run {found.run}"
         scores, scored = next(iter(found.masks.values()))
         if len(found.masks) > 1:
             with_crf, _ = found.masks[CRF_MASK]

@@ -89,7 +89,11 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line of the log. A failure costs the line, not the run."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        with self._guard, contextlib.suppress(OSError), open(self.folder.log, "a", encoding="utf-8") as file:
+        with (
+            self._guard,
+            contextlib.suppress(OSError),
+            open(self.folder.log, "a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.write("".join(f"{stamp}  {line}\n" for line in text.splitlines() or [""]))
 
     def failed(self, error: BaseException) -> None:

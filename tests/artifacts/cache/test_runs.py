@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from pathlib import Path
 
 import pytest
 
+from artifacts.cache.atomic import write_text_atomic
 from artifacts.cache.runs import (
     RunFolder,
     all_runs,
@@ -80,6 +83,14 @@ def test_equal_stamps_are_stored_once_and_damage_is_seen(tmp_path: Path) -> None
     (tmp_path / "stamps" / f"{name}.json").unlink()
     with pytest.raises(DataError, match="gone"):
         read_stamps(tmp_path, name)
+
+
+def test_a_path_that_is_no_text_is_stored_and_read_back(tmp_path: Path) -> None:
+    """File names of an old disk, which Python holds as surrogates."""
+    stamps = {"set/a": ("s", os.fsdecode(b"/old-disk-\xe9/a.jpg"))}
+    assert read_stamps(tmp_path, write_stamps(tmp_path, stamps)) == stamps
+    write_text_atomic(tmp_path / "card.json", json.dumps(stamps, ensure_ascii=False))
+    assert json.loads((tmp_path / "card.json").read_text(encoding="utf-8")) == {"set/a": list(stamps["set/a"])}
 
 
 def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:

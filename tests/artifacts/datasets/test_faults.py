@@ -11,7 +11,7 @@ import pytest
 from label_trees import CAT, DOG, LINES, annotate, coco, picture, read, sample_mask, shares, voc, whole, yolo
 
 from artifacts import images
-from artifacts.datasets.find import Names
+from artifacts.datasets.find import Folder, Names
 from artifacts.records import DataError
 
 # --- names of other systems (F)
@@ -360,3 +360,10 @@ def test_tags_with_other_separators_are_said(
     (tmp_path / "tags.csv").write_text("image,tags\n" + rows)
     found = read("folder", tmp_path)
     assert found.classes == classes and said in found.warnings[0]
+
+
+def test_a_stray_file_whose_name_is_no_text_is_named_in_text(tmp_path: Path) -> None:
+    """A name of an old disk went raw into warnings, which no export could write."""
+    (tmp_path / "a.png").write_bytes(b"")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/old\xe9.foo")).write_bytes(b"")
+    assert Folder(tmp_path).passed_over == ["old\\udce9.foo"]
