@@ -72,7 +72,7 @@ def score(
         )
     if truth is not None or thinned or quick:
         raise ConfigError("--truth, --thinned and --quick need --edges")
-    with_crf, note = None, ""
+    with_crf, note, of_run = None, "", ""
     if masks is not None:
         if data is None:
             raise ConfigError("--masks needs --data: the data set whose truth masks are compared")
@@ -87,13 +87,13 @@ def score(
         if split is not None:
             raise ConfigError("--split needs --masks; a run is scored on the split that its stage went over")
         found = score_run(cache, run or "latest", stage or "", data or "")
-        note, title = found.note, f"{found.stage} of run {found.run}"
+        note, title, of_run = found.note, found.stage, f"run {found.run}"
         scores, scored = next(iter(found.masks.values()))
         if len(found.masks) > 1:
             with_crf, _ = found.masks[CRF_MASK]
     console = terminal(stderr=str(json) == "-")
-    if note:
-        console.print(escape(note), soft_wrap=True, highlight=False)
+    for line in filter(None, (note, of_run)):
+        console.print(escape(line), soft_wrap=True, highlight=False)
     if str(json) == "-":
         print_json({"scores": scores} if with_crf is None else {"scores": scores, "scores_crf": with_crf})
     else:
