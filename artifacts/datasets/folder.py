@@ -108,6 +108,7 @@ def read_folder(
     tables.forget_unknown_classes(numbers, notes)
     chosen = _choose(root, pictures, split, rule or SplitRule(), tables, notes)
     masks = _mask_folder(mask_folder, bool(listed), notes)
+    mask_names = Names({name for file in pictures.files for name in _mask_names(file)}, pictures.where, (".png",))
     ids = image_ids(pictures.files)
 
     def keep(box: Box) -> bool:
@@ -118,7 +119,7 @@ def read_folder(
     for row in chosen.rows:
         path = images / pictures.files[row]
         try:
-            truth = _truth(masks, pictures.files[row], len(class_table), path)
+            truth = _truth(masks, pictures.files[row], mask_names, len(class_table), path)
             found.append(_record(row, path, ids[row], truth, tables, numbers, keep, notes))
         except (DataError, OSError) as error:
             skips.append(read_skip(dataset, ids[row], path, str(error), permanent=isinstance(error, DataError)))
@@ -232,12 +233,17 @@ def _clip(box: BoxRow, class_id: int, size_hw: tuple[int, int], notes: Notes) ->
     return Box(box.index, class_id, *inside, difficult=box.difficult, crowd=box.crowd)
 
 
-def _truth(masks: Names | None, relative: str, n_classes: int, image: Path) -> MaskRef | None:
+def _mask_names(relative: str) -> tuple[str, str]:
+    """``sub/a.png`` and ``sub/a.jpg.png``."""
+    return f"{os.path.splitext(relative)[0]}.png", f"{relative}.png"
+
+
+def _truth(masks: Names | None, relative: str, every: Names, n_classes: int, image: Path) -> MaskRef | None:
     """The reference to ``masks/<relative>.png``, without or with the picture's ending; its path compares sizes."""
     if masks is None:
         return None
-    spellings = (f"{os.path.splitext(relative)[0]}.png", f"{relative}.png")
-    found = next((file for name in spellings if (file := masks.find(name, whole=True)) is not None), None)
+    matches = (masks.find(name, whole=True, of=every) for name in _mask_names(relative))
+    found = next((file for file in matches if file is not None), None)
     if found is None:
         return None
     detail = json.dumps([n_classes, str(image)])

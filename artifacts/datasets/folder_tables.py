@@ -25,6 +25,7 @@ FLAGS = ("difficult", "crowd")
 
 ROW_DROPPED = "row dropped"
 UNKNOWN_IMAGE = "row for an image that is not there"
+TWO_NAMES = "row for an image that another row's name means, too"
 
 
 @dataclass(frozen=True)
@@ -90,19 +91,24 @@ class Tables:
         self, path: Path, header: tuple[str, ...], pictures: Names, rows: Mapping[str, int], notes: Notes
     ) -> Iterator[tuple[str, int, dict[str, str]]]:
         """(``file:line``, row of the picture list, cells by column) of each usable line."""
-        for place, cells in read_csv(path, header, notes):
-            found = pictures.find(cells["image"], any_ending=True)
-            if found is None:
+        lines = list(read_csv(path, header, notes))
+        found, refused = pictures.find_each(cells["image"] for _, cells in lines)
+        for place, cells in lines:
+            name = cells["image"]
+            if name not in found:
                 notes.labels += 1
-                notes.lose(UNKNOWN_IMAGE, f"{place}: {pictures.tried(cells['image'])!r}")
+                if name in refused:
+                    notes.lose(TWO_NAMES, f"{place}: {refused[name]}")
+                else:
+                    notes.lose(UNKNOWN_IMAGE, f"{place}: {pictures.tried(name)!r}")
                 continue
-            picture = rows[found]
+            picture = rows[found[name]]
             if "split" in cells:
                 self.has_splits = True
                 split = cells["split"]
                 if self.splits.setdefault(picture, split) != split:
                     kept = self.splits[picture]
-                    notes.add("split given twice, the first kept", f"{place}: {cells['image']!r} is {kept!r}")
+                    notes.add("split given twice, the first kept", f"{place}: {name!r} is {kept!r}")
             yield place, picture, cells
 
     def names(self) -> set[str]:

@@ -109,7 +109,9 @@ class _Tree:
     """Where they are from, below the root."""
     xml: Names
     masks: dict[str, Names]
-    """Folder -> its PNGs."""
+    """Folder -> its PNGs, and those of SBD's kind in folders that lists name."""
+    own: dict[str, Names]
+    """Ending -> the names of all images' files of labels."""
     sbd: Path | None
     notes: Notes
 
@@ -126,6 +128,7 @@ class _Tree:
         masks = {
             name: Folder.if_there(child(root, name, notes), (".png",)) for name in (*MASK_FOLDERS, "SegmentationObject")
         }
+        own = {end: Names((f"{name}{end}" for name in images), files.where, (end,)) for end in (".xml", ".png")}
         sbd = find_sbd(root, data.sbd) if table.names == VOC_CLASSES or data.sbd else None
         numbers = {name: number for number, name in enumerate(table.names, 1)}
         name = data.name or dataset_name(root)
@@ -141,7 +144,7 @@ class _Tree:
                 tags.setdefault(without_suffix(found), names)
             else:
                 notes.add(f"row of {tags_in} for an image that is not there", files.tried(cell))
-        return cls(root, name, data, table, numbers, files, images, tags, tags_in, xml, masks, sbd, notes)
+        return cls(root, name, data, table, numbers, files, images, tags, tags_in, xml, masks, own, sbd, notes)
 
     def image(self, listed: Listed) -> str:
         """Path of the image file. Raises ``FileNotFoundError`` if there is none of that id."""
@@ -151,7 +154,7 @@ class _Tree:
 
     def below(self, names: Names, image_id: str, suffix: str) -> str | None:
         """Path of the file of an image's labels in ``names``."""
-        found = names.find(f"{image_id}{suffix}", whole=True)
+        found = names.find(f"{image_id}{suffix}", whole=True, of=self.own[suffix])
         return None if found is None else f"{names.where}/{found}"
 
     def say_spellings(self) -> None:
@@ -300,11 +303,11 @@ class _Reader:
         tree, count = self.tree, len(self.tree.table.names)
         if listed.mask is not None:
             folder, _, name = listed.mask.replace("\\", "/").lstrip("/").partition("/")
-            below = Folder.if_there(tree.root / folder, (".png", ".mat")) if folder not in tree.masks else None
-            mask = (below or tree.masks[folder]).find(name)
-            if mask is not None:
-                where = (below or tree.masks[folder]).where
-                return class_mask_ref(f"{where}/{mask}", count, size_hw, tree.labelmap)
+            if folder not in tree.masks:
+                tree.masks[folder] = Folder.if_there(tree.root / folder, (".png", ".mat"))
+            masks = tree.masks[folder]
+            if (mask := masks.find(name)) is not None:
+                return class_mask_ref(f"{masks.where}/{mask}", count, size_hw, tree.labelmap)
             tree.notes.add("listed masks that do not exist", f"{tree.root}/{folder}/{name}")
             return None
         for folder in MASK_FOLDERS:

@@ -285,11 +285,12 @@ def _add(layout: Layout, root: Path, folder: Folder, rows: Sequence[int], prefix
     places = _label_folders(root, top, prefix, notes)
     layout.looked += [str(place) for place in places]
     labels = [(place, Folder(place, LABELS)) for place in places]
+    every = Names({name for file in folder.files for name in _label_names(folder, file)}, folder.where, LABELS)
     used: set[tuple[int, str]] = set()
     ids = image_ids(folder.files)
     chosen = set(rows)
     for row, relative in enumerate(folder.files):
-        found = _label_file(folder.bare(relative), relative, labels)
+        found = _label_file(_label_names(folder, relative), labels, every)
         if found is not None:
             used.add(found)
         if row not in chosen:
@@ -317,10 +318,15 @@ def _label_folders(root: Path, top: Path, prefix: str, notes: Notes) -> list[Pat
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 
-def _label_file(bare: str, relative: str, labels: Sequence[tuple[Path, Names]]) -> tuple[int, str] | None:
-    """(number of the label folder, relative path in it) of a picture's label file."""
+def _label_names(folder: Names, relative: str) -> tuple[str, str]:
+    """``sub/a.txt`` and ``sub/a.jpg.txt``."""
+    return f"{folder.bare(relative)}.txt", f"{relative}.txt"
+
+
+def _label_file(own: Sequence[str], labels: Sequence[tuple[Path, Names]], every: Names) -> tuple[int, str] | None:
+    """(number of the label folder, relative path in it) of a picture's label file; ``every``: the names of all."""
     for number, (_, names) in enumerate(labels):
-        for name in (f"{bare}.txt", f"{relative}.txt"):
-            if (found := names.find(name, whole=True)) is not None:
+        for name in own:
+            if (found := names.find(name, whole=True, of=every)) is not None:
                 return number, found
     return None
