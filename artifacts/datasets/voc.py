@@ -138,12 +138,7 @@ class _Tree:
         tags_in = "WeakTags/tags.csv"
         if not listed and not xml.files:
             listed, tags_in = read_class_lists(root), "ImageSets/Main"
-        tags: dict[str, tuple[str, ...]] = {}
-        for cell, names in listed.items():
-            if (found := images.get(cell) or files.find(cell, any_ending=True)) is not None:
-                tags.setdefault(without_suffix(found), names)
-            else:
-                notes.add(f"row of {tags_in} for an image that is not there", files.tried(cell))
+        tags = _tags_by_image(listed, tags_in, files, images, notes)
         return cls(root, name, data, table, numbers, files, images, tags, tags_in, xml, masks, own, sbd, notes)
 
     def image(self, listed: Listed) -> str:
@@ -182,6 +177,26 @@ class _Tree:
         if self.table.given or self.table.names == VOC_CLASSES or not any(self.masks[f].files for f in MASK_FOLDERS):
             return ()
         return (f"{self.root}: no classes.txt, so the masks' numbers are read as {numbered(self.table.names)}",)
+
+
+def _tags_by_image(
+    listed: dict[str, tuple[str, ...]], where: str, files: Folder, images: dict[str, str], notes: Notes
+) -> dict[str, tuple[str, ...]]:
+    """Image id -> class names, those of all its rows; rows that are no image's are said."""
+    found, refused = files.find_each(images.get(cell, cell) for cell in listed)
+    tags: dict[str, tuple[str, ...]] = {}
+    for cell, names in listed.items():
+        name = images.get(cell, cell)
+        file = found.get(name)
+        if name in refused:
+            notes.add(f"row of {where} for an image that another row's name means, too", refused[name])
+        elif file is None:
+            notes.add(f"row of {where} for an image that is not there", files.tried(cell))
+        elif images[image_id := without_suffix(file)] != file:
+            notes.add(f"row of {where} for an image whose twin with another ending is read", cell)
+        else:
+            tags[image_id] = tuple(dict.fromkeys((*tags.get(image_id, ()), *names)))
+    return tags
 
 
 def _records(
@@ -261,6 +276,8 @@ class _Reader:
         if tree.tags:
             names = tree.tags.get(image_id)
             if names is not None:
+                if annotation is None:
+                    tree.notes.labels += len(names)
                 try:
                     return tuple(sorted({tree.number(f"{tree.root}/{tree.tags_in}", image_id, n) for n in names}))
                 except DataError as error:  # costs this image its tags; its other labels may be good
