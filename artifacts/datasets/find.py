@@ -71,19 +71,67 @@ class Names:
         self._by_key: dict[str, list[str]] | None = None
         self._by_stem: dict[str, list[str]] | None = None
 
-    def find(self, name: str, *, any_ending: bool = False, whole: bool = False) -> str | None:
+    def find(self, name: str, *, any_ending: bool = False, whole: bool = False, of: Names | None = None) -> str | None:
         """The file that ``name`` means; ``None`` if there is none, or if it may mean several.
 
         In this order: the name as it is, its other spellings, the same without its leading folders, one after another,
         and each below ``images/``. ``any_ending``: a name without ending, or with another picture's, will do.
-        ``whole``: with all its folders, as a label file has its picture's.
+        ``whole``: with all its folders, as a label file has its picture's. ``of``: all names that are looked for; what
+        is another one's own name, or differs from two of them in case alone, is not this one's.
         """
         if name in self._exact:
             return name
-        found = next(self._matches(name, any_ending, whole), None)
+        matches = self._matches(name, any_ending, whole)
+        found = next((file for file in matches if of is None or not of._has_or_may_mean(file)), None)
         if found is not None and not _ends_alike(self.bare(found) if any_ending else found, name):
             self.respelled.setdefault(name, found)
         return found
+
+    def find_each(self, names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
+        """The files that the names of one table mean, with any ending, and why a file is not given to some of them.
+
+        Two names that differ in more than the ending stand for two files. If only one is there, both may be found as
+        that one, without their leading folders: then it is the one's that is its name, or nobody's.
+        """
+        found = {name: file for name in dict.fromkeys(names) if (file := self.find(name, any_ending=True)) is not None}
+        spelled: dict[str, dict[str, None]] = {}
+        for name, file in found.items():
+            spelled.setdefault(file, {})[self._plain(name, file)] = None
+        refused = {}
+        for name, file in list(found.items()):
+            same = spelled[file]
+            if len(same) == 1 or (own := self._plain(name, file)) == self._plain(file, file):
+                continue
+            if self.bare(file) in same:
+                refused[name] = f"{own!r} is not there, and {file!r} has rows of its own"
+            else:
+                refused[name] = f"{', '.join(map(repr, list(same)[:3]))} would all be {file!r}; correct the names"
+            del found[name]
+        return found, refused
+
+    def _plain(self, name: str, file: str) -> str:
+        """``name`` with slashes, without ``./`` and without the ending of ``file``: two spellings of one name alike."""
+        plain = os.path.normpath(name.strip().replace("\\", "/"))
+        stem, suffix = os.path.splitext(plain)
+        return stem if suffix and suffix.lower() == file[len(self.bare(file)) :].lower() else plain
+
+    def _has_or_may_mean(self, name: str) -> bool:
+        """Whether ``name`` is one of these, or differs from several of them in case alone."""
+        return name in self._exact or len(self._keys().get(_key(name), ())) > 1
+
+    def _keys(self) -> dict[str, list[str]]:
+        if self._by_key is None:
+            self._by_key = {}
+            for file in self.files:
+                self._by_key.setdefault(_key(file), []).append(file)
+        return self._by_key
+
+    def _stems(self) -> dict[str, list[str]]:
+        if self._by_stem is None:
+            self._by_stem = {}
+            for file in self.files:
+                self._by_stem.setdefault(_key(self.bare(file)), []).append(file)
+        return self._by_stem
 
     def _matches(self, name: str, any_ending: bool, whole: bool) -> Iterator[str]:
         for tail in _tails(name):
@@ -101,14 +149,9 @@ class Names:
             notes.add("name found in another spelling", f"{name!a} is {found!a}")
 
     def _unique(self, name: str, any_ending: bool) -> str | None:
-        if self._by_key is None or self._by_stem is None:
-            self._by_key, self._by_stem = {}, {}
-            for file in self.files:
-                self._by_key.setdefault(_key(file), []).append(file)
-                self._by_stem.setdefault(_key(self.bare(file)), []).append(file)
-        found = self._by_key.get(_key(name), [])
+        found = self._keys().get(_key(name), [])
         if not found and any_ending:
-            found = self._by_stem.get(_key(name), []) or self._by_stem.get(_key(without_suffix(name)), [])
+            found = self._stems().get(_key(name), []) or self._stems().get(_key(without_suffix(name)), [])
             found = [file for file in found if self.bare(file) in (name, without_suffix(name))] or found
         return found[0] if len(found) == 1 else None
 

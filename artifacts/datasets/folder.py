@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.datasets.find import Folder, Names, child
-from artifacts.datasets.folder_tables import ROW_DROPPED, BoxRow, Tables, write_boxes, write_folder_labels, write_tags
+from artifacts.datasets.folder_tables import OUTSIDE, BoxRow, Tables, write_boxes, write_folder_labels, write_tags
 from artifacts.datasets.paths import (
     Notes,
     dataset_name,
@@ -105,9 +105,11 @@ def read_folder(
     tables = Tables.read(root, pictures, notes, separator=tag_separator, known=listed)
     class_table = listed or (*known, *sorted(tables.names() - set(known)))
     numbers = {name: number for number, name in enumerate(class_table, start=1)}
-    tables.forget_unknown_classes(numbers, notes)
+    tables.forget_unknown_classes(numbers)
     chosen = _choose(root, pictures, split, rule or SplitRule(), tables, notes)
+    tables.count(frozenset(chosen.rows), notes)
     masks = _mask_folder(mask_folder, bool(listed), notes)
+    mask_names = Names({name for file in pictures.files for name in _mask_names(file)}, pictures.where, (".png",))
     ids = image_ids(pictures.files)
 
     def keep(box: Box) -> bool:
@@ -118,7 +120,7 @@ def read_folder(
     for row in chosen.rows:
         path = images / pictures.files[row]
         try:
-            truth = _truth(masks, pictures.files[row], len(class_table), path)
+            truth = _truth(masks, pictures.files[row], mask_names, len(class_table), path)
             found.append(_record(row, path, ids[row], truth, tables, numbers, keep, notes))
         except (DataError, OSError) as error:
             skips.append(read_skip(dataset, ids[row], path, str(error), permanent=isinstance(error, DataError)))
@@ -225,19 +227,24 @@ def _clip(box: BoxRow, class_id: int, size_hw: tuple[int, int], notes: Notes) ->
     inside = max(0.0, x0), max(0.0, y0), min(float(width), x1), min(float(height), y1)
     if inside[2] <= inside[0] or inside[3] <= inside[1]:
         where = f"box {x0:g} {y0:g} {x1:g} {y1:g} lies outside the image of {width} x {height} pixels"
-        notes.add(ROW_DROPPED, f"{box.place}: {where}")
+        notes.lose(OUTSIDE, f"{box.place}: {where}", of="boxes")
         return None
     if max(abs(a - b) for a, b in zip(inside, box.xyxy, strict=True)) > 1:
         notes.add("box that sticks out of the image by more than a pixel, clipped", box.place)
     return Box(box.index, class_id, *inside, difficult=box.difficult, crowd=box.crowd)
 
 
-def _truth(masks: Names | None, relative: str, n_classes: int, image: Path) -> MaskRef | None:
+def _mask_names(relative: str) -> tuple[str, str]:
+    """``sub/a.png`` and ``sub/a.jpg.png``."""
+    return f"{os.path.splitext(relative)[0]}.png", f"{relative}.png"
+
+
+def _truth(masks: Names | None, relative: str, every: Names, n_classes: int, image: Path) -> MaskRef | None:
     """The reference to ``masks/<relative>.png``, without or with the picture's ending; its path compares sizes."""
     if masks is None:
         return None
-    spellings = (f"{os.path.splitext(relative)[0]}.png", f"{relative}.png")
-    found = next((file for name in spellings if (file := masks.find(name, whole=True)) is not None), None)
+    matches = (masks.find(name, whole=True, of=every) for name in _mask_names(relative))
+    found = next((file for file in matches if file is not None), None)
     if found is None:
         return None
     detail = json.dumps([n_classes, str(image)])

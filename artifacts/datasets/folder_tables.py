@@ -24,7 +24,9 @@ BOXES_HEADER = ("image", "class", "x0", "y0", "x1", "y1")
 FLAGS = ("difficult", "crowd")
 
 ROW_DROPPED = "row dropped"
+OUTSIDE = "box that lies outside its picture, dropped"
 UNKNOWN_IMAGE = "row for an image that is not there"
+TWO_NAMES = "row for an image that another row's name means, too"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Tables:
     boxes: dict[int, list[BoxRow]] | None = None
     damaged: set[int] = field(default_factory=set)
     """Rows of pictures of which a box was dropped, as its numbers cannot be used."""
+    labels: Counter[int] = field(default_factory=Counter)
+    """row -> labels of its picture, lost ones included."""
+    lost: list[tuple[int, str, str]] = field(default_factory=list)
+    """(row, kind, example) of each of them that is lost."""
     splits: dict[int, str] = field(default_factory=dict)
     has_splits: bool = False
 
@@ -67,7 +73,7 @@ class Tables:
             found = split_tags([cells["tags"] for _, _, cells in lines], separator, known, str(path), notes)
             for (place, picture, _), names in zip(lines, found, strict=True):
                 tables.tags.setdefault(picture, []).extend((place, name) for name in names)
-                notes.labels += len(names)
+                tables.labels[picture] += len(names)
         if (path := child(root, "boxes.csv", notes)).is_file():
             tables.boxes = {}
             counts: dict[int, int] = {}
@@ -75,12 +81,12 @@ class Tables:
                 boxes = tables.boxes.setdefault(picture, [])
                 if not cells["class"]:
                     continue
-                notes.labels += 1
+                tables.labels[picture] += 1
                 index = counts[picture] = counts.get(picture, -1) + 1
                 try:
                     boxes.append(_parse_box(place, cells, index))
                 except DataError as error:
-                    notes.lose(ROW_DROPPED, str(error))
+                    tables.lost.append((picture, ROW_DROPPED, str(error)))
                     tables.damaged.add(picture)
         if tables.tags is None and tables.boxes is None:
             tables.tags = folder_tags(pictures.files, notes)
@@ -90,19 +96,24 @@ class Tables:
         self, path: Path, header: tuple[str, ...], pictures: Names, rows: Mapping[str, int], notes: Notes
     ) -> Iterator[tuple[str, int, dict[str, str]]]:
         """(``file:line``, row of the picture list, cells by column) of each usable line."""
-        for place, cells in read_csv(path, header, notes):
-            found = pictures.find(cells["image"], any_ending=True)
-            if found is None:
+        lines = list(read_csv(path, header, notes))
+        found, refused = pictures.find_each(cells["image"] for _, cells in lines)
+        for place, cells in lines:
+            name = cells["image"]
+            if name not in found:
                 notes.labels += 1
-                notes.lose(UNKNOWN_IMAGE, f"{place}: {pictures.tried(cells['image'])!r}")
+                if name in refused:
+                    notes.lose(TWO_NAMES, f"{place}: {refused[name]}")
+                else:
+                    notes.lose(UNKNOWN_IMAGE, f"{place}: {pictures.tried(name)!r}")
                 continue
-            picture = rows[found]
+            picture = rows[found[name]]
             if "split" in cells:
                 self.has_splits = True
                 split = cells["split"]
                 if self.splits.setdefault(picture, split) != split:
                     kept = self.splits[picture]
-                    notes.add("split given twice, the first kept", f"{place}: {cells['image']!r} is {kept!r}")
+                    notes.add("split given twice, the first kept", f"{place}: {name!r} is {kept!r}")
             yield place, picture, cells
 
     def names(self) -> set[str]:
@@ -110,7 +121,14 @@ class Tables:
         tags = {name for row in (self.tags or {}).values() for _, name in row}
         return tags | {box.name for row in (self.boxes or {}).values() for box in row}
 
-    def forget_unknown_classes(self, numbers: Mapping[str, int], notes: Notes) -> None:
+    def count(self, chosen: Collection[int], notes: Notes) -> None:
+        """Count the labels of the chosen pictures, those that are lost among them: boxes are clipped for these only."""
+        notes.labels += sum(number for row, number in self.labels.items() if row in chosen)
+        for row, kind, example in self.lost:
+            if row in chosen:
+                notes.lose(kind, example)
+
+    def forget_unknown_classes(self, numbers: Mapping[str, int]) -> None:
         """Drop what names a class that the class table does not have."""
         if self.names() <= numbers.keys():
             return
@@ -118,7 +136,7 @@ class Tables:
         for picture, tags in list((self.tags or {}).items()):
             for place, name in tags:
                 if name not in numbers:
-                    notes.lose(kind, f"{place}: {name!r}")
+                    self.lost.append((picture, kind, f"{place}: {name!r}"))
             good = [(place, name) for place, name in tags if name in numbers]
             if self.tags is not None and tags and not good:
                 del self.tags[picture]  # unknown, not "holds nothing"
@@ -126,7 +144,7 @@ class Tables:
         for picture, boxes in (self.boxes or {}).items():
             for box in boxes:
                 if box.name not in numbers:
-                    notes.lose(kind, f"{box.place}: {box.name!r}")
+                    self.lost.append((picture, kind, f"{box.place}: {box.name!r}"))
                     self.damaged.add(picture)
             boxes[:] = [box for box in boxes if box.name in numbers]
 

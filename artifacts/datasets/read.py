@@ -180,8 +180,13 @@ def _read_labelled(data: DataParams, split: str, cache: Path | None) -> RecordSe
     from artifacts.datasets.scribbles import with_scribbles
 
     own = _read_source(replace(data, scribbles=False), split, cache)
-    found = with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
     form, _, place = data.source.partition(":")
+    named = () if data.follow_links else (*_places(place, split, data), own.root, data.scribble_files)
+    try:
+        with confined(os.path.expanduser(name) for name in named):
+            found = with_scribbles(own, data.scribble_files, origin=data.scribble_origin)
+    except InputFault as error:
+        raise DataError(str(error)) from error
     listed = data.classes or form != "folder" or (Path(place).expanduser() / "classes.txt").is_file()
     if listed or not any(isinstance(record.scribbles, MaskRef) for record in found):
         return found

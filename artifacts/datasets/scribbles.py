@@ -9,20 +9,24 @@ Three kinds, told by what is there:
   COCO's frame, where 0.5 is the centre of the first pixel. The category ``background``, or the id 0, is background. An
   ordinary instances file may hold them beside its boxes; annotations without ``scribble`` are passed over.
 
-An image without a file (or an entry) has no scribbles. One whose file cannot be used has none either, and a warning
-says why. Strokes that leave their image are cut off there, with a warning.
+Files and entries are found by the image's id, else by the end of its path; one that may be several images' is nobody's,
+and said. An image without a file (or an entry) has no scribbles. One whose file cannot be used has none either, and a
+warning says why. Strokes that leave their image are cut off there, with a warning.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from artifacts.datasets.find import Folder, Names
 from artifacts.datasets.paths import Notes, without_suffix
 from artifacts.datasets.scribblesup import (
     BACKGROUND,
@@ -44,6 +48,9 @@ Found = tuple[Scribble, ...] | MaskRef | None
 Numbers = Mapping[str, int]
 """Class name -> class number."""
 
+SHARED = "scribbles that may be several images', taken for none"
+UNUSED = "scribbles that are no image's"
+
 
 def with_scribbles(records: RecordSet, place: str, *, origin: int = 0) -> RecordSet:
     """The same images, which have no scribbles of their own, with those that lie at ``place``.
@@ -60,10 +67,10 @@ def with_scribbles(records: RecordSet, place: str, *, origin: int = 0) -> Record
     path = Path(place).expanduser()
     numbers = {name: number for number, name in enumerate(records.classes, 1)}
     notes = Notes()
-    find = _reader(path, numbers, origin, notes)
+    names, drawn, load = _reader(path, numbers, origin, notes)
     strokes: list[Strokes | MaskRef | None] = []
-    for record in records:
-        found = _found(find, record, path, notes)
+    for record, name in zip(records, _names_of(records, names, drawn, notes), strict=True):
+        found = None if name is None else _found(functools.partial(load, name), record, path, notes)
         strokes.append(packed(found) if isinstance(found, tuple) else found)
     together = WithStrokes(records.records, strokes)
     return replace(records, records=together, warnings=(*records.warnings, *notes.lines()))
@@ -81,44 +88,103 @@ def _found(find: Callable[[Record], Found], record: Record, path: Path, notes: N
     return found
 
 
-def _reader(path: Path, numbers: Numbers, origin: int, notes: Notes) -> Callable[[Record], Found]:
+def _reader(
+    path: Path, numbers: Numbers, origin: int, notes: Notes
+) -> tuple[Names, Collection[str], Callable[[str, Record], Found]]:
+    """The names at ``path``, those of them that have scribbles, and what reads those of a name and its record."""
     if path.is_file():
-        by_image = read_polylines(path, numbers, notes)
-        return lambda record: by_image.get(record.image_id, by_image.get(record.image_id.rpartition("/")[2]))
+        listed, by_image = read_polylines(path, numbers, notes)
+        return Names(listed, str(path)), by_image.keys(), lambda name, record: by_image[name]
     if not path.is_dir():
         raise DataError(f"data.scribble_files {path}: no such file or folder")
-    there = {os.path.splitext(name)[1] for _, _, names in os.walk(path) for name in names} & {".xml", ".png"}
-    if len(there) != 1:
+    both = Folder(path, (".xml", ".png"))
+    there = {os.path.splitext(name)[1].lower() for name in both.files}
+    if len(there) > 1 or not (there or both.unusable):
         what = "both .xml and .png files" if there else "no .xml and no .png files"
         raise DataError(
             f"data.scribble_files {path}: {what}; expected ScribbleSup files, or index masks, named as images"
         )
+    notes.add_all("entry of a folder of scribbles that is not used", [reason for _, reason in both.unusable])
     if there == {".xml"}:
-        return lambda record: _strokes(path / f"{record.image_id}.xml", numbers, origin)
-    return lambda record: _mask(path / f"{record.image_id}.png", len(numbers), record)
-
-
-def _strokes(path: Path, numbers: Numbers, origin: int) -> Found:
-    return read_scribbles(path, numbers, origin=origin) if path.is_file() else None
+        return both, both.files, lambda name, record: read_scribbles(path / name, numbers, origin=origin)
+    return both, both.files, lambda name, record: _mask(path / name, len(numbers), record)
 
 
 def _mask(path: Path, count: int, record: Record) -> Found:
     """The reference to an index mask; nothing is decoded here."""
-    if not path.is_file():
-        return None
     return class_mask_ref(str(path), count, record.size_hw or image_size_hw(Path(record.image)))
 
 
-def read_polylines(path: Path, numbers: Numbers, notes: Notes | None = None) -> dict[str, tuple[Scribble, ...]]:
-    """Image (its file name without suffix) -> strokes, of a JSON of COCO-style polylines.
+def _names_of(records: RecordSet, names: Names, drawn: Collection[str], notes: Notes) -> list[str | None]:
+    """For each record the one of ``drawn`` that its scribbles have; says what is found otherwise, and what is not used.
+
+    The image's id, else the end of its path, as much of it as a name has. Names that are left, with folders that the
+    images lack, are found by their ends.
+    """
+    images = [(record.image_id, record.image) for record in records]
+    by_id: dict[str, list[str]] = {}
+    for name in names.files:
+        by_id.setdefault(names.bare(name), []).append(name)
+    found: list[str | None] = []
+    for image_id, image in images:
+        own = by_id.get(image_id) or by_id.get(without_suffix(image_id)) or ()
+        found.append(own[0] if len(own) == 1 else names.find(image, any_ending=True))
+    count = Counter(found)
+    shared = []
+    for row, (one, (image_id, _)) in enumerate(zip(tuple(found), images, strict=True)):
+        if one is not None and count[one] > 1 and names.bare(one) != image_id:
+            shared.append((one, f"{one!r} fits {image_id!r} and others"))
+            found[row] = None
+    shared += _find_by_ends(found, [image for _, image in images], names)
+    notes.add_all(SHARED, [f"{names.where}: {reason}" for name, reason in shared if name in drawn])
+    found = [name if name in drawn else None for name in found]
+    for (image_id, image), one in zip(images, found, strict=True):
+        bare = "" if one is None else names.bare(one)
+        same = f"/{bare}".endswith(f"/{without_suffix(image_id)}") and without_suffix(image).endswith(f"/{bare}")
+        if one is not None and bare != image_id and not same:
+            notes.add("name found in another spelling", f"{image_id!a} is {one!a} in {names.where}")
+    unused = set(drawn) - set(found) - {name for name, _ in shared}
+    _say_unused(sorted(unused), Path(records.root), [image for _, image in images], names, notes)
+    return found
+
+
+def _find_by_ends(found: list[str | None], images: Sequence[str], names: Names) -> list[tuple[str, str]]:
+    """Give images without a name those that, without leading folders, are theirs alone; (name, reason) of others."""
+    taken = set(found)
+    left = [name for name in names.files if name not in taken]
+    bare = {image: row for row, image in enumerate(images) if found[row] is None}
+    if not left or not bare:
+        return []
+    top = os.path.commonpath([os.path.dirname(image) for image in bare])
+    rows = {os.path.relpath(image, top): row for image, row in bare.items()}
+    own, refused = Names(rows, top).find_each(left)
+    for name, image in own.items():
+        found[rows[image]] = name
+    return list(refused.items())
+
+
+def _say_unused(unused: Sequence[str], root: Path, images: Sequence[str], names: Names, notes: Notes) -> None:
+    """Say which names are no image's, but for those that are called as an image of another split."""
+    every = Folder(root).files if unused and root.is_dir() else []
+    others = {_stem(without_suffix(file)) for file in every} - {_stem(without_suffix(image)) for image in images}
+    notes.add_all(
+        UNUSED, [f"{names.where}: {name!r}" for name in unused if _stem(without_suffix(names.bare(name))) not in others]
+    )
+
+
+def _stem(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2].casefold()
+
+
+def read_polylines(path: Path, numbers: Numbers, notes: Notes) -> tuple[list[str], dict[str, tuple[Scribble, ...]]]:
+    """The file names (with slashes) of all images of a JSON of COCO-style polylines, and file name -> strokes.
 
     An image with a stroke that cannot be used (unknown category, odd or no finite coordinates) is left out and goes to
     ``notes``. Raises :class:`DataError` for a file without any polylines, ``OSError`` if it cannot be read.
     """
-    notes = notes or Notes()
     try:
         document = json.loads(read_input(path))
-        images = {one["id"]: without_suffix(str(one["file_name"])) for one in document["images"]}
+        images = {one["id"]: str(one["file_name"]).replace("\\", "/") for one in document["images"]}
         names = {one["id"]: str(one["name"]) for one in document.get("categories", ())}
         annotations = [one for one in document["annotations"] if "scribble" in one]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -139,9 +205,10 @@ def read_polylines(path: Path, numbers: Numbers, notes: Notes | None = None) -> 
         try:
             found.setdefault(image, []).extend(_polylines(annotation, names, numbers))
         except ValueError as error:
-            lost.setdefault(image, f"{where} ({image}): {error}")
+            lost.setdefault(image, f"{where} ({without_suffix(image)}): {error}")
     notes.add_all(LOST, lost.values())
-    return {image: tuple(strokes) for image, strokes in found.items() if image not in lost}
+    usable = {image: tuple(strokes) for image, strokes in found.items() if image not in lost}
+    return list(dict.fromkeys(images.values())), usable
 
 
 def _polylines(annotation: Mapping[str, Any], names: Mapping[Any, str], numbers: Numbers) -> list[Scribble]:

@@ -109,7 +109,9 @@ class _Tree:
     """Where they are from, below the root."""
     xml: Names
     masks: dict[str, Names]
-    """Folder -> its PNGs."""
+    """Folder -> its PNGs, and those of SBD's kind in folders that lists name."""
+    own: dict[str, Names]
+    """Ending -> the names of all images' files of labels."""
     sbd: Path | None
     notes: Notes
 
@@ -126,6 +128,7 @@ class _Tree:
         masks = {
             name: Folder.if_there(child(root, name, notes), (".png",)) for name in (*MASK_FOLDERS, "SegmentationObject")
         }
+        own = {end: Names((f"{name}{end}" for name in images), files.where, (end,)) for end in (".xml", ".png")}
         sbd = find_sbd(root, data.sbd) if table.names == VOC_CLASSES or data.sbd else None
         numbers = {name: number for number, name in enumerate(table.names, 1)}
         name = data.name or dataset_name(root)
@@ -135,13 +138,8 @@ class _Tree:
         tags_in = "WeakTags/tags.csv"
         if not listed and not xml.files:
             listed, tags_in = read_class_lists(root), "ImageSets/Main"
-        tags: dict[str, tuple[str, ...]] = {}
-        for cell, names in listed.items():
-            if (found := images.get(cell) or files.find(cell, any_ending=True)) is not None:
-                tags.setdefault(without_suffix(found), names)
-            else:
-                notes.add(f"row of {tags_in} for an image that is not there", files.tried(cell))
-        return cls(root, name, data, table, numbers, files, images, tags, tags_in, xml, masks, sbd, notes)
+        tags = _tags_by_image(listed, tags_in, files, images, notes)
+        return cls(root, name, data, table, numbers, files, images, tags, tags_in, xml, masks, own, sbd, notes)
 
     def image(self, listed: Listed) -> str:
         """Path of the image file. Raises ``FileNotFoundError`` if there is none of that id."""
@@ -151,7 +149,7 @@ class _Tree:
 
     def below(self, names: Names, image_id: str, suffix: str) -> str | None:
         """Path of the file of an image's labels in ``names``."""
-        found = names.find(f"{image_id}{suffix}", whole=True)
+        found = names.find(f"{image_id}{suffix}", whole=True, of=self.own[suffix])
         return None if found is None else f"{names.where}/{found}"
 
     def say_spellings(self) -> None:
@@ -179,6 +177,26 @@ class _Tree:
         if self.table.given or self.table.names == VOC_CLASSES or not any(self.masks[f].files for f in MASK_FOLDERS):
             return ()
         return (f"{self.root}: no classes.txt, so the masks' numbers are read as {numbered(self.table.names)}",)
+
+
+def _tags_by_image(
+    listed: dict[str, tuple[str, ...]], where: str, files: Folder, images: dict[str, str], notes: Notes
+) -> dict[str, tuple[str, ...]]:
+    """Image id -> class names, those of all its rows; rows that are no image's are said."""
+    found, refused = files.find_each(images.get(cell, cell) for cell in listed)
+    tags: dict[str, tuple[str, ...]] = {}
+    for cell, names in listed.items():
+        name = images.get(cell, cell)
+        file = found.get(name)
+        if name in refused:
+            notes.add(f"row of {where} for an image that another row's name means, too", refused[name])
+        elif file is None:
+            notes.add(f"row of {where} for an image that is not there", files.tried(cell))
+        elif images[image_id := without_suffix(file)] != file:
+            notes.add(f"row of {where} for an image whose twin with another ending is read", cell)
+        else:
+            tags[image_id] = tuple(dict.fromkeys((*tags.get(image_id, ()), *names)))
+    return tags
 
 
 def _records(
@@ -258,6 +276,8 @@ class _Reader:
         if tree.tags:
             names = tree.tags.get(image_id)
             if names is not None:
+                if annotation is None:
+                    tree.notes.labels += len(names)
                 try:
                     return tuple(sorted({tree.number(f"{tree.root}/{tree.tags_in}", image_id, n) for n in names}))
                 except DataError as error:  # costs this image its tags; its other labels may be good
@@ -300,11 +320,11 @@ class _Reader:
         tree, count = self.tree, len(self.tree.table.names)
         if listed.mask is not None:
             folder, _, name = listed.mask.replace("\\", "/").lstrip("/").partition("/")
-            below = Folder.if_there(tree.root / folder, (".png", ".mat")) if folder not in tree.masks else None
-            mask = (below or tree.masks[folder]).find(name)
-            if mask is not None:
-                where = (below or tree.masks[folder]).where
-                return class_mask_ref(f"{where}/{mask}", count, size_hw, tree.labelmap)
+            if folder not in tree.masks:
+                tree.masks[folder] = Folder.if_there(tree.root / folder, (".png", ".mat"))
+            masks = tree.masks[folder]
+            if (mask := masks.find(name)) is not None:
+                return class_mask_ref(f"{masks.where}/{mask}", count, size_hw, tree.labelmap)
             tree.notes.add("listed masks that do not exist", f"{tree.root}/{folder}/{name}")
             return None
         for folder in MASK_FOLDERS:

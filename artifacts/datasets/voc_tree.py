@@ -203,6 +203,8 @@ def read_tags(
 ) -> dict[str, tuple[str, ...]]:
     """``WeakTags/tags.csv`` (``image,tags``, joined by ``;``): image as written -> class names; ``{}`` if missing.
 
+    An image may have several rows, of which each adds its names.
+
     ``separator`` and ``known`` as in :func:`artifacts.datasets.tag_cells.split_tags`.
     """
     path = child(child(root, "WeakTags"), "tags.csv")
@@ -217,5 +219,5 @@ def read_tags(
     rows = [row for row in rows[1:] if row]
     tags: dict[str, tuple[str, ...]] = {}
     for row, names in zip(rows, split_tags([row[1] for row in rows], separator, known, str(path), notes), strict=True):
-        tags.setdefault(row[0], tuple(names))
+        tags[row[0]] = tuple(dict.fromkeys((*tags.get(row[0], ()), *names)))
     return tags

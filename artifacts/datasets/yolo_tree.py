@@ -30,6 +30,8 @@ YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 SPLIT_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 """Split -> its keys in ``data.yaml`` and ``obj.data``."""
 LABELS = (".txt",)
+MOST_LOOKED = 3
+"""Folders of labels below the pictures' that a message names, at most."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ class Layout:
     """Listed images that are not there."""
     looked: list[str] = field(default_factory=list)
     """Where label files were looked for."""
+    real: set[str] = field(default_factory=set)
+    """Pictures so far, links resolved: two places of ``data.yaml`` may name the same one."""
 
 
 def find_layout(root: Path, images: Path | None, split: str, rule: SplitRule, said: Declared, notes: Notes) -> Layout:
@@ -285,19 +289,32 @@ def _add(layout: Layout, root: Path, folder: Folder, rows: Sequence[int], prefix
     places = _label_folders(root, top, prefix, notes)
     layout.looked += [str(place) for place in places]
     labels = [(place, Folder(place, LABELS)) for place in places]
+    plain = {name for file in folder.files for name in _label_names(folder, file)}
+    every = Names({*plain, *(swapped for name in plain for swapped in _swapped(name))}, folder.where, LABELS)
     used: set[tuple[int, str]] = set()
     ids = image_ids(folder.files)
     chosen = set(rows)
+    earlier = frozenset(layout.real)
+    inner: dict[str, None] = {}
     for row, relative in enumerate(folder.files):
-        found = _label_file(folder.bare(relative), relative, labels)
+        own = _label_names(folder, relative)
+        found = _swapped_file(own, labels, every, top) or _label_file(own, labels, every)
         if found is not None:
             used.add(found)
         if row not in chosen:
             continue
+        real = os.path.realpath(top / relative)
+        if real in earlier:
+            notes.add("picture that data.yaml names twice, taken once", str(top / relative))
+            continue
+        layout.real.add(real)
         label = None
         if found is not None:
             label = labels[found[0]][0] / found[1]
+        else:
+            inner |= {str(top / name.rpartition("/")[0]): None for name in _swapped(own[0])}
         layout.chosen.append((top / relative, prefix + ids[row], label))
+    layout.looked += list(inner)[:MOST_LOOKED]
     for _, names in labels:
         names.say_respelled(notes)
     # In the tree itself and beside pictures lie other texts, in labels/ those of other folders.
@@ -317,10 +334,33 @@ def _label_folders(root: Path, top: Path, prefix: str, notes: Notes) -> list[Pat
     return [place for place in dict.fromkeys(places) if place.is_dir()]
 
 
-def _label_file(bare: str, relative: str, labels: Sequence[tuple[Path, Names]]) -> tuple[int, str] | None:
-    """(number of the label folder, relative path in it) of a picture's label file."""
+def _label_names(folder: Names, relative: str) -> tuple[str, str]:
+    """``sub/a.txt`` and ``sub/a.jpg.txt``."""
+    return f"{folder.bare(relative)}.txt", f"{relative}.txt"
+
+
+def _swapped(name: str) -> list[str]:
+    """The names with ``labels`` for one folder ``images``, the last one first: ``a/images/1.txt``: a/labels/1.txt."""
+    parts = name.split("/")
+    places = [i for i, part in enumerate(parts[:-1]) if part.lower() == "images"]
+    return ["/".join((*parts[:i], "labels", *parts[i + 1 :])) for i in reversed(places)]
+
+
+def _swapped_file(
+    own: Sequence[str], labels: Sequence[tuple[Path, Names]], every: Names, top: Path
+) -> tuple[int, str] | None:
+    """As :func:`_label_file`, where ``images`` lies below the picture folder ``top``, and so does ``labels``."""
+    for number, (place, names) in enumerate(labels):
+        for name in (swapped for one in own for swapped in _swapped(one)) if place == top else ():
+            if (found := names.find(name, whole=True, of=every)) is not None:
+                return number, found
+    return None
+
+
+def _label_file(own: Sequence[str], labels: Sequence[tuple[Path, Names]], every: Names) -> tuple[int, str] | None:
+    """(number of the label folder, relative path in it) of a picture's label file; ``every``: the names of all."""
     for number, (_, names) in enumerate(labels):
-        for name in (f"{bare}.txt", f"{relative}.txt"):
-            if (found := names.find(name, whole=True)) is not None:
+        for name in own:
+            if (found := names.find(name, whole=True, of=every)) is not None:
                 return number, found
     return None

@@ -412,3 +412,31 @@ def test_coco_mini_has_its_known_numbers():
     record = next(r for r in read(COCO_MINI, classes=tuple(names)) if r.image_id == "000000000009")
     assert {names[t - 1] for t in record.tags} == {"bowl", "orange", "broccoli"}
     assert set(np.unique(record.truth.load())) - {0, 255} == set(record.tags)
+
+
+# Names that would be one picture
+
+
+def test_rows_of_two_pictures_of_which_one_was_copied_are_nobodys(tmp_path):
+    pictures(tmp_path, "images/0001.jpg", "images/0002.jpg")
+    table(
+        tmp_path / "boxes.csv",
+        "image,class,x0,y0,x1,y1\n/data/camA/0001.jpg,cat,1,1,5,5\n/data/camB/0001.jpg,dog,10,10,15,15\n"
+        "/data/camA/0002.jpg,cat,1,1,5,5\n/data/camA/0002.JPG,cat,2,2,5,5\n\\data\\camA\\0002,cat,3,3,5,5\n",
+    )
+    table(tmp_path / "tags.csv", "image,tags\nC:\\camA\\0001.jpg,cat\nC:\\camB\\0001.jpg,dog\n0002.jpg,cat\n")
+    first, second = (found := read(tmp_path))
+    assert (first.boxes, first.tags) == (None, None) and len(second.boxes) == 3 and second.tags == (1,)
+    assert found.counts.dropped("boxes") == found.counts.dropped("tags") == 4
+    assert "'/data/camA/0001', '/data/camB/0001' would all be '0001.jpg'; correct the names" in "\n".join(
+        found.warnings
+    )
+
+
+def test_of_two_names_for_a_picture_its_own_counts(tmp_path):
+    pictures(tmp_path, "images/0001.jpg")
+    table(tmp_path / "tags.csv", "image,tags\ncamB/0001.jpg,dog\n0001,cat\n./0001.jpg,bird\n0001.png,cow\n")
+    (record,) = (found := read(tmp_path))
+    assert [found.classes[tag - 1] for tag in record.tags] == ["bird", "cat"]
+    assert found.counts.dropped("tags") == 2
+    assert "tags.csv:2: 'camB/0001' is not there, and '0001.jpg' has rows of its own" in found.warnings[0]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from label_trees import CAT, coco, picture, read, sample_mask, voc, whole, yolo
+from label_trees import CAT, annotate, coco, picture, read, sample_mask, voc, whole, yolo
 from PIL import Image
 
+from artifacts.datasets import find
 from artifacts.datasets.find import child
 from artifacts.datasets.paths import Notes
+from artifacts.datasets.scribblesup import write_scribbles
 from artifacts.datasets.voc_tree import VOC_CLASSES
 from artifacts.datasets.voc_writer import voc_palette, write_class_mask
 from artifacts.records import DataError
@@ -139,3 +141,67 @@ def test_vocs_colours_under_other_numbers_are_said_where_no_box_could_tell(tmp_p
     found = read("voc", tmp_path, "train")
     assert "colours" not in "\n".join(found.warnings)
     np.testing.assert_array_equal(next(iter(found)).truth.load(), mask)  # type: ignore[union-attr]
+
+
+# -- pictures that differ in case alone
+
+
+def twins(root: Path, folder: str, *names: str) -> None:
+    for name in names:
+        picture(root / folder / f"{name}.jpg")
+
+
+@pytest.mark.parametrize(("label", "expected"), [("A", {"A": 2, "a": 0}), ("a", {"A": 0, "a": 2})])
+def test_a_picture_has_not_the_labels_of_its_twin_in_case_yolo(
+    tmp_path: Path, label: str, expected: dict[str, int]
+) -> None:
+    yolo(tmp_path, ("p",))
+    (tmp_path / "images/p.jpg").unlink()
+    (tmp_path / "labels/p.txt").rename(tmp_path / f"labels/{label}.txt")
+    twins(tmp_path, "images", "A", "a")
+    found = read("yolo", tmp_path)
+    assert {record.image_id: len(record.boxes or ()) for record in found} == expected
+    assert "another spelling" not in "\n".join(found.warnings) and found.counts.without_label == 1
+
+
+def test_a_label_file_that_two_pictures_may_mean_is_nobodys(tmp_path: Path) -> None:
+    yolo(tmp_path, ("p1", "p2"))
+    twins(tmp_path, "images", "AB", "ab")
+    (tmp_path / "labels/p1.txt").rename(tmp_path / "labels/Ab.txt")
+    (tmp_path / "labels/p2.txt").rename(tmp_path / "labels/P2.txt")
+    found = {record.image_id: len(record.boxes or ()) for record in read("yolo", tmp_path)}
+    assert found == {"AB": 0, "ab": 0, "p1": 0, "p2": 2}
+
+
+def test_a_picture_has_not_the_labels_of_its_twin_in_case_voc(tmp_path: Path) -> None:
+    voc(tmp_path, ("A",), mask=sample_mask())
+    write_scribbles(tmp_path / "ScribbleSup/A.xml", "A.jpg", (64, 96), [("cat", [(3.0, 3.0)])])
+    twins(tmp_path, "JPEGImages", "a")
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("A\na\n")
+    found = read("voc", tmp_path, "train", min_labelled=0)
+    assert [record.image_id for record in found] == ["A"] and "no annotation" in found.skips[0].reason
+    annotate(tmp_path, "a", (("cat", CAT),))
+    first, second = read("voc", tmp_path, "train")
+    assert first.truth and first.scribbles and not second.truth and not second.scribbles
+
+
+def test_a_picture_has_not_the_mask_of_its_twin_in_case_folder(tmp_path: Path) -> None:
+    twins(tmp_path, "images", "A", "a", "b")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    for name in ("A", "B"):
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        write_class_mask(tmp_path / f"masks/{name}.png", sample_mask())
+    assert [record.truth is not None for record in read("folder", tmp_path)] == [True, False, True]
+
+
+def test_a_folder_of_masks_that_a_list_names_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("p1", "p2", "p3")
+    voc(tmp_path, names, mask=sample_mask())
+    (tmp_path / "SegmentationClass").rename(tmp_path / "Mine")
+    lines = [f"JPEGImages/{name}.jpg Mine/{name}.png\n" for name in names]
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("".join(lines))
+    listed: list[Path] = []
+    walk = find._walk
+    monkeypatch.setattr(find, "_walk", lambda root, *more: (listed.append(root), walk(root, *more))[1])
+    found = read("voc", tmp_path, "train")
+    assert all(record.truth is not None for record in found) and listed.count(tmp_path / "Mine") == 1

@@ -361,3 +361,19 @@ def test_defaults_ask_for_half() -> None:
     assert DataParams("demo").min_labelled == 0.5
     with pytest.raises(ValueError, match="min_labelled"):
         DataParams("demo", min_labelled=1.5)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "all"])
+def test_boxes_outside_their_pictures_are_lost_ones_of_the_split_that_is_read(tmp_path: Path, split: str) -> None:
+    lines = ["image,class,x0,y0,x1,y1"]
+    for name in ("p1", "p2", "good"):
+        picture(tmp_path / f"{name}.jpg")
+        lines.append(f"{name},cat,{','.join(map(str, CAT))}")
+        if name != "good":
+            lines += [f"{name},cat,200,200,220,220"] * 2 + [f"{name},cat,1,1,x,5"]
+    (tmp_path / "boxes.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "train.txt").write_text("p1\np2\n")
+    (tmp_path / "val.txt").write_text("good\n")
+    counts = read("folder", tmp_path, split, min_labelled=0).counts
+    expected = {"train": (8, 6, 2), "val": (1, 0, 0), "all": (9, 6, 2)}[split]
+    assert (counts.labels, counts.dropped("boxes"), counts.dropped("tags")) == expected

@@ -190,3 +190,98 @@ def test_a_shortened_stroke_is_a_part_of_every_longer_one() -> None:
     with pytest.raises(ValueError, match="must lie in 0..1"):
         shortened(line, 1.5)
     assert shortened(((2.0, 2.0), (2.0, 2.0)), 0.5) == ((2.0, 2.0), (2.0, 2.0))
+
+
+# -- which scribbles are whose
+
+
+def pictures(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((*SIZE, 3), np.uint8))
+    (root / "classes.txt").write_text("cat\ndog\n")
+    return root
+
+
+def listed(path: Path, *names: str, without: tuple[str, ...] = (), **more: Any) -> Path:
+    """A JSON with a point at (n, n) for the n-th of ``names``, and images ``without`` scribbles."""
+    images = [{"id": n, "file_name": name, "width": 30, "height": 20} for n, name in enumerate((*names, *without), 1)]
+    annotations = [
+        {"id": n, "image_id": n, "category_id": 1, "scribble": [[n + 0.5, n + 0.5]], **more}
+        for n in range(1, len(names) + 1)
+    ]
+    content = {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": annotations}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def points(records: RecordSet) -> dict[str, float | None]:
+    return {record.image_id: record.strokes[0].points_xy[0][0] if record.strokes else None for record in records}
+
+
+def test_a_name_that_two_pictures_may_have_gives_its_strokes_to_none(tmp_path: Path) -> None:
+    data = pictures(tmp_path, "x/1.jpg", "y/1.jpg", "z/2.jpg")
+    records = read(data, listed(tmp_path / "s.json", "1.jpg", "2.jpg", "old/9.jpg"))
+    assert points(records) == {"x/1": None, "y/1": None, "z/2": 2.0}
+    said = "\n".join(records.warnings)
+    assert (
+        "2 x scribbles that may be several images', taken for none" in said and "'1.jpg' fits 'x/1' and others" in said
+    )
+    assert "'z/2' is '2.jpg' in" in said and "1 x scribbles that are no image's: " in said and "'old/9.jpg'" in said
+    records = read(data, listed(tmp_path / "s.json", "x/1.jpg", "1.jpg", "y\\1.jpg"))
+    assert points(records) == {"x/1": 1.0, "y/1": 3.0, "z/2": None}
+    assert any("1 x scribbles that are no image's: " in line and "'1.jpg'" in line for line in records.warnings)
+
+
+def test_an_instances_file_may_hold_its_own_scribbles(tmp_path: Path) -> None:
+    pictures(tmp_path, "train2017/1.jpg", "train2017/2.jpg")
+    for images, without in (("images", ()), ("images/train2017", ("val2017/2.jpg",))):
+        path = listed(
+            tmp_path / "i.json", "train2017/1.jpg", "train2017/2.jpg", without=without, bbox=[1, 1, 5, 5], iscrowd=0
+        )
+        params = DataParams(f"coco:{tmp_path}/{images},{path}", scribble_files=str(path), min_labelled=0)
+        assert points(read_split(params, "all"))["1"] == 1.0
+
+
+def test_names_with_folders_that_the_pictures_lack_are_said(tmp_path: Path) -> None:
+    data = pictures(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    names = ("C:\\data\\1.jpg", "camA/2.jpg", "camB/2.jpg", "camA/4.jpg")
+    records = read(data, listed(tmp_path / "s.json", *names, without=("camA/3.jpg",)))
+    assert points(records) == {"1": 1.0, "2": None, "3": None, "4": 4.0}
+    said = "\n".join(records.warnings)
+    assert "'1' is 'C:/data/1.jpg' in" in said and "'camA/2', 'camB/2' would all be '2.jpg'" in said
+
+
+def test_of_two_entries_the_one_with_the_pictures_own_folder_is_its(tmp_path: Path) -> None:
+    data = pictures(tmp_path, "train/1.jpg", "val/1.jpg")
+    for name in ("train", "val"):
+        (data / f"{name}.txt").write_text(f"{name}/1.jpg\n")
+    path = listed(tmp_path / "s.json", "val/1.jpg", without=("train/1.jpg",))
+    params = DataParams(f"folder:{data}", scribble_files=str(path))
+    for split, expected in (("train", {"train/1": None}), ("val", {"val/1": 1.0})):
+        assert points(read_split(params, split)) == expected
+
+
+def test_files_in_another_case_and_those_of_another_split(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "d", "1.jpg", "2.jpg", "3.jpg", "b.jpg", "B.jpg")
+    for number, name in enumerate(("1.xml", "2.XML", "3.xml", "B.xml", "none.xml"), 1):
+        write_scribbles(tmp_path / "s" / name, "", SIZE, [("cat", [(float(number), 1.0)])])
+    records = read(data, tmp_path / "s")
+    assert points(records) == {"1": 1.0, "2": 2.0, "3": 3.0, "B": 4.0, "b": None}
+    assert any("are no image's" in line and "'none.xml'" in line for line in records.warnings)
+    (data / "train.txt").write_text("1.jpg\n2.jpg\n")
+    (data / "val.txt").write_text("3.jpg\n")
+    (tmp_path / "s/none.xml").unlink()
+    found = read_split(DataParams(f"folder:{data}", scribble_files=str(tmp_path / "s")), "train")
+    assert points(found) == {"1": 1.0, "2": 2.0} and found.warnings == ()
+
+
+def test_a_link_out_of_the_folder_is_refused_unless_it_is_allowed(data: Path, tmp_path: Path) -> None:
+    write_scribbles(tmp_path / "far" / "a.xml", "", SIZE, [("cat", [(3.0, 1.0)])])
+    write_scribbles(tmp_path / "s" / "b.xml", "", SIZE, [("cat", [(4.0, 1.0)])])
+    (tmp_path / "s" / "a.xml").symlink_to(tmp_path / "far" / "a.xml")
+    records = read(data, tmp_path / "s")
+    assert points(records) == {"a": None, "b": 4.0, "sub/c": None}
+    assert any("out of the data set; data.follow_links=true" in line for line in records.warnings)
+    assert points(read(data, tmp_path / "s", follow_links=True)) == {"a": 3.0, "b": 4.0, "sub/c": None}

@@ -690,3 +690,25 @@ def test_real_masks_boxes_and_strokes_lie_in_one_frame() -> None:
         drawn = rasterize(record.scribbles, classes.shape, 1)
         known = (drawn != 255) & (classes != 255)
         assert known.any() and (drawn[known] == classes[known]).all()
+
+
+def test_a_table_with_a_row_for_each_tag_gives_a_picture_all_of_them(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path, name)
+    lists(tmp_path, "train", "a", "b", "c")
+    (tmp_path / "WeakTags").mkdir()
+    rows = ["a.jpg,cat", "a.jpg,dog", "a,cow;cat", "b.jpg,dog", "b.jpg,", "x/c.jpg,cat", "y/c.jpg,dog"]
+    (tmp_path / "WeakTags/tags.csv").write_text("\n".join(["image,tags", *rows]) + "\n")
+    found = read(tmp_path)
+    names = [None if record.tags is None else {found.classes[tag - 1] for tag in record.tags} for record in found]
+    assert names == [{"cat", "dog", "cow"}, {"dog"}, None] and found.counts.labels == 4
+    assert "'x/c', 'y/c' would all be 'c.jpg'" in "\n".join(found.warnings)
+    image(tmp_path, "b", suffix=".png")
+    (tmp_path / "WeakTags/tags.csv").write_text("image,tags\nb,dog\nb.png,cat\n")
+    found = read(tmp_path)
+    assert [record.tags and {found.classes[tag - 1] for tag in record.tags} for record in found] == [
+        None,
+        {"dog"},
+        None,
+    ]
+    assert "twin with another ending" in "\n".join(found.warnings)

@@ -247,3 +247,51 @@ def best_iou(box_xyxy, boxes_xyxy):
     height = np.clip(np.minimum(boxes_xyxy[:, 3], y1) - np.maximum(boxes_xyxy[:, 1], y0), 0, None)
     areas = (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
     return (width * height / (areas + (x1 - x0) * (y1 - y0) - width * height)).max()
+
+
+# Folders images/ below the picture folder
+
+
+def boxes(root, split="train"):
+    found = read_yolo(root, dataset="d", split=split)
+    return {record.image_id: len(record.boxes) for record in found}, found
+
+
+def test_labels_are_found_where_images_lies_below_the_picture_folder(tmp_path):
+    tree(tmp_path, dict.fromkeys("123", "0 .5 .5 .5 .5\n"), images=".", folder=".")
+    tree(tmp_path, {"4": "0 .5 .5 .5 .5\n1 .2 .2 .1 .1\n"}, images="extra/images", folder="extra/labels")
+    (tmp_path / "train.txt").write_text("1.jpg\n2.jpg\n3.jpg\nextra/images/4.jpg\n")
+    (tmp_path / "val.txt").write_text("1.jpg\n")
+    assert boxes(tmp_path)[0] == {"1": 1, "2": 1, "3": 1, "extra/images/4": 2}
+
+
+def test_the_last_folder_images_is_the_one_that_labels_stands_for(tmp_path):
+    tree(tmp_path, {"a": "0 .5 .5 .5 .5\n"}, images="images/x/images/y", folder="images/x/labels/y")
+    tree(tmp_path, {"a": "0 .5 .5 .5 .5\n0 .2 .2 .1 .1\n"}, images="images/x/images/y", folder="labels/x/images/y")
+    assert boxes(tmp_path, "all")[0] == {"x/images/y/a": 1}
+    (tmp_path / "images/x/labels/y/a.txt").unlink()
+    assert boxes(tmp_path, "all")[0] == {"x/images/y/a": 2}
+
+
+def test_a_list_of_roboflows_folders_in_data_yaml(tmp_path):
+    labels = {"train1": "0 .5 .5 .5 .5\n", "train2": ""}
+    tree(tmp_path, labels, images="train/images", folder="train/labels")
+    (tmp_path / "data.yaml").write_text("train: train.txt\nval: val.txt\nnames: [cat, dog]\n")
+    (tmp_path / "train.txt").write_text("train/images/train1.jpg\n./train/images/train2.jpg\n")
+    (tmp_path / "val.txt").write_text("train/images/train1.jpg\n")
+    counts, found = boxes(tmp_path)
+    assert counts == {"train/images/train1": 1, "train/images/train2": 0} and found.counts.without_label == 0
+    (tmp_path / "train/labels").rename(tmp_path / "train/aside")
+    _, found = boxes(tmp_path)
+    assert f"(looked in {tmp_path}, {tmp_path}/train/labels)" in "\n".join(found.warnings)
+
+
+@pytest.mark.parametrize("places", ["seta/images, train.txt", "seta/images, ./seta/images", "seta/images, seta"])
+def test_a_picture_that_data_yaml_names_twice_is_one(tmp_path, places):
+    tree(tmp_path, {"a": "0 .5 .5 .5 .5\n"}, images="seta/images", folder="seta/labels")
+    (tmp_path / "data.yaml").write_text(f"train: [{places}]\nval: val.txt\nnames: [cat, dog]\n")
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.txt").write_text("seta/images/a.jpg\n")
+    counts, found = boxes(tmp_path)
+    assert counts == {"seta/a": 1} and found.counts.listed == 1
+    assert "1 x picture that data.yaml names twice, taken once" in "\n".join(found.warnings)
