@@ -177,7 +177,7 @@ class Layout:
     looked: list[str] = field(default_factory=list)
     """Where label files were looked for."""
     real: set[str] = field(default_factory=set)
-    """Pictures so far, links resolved: two places of ``data.yaml`` may name the same one."""
+    """Pictures so far, links to their folders resolved: two places of ``data.yaml`` may name the same one."""
 
 
 def find_layout(root: Path, images: Path | None, split: str, rule: SplitRule, said: Declared, notes: Notes) -> Layout:
@@ -295,6 +295,7 @@ def _add(layout: Layout, root: Path, folder: Folder, rows: Sequence[int], prefix
     ids = image_ids(folder.files)
     chosen = set(rows)
     earlier = frozenset(layout.real)
+    folders: dict[str, str] = {}
     inner: dict[str, None] = {}
     for row, relative in enumerate(folder.files):
         own = _label_names(folder, relative)
@@ -303,7 +304,10 @@ def _add(layout: Layout, root: Path, folder: Folder, rows: Sequence[int], prefix
             used.add(found)
         if row not in chosen:
             continue
-        real = os.path.realpath(top / relative)
+        inside, _, name = relative.rpartition("/")
+        if inside not in folders:  # one for each folder: a look at every part of every path takes seconds
+            folders[inside] = os.path.realpath(top / inside)
+        real = f"{folders[inside]}/{name}"
         if real in earlier:
             notes.add("picture that data.yaml names twice, taken once", str(top / relative))
             continue
