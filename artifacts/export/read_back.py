@@ -7,7 +7,7 @@ refused. What cannot be used of one picture costs that picture only, with the re
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from artifacts.export.cvat import ANNOTATIONS, read_cvat
 from artifacts.export.datacard import CARD_JSON
 from artifacts.export.label_studio import TASKS, read_label_studio
 from artifacts.export.labelme import read_labelme
-from artifacts.export.regions import Drawn, MaskBool, class_labels
+from artifacts.export.regions import Drawn, Layer, MaskBool, class_labels, stated_size
 from artifacts.export.voc import DEVKIT
 from artifacts.export.yolo_seg import read_yolo_seg
 from artifacts.images import image_size_hw
@@ -62,10 +62,13 @@ class ReadBack:
                 if drawn is None:
                     self.without += 1
                     continue
+                if isinstance(drawn, DataError):
+                    self.problems.append(str(drawn))
+                    continue
                 try:
                     record = self._record(drawn.names)
                 except DataError as error:
-                    self.problems.append(f"{path}: {error}")
+                    self.problems.append(f"{path}: {drawn.fault or error}")
                     continue
                 found[record.image_id] = drawn, record, path
         for image_id, (drawn, record, path) in sorted(found.items()):
@@ -96,8 +99,11 @@ class ReadBack:
         raise DataError(f"no picture of {self.records.dataset} is called {' or '.join(map(repr, tried)) or 'nothing'}")
 
 
-def read_file(path: Path) -> Iterator[Drawn | None]:
-    """The pictures in a file or folder of any tool. Raises :class:`DataError` for one that is none."""
+def read_file(path: Path) -> Iterator[Drawn | DataError | None]:
+    """The pictures in a file or folder of any tool, and why a part of it is none, which costs that part only.
+
+    Raises :class:`DataError` for a file or folder that is no tool's.
+    """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     if path.is_dir():
@@ -110,7 +116,7 @@ def read_file(path: Path) -> Iterator[Drawn | None]:
         raise DataError(f"{path}: expected {EXPECTED}; unpack an archive first")
 
 
-def _read_folder(folder: Path) -> Iterator[Drawn | None]:
+def _read_folder(folder: Path) -> Iterator[Drawn | DataError | None]:
     trees = [tree for tree in (folder, folder / DEVKIT) if (tree / "SegmentationClass").is_dir()]
     if trees:
         yield from _read_voc(trees[0])
@@ -119,23 +125,30 @@ def _read_folder(folder: Path) -> Iterator[Drawn | None]:
     elif named := [path for name in (TASKS, ANNOTATIONS) if (path := folder / name).is_file()]:
         yield from read_file(named[0])
     elif (folder / "annotations").is_dir():
-        for path in sorted((folder / "annotations").glob("*.json")):
-            yield from _read_json(path, path)
+        yield from _read_each(sorted((folder / "annotations").glob("*.json")))
     else:
         paths = [path for path in sorted(folder.rglob("*.json")) if path.name not in NOTES]
         if not paths:
             raise DataError(f"{folder}: expected {EXPECTED}")
-        for path in paths:
-            yield from _read_json(path, folder)
+        yield from _read_each(paths, folder)
 
 
-def _read_json(path: Path, root: Path) -> Iterator[Drawn | None]:
+def _read_each(paths: Iterable[Path], root: Path | None = None) -> Iterator[Drawn | DataError | None]:
+    """The pictures of a folder's JSON files; one that cannot be read, or is no tool's, costs that file only."""
+    for path in paths:
+        try:
+            yield from _read_json(path, root or path)
+        except (DataError, OSError) as error:
+            yield DataError(str(error))
+
+
+def _read_json(path: Path, root: Path) -> Iterator[Drawn | DataError | None]:
     try:
         content = json.loads(read_input(path).decode())
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable JSON ({error})") from error
     if isinstance(content, list):
-        yield from read_label_studio(content)
+        yield from read_label_studio(content, path)
     elif isinstance(content, dict) and "shapes" in content:
         yield read_labelme(content, path, root)
     elif isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
@@ -144,25 +157,44 @@ def _read_json(path: Path, root: Path) -> Iterator[Drawn | None]:
         raise DataError(f"{path}: expected {EXPECTED}")
 
 
-def _read_coco(content: Mapping[str, Any], path: Path) -> Iterator[Drawn]:
-    """Pictures of an instances file; crowds are undecided, smaller objects lie on top, as in COCO's own data."""
+def _read_coco(content: Mapping[str, Any], path: Path) -> Iterator[Drawn | DataError]:
+    """Pictures of an instances file; crowds are undecided, smaller objects lie on top, as in COCO's own data.
+
+    Raises :class:`DataError` where categories, or the pictures that annotations belong to, are not known.
+    """
     try:
         names = {one["id"]: str(one["name"]) for one in content["categories"]}
         of_image: dict[Any, list[Mapping[str, Any]]] = {}
         for one in content["annotations"]:
             of_image.setdefault(one["image_id"], []).append(one)
-        for image in content["images"]:
-            yield Drawn(
-                [str(image["file_name"])],
-                [
-                    (None if one.get("iscrowd") else names[one["category_id"]], partial(_segmentation, one))
-                    for one in of_image.get(image["id"], ())
-                ],
-                (int(image["height"]), int(image["width"])),
-                sort_by_area=True,
-            )
+        images = list(content["images"])
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a COCO instances file ({type(error).__name__}: {error})") from error
+    for number, image in enumerate(images):
+        try:
+            name, drawn = str(image["file_name"]), of_image.get(image["id"], [])
+        except (KeyError, TypeError) as error:
+            yield DataError(f"{path}: images[{number}] is no picture ({type(error).__name__}: {error})")
+            continue
+        try:
+            size_hw = stated_size(image.get("height"), image.get("width"))
+            if size_hw is None:
+                raise DataError("height and width are not there")
+            layers = [_coco_layer(one, names) for one in drawn]
+        except DataError as error:
+            yield Drawn([name], (), fault=str(error))
+        else:
+            yield Drawn([name], layers, size_hw, sort_by_area=True)
+
+
+def _coco_layer(annotation: Mapping[str, Any], names: Mapping[Any, str]) -> tuple[str | None, Layer]:
+    """Raises :class:`DataError` for an annotation whose category the file does not define."""
+    if annotation.get("iscrowd"):
+        return None, partial(_segmentation, annotation)
+    category = annotation.get("category_id")
+    if not isinstance(category, Hashable) or category not in names:
+        raise DataError(f"annotation {annotation.get('id')}: the file defines no category {category!r}")
+    return names[category], partial(_segmentation, annotation)
 
 
 def _segmentation(annotation: Mapping[str, Any], size_hw: tuple[int, int]) -> MaskBool:
