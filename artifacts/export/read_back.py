@@ -1,13 +1,14 @@
 """Corrected masks out of the files of annotation tools: which tool's a file is, which pictures it means.
 
 Pictures are found by what the file calls them: an image id, a path, a file name; a name that two pictures have is
-refused. What cannot be used of one picture costs that picture only, with the reason.
+refused. What cannot be used of one picture costs that picture only, with the reason. Masks of the evaluation pictures
+are passed over: exports for trainers hold their truth, which no stage may learn from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from artifacts.datasets.coco_masks import decode_segmentation
 from artifacts.datasets.find import Folder
 from artifacts.datasets.paths import without_suffix
+from artifacts.datasets.splits import folder_split
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
 from artifacts.datasets.voc_tree import read_classes
 from artifacts.export.cvat import ANNOTATIONS, read_cvat
@@ -44,11 +46,16 @@ class ReadBack:
     """What files of corrections hold for a data set. Iterate over :meth:`masks` first: the rest is then known."""
 
     records: RecordSet
+    held_out: Iterable[Record] = ()
+    """The evaluation pictures; those of ``records`` among them are none."""
     without: int = 0
     """Pictures that nobody has submitted an annotation for (Label Studio)."""
+    of_held_out: int = 0
+    """Masks of evaluation pictures: left alone."""
     problems: list[str] = field(default_factory=list)
     """Pictures that could not be used, and why."""
     _by_name: dict[str, list[Record]] = field(default_factory=dict, repr=False)
+    _held_out_ids: set[str] = field(default_factory=set, repr=False)
 
     def masks(self, paths: Iterable[Path]) -> Iterator[tuple[str, MaskHW]]:
         """``(image id, (H, W) uint8)``, one a picture: of two files the later one counts.
@@ -58,18 +65,7 @@ class ReadBack:
         numbers = {name: number for number, name in class_labels(self.records.classes).items()}
         found: dict[str, tuple[Drawn, Record, Path]] = {}
         for path in paths:
-            for drawn in read_file(path):
-                if drawn is None:
-                    self.without += 1
-                    continue
-                if isinstance(drawn, DataError):
-                    self.problems.append(str(drawn))
-                    continue
-                try:
-                    record = self._record(drawn.names)
-                except DataError as error:
-                    self.problems.append(f"{path}: {drawn.fault or error}")
-                    continue
+            for record, drawn in self._of_file(path):
                 found[record.image_id] = drawn, record, path
         for image_id, (drawn, record, path) in sorted(found.items()):
             try:
@@ -79,10 +75,44 @@ class ReadBack:
                 continue
             yield image_id, mask_hw
 
+    def _of_file(self, path: Path) -> Iterator[tuple[Record, Drawn]]:
+        """The pictures of one file or folder, in which a picture has one name."""
+        found: dict[str, tuple[Record, dict[str, Drawn]]] = {}
+        for drawn in read_file(path):
+            if drawn is None:
+                self.without += 1
+                continue
+            if isinstance(drawn, DataError):
+                self.problems.append(str(drawn))
+                continue
+            try:
+                record = self._record(drawn.names)
+            except DataError as error:
+                self.problems.append(f"{path}: {drawn.fault or error}")
+                continue
+            if record.image_id in self._held_out_ids:
+                self.of_held_out += 1
+            else:
+                found.setdefault(record.image_id, (record, {}))[1][drawn.names[0]] = drawn
+        for record, by_name in found.values():
+            sure = [name for name in by_name if len(by_name) == 1 or without_suffix(name) == record.image_id]
+            if sure:
+                yield record, by_name[sure[-1]]
+            if unsure := [repr(name) for name in by_name if name not in sure]:
+                why = f"which {sure[0]!r} is" if sure else "and one picture has one name in a file"
+                self.problems.append(f"{path}: {' and '.join(unsure[:3])} may be {record.image_id}, {why}")
+
     def _record(self, names: Iterable[str]) -> Record:
-        """The picture of these names: its id, else its path's end, else its file's name."""
+        """The picture of these names, of either split: its id, else its path's end, else its file's name.
+
+        Raises :class:`DataError` where no picture or several may be meant, or where the folders that a name has and the
+        picture's id has not speak of another split.
+        """
         if not self._by_name:
-            for record in self.records:
+            train = {record.image_id for record in self.records}
+            held_out = [record for record in self.held_out if record.image_id not in train]
+            self._held_out_ids.update(record.image_id for record in held_out)
+            for record in (*self.records, *held_out):
                 for name in {record.image_id, Path(record.image).stem, Path(record.image_id).name}:
                     self._by_name.setdefault(name, []).append(record)
         tried = [name for name in dict.fromkeys(names) if name]
@@ -95,8 +125,24 @@ class ReadBack:
                 if len(exact or here) > 1:
                     raise DataError(f"{wanted!r} may be {', '.join(record.image_id for record in here[:3])}")
                 if here:
-                    return (exact or here)[0]
+                    record = (exact or here)[0]
+                    _check_split(tried, record)
+                    return record
         raise DataError(f"no picture of {self.records.dataset} is called {' or '.join(map(repr, tried)) or 'nothing'}")
+
+
+def _check_split(names: Sequence[str], record: Record) -> None:
+    own = _split_of(record.image_id)
+    if not own or any(without_suffix(name) == record.image_id for name in names):
+        return
+    for name in names:
+        if (said := _split_of(name)) and said != own:
+            raise DataError(f"{name!r} is of another split than {record.image_id}, and no picture of it is known")
+
+
+def _split_of(name: str) -> str:
+    """The split that the innermost folder of its kind names; empty without one."""
+    return next((split for part in reversed(name.split("/")[:-1]) if (split := folder_split(part))), "")
 
 
 def read_file(path: Path) -> Iterator[Drawn | DataError | None]:

@@ -323,6 +323,80 @@ def test_other_files_are_refused(content: str, pictures: Pictures, tmp_path: Pat
         list(ReadBack(pictures.records).masks([path]))
 
 
+@dataclass
+class Splits:
+    """Two splits of one data set, each picture's mask filled with the number of its split (1 train, 2 val)."""
+
+    root: Path
+    ids: dict[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        for image_id in (*self.ids["train"], *self.ids["val"]):
+            path = self.root / "pictures" / f"{image_id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((*SIZE_HW, 3), 90, np.uint8))
+
+    def records(self, split: str) -> RecordSet:
+        found = [Record(i, str(self.root / "pictures" / f"{i}.png")) for i in self.ids[split]]
+        return RecordSet("set", split, CLASSES, found)
+
+    def source(self, split: str) -> Any:
+        number = 1 + ("train", "val").index(split)
+        masks = {image_id: np.full(SIZE_HW, number, np.uint8) for image_id in self.ids[split]}
+        source = Pictures(self.root, split=split)
+        source.masks = masks
+        return source
+
+
+SPLITS = [
+    {"train": ("train/0001", "train/0002"), "val": ("val/0001", "val/0002")},
+    {"train": ("camA/0001", "camB/0002"), "val": ("camB/0001", "camA/0002")},
+    {"train": ("0001", "camA/0002"), "val": ("camB/0001", "0002")},
+]
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco", "yolo-seg"])
+@pytest.mark.parametrize("ids", SPLITS)
+def test_truth_of_val_never_comes_back_as_a_correction(
+    kind: str, ids: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    splits = Splits(tmp_path, ids)
+    out = tmp_path / "out"
+    out.mkdir()
+    for split in ("train", "val"):
+        WRITERS[kind](out, splits.source(split))
+    found = ReadBack(splits.records("train"), splits.records("val"))
+    masks = {image_id: np.unique(mask_hw).tolist() for image_id, mask_hw in found.masks([out])}
+    assert masks == {image_id: [1] for image_id in ids["train"]}
+    assert found.of_held_out == 2 and found.problems == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "names", "stored", "problems"),
+    [
+        (SPLITS[0], ["0001.png", "train/0002.png"], ["train/0002"], ["'0001' may be train/0001, val/0001"]),
+        (SPLITS[0], ["test/0001.png", "images/val/0001.png"], [], ["'test/0001.png' .*no picture|'0001' may be"]),
+        ({"train": ("train/0001",), "val": ("val/0002",)}, ["test/0001.png"], [], ["'test/0001.png' is of another"]),
+        ({"train": ("train2017/1",), "val": ()}, ["data/train/1.png"], ["train2017/1"], []),
+        ({"train": ("1",), "val": ()}, ["x/1.png", "y/1.png"], [], ["'x/1.png' and 'y/1.png' may be 1, and one"]),
+        ({"train": ("1",), "val": ()}, ["1.png", "y/1.png"], ["1"], ["'y/1.png' may be 1, which '1.png' is"]),
+        ({"train": ("1",), "val": ("1",)}, ["1.png"], ["1"], []),
+    ],
+)
+def test_a_name_that_may_be_another_pictures_is_refused(
+    ids: dict[str, tuple[str, ...]], names: list[str], stored: list[str], problems: list[str], tmp_path: Path
+) -> None:
+    """Of val, of a split that is not read, or of two folders: a path's end is no proof."""
+    splits = Splits(tmp_path, ids)
+    images = "".join(f'<image name="{name}" width="40" height="30"/>' for name in names)
+    path = tmp_path / "annotations.xml"
+    path.write_text(f"<annotations>{images}</annotations>")
+    found = ReadBack(splits.records("train"), splits.records("val"))
+    assert [image_id for image_id, _ in found.masks([path])] == stored
+    assert len(found.problems) == len(problems)
+    assert all(re.search(wanted, said) for wanted, said in zip(problems, found.problems, strict=True))
+
+
 COCO_ANNOTATION = {"category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]]}
 CVAT_IMAGE = '<image name="{}.png" width="{}" height="30"><polygon label="cat" points="1,1;9,1;9,9;1,9" {}/></image>'
 
