@@ -56,6 +56,8 @@ class ReadBack:
     """Pictures that could not be used, and why."""
     _by_name: dict[str, list[Record]] = field(default_factory=dict, repr=False)
     _held_out_ids: set[str] = field(default_factory=set, repr=False)
+    _folders: set[str] = field(default_factory=set, repr=False)
+    """Names of the folders that pictures lie in, of either split."""
 
     def masks(self, paths: Iterable[Path]) -> Iterator[tuple[str, MaskHW]]:
         """``(image id, (H, W) uint8)``, one a picture: of two files the later one counts.
@@ -105,14 +107,15 @@ class ReadBack:
     def _record(self, names: Iterable[str]) -> Record:
         """The picture of these names, of either split: its id, else its path's end, else its file's name.
 
-        Raises :class:`DataError` where no picture or several may be meant, or where the folders that a name has and the
-        picture's id has not speak of another split.
+        Raises :class:`DataError` where no picture or several may be meant, or where a name's folders are another
+        picture's.
         """
         if not self._by_name:
             train = {record.image_id for record in self.records}
             held_out = [record for record in self.held_out if record.image_id not in train]
             self._held_out_ids.update(record.image_id for record in held_out)
             for record in (*self.records, *held_out):
+                self._folders.update(record.image_id.split("/")[-2:-1])
                 for name in {record.image_id, Path(record.image).stem, Path(record.image_id).name}:
                     self._by_name.setdefault(name, []).append(record)
         tried = [name for name in dict.fromkeys(names) if name]
@@ -126,18 +129,23 @@ class ReadBack:
                     raise DataError(f"{wanted!r} may be {', '.join(record.image_id for record in here[:3])}")
                 if here:
                     record = (exact or here)[0]
-                    _check_split(tried, record)
+                    self._check_folders(tried, record)
                     return record
         raise DataError(f"no picture of {self.records.dataset} is called {' or '.join(map(repr, tried)) or 'nothing'}")
 
+    def _check_folders(self, names: Sequence[str], record: Record) -> None:
+        """A picture that was found by its name's end does not lie in another folder of the data, or of another split.
 
-def _check_split(names: Sequence[str], record: Record) -> None:
-    own = _split_of(record.image_id)
-    if not own or any(without_suffix(name) == record.image_id for name in names):
-        return
-    for name in names:
-        if (said := _split_of(name)) and said != own:
-            raise DataError(f"{name!r} is of another split than {record.image_id}, and no picture of it is known")
+        Folders that the data do not know say nothing: tools have their own.
+        """
+        if any(without_suffix(name) == record.image_id for name in names):
+            return
+        folder, split = record.image_id.split("/")[-2:-1], _split_of(record.image_id)
+        for name in names:
+            said = name.split("/")[-2:-1]
+            elsewhere = said != folder and self._folders.issuperset(said) and said
+            if elsewhere or (split and _split_of(name) not in ("", split)):
+                raise DataError(f"{name!r} lies in another folder than {record.image_id}, and is no known picture")
 
 
 def _split_of(name: str) -> str:

@@ -375,8 +375,16 @@ def test_truth_of_val_never_comes_back_as_a_correction(
     ("ids", "names", "stored", "problems"),
     [
         (SPLITS[0], ["0001.png", "train/0002.png"], ["train/0002"], ["'0001' may be train/0001, val/0001"]),
-        (SPLITS[0], ["test/0001.png", "images/val/0001.png"], [], ["'test/0001.png' .*no picture|'0001' may be"]),
-        ({"train": ("train/0001",), "val": ("val/0002",)}, ["test/0001.png"], [], ["'test/0001.png' is of another"]),
+        (SPLITS[0], ["test/0001.png", "images/val/0001.png"], [], ["'0001' may be train/0001, val/0001"]),
+        ({"train": ("train/0001",), "val": ("val/0002",)}, ["test/0001.png"], [], ["'test/0001.png' lies in another"]),
+        (
+            {"train": ("camA/1", "camB/2"), "val": ()},
+            ["camB/1.png"],
+            [],
+            ["'camB/1.png' lies in another folder than cam"],
+        ),
+        ({"train": ("1", "camB/2"), "val": ()}, ["camB/1.png"], [], ["'camB/1.png' lies in another folder than 1"]),
+        ({"train": ("camA/1", "camB/2"), "val": ()}, ["images/1.png"], ["camA/1"], []),
         ({"train": ("train2017/1",), "val": ()}, ["data/train/1.png"], ["train2017/1"], []),
         ({"train": ("1",), "val": ()}, ["x/1.png", "y/1.png"], [], ["'x/1.png' and 'y/1.png' may be 1, and one"]),
         ({"train": ("1",), "val": ()}, ["1.png", "y/1.png"], ["1"], ["'y/1.png' may be 1, which '1.png' is"]),
