@@ -1,15 +1,17 @@
 """Masks that people corrected: a folder beside the data, which no clean-up of a cache touches.
 
 ``classes.txt`` names the classes, number 1 first; ``masks/<image id>.png`` are palette PNGs, 0 background, 255
-undecided. ``data.corrections=FOLDER`` gives the pictures of these ids the label kind ``corrected``. Numbers are those
-of the folder's own ``classes.txt``: they follow the names, whatever the data set's table is later.
+undecided. ``data.corrections=FOLDER`` gives the pictures of these ids the label kind ``corrected``; ids are found in
+other spellings, too (:mod:`artifacts.datasets.find`). Numbers are those of the folder's own ``classes.txt``: they
+follow the names, whatever the data set's table is later.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -17,8 +19,8 @@ from typing import overload
 import numpy as np
 
 from artifacts.cache.atomic import write_text_atomic
-from artifacts.datasets.find import Folder
-from artifacts.datasets.paths import without_suffix
+from artifacts.datasets.find import Folder, Names
+from artifacts.datasets.paths import Notes, without_suffix
 from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
 from artifacts.datasets.voc_tree import read_classes
 from artifacts.datasets.voc_writer import write_class_mask
@@ -30,11 +32,20 @@ MASKS = "masks"
 LOADER = "artifacts.datasets.corrections:load_corrected"
 
 
-def with_corrections(records: RecordSet, folder: Path) -> RecordSet:
+def with_corrections(
+    records: RecordSet, folder: Path, others: Callable[[], Iterable[str]] = tuple, *, say_unused: bool = False
+) -> RecordSet:
     """``records``, of which those that ``folder`` has a mask for have it as ``corrected``. Nothing is decoded.
 
-    Masks of other pictures are those of the data set's other splits. Raises :class:`DataError` where ``folder`` is no
-    folder of corrections, or names a class that the data set does not have.
+    Args:
+        records: one split of a data set.
+        folder: of corrections; masks that are not of ``records`` may be those of other splits.
+        others: gives the image ids of the other split. It is called where masks are left that no picture of
+            ``records`` has by its id, if something hangs on it: most sets are read once.
+        say_unused: warn of masks that no picture has, of ``records`` or of ``others``.
+
+    Raises:
+        DataError: ``folder`` is no folder of corrections, or names a class that the data set does not have.
     """
     ours = _classes(folder)
     if unknown := [name for name in ours if name not in records.classes]:
@@ -44,8 +55,47 @@ def with_corrections(records: RecordSet, folder: Path) -> RecordSet:
         )
     numbers = [records.classes.index(name) + 1 for name in ours]
     masks = folder / MASKS
-    found = {without_suffix(name): masks / name for name in Folder(masks).files} if masks.is_dir() else {}
-    return replace(records, records=_Corrected(records.records, found, numbers)) if found else records
+    if not masks.is_dir():
+        return records
+    notes = Notes()
+    found = _found(Folder(masks), [record.image_id for record in records], others, notes if say_unused else None)
+    paths = {image_id: masks / name for image_id, name in found.items()}
+    together = _Corrected(records.records, paths, numbers) if paths else records.records
+    return replace(records, records=together, warnings=(*records.warnings, *notes.lines()))
+
+
+def _found(
+    masks: Folder, image_ids: Sequence[str], others: Callable[[], Iterable[str]], notes: Notes | None
+) -> dict[str, str]:
+    """Image id -> file of its mask: the one of this very name, else one that no picture has, in another spelling.
+
+    What is spelled otherwise, and what is no picture's, goes to ``notes``.
+    """
+    by_name = {without_suffix(name): name for name in masks.files}
+    found = {image_id: by_name[image_id] for image_id in image_ids if image_id in by_name}
+    left = [name for name in masks.files if without_suffix(name) not in found]
+    alike = _alike(left, image_ids) if left else {}
+    if left and (alike or notes is not None):
+        elsewhere = dict.fromkeys(others())
+        left = [name for name in left if without_suffix(name) not in elsewhere]
+        alike = _alike(left, [*image_ids, *elsewhere])
+    alike = {image_id: name for image_id, name in alike.items() if image_id not in by_name}
+    here = {image_id: alike[image_id] for image_id in image_ids if image_id in alike}
+    if notes is not None:
+        for image_id, name in here.items():
+            notes.add("name found in another spelling", f"{f'{image_id}.png'!a} is {f'{MASKS}/{name}'!a}")
+        strays = sorted({*left, *masks.passed_over} - set(alike.values()))
+        kind = "corrected mask that is not used: no picture has its name, or several may be meant"
+        notes.add_all(kind, [f"{masks.where}/{name}" for name in strays])
+    return found | here
+
+
+def _alike(files: Sequence[str], image_ids: Iterable[str]) -> dict[str, str]:
+    """Image id -> the file that is spelled otherwise; of a file that may be two pictures' nobody knows whose it is."""
+    names = Names(files, MASKS)
+    found = {i: name for i in dict.fromkeys(image_ids) if (name := names.find(f"{i}.png", whole=True)) is not None}
+    times = Counter(found.values())
+    return {image_id: name for image_id, name in found.items() if times[name] == 1}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -165,7 +166,8 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
     """
     found = _read_labelled(data, split, cache)
     if data.corrections:
-        found = with_corrections(found, Path(data.corrections).expanduser())
+        other = partial(_ids, data, data.val if split == data.train else data.train, cache)
+        found = with_corrections(found, Path(data.corrections).expanduser(), other, say_unused=split == data.train)
     if data.without:
         found = without_classes(found, data.without)
     if split == data.train and (data.share < 1 or data.share_rest):
@@ -194,6 +196,14 @@ def _read_labelled(data: DataParams, split: str, cache: Path | None) -> RecordSe
     meant = numbered(found.classes)
     said = f"{data.scribble_files}: no classes.txt in {place}, so the index masks' numbers are read as {meant}"
     return replace(found, warnings=(*found.warnings, said))
+
+
+def _ids(data: DataParams, split: str, cache: Path | None) -> list[str]:
+    """Image ids of a split; none where it cannot be read, which its own reader says."""
+    try:
+        return [record.image_id for record in _read_source(replace(data, scribbles=False), split, cache)]
+    except (DataError, OSError):
+        return []
 
 
 def _read_source(data: DataParams, split: str, cache: Path | None) -> RecordSet:

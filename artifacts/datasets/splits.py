@@ -57,6 +57,12 @@ NO_LISTS = "split without a list of its images"
 """Kind of the complaint that :attr:`Selection.hashed` is."""
 
 
+def folder_split(name: str) -> str:
+    """``train``, ``val`` or ``test`` where a folder of this name looks like that split; else empty."""
+    found = _SPLIT_FOLDER.fullmatch(name.lower())
+    return found[1] if found else ""
+
+
 def hash_share(name: str) -> float:
     """A number in [0, 1) that depends on ``name`` alone (first 8 bytes of its SHA-256, big endian, / 2^64)."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
@@ -86,7 +92,7 @@ def select(names: Names, split: str, rule: SplitRule, folder: Path | None) -> Se
             f"unknown split {split!r}: {where}the split names are {rule.train!r} (data.train), "
             f"{rule.val!r} (data.val), {' and '.join(map(repr, EVERYTHING))} for every image"
         )
-    looks = {found[1] for top in tops if (found := _SPLIT_FOLDER.fullmatch(top.lower()))}
+    looks = {found for top in tops if (found := folder_split(top))}
     if looks >= {"train", "val"}:
         raise DataError(
             f"the folders {', '.join(sorted(tops))} look like splits, and nothing says which is which; write"

@@ -28,7 +28,9 @@ from artifacts.export.regions import (
     class_labels,
     copy_image,
     fill_polygon,
+    refuse,
     regions,
+    stated_size,
 )
 from artifacts.objects import tight_window
 from artifacts.records import DataError
@@ -115,17 +117,31 @@ def read_cvat(path: Path) -> Iterator[Drawn]:
         raise DataError(f"{path}: no <annotations> with <image>; export from CVAT as 'CVAT for images 1.1'")
     for image in root.iter("image"):
         shapes = [one for one in image if one.tag not in ("tag",)]
-        shapes.sort(key=lambda one: int(one.get("z_order") or 0))
-        size = image.get("height"), image.get("width")
-        size_hw = (int(size[0]), int(size[1])) if size[0] and size[1] else None
-        yield Drawn([image.get("name") or ""], [(one.get("label") or "", _layer(one)) for one in shapes], size_hw)
+        names = [image.get("name") or ""]
+        try:
+            shapes.sort(key=_z_order)
+            size_hw = stated_size(image.get("height"), image.get("width"))
+        except DataError as error:
+            yield Drawn(names, (), fault=str(error))
+        else:
+            yield Drawn(names, [(one.get("label") or "", _layer(one)) for one in shapes], size_hw)
+
+
+def _z_order(shape: Element) -> int:
+    given = shape.get("z_order") or 0
+    try:
+        return int(given)
+    except ValueError as error:
+        raise DataError(f"<{shape.tag}>: z_order must be a whole number, not {given!r}") from error
 
 
 def _layer(shape: Element) -> Layer:
-    return partial({"mask": _mask, "polygon": _polygon}.get(shape.tag, _refuse), dict(shape.attrib), shape.tag)
+    if (draw := {"mask": _mask, "polygon": _polygon}.get(shape.tag)) is not None:
+        return partial(draw, dict(shape.attrib))
+    return partial(refuse, f"<{shape.tag}> is no mask; draw with the brush or as a polygon")
 
 
-def _mask(given: dict[str, str], tag: str, size_hw: tuple[int, int]) -> MaskBool:
+def _mask(given: dict[str, str], size_hw: tuple[int, int]) -> MaskBool:
     try:
         left, top, width, height = (int(given[name]) for name in ("left", "top", "width", "height"))
     except (KeyError, ValueError) as error:
@@ -137,14 +153,10 @@ def _mask(given: dict[str, str], tag: str, size_hw: tuple[int, int]) -> MaskBool
     return mask_hw
 
 
-def _polygon(given: dict[str, str], tag: str, size_hw: tuple[int, int]) -> MaskBool:
+def _polygon(given: dict[str, str], size_hw: tuple[int, int]) -> MaskBool:
     try:
         pairs = [tuple(map(float, point.split(","))) for point in given.get("points", "").split(";")]
         points_xy: NDArray[np.float64] = np.array(pairs, np.float64).reshape(-1, 2)
     except ValueError as error:
         raise DataError(f"polygon: points must be pairs of numbers ({error})") from error
     return fill_polygon(points_xy, size_hw)
-
-
-def _refuse(given: dict[str, str], tag: str, size_hw: tuple[int, int]) -> MaskBool:
-    raise DataError(f"<{tag}> is no mask; draw with the brush or as a polygon")

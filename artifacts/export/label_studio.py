@@ -32,7 +32,9 @@ from artifacts.export.regions import (
     class_labels,
     copy_image,
     fill_polygon,
+    refuse,
     regions,
+    stated_size,
 )
 from artifacts.records import DataError
 
@@ -161,57 +163,81 @@ def _config(labels: Mapping[int, str], polygons: bool) -> str:
     return "\n".join([*lines, f"  </{tag}>", "</View>", ""])
 
 
-def read_label_studio(tasks: list[Any]) -> Iterator[Drawn | None]:
+def read_label_studio(tasks: list[Any], path: Path) -> Iterator[Drawn | None]:
     """Pictures of an export in the format JSON; ``None`` for a task that nobody has submitted an annotation for.
 
-    Of several annotations the last one counts. Raises :class:`DataError` where a task is not one.
+    Of several annotations the last one counts. Raises :class:`DataError` where no task of the file is one.
     """
+    form = "no data and annotations; export from Label Studio in the format JSON"
+    if tasks and not any(isinstance(task, dict) and ("predictions" in task or _whole(task)) for task in tasks):
+        raise DataError(f"{path}: task 0: {form}")
     for number, task in enumerate(tasks):
-        if not isinstance(task, dict) or not isinstance(task.get("data"), dict) or "annotations" not in task:
-            if isinstance(task, dict) and "predictions" in task:
-                yield None
-                continue
-            raise DataError(f"task {number}: no data and annotations; export from Label Studio in the format JSON")
+        names = _names(task)
+        if not _whole(task):
+            waiting = isinstance(task, dict) and "annotations" not in task and "predictions" in task
+            yield None if waiting else Drawn(names, (), fault=f"task {number}: {form}")
+            continue
         done = [one for one in task["annotations"] if not one.get("was_cancelled")]
         if not done:
             yield None
             continue
-        data = task["data"]
-        results = [one for one in done[-1].get("result", ()) if one.get("type") != "choices"]
-        stated = {(one.get("original_height"), one.get("original_width")) for one in results}
-        size_hw = stated.pop() if len(stated) == 1 else None
-        names = [str(data["image_id"])] if "image_id" in data else []
-        names += [_path_of(value) for value in (data.get("image"), task.get("file_upload")) if isinstance(value, str)]
-        yield Drawn(names, [_layer(one) for one in results], None if size_hw is None or None in size_hw else size_hw)
+        results = done[-1].get("result", [])
+        if not isinstance(results, list) or not all(isinstance(one, dict) for one in results):
+            yield Drawn(names, (), fault=f"task {number}: 'result' must be a list of what was drawn, not {results!r}")
+            continue
+        results = [one for one in results if one.get("type") != "choices"]
+        try:
+            stated = {stated_size(one.get("original_height"), one.get("original_width")) for one in results}
+        except DataError as error:
+            yield Drawn(names, (), fault=f"task {number}: {error}")
+            continue
+        yield Drawn(names, [_layer(one) for one in results], stated.pop() if len(stated) == 1 else None)
+
+
+def _whole(task: Any) -> bool:
+    """Whether it is a task with a list of annotations, looked at or not."""
+    if not isinstance(task, dict) or not isinstance(task.get("data"), dict):
+        return False
+    annotations = task.get("annotations")
+    return isinstance(annotations, list) and all(isinstance(one, dict) for one in annotations)
+
+
+def _names(task: Any) -> list[str]:
+    """What a task calls its picture; nothing where it is no task."""
+    if not isinstance(task, dict) or not isinstance(data := task.get("data"), dict):
+        return []
+    names = [str(data["image_id"])] if "image_id" in data else []
+    return names + [_path_of(value) for value in (data.get("image"), task.get("file_upload")) if isinstance(value, str)]
 
 
 def _path_of(address: str) -> str:
     """The path in an image's address: ``/data/local-files/?d=images/a.jpg`` means ``images/a.jpg``."""
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # a bracket that is no IPv6 address's
+        return address
     inner = parse_qs(parts.query).get("d")
     return inner[0] if inner else unquote(parts.path)
 
 
-def _layer(result: Mapping[str, Any]) -> tuple[str, Layer]:
+def _layer(result: Mapping[str, Any]) -> tuple[str | None, Layer]:
     kind, value = str(result.get("type")), result.get("value") or {}
+    if not isinstance(value, dict) or not isinstance(value.get(kind) or [], list):
+        return None, partial(refuse, f"{kind!r}: 'value' must hold what was drawn and the list of its labels")
     named = value.get(kind) or ("",)
     if result.get("image_rotation"):
-        return str(named[0]), partial(_refuse, "the picture was turned in Label Studio; turn it back and export again")
+        return str(named[0]), partial(refuse, "the picture was turned in Label Studio; turn it back and export again")
     if kind == "brushlabels":
         return str(named[0]), partial(decode_brush, value.get("rle") or [])
     if kind == "polygonlabels":
         return str(named[0]), partial(_polygon, value.get("points"))
-    return str(named[0]), partial(_refuse, f"{kind!r} is no mask; draw with brush or polygon")
+    return str(named[0]), partial(refuse, f"{kind!r} is no mask; draw with brush or polygon")
 
 
 def _polygon(points: Any, size_hw: tuple[int, int]) -> MaskBool:
     """Points in per cent of width and height."""
     try:
         share_xy = np.asarray(points, np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"polygon: points must be pairs of numbers ({error})") from error
     return fill_polygon(share_xy * np.array([size_hw[1] / 100, size_hw[0] / 100]), size_hw)
-
-
-def _refuse(reason: str, size_hw: tuple[int, int]) -> MaskBool:
-    raise DataError(reason)

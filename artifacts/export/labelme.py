@@ -28,6 +28,7 @@ from artifacts.export.regions import (
     copy_image,
     fill_polygon,
     regions,
+    stated_size,
 )
 from artifacts.objects import tight_window
 from artifacts.records import DataError
@@ -86,24 +87,30 @@ def _png(mask_hw: MaskBool) -> str:
 
 
 def read_labelme(content: Mapping[str, Any], path: Path, root: Path) -> Drawn:
-    """The picture of one labelme file ``path``, given to import as ``root`` (itself, or a folder above it)."""
+    """The picture of one labelme file ``path``, given to import as ``root`` (itself, or a folder above it).
+
+    Raises :class:`DataError` for a file without shapes that names no picture either.
+    """
+    relative = path.relative_to(root).with_suffix("").as_posix() if path != root else path.stem
+    names = [relative, str(content.get("imagePath") or "").replace("\\", "/")]
     shapes = content.get("shapes")
     if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
-        raise DataError(f"{path}: 'shapes' must be a list of labelme's shapes")
-    relative = path.relative_to(root).with_suffix("").as_posix() if path != root else path.stem
-    size = content.get("imageHeight"), content.get("imageWidth")
-    return Drawn(
-        [relative, str(content.get("imagePath") or "").replace("\\", "/")],
-        [(str(shape.get("label")), partial(_draw, shape)) for shape in shapes],
-        (int(size[0]), int(size[1])) if size[0] and size[1] else None,
-    )
+        fault = f"{path}: 'shapes' must be a list of labelme's shapes"
+        if not names[1]:
+            raise DataError(fault)
+        return Drawn(names, (), fault=fault)
+    try:
+        size_hw = stated_size(content.get("imageHeight"), content.get("imageWidth"))
+    except DataError as error:
+        return Drawn(names, (), fault=f"{path}: {error}")
+    return Drawn(names, [(str(shape.get("label")), partial(_draw, shape)) for shape in shapes], size_hw)
 
 
 def _draw(shape: Mapping[str, Any], size_hw: tuple[int, int]) -> MaskBool:
     kind = shape.get("shape_type", "polygon")
     try:
         points_xy = np.asarray(shape.get("points"), np.float64).reshape(-1, 2)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{kind}: points must be pairs of numbers ({error})") from error
     if kind == "polygon":
         return fill_polygon(points_xy, size_hw)

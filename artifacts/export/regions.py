@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -168,6 +169,21 @@ Layer = Callable[[tuple[int, int]], MaskBool]
 """Draws one shape at the picture's size; raises :class:`DataError` where it cannot be drawn."""
 
 
+def refuse(reason: str, size_hw: tuple[int, int]) -> MaskBool:
+    """The layer of a shape that is no mask."""
+    raise DataError(reason)
+
+
+def stated_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """The size that a file states, ``None`` where it states none. Raises :class:`DataError` for no whole numbers."""
+    if not height or not width:
+        return None
+    try:
+        return int(height), int(width)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"height and width must be whole numbers, not {height!r} and {width!r}") from error
+
+
 @dataclass(frozen=True)
 class Drawn:
     """One picture of a tool's file: what was drawn, in the order in which it lies on top of each other."""
@@ -182,9 +198,13 @@ class Drawn:
     """Gives the whole class mask, where the format holds that; no layers then."""
     sort_by_area: bool = False
     """Larger layers first, where the format has no order."""
+    fault: str = ""
+    """Why nothing of it can be used, where the file is at fault in this picture."""
 
     def paint(self, numbers: Mapping[str, int], size_hw: tuple[int, int]) -> MaskHW:
         """``(H, W) uint8``. Raises :class:`DataError` for an unknown class, another size, a shape that is none."""
+        if self.fault:
+            raise DataError(self.fault)
         if self.size_hw is not None and self.size_hw != size_hw:
             stated, real = (" x ".join(map(str, hw[::-1])) for hw in (self.size_hw, size_hw))
             raise DataError(f"the file says that the picture is {stated} (width x height), but it is {real}")

@@ -17,7 +17,7 @@ from artifacts.cache.atomic import write_text_atomic
 from artifacts.datasets.splits import read_text
 from artifacts.datasets.yolo_tree import declared
 from artifacts.export.items import Source
-from artifacts.export.regions import Drawn, MaskBool, PolygonLoss, copy_image, fill_polygon, regions
+from artifacts.export.regions import Drawn, Layer, MaskBool, PolygonLoss, copy_image, fill_polygon, refuse, regions
 from artifacts.records import UNDECIDED, DataError
 
 ENDINGS = frozenset({"avif", "bmp", "heic", "heif", "jp2", "jpeg", "jpg", "png", "tif", "tiff", "webp"})
@@ -79,21 +79,28 @@ def read_yolo_seg(folder: Path) -> Iterator[Drawn]:
         names = declared(folder).names
     except (OSError, DataError) as error:
         raise DataError(f"{config}: no readable class names ({error}); YOLO's numbers mean nothing without") from error
-    table = dict(enumerate(names))
+    table = {str(number): name for number, name in enumerate(names)}
     root = folder / "labels"
     for path in sorted(root.rglob("*.txt")):
         relative = path.relative_to(root).with_suffix("").as_posix()
-        layers = []
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
+        called = [relative, relative.partition("/")[2]]
+        try:
+            lines = read_text(path).splitlines()
+        except (OSError, DataError) as error:
+            yield Drawn(called, (), fault=str(error))
+            continue
+        layers: list[tuple[str | None, Layer]] = []
+        for number, line in enumerate(lines, start=1):
             words = line.split()
             if not words:
                 continue
             where = f"{path}, line {number}"
-            name = table.get(int(words[0])) if words[0].isdigit() else None
+            name = table.get(words[0].lstrip("0") or words[0][:1])
             if name is None:
-                raise DataError(f"{where}: {words[0]!r} is no class number of {config}")
-            layers.append((str(name), partial(_draw, words[1:], where)))
-        yield Drawn([relative, relative.partition("/")[2]], layers, sort_by_area=True)
+                layers.append((None, partial(refuse, f"{where}: {words[0]!r} is no class number of {config}")))
+            else:
+                layers.append((name, partial(_draw, words[1:], where)))
+        yield Drawn(called, layers, sort_by_area=True)
 
 
 def _draw(words: list[str], where: str, size_hw: tuple[int, int]) -> MaskBool:

@@ -45,7 +45,8 @@ def import_(
     folder = escape(str(done.folder))
     console.print(
         f"corrected: {len(done.stored)} stored in {folder}, {done.unchanged} there before"
-        + (f", {done.without} not looked at by anybody" if done.without else ""),
+        + (f", {done.without} not looked at by anybody" if done.without else "")
+        + (f", {done.of_val} of the evaluation pictures left alone" if done.of_val else ""),
         soft_wrap=True,
     )
     for problem in done.problems:
@@ -66,6 +67,8 @@ class Imported:
     """Pictures whose mask was stored before, the same to the byte."""
     without: int
     """Pictures that nobody has submitted an annotation for."""
+    of_val: int
+    """Masks of evaluation pictures, which no stage may learn from: not stored."""
     problems: tuple[str, ...]
     """Pictures that could not be used, and why."""
     known: bool
@@ -84,9 +87,10 @@ def import_corrections(files: Sequence[Path], cache: Path, run: str, to: Path | 
     data = build(DataParams, "data", manifest["recipe"], [Layer(manifest["recipe"], f"run {manifest['run']}", {})])
     data = placed(data, manifest.get("folder", ""))
     records = records_of(manifest, "train", data.train, cache)
+    val = records_of(manifest, "val", data.val, cache)
     folder = to or Path(data.corrections or f"{records.dataset}-corrections").expanduser()
     check_writable("to", folder)
-    found = ReadBack(records)
+    found = ReadBack(records, val)
     unchanged = 0
 
     def changed() -> Iterator[tuple[str, MaskHW]]:
@@ -100,9 +104,9 @@ def import_corrections(files: Sequence[Path], cache: Path, run: str, to: Path | 
 
     stored = write_corrections(folder, changed(), records.classes)
     if not stored and not unchanged:
-        reasons = "; ".join(found.problems[:3]) or (
-            f"nobody has submitted an annotation for its {found.without} pictures" if found.without else "no picture"
-        )
+        unused = [f"nobody has submitted an annotation for its {found.without} pictures"] if found.without else []
+        unused += [f"{found.of_held_out} of evaluation pictures (data.val={data.val})"] if found.of_held_out else []
+        reasons = "; ".join([*found.problems[:3], *unused]) or "no picture"
         raise DataError(f"{', '.join(map(str, files))}: no corrected mask: {reasons}")
     known = bool(data.corrections) and os.path.abspath(folder) == os.path.abspath(Path(data.corrections).expanduser())
-    return Imported(folder, tuple(stored), unchanged, found.without, tuple(found.problems), known)
+    return Imported(folder, tuple(stored), unchanged, found.without, found.of_held_out, tuple(found.problems), known)

@@ -127,6 +127,21 @@ def test_an_import_without_any_mask_is_refused(tiny: Done, tmp_path: Path) -> No
     assert maskmill(tmp_path, "import", "--cache", cache).code == 2
 
 
+def test_an_export_for_trainers_brings_back_no_truth(tiny: Done, tmp_path: Path) -> None:
+    cache, exported, folder = str(tiny.out / "cache"), tmp_path / "voc", tmp_path / "corrections"
+    assert maskmill(tmp_path, "export", "--cache", cache, "--format", "voc", "--to", str(exported)).code == 0
+    done = maskmill(tmp_path, "import", str(exported), "--cache", cache, "--to", str(folder))
+    assert done.code == 0 and "24 stored" in done.stdout, done.printed
+    assert "8 of the evaluation pictures left alone" in done.stdout
+    lists = exported / DEVKIT / "ImageSets" / "Segmentation"
+    assert {path.stem for path in (folder / "masks").iterdir()} == set((lists / "train.txt").read_text().split())
+    for image_id in (lists / "train.txt").read_text().split():
+        (exported / DEVKIT / "SegmentationClass" / f"{image_id}.png").unlink()
+    alone = maskmill(tmp_path, "import", str(exported), "--cache", cache, "--to", str(tmp_path / "other"))
+    assert alone.code == 2 and "8 of evaluation pictures (data.val=val)" in alone.printed, alone.printed
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("by", ["suspicion", "score"])
 def test_the_worst_pictures_can_be_exported_alone(tiny: Done, tmp_path: Path, by: str) -> None:
     cache, out = str(tiny.out / "cache"), tmp_path / "worst"

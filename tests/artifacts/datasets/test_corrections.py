@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -86,3 +87,62 @@ def test_what_is_no_folder_of_corrections_is_refused(records: RecordSet, tmp_pat
     assert reference is not None
     with pytest.raises(DataError, match="the mask is 5 x 5"):
         reference.load()
+
+
+def with_masks(root: Path, pictures: Sequence[str], masks: Sequence[str]) -> Path:
+    """A folder of pictures, and one of corrections with these files; returns the latter."""
+    (root / "data" / "images").mkdir(parents=True)
+    (root / "data" / "classes.txt").write_text("cat\n")
+    for name in pictures:
+        path = root / "data" / "images" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", np.zeros((4, 5, 3), np.uint8))[1].tobytes())
+    write_corrections(root / "corrections", [(name, np.ones((4, 5), np.uint8)) for name in masks], ("cat",))
+    return root / "corrections"
+
+
+UNUSED = "corrected mask that is not used: no picture has its name, or several may be meant"
+
+
+@pytest.mark.parametrize(
+    ("pictures", "masks", "corrected", "unused"),
+    [
+        (["caf\u00e9", "b"], ["cafe\u0301"], {"caf\u00e9": "cafe\u0301"}, []),
+        (["a", "b"], ["A"], {"a": "A"}, []),
+        (["sub/a", "b"], ["Sub/a"], {"sub/a": "Sub/a"}, []),
+        (["a", "b"], ["typo"], {}, ["typo"]),
+        (["sub/a", "b"], ["a"], {}, ["a"]),
+        (["a", "A"], ["A"], {"A": "A"}, []),
+        (["\u00e9a", "\u00e9A"], ["e\u0301a"], {}, ["e\u0301a"]),
+        (["a", "b"], ["a", "A"], {"a": "a"}, ["A"]),
+        (["\u00e9a", "\u00e9A"], ["\u00e9a", "e\u0301a"], {"\u00e9a": "\u00e9a"}, ["e\u0301a"]),
+        (["u/1", "t/1"], ["1", "b"], {}, ["1", "b"]),
+    ],
+)
+def test_a_mask_is_found_in_another_spelling_and_one_that_is_no_pictures_is_named(
+    pictures: list[str], masks: list[str], corrected: dict[str, str], unused: list[str], tmp_path: Path
+) -> None:
+    folder = with_masks(tmp_path, pictures, masks)
+    data = DataParams(source=f"folder:{tmp_path / 'data'}", val_share=0.0, corrections=str(folder))
+    found = read_split(data, "train")
+    assert len(found) == len(pictures)
+    given = {record.image_id: record.corrected.path for record in found if record.corrected is not None}
+    assert given == {image_id: str(folder / "masks" / f"{name}.png") for image_id, name in corrected.items()}
+    said = [line for line in found.warnings if "corrected mask" in line]
+    listed = "; ".join(f"{folder / 'masks' / name}.png" for name in unused)
+    assert said == ([f"{len(unused)} x {UNUSED}: {listed}"] if unused else [])
+    spelled = [line for line in found.warnings if "name found in another spelling" in line]
+    assert len(spelled) == any(image_id != name for image_id, name in corrected.items())
+
+
+def test_masks_of_the_other_split_are_its_own(tmp_path: Path) -> None:
+    """No warning of them, and no picture of this split has one because it is spelled alike."""
+    folder = with_masks(tmp_path, ["a", "A", "b", "c"], ["A", "c", "typo"])
+    (tmp_path / "data" / "train.txt").write_text("a\nb\n")
+    (tmp_path / "data" / "val.txt").write_text("A\nc\n")
+    data = DataParams(source=f"folder:{tmp_path / 'data'}", corrections=str(folder))
+    train, val = read_split(data, "train"), read_split(data, "val")
+    assert [record.image_id for record in (*train, *val)] == ["a", "b", "A", "c"]
+    assert [record.corrected is not None for record in (*train, *val)] == [False, False, True, True]
+    assert [line for line in train.warnings if "corrected" in line] == [f"1 x {UNUSED}: {folder / 'masks/typo.png'}"]
+    assert not [line for line in val.warnings if "corrected" in line]

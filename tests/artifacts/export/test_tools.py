@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -319,4 +320,198 @@ def test_other_files_are_refused(content: str, pictures: Pictures, tmp_path: Pat
     path = tmp_path / "x.json"
     path.write_text(content)
     with pytest.raises(DataError):
+        list(ReadBack(pictures.records).masks([path]))
+
+
+@dataclass
+class Splits:
+    """Two splits of one data set, each picture's mask filled with the number of its split (1 train, 2 val)."""
+
+    root: Path
+    ids: dict[str, tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        for image_id in (*self.ids["train"], *self.ids["val"]):
+            path = self.root / "pictures" / f"{image_id}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), np.full((*SIZE_HW, 3), 90, np.uint8))
+
+    def records(self, split: str) -> RecordSet:
+        found = [Record(i, str(self.root / "pictures" / f"{i}.png")) for i in self.ids[split]]
+        return RecordSet("set", split, CLASSES, found)
+
+    def source(self, split: str) -> Any:
+        number = 1 + ("train", "val").index(split)
+        masks = {image_id: np.full(SIZE_HW, number, np.uint8) for image_id in self.ids[split]}
+        source = Pictures(self.root, split=split)
+        source.masks = masks
+        return source
+
+
+SPLITS = [
+    {"train": ("train/0001", "train/0002"), "val": ("val/0001", "val/0002")},
+    {"train": ("camA/0001", "camB/0002"), "val": ("camB/0001", "camA/0002")},
+    {"train": ("0001", "camA/0002"), "val": ("camB/0001", "0002")},
+]
+
+
+@pytest.mark.parametrize("kind", ["voc", "coco", "yolo-seg"])
+@pytest.mark.parametrize("ids", SPLITS)
+def test_truth_of_val_never_comes_back_as_a_correction(
+    kind: str, ids: dict[str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    splits = Splits(tmp_path, ids)
+    out = tmp_path / "out"
+    out.mkdir()
+    for split in ("train", "val"):
+        WRITERS[kind](out, splits.source(split))
+    found = ReadBack(splits.records("train"), splits.records("val"))
+    masks = {image_id: np.unique(mask_hw).tolist() for image_id, mask_hw in found.masks([out])}
+    assert masks == {image_id: [1] for image_id in ids["train"]}
+    assert found.of_held_out == 2 and found.problems == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "names", "stored", "problems"),
+    [
+        (SPLITS[0], ["0001.png", "train/0002.png"], ["train/0002"], ["'0001' may be train/0001, val/0001"]),
+        (SPLITS[0], ["test/0001.png", "images/val/0001.png"], [], ["'0001' may be train/0001, val/0001"]),
+        ({"train": ("train/0001",), "val": ("val/0002",)}, ["test/0001.png"], [], ["'test/0001.png' lies in another"]),
+        (
+            {"train": ("camA/1", "camB/2"), "val": ()},
+            ["camB/1.png"],
+            [],
+            ["'camB/1.png' lies in another folder than cam"],
+        ),
+        ({"train": ("1", "camB/2"), "val": ()}, ["camB/1.png"], [], ["'camB/1.png' lies in another folder than 1"]),
+        ({"train": ("camA/1", "camB/2"), "val": ()}, ["images/1.png"], ["camA/1"], []),
+        ({"train": ("train2017/1",), "val": ()}, ["data/train/1.png"], ["train2017/1"], []),
+        ({"train": ("1",), "val": ()}, ["x/1.png", "y/1.png"], [], ["'x/1.png' and 'y/1.png' may be 1, and one"]),
+        ({"train": ("1",), "val": ()}, ["1.png", "y/1.png"], ["1"], ["'y/1.png' may be 1, which '1.png' is"]),
+        ({"train": ("1",), "val": ("1",)}, ["1.png"], ["1"], []),
+    ],
+)
+def test_a_name_that_may_be_another_pictures_is_refused(
+    ids: dict[str, tuple[str, ...]], names: list[str], stored: list[str], problems: list[str], tmp_path: Path
+) -> None:
+    """Of val, of a split that is not read, or of two folders: a path's end is no proof."""
+    splits = Splits(tmp_path, ids)
+    images = "".join(f'<image name="{name}" width="40" height="30"/>' for name in names)
+    path = tmp_path / "annotations.xml"
+    path.write_text(f"<annotations>{images}</annotations>")
+    found = ReadBack(splits.records("train"), splits.records("val"))
+    assert [image_id for image_id, _ in found.masks([path])] == stored
+    assert len(found.problems) == len(problems)
+    assert all(re.search(wanted, said) for wanted, said in zip(problems, found.problems, strict=True))
+
+
+COCO_ANNOTATION = {"category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]]}
+CVAT_IMAGE = '<image name="{}.png" width="{}" height="30"><polygon label="cat" points="1,1;9,1;9,9;1,9" {}/></image>'
+
+
+def labelme_beside(folder: Path, bad: str) -> Path:
+    write(folder / "a.json", labelme() | {"imagePath": "a.png"})
+    (folder / "b ü.json").write_text(bad)
+    return folder
+
+
+def yolo_beside(folder: Path, bad: bytes) -> Path:
+    (folder / "data.yaml").write_text("names: [cat]\n")
+    (folder / "labels" / "train").mkdir(parents=True)
+    for name, line in {"a": b"0 .025 .04 .225 .04 .225 .3 .025 .3\n", "b ü": bad}.items():
+        (folder / "labels" / "train" / f"{name}.txt").write_bytes(line)
+    return folder
+
+
+def coco_beside(folder: Path, image: dict[str, Any], annotation: dict[str, Any]) -> Path:
+    images = [{"id": i, "file_name": f"{name}.png", "height": 30, "width": 40} for i, name in enumerate(("a", "b ü"))]
+    annotations = [COCO_ANNOTATION | {"id": 70 + i, "image_id": i} for i in range(2)]
+    images[1] |= image
+    annotations[1] |= annotation
+    categories = [{"id": 1, "name": "cat"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    return write(folder / "instances.json", content)
+
+
+def cvat_beside(folder: Path, width: str, more: str) -> Path:
+    good, bad = CVAT_IMAGE.format("a", 40, ""), CVAT_IMAGE.format("b ü", width, more)
+    path = folder / "annotations.xml"
+    path.write_text(f"<annotations>{good}{bad}</annotations>")
+    return path
+
+
+def tasks_beside(folder: Path, bad: Any) -> Path:
+    value = {"points": [[2.5, 4], [22.5, 4], [22.5, 30], [2.5, 30]], "polygonlabels": ["cat"]}
+    good = {"data": {"image": "a.png"}, "annotations": [{"result": [{"type": "polygonlabels", "value": value}]}]}
+    return write(folder / "tasks.json", [good, bad])
+
+
+BESIDE: list[tuple[Callable[..., Path], tuple[Any, ...], str]] = [
+    (yolo_beside, (b"1 0 0 .5 0 .5 .5\n",), "line 1: '1' is no class number of"),
+    (yolo_beside, ("\u00b2 0 0 .5 0 .5 .5\n".encode(),), "line 1: '\u00b2' is no class number of"),
+    (yolo_beside, (b"\xff\xfe0 0",), "txt:1: not UTF-8 text"),
+    (coco_beside, ({}, {"category_id": 9}), "annotation 71: the file defines no category 9"),
+    (coco_beside, ({}, {"category_id": [1]}), r"annotation 71: the file defines no category \[1\]"),
+    (coco_beside, ({"height": None}, {}), "height and width are not there"),
+    (coco_beside, ({"height": "x"}, {}), "height and width must be whole numbers, not 'x' and 40"),
+    (coco_beside, ({"file_name": "c.png"}, {}), "no picture of set is called 'c.png'"),
+    (coco_beside, ({"id": []}, {}), r"images\[1\] is no picture"),
+    (labelme_beside, ("",), r"b ü.json: not readable JSON"),
+    (labelme_beside, ('{"version": 5}',), r"b ü.json: expected a Label Studio JSON"),
+    (labelme_beside, ('{"shapes": null}',), r"b ü.json: 'shapes' must be a list"),
+    (
+        labelme_beside,
+        (json.dumps(labelme() | {"imageHeight": "x"}),),
+        "b ü.json: height and width must be whole numbers",
+    ),
+    (labelme_beside, (json.dumps(labelme(points=None)),), "points must be pairs|three or more points"),
+    (cvat_beside, ("40", 'z_order="x"'), "<polygon>: z_order must be a whole number, not 'x'"),
+    (cvat_beside, ("x", ""), "height and width must be whole numbers, not '30' and 'x'"),
+    (tasks_beside, ({"data": {"image": "b ü.png"}},), "task 1: no data and annotations"),
+    (tasks_beside, (7,), "task 1: no data and annotations"),
+    (tasks_beside, ({"data": {"image": "b ü.png"}, "annotations": None},), "task 1: no data and annotations"),
+    (
+        tasks_beside,
+        ({"data": {"image": "b ü.png"}, "annotations": [{"result": None}]},),
+        "task 1: 'result' must be a list",
+    ),
+    (
+        tasks_beside,
+        ({"data": {"image": "b ü.png"}, "annotations": [{"result": [{"type": "polygonlabels", "value": [1]}]}]},),
+        "'polygonlabels': 'value' must hold what was drawn",
+    ),
+    (
+        tasks_beside,
+        ({"data": {"image": "b ü.png"}, "annotations": [{"result": [{"original_width": [1], "original_height": 2}]}]},),
+        "task 1: height and width must be whole numbers",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "bad", "problem"), BESIDE)
+def test_a_bad_picture_costs_itself_and_not_the_good_one_beside_it(
+    make: Callable[..., Path], bad: tuple[Any, ...], problem: str, pictures: Pictures, tmp_path: Path
+) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    path = make(folder, *bad)
+    found = ReadBack(pictures.records)
+    masks = {image_id: int((mask_hw == 1).sum()) for image_id, mask_hw in found.masks([path])}
+    assert list(masks) == ["a"] and masks["a"] == 64
+    [said] = found.problems
+    assert re.search(problem, said) and str(folder) in said
+
+
+def test_a_labelme_file_that_names_its_picture_costs_that_picture(pictures: Pictures, tmp_path: Path) -> None:
+    """Also where each file is named, as a shell does with ``*.json``."""
+    good = write(tmp_path / "b ü.json", labelme())
+    bad = write(tmp_path / "a.json", {"shapes": None, "imagePath": "a.png"})
+    found = ReadBack(pictures.records)
+    assert [image_id for image_id, _ in found.masks([good, bad])] == ["b ü"]
+    assert f"{bad}: a: {bad}: 'shapes' must be a list" in found.problems[0]
+
+
+def test_a_label_studio_file_without_any_task_is_refused_by_name(pictures: Pictures, tmp_path: Path) -> None:
+    path = write(tmp_path / "min.json", [{"image": "a.png"}, {"image": "b ü.png"}])
+    with pytest.raises(DataError, match=r"min.json: task 0: no data and annotations; export from Label Studio"):
         list(ReadBack(pictures.records).masks([path]))
