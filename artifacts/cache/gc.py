@@ -31,7 +31,7 @@ from artifacts.cache.store import MaskStore, StoreError
 
 Kind = Literal["run", "images", "fit", "old publications", "file"]
 LISTS = ("stamps", "origins", "pictures")
-_RUN = re.compile(r"\d{8}-\d{6}(\d{3})?-.+-[0-9a-f]{4}")
+_RUN = re.compile(r"\d{8}-\d{6}(\d{6})?-.+-[0-9a-f]{4}")
 """A run's id; what has another name in ``runs/`` is somebody's."""
 _FIT_PART = re.compile(rf"lock|work|pub-\d+|{re.escape(atomic.TEMPORARY_PREFIX)}.*")
 """What lies in a fit's folder."""

@@ -118,7 +118,7 @@ def _from_name(run: RunFolder) -> tuple[str, float]:
     day, clock, *parts = [*run.run_id.split("-"), "", ""]
     with contextlib.suppress(ValueError):
         begun = datetime.strptime(f"{day}-{clock[:6]}", "%Y%m%d-%H%M%S").replace(tzinfo=UTC)
-        return "-".join(parts[:-3]), begun.timestamp() + int(clock[6:] or 0) / 1000
+        return "-".join(parts[:-3]), begun.timestamp() + int(clock[6:] or 0) / 1e6
     with contextlib.suppress(OSError):
         return "", run.path.stat().st_mtime
     return "", 0.0

@@ -47,8 +47,8 @@ class RunFolder:
     @classmethod
     def create(cls, cache: Path, flow: str) -> RunFolder:
         """A new, empty folder whose name sorts by time."""
-        # To the millisecond: by the second, two cached runs in a row had the same, and either could be the latest.
-        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S%f")[:-3]
+        # To the microsecond: by the second, two cached runs in a row had the same, and either could be the latest.
+        now = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S%f")
         folder = cls(cache, f"{now}-{flow}-{secrets.token_hex(2)}")
         try:
             folder.path.mkdir(parents=True)

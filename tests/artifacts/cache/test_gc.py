@@ -29,7 +29,7 @@ from flows.cli.cache_gc import parse_size
 from flows.cli.main import main
 
 A, B, NET = "grabcut-0123", "refine-4567", "deeplab-89ab"
-OLD, NEW = "20260101-020000-cfs-aaaa", "20260102-020000500-cfs-bbbb"
+OLD, NEW = "20260101-020000-cfs-aaaa", "20260102-020000500000-cfs-bbbb"
 """Names as older versions gave them, by the second, and as they are now."""
 
 
@@ -346,7 +346,7 @@ def test_which_runs_are_kept(tmp_path: Path) -> None:
     first, second, other = night(1), night(2), night(3, source="voc:b")
     third = night(4, flow="lpg-learn", age_days=3.5)
     failed = [night(day, "failed") for day in (5, 6, 7)]
-    killed = RunFolder(tmp_path, "20260108-020000123-cfs-aaaa")
+    killed = RunFolder(tmp_path, "20260108-020000123456-cfs-aaaa")
     killed.path.mkdir()
 
     def kept(runs: int, days: float | None = None) -> list[str]:

@@ -29,7 +29,7 @@ def test_how_a_run_ended(tmp_path: Path) -> None:
     good, skipped = run_of(tmp_path, 1), run_of(tmp_path, 2, skips=[SKIP])
     unexported, stopped = run_of(tmp_path, 3, failures=["export failed"]), run_of(tmp_path, 4, "interrupted")
     failed, killed = run_of(tmp_path, 5, "failed", error="no", stage="net"), run_of(tmp_path, 6, "running")
-    damaged, nothing = run_of(tmp_path, 7), RunFolder(tmp_path, "20260108-020000250-lpg-learn-aaaa")
+    damaged, nothing = run_of(tmp_path, 7), RunFolder(tmp_path, "20260108-020000250000-lpg-learn-aaaa")
     (damaged.path / "manifest.json").write_text("{")
     nothing.path.mkdir()
     runs = [good, skipped, unexported, stopped, failed, killed, damaged, nothing]
