@@ -211,10 +211,15 @@ def abandoned(folder: Path, *, older_than_s: float = 3600.0) -> list[Path]:
     return [entry for entry in folder.glob(f"{TEMPORARY_PREFIX}*") if _abandoned(entry, older_than_s)]
 
 
+def process_lives(pid: str) -> bool:
+    """Whether a process of this machine has that number."""
+    return Path(f"/proc/{pid}").exists()
+
+
 def _abandoned(entry: Path, older_than_s: float) -> bool:
     # An export's folder may hold other files: only names that temporary_beside gives are Maskmill's.
     name = re.fullmatch(rf"{re.escape(TEMPORARY_PREFIX)}(\d+)-[0-9a-f]{{12}}", entry.name)
-    if name is None or Path(f"/proc/{name[1]}").exists():
+    if name is None or process_lives(name[1]):
         return False
     with contextlib.suppress(FileNotFoundError):
         return time.time() - entry.stat().st_mtime >= older_than_s

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from artifacts.cache.atomic import process_lives
 from artifacts.cache.runs import MANIFEST, RunFolder, read_stamps
 from artifacts.cache.segment_index import Entry
 from artifacts.records import DataError
 
 DAY_S = 24 * 3600.0
-
-
 _PROCESS = re.compile(r"pid (\d{1,9}) on (.+)")
+"""How a run names its process in ``progress.json``."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,9 @@ def _manifest(run: RunFolder, live: bool) -> Mapping[str, Any]:
 def _process_lives(run: RunFolder) -> bool:
     """Whether the process that the run was part of still works, on this machine, and is another one than this."""
     found = _PROCESS.fullmatch(str(run.progress().get("process", "")))
-    if found is None or found[2] != os.uname().nodename or (pid := int(found[1])) in (0, os.getpid()):
+    if found is None or found[2] != os.uname().nodename or int(found[1]) == os.getpid():
         return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass  # somebody else's, of that number
-    return True
+    return process_lives(found[1])
 
 
 def _began(run: RunFolder, manifest: Mapping[str, Any]) -> float:
