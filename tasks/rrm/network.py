@@ -20,7 +20,7 @@ from tasks.rrm.mining import Miner, threads_of
 from tasks.rrm.stages import RRMParams
 from tasks.stage import Arrays, Item, SkipImage, by_size
 from tasks.training.context import FitContext
-from tasks.training.loop import Batch, Nets, poly, train_loop
+from tasks.training.loop import Batch, Diverged, Nets, poly, train_loop
 from tasks.training.networks import fill_rgb, initial_network
 from tasks.training.optim import make_optimizer
 
@@ -49,6 +49,7 @@ def train(context: FitContext) -> dict[str, Tensor]:
             return warm_up(nets["rrm"](images_of(batch, params), batch["inside"]), batch, network)
         pending = miner.start(batch) if online else None
         output = nets["rrm"](images_of(batch, params), batch["inside"])
+        check_finite(output, context.label, index)  # before CRF and energy refuse numbers that are none
         if pending is not None:
             batch["labels"] = pending()
         inside = batch["inside"]
@@ -70,6 +71,12 @@ def train(context: FitContext) -> dict[str, Tensor]:
             monitor_every=params.monitor_every,
             compile=params.compile,
         )
+
+
+def check_finite(output: rrm.Output, label: str, index: int) -> None:
+    """Raises :class:`tasks.training.loop.Diverged` where either branch says NaN or infinity at step ``index``."""
+    if not all(bool(part.isfinite().all()) for part in output):
+        raise Diverged.at(label, "the network's output is no number", index)
 
 
 def warm_up(output: rrm.Output, batch: Batch, network: rrm.RRM) -> dict[str, Tensor]:

@@ -39,6 +39,14 @@ log = logging.getLogger("maskmill")
 class Diverged(ArithmeticError):
     """The loss is NaN or infinite."""
 
+    @classmethod
+    def at(cls, label: str, what: str, index: int) -> Diverged:
+        """The error that names the fit, ``what`` is wrong, the step (0-based ``index``) and what to change."""
+        return cls(
+            f"{label}: {what} at step {index + 1}; lower the learning rate, clip gradients, or use precision bf16 or 32"
+            " instead of fp16. The last checkpoint is from before"
+        )
+
 
 def poly(total: int, power: float = 0.9) -> Schedule:
     """DeepLab's learning rate factor ``(1 - step / total) ** power`` (Chen et al., DeepLab v2, Sec. 4.1)."""
@@ -298,10 +306,7 @@ class _Window:
         for (index, _), row in zip(self._pending, values, strict=True):
             for name, value in zip(names, row, strict=True):
                 if not math.isfinite(value):
-                    raise Diverged(
-                        f"{self._context.label}: {name} is {value} at step {index + 1}; lower the learning rate, clip "
-                        "gradients, or use precision bf16 or 32 instead of fp16. The last checkpoint is from before"
-                    )
+                    raise Diverged.at(self._context.label, f"{name} is {value}", index)
                 self._sums[name] = self._sums.get(name, 0.0) + value
             self._sums["_steps"] = self._sums.get("_steps", 0.0) + 1
         self.last = {"loss": values[-1][names.index("loss")]}

@@ -26,6 +26,7 @@ from tasks.rrm.network import loss_weights, masks_item, masks_items, predict_ite
 from tasks.rrm.stages import DEMO, RRMParams
 from tasks.stage import Item, SkipImage, check_outputs, resolve, stage_address
 from tasks.training.context import FitContext
+from tasks.training.loop import Diverged
 
 FAST = ReliableParams(crf=dataclasses.replace(CRF_PRESETS["ahn-kwak-cam"], iterations=2), ties="all")
 SMALL = dataclasses.replace(
@@ -91,6 +92,13 @@ def test_resumed_in_the_middle_of_joint_training_it_gives_the_same_weights(
     resumed = fit(params, name="cut", checkpoint_every_s=0.0)
     assert resumed.weights.read_bytes() == whole.weights.read_bytes()
     assert metrics(resumed) == metrics(whole)
+
+
+@pytest.mark.parametrize("energy", [0.0, 1e-7])
+def test_a_network_that_diverges_is_named_with_its_step_and_what_to_change(fit: Fit, energy: float) -> None:
+    wild = dataclasses.replace(SMALL, optimizer="sgd", lr=10.0, momentum=0.99, iterations=40, energy_weight=energy)
+    with pytest.raises(Diverged, match=r"rrm: .* at step \d+; lower the learning rate"):
+        fit(wild)
 
 
 def test_threads_change_no_byte_of_the_weights(fit: Fit) -> None:
