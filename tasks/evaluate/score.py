@@ -129,6 +129,18 @@ def coverage(matrix: MatrixTP) -> float | None:
     return _ratio(int(matrix[:, :-1].sum()), int(matrix.sum()))
 
 
+def coverage_of_classes(matrix: MatrixTP) -> tuple[float | None, ...]:
+    """By true class, background first: the share of its pixels that got any class; ``None`` without such pixels."""
+    rows = zip(matrix[:, :-1].sum(axis=1), matrix.sum(axis=1), strict=True)
+    return tuple(_ratio(int(decided), int(whole)) for decided, whole in rows)
+
+
+def precision_of_classes(matrix: MatrixTP) -> tuple[float | None, ...]:
+    """By class, background first: of the pixels called so, the share that is; ``None`` where none is called so."""
+    columns = zip(np.diagonal(matrix), matrix[:, :-1].sum(axis=0), strict=True)
+    return tuple(_ratio(int(hit), int(called)) for hit, called in columns)
+
+
 def _reading(decided: MatrixTP, truth_c: NDArray[np.int64]) -> Reading:
     """``decided``: (K+1, K+1) truth x prediction; ``truth_c``: pixels of each true class, missed ones included."""
     hit_c = np.diagonal(decided)
@@ -212,12 +224,17 @@ class Scores:
         return {
             **self.as_wrong.as_dict(classes),
             "coverage": self.coverage,
+            "precision_per_class": self._named(precision_of_classes(self.matrix), classes),
+            "coverage_per_class": self._named(coverage_of_classes(self.matrix), classes),
             "images": self.images,
             "as_wrong": self.as_wrong.as_dict(classes),
             "left_out": self.left_out.as_dict(classes),
             "object_iou": {"mean": self.object_iou, "count": self.objects},
             "by_size": {size: {"mean": mean, "count": count} for size, (mean, count) in self.by_size.items()},
         }
+
+    def _named(self, values: Sequence[float | None], classes: Sequence[str]) -> dict[str, float | None]:
+        return dict(zip(class_names(classes, len(self.matrix) - 1), values, strict=True))
 
     def _repr_html_(self) -> Any:
         return shown("scores_html", self.as_dict([f"class {number}" for number in range(1, len(self.matrix))]))

@@ -83,7 +83,12 @@ PICTURES = [
 def page(tmp_path: Path) -> Path:
     scores: dict[str, dict[str, Any]] = {
         "masks (train)": {"miou": 0.5, "per_class": {"background": 0.9, EVIL: 0.5, "dog": 0.1}},
-        "student (val)": {"miou": 0.6},
+        "student (val)": {"miou": 0.6, "coverage": 1.0, "coverage_per_class": {"dog": 1.0}},
+        "regions (train)": {
+            "coverage": 0.25,
+            "precision_per_class": {"background": 0.911, EVIL: None},
+            "coverage_per_class": {"background": 0.322, EVIL: 0.0},
+        },
     }
     recipe = {"data": {"source": "voc:x"}, "params": {"student": "none", "rate": (1, 2), EVIL: 3, "deep": {"lr": 1}}}
     return report.html_report(
@@ -107,6 +112,8 @@ def test_the_page_says_what_is_shown_and_what_differs(page: Path) -> None:
     assert "1 differs from the default: params.student" in text and "default deeplab" in text
     assert "deep not used: no stage of this run takes it" in text and text.count("not used") == 1
     assert "90.0 10.0 0.0 0.0" in text, "per cent of the background"
+    assert "What is decided in regions (train)" in text and "background 91.1 32.2" in text and "- 0.0" in text
+    assert "What is decided in student" not in text
     assert page.read_text().count("<script") == 1 and "http" not in page.read_text()
 
 

@@ -327,6 +327,15 @@ class TestSet:
         assert found["unsure"] == pytest.approx(2 / 3), "255 where background is, is wrong"
         assert score.image_miou(preds["void"], mask(truths["void"]), 1) is None
 
+    def test_precision_and_coverage_of_each_class_of_a_map_that_decides_few_pixels(self):
+        truth = mask([0, 0, 0, 0, 1, 1, 1, 255, 2])
+        found = mask([0, 0, 1, 255, 1, 255, 255, 1, 255])
+        record = self.record("regions", Ref(truth))
+        scores = score.score_set([record], 3, lambda r: found).scores.as_dict(["cat", "dog", "cow"])
+        assert scores["precision_per_class"] == {"background": 1.0, "cat": 0.5, "dog": None, "cow": None}
+        assert scores["coverage_per_class"] == {"background": 0.75, "cat": 1 / 3, "dog": 0.0, "cow": None}
+        assert scores["coverage"] == 4 / 8 and scores["precision"] == 0.5
+
     def test_json(self):
         record = self.record("good", Ref(mask([1, 1, 0])))
         found = score.score_set([record], 1, lambda r: mask([1, 255, 0])).scores.as_dict(["cat"])
