@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from artifacts.images import image_size_hw
 from artifacts.records import DataError, ImageRGB
 from models import cam
 from models.network import BackboneNetwork
@@ -34,6 +37,8 @@ def train(context: FitContext) -> dict[str, Tensor]:
         return cam.build(params.network, classes, normalisation=normalisation, **params.backbone_options)
 
     network = initial_network(context, params, build, key="params.cam.weights")
+    warn_of_tags(context)
+    warn_of_crops(context, params)
     if params.channels_last:
         network = network.to(memory_format=torch.channels_last)
     iterations = params.total_iterations(len(context.train))
@@ -54,6 +59,47 @@ def train(context: FitContext) -> dict[str, Tensor]:
         precision=params.precision,
         compile=params.compile,
     )
+
+
+LEAST_SHOWN = 0.25
+"""Share of a picture that a crop should show: it is taught all of the picture's tags."""
+LOOKED_AT = 16
+
+
+def warn_of_tags(context: FitContext) -> None:
+    """Say which tags all training pictures have: nothing tells a classifier which part of them such a tag is."""
+    tags = [context.train.record(index).tags for index in range(len(context.train))]
+    known = [set(one) for one in tags if one is not None]
+    counts = Counter(tag for one in known for tag in one)
+    if always := [name for number, name in enumerate(context.classes, 1) if known and counts[number] == len(known)]:
+        context.warn(
+            f"all {len(known)} training pictures have the tag {', '.join(always)}: nothing tells the classifier where"
+            " it is in them, and its maps lie on what is conspicuous. Add pictures without it (an empty tag is enough)"
+        )
+
+
+def warn_of_crops(context: FitContext, params: BackboneParams) -> None:
+    """Say where the median of some training pictures is so large that a crop shows little of it."""
+    scale = sum(params.scale_range) / 2
+    found = []
+    for index in range(0, len(context.train), max(1, len(context.train) // LOOKED_AT)):
+        record = context.train.record(index)
+        try:
+            height, width = record.size_hw or image_size_hw(Path(record.image))
+        except (DataError, OSError):
+            continue  # the training itself says so
+        shown = min(1.0, params.crop / (scale * height)) * min(1.0, params.crop / (scale * width))
+        found.append((shown, width, height))
+    if not found:
+        return
+    shown, width, height = sorted(found)[len(found) // 2]
+    if shown < LEAST_SHOWN:
+        side = round(1.5 * params.crop / scale)
+        context.warn(
+            f"a crop of {params.crop} pixels shows {100 * shown:.1f} % of a picture of {width} x {height} pixels at"
+            f" scale {scale:g}, but is taught all of its tags. Make the pictures smaller, {side} pixels at the longer"
+            f" side say, or lower params.{params.NAME}.scale_range, and the scales of maps and test with it"
+        )
 
 
 def images_of(batch: Batch, params: BackboneParams) -> Tensor:

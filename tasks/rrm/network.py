@@ -12,7 +12,7 @@ from models import rrm
 from models.losses import UNDECIDED
 from models.normalise import IMAGENET, Normalisation
 from models.rrm import LossWeights
-from tasks.cam.network import images_of, tagged_sampler
+from tasks.cam.network import images_of, tagged_sampler, warn_of_crops, warn_of_tags
 from tasks.deeplab import inference
 from tasks.deeplab.inference import val_miou
 from tasks.deeplab.stages import PredictParams
@@ -37,6 +37,9 @@ def train(context: FitContext) -> dict[str, Tensor]:
         return rrm.build(params.network, classes, normalisation=normalisation, **params.backbone_options)
 
     network = initial_network(context, params, build, key="params.rrm.weights")
+    if context.init is None:  # else its classifier has said so
+        warn_of_tags(context)
+    warn_of_crops(context, params)
     if params.channels_last:
         network = network.to(memory_format=torch.channels_last)
     network.weights = loss_weights(params)

@@ -141,6 +141,32 @@ def test_an_image_without_tags_is_left_out_and_said(fit: Fit) -> None:
     assert [(skip["key"], "no tags are known" in skip["reason"]) for skip in skips] == [("d/2", True)]
 
 
+def warnings_of(publication: Publication) -> list[str]:
+    return [event["message"] for event in publication.info["events"] if event["event"] == "warning"]
+
+
+def test_a_tag_of_all_pictures_is_said_as_nothing_tells_where_it_is(fit: Fit) -> None:
+    brief = dataclasses.replace(SMALL, iterations=1)
+    scenes = [dataclasses.replace(scene, tags=(1,)) for scene in tagged()]
+    (said,) = warnings_of(fit(brief, scenes, name="all"))
+    assert "all 4 training pictures have the tag disc" in said and "an empty tag" in said
+    for name, other in (("without", ()), ("other", (2,))):
+        assert warnings_of(fit(brief, [*scenes[:3], dataclasses.replace(scenes[3], tags=other)], name=name)) == []
+    unknown = [dataclasses.replace(scenes[0], tags=None), *scenes[1:]]
+    assert "all 3 training pictures" in warnings_of(fit(brief, unknown, name="unknown"))[0]
+
+
+def test_a_crop_that_shows_little_of_a_picture_is_said(fit: Fit) -> None:
+    """48 pixels of 640 x 480 are a hundredth of it: most crops do not show what their tags name."""
+    large = [dataclasses.replace(s, image_rgb=np.repeat(np.repeat(s.image_rgb, 8, 0), 8, 1)) for s in tagged()]
+    brief = dataclasses.replace(SMALL, iterations=1)
+    (said,) = warnings_of(fit(brief, large, name="large"))
+    assert "a crop of 48 pixels shows 0.8 % of a picture of 576 x 512 pixels at scale 1" in said
+    assert "72 pixels at the longer side" in said and "params.cam.scale_range" in said
+    fitting = dataclasses.replace(brief, scale_range=(0.1, 0.15))
+    assert warnings_of(fit(fitting, large, name="reduced")) == []
+
+
 def test_inference_is_no_part_of_the_fit_and_training_none_of_the_maps() -> None:
     def address(stage: Any) -> str:
         return stage_address(stage, ("a",), {})

@@ -158,6 +158,17 @@ def test_a_classifiers_checkpoint_is_a_start(fit: Fit, tmp_path: Path) -> None:
         torch.testing.assert_close(made[name], tensor.data, rtol=0, atol=1e-6)
 
 
+def test_tags_and_crops_that_teach_little_are_said_once(fit: Fit, tmp_path: Path) -> None:
+    """With a classifier as its start the tags have been spoken of."""
+    scenes = [dataclasses.replace(scene, tags=(1,)) for scene in tagged()]
+    brief = dataclasses.replace(SMALL, iterations=1, crop=16)
+    save_file(classifiers.build("tiny", 2, width=8).state_dict(), tmp_path / "cam.safetensors")
+    for name, init, count in (("weights", "", 2), ("classifier", str(tmp_path / "cam.safetensors"), 1)):
+        events = fit(brief, scenes, name=name, init=init).info["events"]
+        said = [event["message"] for event in events if event["event"] == "warning"]
+        assert len(said) == count and "params.rrm.scale_range" in said[-1]
+
+
 # What the trained network gives
 
 
