@@ -142,7 +142,8 @@ def plan_page(
         run.check_until()
         run.check_rerun()
     _check_labels(name, run, sets)
-    warnings = tuple(dict.fromkeys(warning for records in sets for warning in records.warnings))
+    said = (*(warning for records in sets for warning in records.warnings), *_untagged(run, sets))
+    warnings = tuple(dict.fromkeys(said))
     past = last_seconds(Path(options.cache), name)
     estimates: dict[str, float] = {}
     for report in run.reports:
@@ -192,6 +193,23 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
                 raise DataError(
                     f"{name} needs {kind}, and split {records.split} of {source} has none{has}: add {where}{said}"
                 )
+
+
+def _untagged(run: Runner, sets: Sets) -> list[str]:
+    """What is said of images whose tags are unknown, where a stage needs them and reading has said nothing of it."""
+    needed = {
+        (records.dataset, records.split)
+        for handle in run.handles
+        if (records := handle.records) is not None and "tags" in handle.stage.reads
+    }
+    found = []
+    for records in sets:
+        if (records.dataset, records.split) not in needed or any("without tags" in said for said in records.warnings):
+            continue
+        if unknown := [record.image_id for record in records if record.tags is None]:
+            examples = "; ".join(unknown[:3]) + ("; ..." if len(unknown) > 3 else "")
+            found.append(f"{records.split}: {len(unknown)} x image whose tags are unknown, to be skipped: {examples}")
+    return found
 
 
 def _check_enough(name: str, records: RecordSet, kind: str) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from artifacts.datasets import DataParams
@@ -12,6 +15,7 @@ from benchmarks import claims, claims_rrm, claims_rrm_photo
 from benchmarks.claim_table import SUPERVISED, Claims
 from benchmarks.claims_rrm import CAM, CE
 from flows.configure import configure
+from flows.rrm import page
 from flows.run_flow import plan_page, read_sets
 from tasks.engine.options import RunParams
 from tasks.rrm.stages import PRESETS
@@ -59,6 +63,22 @@ def test_every_row_of_the_claims_is_planned_and_of_its_own(table: Claims, option
     assert regions["CAM, CE"] == regions["CAM, joint"] != regions["RRM, CE"] == regions["RRM, joint"]
     truth = {name for name, found in handles.items() if any("truth" in one.stage.reads for one in found)}
     assert truth == {SUPERVISED}
+
+
+def test_images_whose_tags_are_unknown_are_said_before_any_work(options: RunParams, tmp_path: Path) -> None:
+    for number in range(6):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((9, 9, 3), number, np.uint8))
+    (tmp_path / "tags.csv").write_text("image,tags\n0,dog\n1,\n5,cat\n")
+    (tmp_path / "train.txt").write_text("0\n1\n2\n3\n5\n")
+    (tmp_path / "val.txt").write_text("4\n")
+    job = configure("rrm", f"folder:{tmp_path}", "photo-rrm", (), {})
+    plan = plan_page("rrm", page, read_sets(job.data, options), job.params, options)
+    assert [said for said in plan.warnings if "unknown" in said] == [
+        "train: 2 x image whose tags are unknown, to be skipped: 2; 3"
+    ], "val is predicted without tags"
+    named = configure("rrm", f"folder:{tmp_path}", "photo-rrm", ("data.val=train", "data.train_on_val=true"), {})
+    (tmp_path / "tags.csv").write_text("image,tags\n0,dog\n1,\n2,\n3,\n5,cat\n")
+    assert not plan_page("rrm", page, read_sets(named.data, options), named.params, options).warnings
 
 
 def test_table_2_has_the_papers_numbers_and_switches() -> None:
