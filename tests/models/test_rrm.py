@@ -241,6 +241,24 @@ def test_on_every_backbone_the_rates_are_1_2_10_20_and_each_parameter_has_one(na
     assert network.head.conv1.dilation[0] == (3 if name == "tiny" else 6 if name == "lite0" else 12)
 
 
+def test_it_stands_on_a_model_of_timm() -> None:
+    """All of it is reached by the losses, and in a group; the classifier's network is the same without the head."""
+    name = "timm:mobilenetv3_small_050"
+    network, batch = rrm.build(name, 3, output_stride=16).train(), batch_of(48)
+    output = network(batch["image"], batch["inside"])
+    assert output.scores_nk.shape == (2, 3) and output.logits_nkhw.shape == (2, 4, *network.grid((48, 48)))
+    network.losses(output, batch)["loss"].backward()
+    trained = {own: parameter for own, parameter in network.named_parameters() if parameter.requires_grad}
+    assert all(parameter.grad is not None for parameter in trained.values())
+    groups = parameter_groups(network, network.rules, lr=1.0, weight_decay=0.0).groups
+    assert sum(len(group["params"]) for group in groups) == len(trained)
+    with torch.no_grad():
+        maps = network.eval().maps(batch["image"][:, :, :37], (37, 48), (0.5, 1.0, 2.0))
+    assert maps.shape == (2, 3, 37, 48) and torch.isfinite(maps).all() and maps.min() >= 0
+    own = {name for name in network.state_dict() if not name.startswith("head.")}
+    assert own == set(cam.build(name, 3, output_stride=16).state_dict())
+
+
 def test_a_trained_classifier_is_a_start() -> None:
     classifier, network = cam.build("tiny", 3, width=4), small()
     before = network.head.conv1.weight.detach().clone()  # type: ignore[union-attr]
