@@ -56,7 +56,7 @@ def edges(
     network: Annotated[
         Literal["hed", "hed-lite", "canny"] | None, Parameter(help="default: hed where its weights are, else hed-lite")
     ] = None,
-    weights: Annotated[str, Parameter(help="packaged (the network's own), or a file of its tensors")] = PACKAGED,
+    weights: Annotated[str, Parameter(help="packaged (the network's own), or a file: docs/edges.md")] = PACKAGED,
     quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
 ) -> int:
     """Draw the boundaries in pictures: by HED (Xie & Tu 2015), our small hed-lite, or Canny's filter.

@@ -14,6 +14,7 @@ from artifacts.records import ImageRGB
 from models.hed import HED, EdgeNetwork
 from models.hed_lite import HEDLite
 from models.resample import resize, scale_images
+from tasks.edges.hed_weights import read_hed
 from tasks.edges.stages import KEY, EdgesParams, named_weights
 from tasks.edges.thin import to_uint8
 from tasks.stage import Arrays, Item, by_size, image_of
@@ -83,7 +84,10 @@ def load_network(params: EdgesParams, given: str | None = None, device: str = "c
 def _load(name: str, weights: str, given: str | None, device: str, _file: tuple[int, int] | None) -> EdgeNetwork:
     source = weights_files.resolve(weights, name, KEY, given=given)
     network = NETWORKS[name]()
-    state = source.state()
+    try:
+        state = read_hed(source.path) if name == "hed" and source.path is not None else source.state()
+    except ValueError as error:
+        raise weights_files.WeightsError(str(error)) from error
     own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("normalise.")}
     load_into(network, {**own, **state}, source.description)
     return network.eval().requires_grad_(False).to(device)

@@ -25,7 +25,8 @@ class EdgesParams:
         metadata={"help": "hed (VGG-16), hed-lite (ours, small, ships with Maskmill) or canny (no network)"},
     )
     weights: str = field(
-        default=PACKAGED, metadata={"help": "packaged (the network's own), or a file of its tensors under our names"}
+        default=PACKAGED,
+        metadata={"help": "packaged (the network's own), or a file of its tensors; HED's in any known layout"},
     )
     scales: tuple[float, ...] = number(
         (1.0,), 0.1, 4, "sizes at which the picture is seen; results are averaged. .5 1 1.5: ODS +.006, time x3.5"

@@ -33,8 +33,8 @@ def require_file(path: Path, key: str) -> Path:
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors in a ``.safetensors`` file, or in a torch file opened with ``weights_only=True``, on the CPU.
 
-    ``{"state_dict": ...}`` around them is taken off. Raises :class:`WeightsError` where the file is cut short, is
-    something else, or holds more than tensors (nothing in it is ever executed).
+    ``{"state_dict": ...}`` or ``{"net": ...}`` around them is taken off. Raises :class:`WeightsError` where the file is
+    cut short, is something else, or holds more than tensors (nothing in it is ever executed).
     """
     import torch
     from safetensors import SafetensorError
@@ -54,8 +54,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read as a weights-only torch file ({first}); it is cut short, of another kind, or "
             "holds code: get it again or convert it to safetensors"
         ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    for around in ("state_dict", "net"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(around), Mapping):
+            loaded = loaded[around]
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise WeightsError(f"{path} holds {type(loaded).__name__}, expected a mapping of names to tensors")
     return dict(loaded)

