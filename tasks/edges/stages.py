@@ -40,8 +40,21 @@ class EdgesParams:
         if self.network == "canny":
             if (self.weights, self.scales, self.flip) != (PACKAGED, (1.0,), False):
                 raise ValueError("edges.network canny takes no weights, scales or flip: it is a filter of one scale")
-        elif weights_files.parse(self.weights).kind == "none":
-            raise ValueError(f"edges.weights is none: random weights draw nothing; give {PACKAGED} or a file")
+        elif self.weights != PACKAGED:
+            self._check_weights(weights_files.parse(self.weights))
+
+    def _check_weights(self, named: weights_files.Weights) -> None:
+        """Raises ``ValueError`` for what cannot be this network's: ImageNet's weights do not draw."""
+        instead = f"give {PACKAGED} or a file"
+        if named.kind == "none":
+            raise ValueError(f"edges.weights is none: random weights draw nothing; {instead}")
+        if named.kind == "imagenet" or (named.kind == "row" and named.name != self.network):
+            raise ValueError(f"edges.weights {self.weights} are not those of {self.network}; {instead}")
+        if named.preset:
+            raise ValueError(
+                f"edges.weights {self.weights}: {self.network} has one normalisation, and takes no other with a file;"
+                f" give {named.path}"
+            )
 
 
 def edges(params: EdgesParams = EdgesParams(), *, name: str = "edges") -> MapStage:
@@ -61,6 +74,7 @@ def edges(params: EdgesParams = EdgesParams(), *, name: str = "edges") -> MapSta
     )
     if params.network == "canny":
         return stage
+    check_file(params, KEY)
     source = weights_files.resolve(named_weights(params.network, params.weights), params.network, KEY)
     return dataclasses.replace(
         stage,
@@ -71,6 +85,17 @@ def edges(params: EdgesParams = EdgesParams(), *, name: str = "edges") -> MapSta
         batch_function="tasks.edges.inference:edges_items",
         images_at_once=IMAGES_AT_ONCE,
     )
+
+
+def check_file(params: EdgesParams, key: str) -> None:
+    """Raises :class:`tasks.training.weights.WeightsError` where the weights are a file that is not there.
+
+    ``key``: where they were named. (ImageNet's, which other networks may have instead, are of no use here.)
+    """
+    file = weights_files.parse(params.weights).path
+    if params.weights != PACKAGED and file is not None and not file.is_file():
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise weights_files.WeightsError(f"weights file {file} {what}; set {key} to {PACKAGED} or to a file of tensors")
 
 
 def named_weights(network: str, weights: str) -> str:

@@ -199,8 +199,23 @@ def test_a_mirrored_picture_has_the_mirrored_map() -> None:
 def test_params_have_bounds(given: dict[str, tuple[float, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EdgesParams(**given)
-    with pytest.raises(WeightsError, match="does not exist"):
+    with pytest.raises(WeightsError, match="does not exist; set params.edges.weights to packaged or to a file"):
         edges(EdgesParams(weights="nowhere.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("imagenet", "edges.weights imagenet are not those of hed; give packaged or a file"),
+        ("hed-lite", "edges.weights hed-lite are not those of hed"),
+        ("none", "random weights draw nothing"),
+        ("unit:/data/hed.safetensors", "hed has one normalisation, .* give /data/hed.safetensors"),
+    ],
+)
+def test_weights_that_cannot_be_its_own_are_refused_with_what_can(weights: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EdgesParams(weights=weights)
+    assert edges(EdgesParams("hed-lite", "hed-lite")).params == edges(EdgesParams("hed-lite")).params
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 45, 90, 120])
