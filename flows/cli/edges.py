@@ -27,8 +27,8 @@ from flows.cli.picture_files import (
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
-from tasks.edges.stages import PACKAGED, EdgesParams
-from tasks.training.weights import known_row
+from tasks.edges.stages import PACKAGED, EdgesParams, check_file
+from tasks.training.weights import WeightsError, known_row
 from tasks.training.weights.here import look
 
 
@@ -50,7 +50,12 @@ def edges(
     ] = None,
     thin: Annotated[bool, Parameter(help="smooth the map, then keep only its crests", negative=())] = False,
     scales: Annotated[
-        tuple[float, ...], Parameter(help="sizes at which the picture is seen; results are averaged: .5 1 1.5")
+        tuple[float, ...],
+        Parameter(
+            help="sizes at which the picture is seen; results are averaged: .5 1 1.5",
+            consume_multiple=True,
+            negative=(),
+        ),
     ] = (1.0,),
     flip: Annotated[bool, Parameter(help="average with what the mirrored picture gives", negative=())] = False,
     network: Annotated[
@@ -75,7 +80,11 @@ def edges(
             check_writable(option, folder)
     else:
         jobs, skips = [file_job(image, out, overlay)], []
-    drawing_of(params)  # missing weights are one error, not a skip of every picture
+    try:
+        check_file(params, "--weights")
+        drawing_of(params)  # missing weights are one error, not a skip of every picture
+    except WeightsError as error:
+        raise DataError(str(error)) from error
     one = partial(work, params=params, thinned=thin)
     if image.is_dir():  # the network itself uses all cores
         return run_jobs("edges", "edge maps", jobs, skips, one, 1, out, quiet=quiet)

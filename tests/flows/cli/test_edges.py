@@ -50,6 +50,8 @@ def test_a_broken_picture_costs_no_other(tmp_path: Path, network: str) -> None:
         ("in/a.png", ("--out", "in/a.png"), "would be overwritten"),
         ("in", ("--out", "in"), "would be overwritten"),
         ("in", ("--out", "o", "--scales", "9"), "scales must be 0.1..4"),
+        ("in", ("--out", "o", "--scales", "1", "9"), "scales must be 0.1..4"),
+        ("in", ("--out", "o", "--weights", "no.pth"), "no.pth does not exist; set --weights to packaged or to a file"),
     ],
 )
 def test_refused_before_the_work(
@@ -59,6 +61,18 @@ def test_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     done = maskmill(Path(), "edges", image, *options)
     assert done.code == 2 and message in " ".join(done.stderr.split()), done.stderr
+
+
+def test_several_scales_behind_one_option_are_averaged(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    found = []
+    for scales in (("--scales", ".5", "1"), ("--scales", ".5", "--scales", "1"), ("--scales", "1")):
+        out = tmp_path / f"{len(found)}.png"
+        options = ("--out", str(out), *scales, "--network", "hed-lite")
+        done = maskmill(Path(), "edges", str(tmp_path / "in/a.png"), *options)
+        assert done.code == 0, done.stderr
+        found.append(np.asarray(Image.open(out)))
+    assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
 
 
 def test_without_heds_weights_it_is_hed_lite_and_that_is_said(
