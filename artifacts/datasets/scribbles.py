@@ -11,7 +11,8 @@ Three kinds, told by what is there:
 
 Files and entries are found by the image's id, else by the end of its path; one that may be several images' is nobody's,
 and said. An image without a file (or an entry) has no scribbles. One whose file cannot be used has none either, and a
-warning says why. Strokes that leave their image are cut off there, with a warning.
+warning says why: strokes drawn on a picture of another size, as their file states it, too. Strokes that leave their
+image are cut off there, with a warning.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from artifacts.datasets.scribblesup import (
     Strokes,
     WithStrokes,
     beyond,
+    check_frame,
     packed,
     read_scribbles,
 )
@@ -93,8 +95,13 @@ def _reader(
 ) -> tuple[Names, Collection[str], Callable[[str, Record], Found]]:
     """The names at ``path``, those of them that have scribbles, and what reads those of a name and its record."""
     if path.is_file():
-        listed, by_image = read_polylines(path, numbers, notes)
-        return Names(listed, str(path)), by_image.keys(), lambda name, record: by_image[name]
+        sizes, by_image = read_polylines(path, numbers, notes)
+
+        def strokes(name: str, record: Record) -> Found:
+            check_frame(f"{path}: {name}", sizes[name], record)
+            return by_image[name]
+
+        return Names([*sizes], str(path)), by_image.keys(), strokes
     if not path.is_dir():
         raise DataError(f"data.scribble_files {path}: no such file or folder")
     both = Folder(path, (".xml", ".png"))
@@ -106,7 +113,7 @@ def _reader(
         )
     notes.add_all("entry of a folder of scribbles that is not used", [reason for _, reason in both.unusable])
     if there == {".xml"}:
-        return both, both.files, lambda name, record: read_scribbles(path / name, numbers, origin=origin)
+        return both, both.files, lambda name, record: read_scribbles(path / name, numbers, origin=origin, of=record)
     return both, both.files, lambda name, record: _mask(path / name, len(numbers), record)
 
 
@@ -176,8 +183,10 @@ def _stem(name: str) -> str:
     return name.replace("\\", "/").rpartition("/")[2].casefold()
 
 
-def read_polylines(path: Path, numbers: Numbers, notes: Notes) -> tuple[list[str], dict[str, tuple[Scribble, ...]]]:
-    """The file names (with slashes) of all images of a JSON of COCO-style polylines, and file name -> strokes.
+def read_polylines(
+    path: Path, numbers: Numbers, notes: Notes
+) -> tuple[dict[str, tuple[int, int] | None], dict[str, tuple[Scribble, ...]]]:
+    """Of all images of a JSON of COCO-style polylines: file name (with slashes) -> stated size, and -> strokes.
 
     An image with a stroke that cannot be used (unknown category, odd or no finite coordinates) is left out and goes to
     ``notes``. Raises :class:`DataError` for a file without any polylines, ``OSError`` if it cannot be read.
@@ -185,6 +194,7 @@ def read_polylines(path: Path, numbers: Numbers, notes: Notes) -> tuple[list[str
     try:
         document = json.loads(read_input(path))
         images = {one["id"]: str(one["file_name"]).replace("\\", "/") for one in document["images"]}
+        sizes = {images[one["id"]]: _stated(one) for one in document["images"]}
         names = {one["id"]: str(one["name"]) for one in document.get("categories", ())}
         annotations = [one for one in document["annotations"] if "scribble" in one]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -208,7 +218,15 @@ def read_polylines(path: Path, numbers: Numbers, notes: Notes) -> tuple[list[str
             lost.setdefault(image, f"{where} ({without_suffix(image)}): {error}")
     notes.add_all(LOST, lost.values())
     usable = {image: tuple(strokes) for image, strokes in found.items() if image not in lost}
-    return list(dict.fromkeys(images.values())), usable
+    return sizes, usable
+
+
+def _stated(image: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of an entry; ``None`` if they are no numbers of pixels."""
+    height, width = image.get("height"), image.get("width")
+    if not (isinstance(height, int) and isinstance(width, int)) or height < 1 or width < 1:
+        return None
+    return height, width
 
 
 def _polylines(annotation: Mapping[str, Any], names: Mapping[Any, str], numbers: Numbers) -> list[Scribble]:

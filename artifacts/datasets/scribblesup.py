@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from artifacts.cache.atomic import write_text_atomic
 from artifacts.datasets.voc_writer import number_text, xml_text
-from artifacts.datasets.voc_xml import read_xml
+from artifacts.datasets.voc_xml import read_xml, stated_size
+from artifacts.images import image_size_hw
 from artifacts.records import UNDECIDED, DataError, MaskHW, MaskRef, Record, Scribble
 
 BACKGROUND = "background"
@@ -35,23 +36,30 @@ StrokeToWrite = tuple[str, Sequence[tuple[float, float]]]
 """``(class name or "background", points x, y)``."""
 
 
-def read_scribbles(path: str | Path, numbers: Mapping[str, int], *, origin: int = 0) -> tuple[Scribble, ...]:
+def read_scribbles(
+    path: str | Path, numbers: Mapping[str, int], *, origin: int = 0, of: Record | None = None
+) -> tuple[Scribble, ...]:
     """Read one file's strokes, in file order.
 
     Args:
         path: the XML file.
         numbers: class name -> class number; ``background`` is 0 and need not be listed. See :data:`SHORT_NAMES`.
         origin: number of the first pixel in the file, 0 or 1.
+        of: the image that they are of, see :func:`check_frame`.
 
     Returns:
         Strokes in 0-based pixel positions (integers are pixel centres). A polygon without points is left out.
 
     Raises:
-        DataError: broken XML, an unknown class, a coordinate that is no finite number.
-        OSError: the file cannot be read.
+        DataError: broken XML, an unknown class, a coordinate that is no finite number, another ``<size>`` than the
+            image's.
+        OSError: the file, or the image's header, cannot be read.
     """
     strokes = []
-    for place, polygon in enumerate(read_xml(path).iterfind("polygon")):
+    root = read_xml(path)
+    if of is not None:
+        check_frame(str(path), stated_size(root), of)
+    for place, polygon in enumerate(root.iterfind("polygon")):
         name = (polygon.findtext("tag") or "").strip()
         number = 0 if name == BACKGROUND else numbers.get(name, numbers.get(SHORT_NAMES.get(name, name)))
         if number is None:
@@ -159,6 +167,22 @@ def _draw_segment(
     share = ((dx * along[0] + dy * along[1]) / length2).clip(0, 1) if length2 else np.zeros((len(dy), dx.shape[1]))
     near = (dx - share * along[0]) ** 2 + (dy - share * along[1]) ** 2 <= radius**2 + 1e-9
     mask[low[1] : high[1], low[0] : high[0]][near] = value
+
+
+def check_frame(where: str, stated_hw: tuple[int, int] | None, record: Record) -> None:
+    """Raise :class:`DataError` if strokes were drawn on a picture of another size than the image has.
+
+    Before its EXIF rotation, say, or before it was scaled: they would label pixels elsewhere. ``stated_hw`` is what the
+    file says; without it nothing is known.
+    """
+    if stated_hw is None or stated_hw == record.size_hw:
+        return
+    real = image_size_hw(Path(record.image))  # the record's may be stated as well
+    if stated_hw != real:
+        raise DataError(
+            f"{where}: drawn on {stated_hw[1]} x {stated_hw[0]} pixels, but {record.image} has {real[1]} x {real[0]}"
+            " (EXIF rotation applied): the strokes lie elsewhere. Draw them on this picture, or correct the stated size"
+        )
 
 
 def beyond(scribbles: Iterable[Scribble], size_hw: tuple[int, int]) -> str:

@@ -351,7 +351,7 @@ class _Reader:
         if path is None:
             return None
         try:
-            read = read_scribbles(path, self.tree.numbers, origin=self.tree.data.scribble_origin)
+            read = read_scribbles(path, self.tree.numbers, origin=self.tree.data.scribble_origin, of=record)
         except (DataError, OSError) as error:  # costs this image its scribbles; its other labels may be good
             self.tree.notes.add(LOST, str(error))
             return None

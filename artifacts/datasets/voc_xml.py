@@ -84,7 +84,7 @@ def read_annotation(path: str | Path) -> Annotation:
     if root.tag != "annotation":
         raise DataError(f"{path}: the root element is <{root.tag}>, a VOC annotation has <annotation>")
     objects = tuple(_object(path, index, element) for index, element in enumerate(root.iterfind("object")))
-    size_hw = _size(root)
+    size_hw = stated_size(root)
     if size_hw is not None and size_hw[0] * size_hw[1] > pixel_limit():
         raise DataError(f"{path}: <size> states {size_hw[1]:,} x {size_hw[0]:,} pixels, more than {pixel_limit():,}")
     return Annotation(size_hw, objects)
@@ -127,7 +127,7 @@ def _number(box: Element, tag: str) -> float:
     return value
 
 
-def _size(root: Element) -> tuple[int, int] | None:
+def stated_size(root: Element) -> tuple[int, int] | None:
     """Height and width as stated; ``None`` if missing or zero, which some tools write."""
     try:
         height, width = (int(float(root.findtext(f"size/{tag}") or 0)) for tag in ("height", "width"))

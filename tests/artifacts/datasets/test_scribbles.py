@@ -117,6 +117,31 @@ def test_a_stroke_that_cannot_be_used_costs_its_image_the_scribbles_and_is_said(
         raise AssertionError(records.warnings[-1])
 
 
+def test_strokes_drawn_on_a_picture_of_another_size_are_no_labels_of_this_one(data: Path, tmp_path: Path) -> None:
+    """Turned, or twice as large: every point is inside the picture, and elsewhere."""
+    strokes = [("dog", [(3.0, 4.0), (9.0, 4.0)])]
+    for name, size in (("a", SIZE), ("b", SIZE[::-1]), ("sub/c", (0, 0))):
+        write_scribbles(tmp_path / "xml" / f"{name}.xml", f"{name}.png", size, strokes)
+    records = read(data, tmp_path / "xml")
+    expected = (Scribble(2, ((3.0, 4.0), (9.0, 4.0))),)
+    assert found(records) == {"a": expected, "b": None, "sub/c": expected}, "a size of 0 states none"
+    said = "1 x images without scribbles: .*b.xml: drawn on 20 x 30 pixels, but .*b.png has 30 x 20 .*elsewhere"
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(records.warnings[-1])
+    images = [
+        {"id": 7, "file_name": "a.png", "width": 30, "height": 20},
+        {"id": 8, "file_name": "b.png", "width": 60, "height": 40},
+        {"id": 9, "file_name": "sub/c.png", "width": "x"},
+    ]
+    one = {"category_id": 3, "scribble": [[5, 5]]}
+    annotations = [{"id": number, "image_id": number, **one} for number in (7, 8, 9)]
+    document = {"images": images, "categories": [{"id": 3, "name": "cat"}], "annotations": annotations}
+    (tmp_path / "s.json").write_text(json.dumps(document))
+    records = read(data, tmp_path / "s.json")
+    assert [one is None for one in found(records).values()] == [False, True, False]
+    assert "s.json: b.png: drawn on 60 x 40 pixels" in records.warnings[-1]
+
+
 @pytest.mark.parametrize("image_id", [12, None, [7], "a"])
 def test_polylines_of_an_image_that_is_not_listed_are_said(data: Path, tmp_path: Path, image_id: Any) -> None:
     good = {"id": 1, "image_id": 8, "category_id": 3, "scribble": [[5, 5]]}
