@@ -43,13 +43,15 @@ from artifacts.datasets.scribblesup import (
 from artifacts.datasets.voc_masks import class_mask_ref
 from artifacts.images import image_size_hw
 from artifacts.inputs import read_input
-from artifacts.records import DataError, MaskRef, Record, RecordSet, Scribble
+from artifacts.records import UNDECIDED, DataError, MaskRef, Record, RecordSet, Scribble
 
 Found = tuple[Scribble, ...] | MaskRef | None
 """Scribbles of one image."""
 Numbers = Mapping[str, int]
 """Class name -> class number."""
 
+SAMPLE = 8
+"""Index masks that are looked at before any work."""
 SHARED = "scribbles that may be several images', taken for none"
 UNUSED = "scribbles that are no image's"
 
@@ -74,6 +76,7 @@ def with_scribbles(records: RecordSet, place: str, *, origin: int = 0) -> Record
     for record, name in zip(records, _names_of(records, names, drawn, notes), strict=True):
         found = None if name is None else _found(functools.partial(load, name), record, path, notes)
         strokes.append(packed(found) if isinstance(found, tuple) else found)
+    _say_whole([found for found in strokes if isinstance(found, MaskRef)], path, notes)
     together = WithStrokes(records.records, strokes)
     return replace(records, records=together, warnings=(*records.warnings, *notes.lines()))
 
@@ -88,6 +91,24 @@ def _found(find: Callable[[Record], Found], record: Record, path: Path, notes: N
     if isinstance(found, tuple) and size_hw is not None and (where := beyond(found, size_hw)):
         notes.add(BEYOND, f"{path}: {record.image_id}: {where}")
     return found
+
+
+def _say_whole(masks: Sequence[MaskRef], path: Path, notes: Notes) -> None:
+    """Say it where a sample of the index masks leaves no pixel open: drawn on zeros, they would be all background."""
+    looked = 0
+    for mask in masks[:: max(1, -(-len(masks) // SAMPLE))]:
+        try:
+            if (mask.load() == UNDECIDED).any():
+                return
+            looked += 1
+        except (DataError, OSError):
+            continue  # reported by the stage that draws it
+    if looked:
+        notes.add(
+            "scribbles that may be whole masks",
+            f"{path}: {looked} index masks looked at have no pixel 255 (nothing drawn), so all their pixels are labels,"
+            " and 0 is background",
+        )
 
 
 def _reader(

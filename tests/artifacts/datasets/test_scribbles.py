@@ -142,6 +142,18 @@ def test_strokes_drawn_on_a_picture_of_another_size_are_no_labels_of_this_one(da
     assert "s.json: b.png: drawn on 60 x 40 pixels" in records.warnings[-1]
 
 
+def test_index_masks_without_255_are_said(data: Path, tmp_path: Path) -> None:
+    """Drawn on zeros, as many tools do: 0 is background, and every pixel would be one label or another."""
+    whole = np.zeros(SIZE, np.uint8)
+    whole[4, 3:9] = 1
+    for name in ("a", "b"):
+        write_class_mask(tmp_path / "png" / f"{name}.png", whole)
+    said = [line for line in read(data, tmp_path / "png").warnings if "no pixel 255" in line]
+    assert len(said) == 1 and "2 index masks looked at" in said[0]
+    write_class_mask(tmp_path / "png" / "b.png", np.where(whole == 0, 255, whole).astype(np.uint8))
+    assert not [line for line in read(data, tmp_path / "png").warnings if "no pixel 255" in line]
+
+
 @pytest.mark.parametrize("image_id", [12, None, [7], "a"])
 def test_polylines_of_an_image_that_is_not_listed_are_said(data: Path, tmp_path: Path, image_id: Any) -> None:
     good = {"id": 1, "image_id": 8, "category_id": 3, "scribble": [[5, 5]]}
