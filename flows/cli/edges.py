@@ -21,6 +21,7 @@ from flows.cli.picture_files import (
     check_apart,
     check_folders,
     no_pictures,
+    not_looked_into,
     of_one_name,
     pictures_in,
 )
@@ -78,6 +79,8 @@ def edges(
         jobs, skips = folder_jobs(image, out, overlay)
         for option, folder in (("out", out), ("overlay", overlay)):
             check_writable(option, folder)
+        if inside := not_looked_into(image):
+            terminal(stderr=True).print(escape(inside), soft_wrap=True)
     else:
         jobs, skips = [file_job(image, out, overlay)], []
     try:

@@ -32,9 +32,21 @@ def pictures_in(folder: Path) -> tuple[list[Path], Skipped]:
     return found, left_out
 
 
+def not_looked_into(folder: Path) -> str:
+    """What is said of the folders in ``folder``, whose pictures are not read; "" where there are none."""
+    found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not found:
+        return ""
+    return f"{len(found)} {'folders' if len(found) > 1 else 'folder'} in {folder} not looked into: {found[0]}" + (
+        ", ..." if len(found) > 1 else ""
+    )
+
+
 def no_pictures(folder: Path) -> DataError:
     """The error for a folder without any."""
-    return DataError(f"{folder}: holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    inside = not_looked_into(folder)
+    kinds = ", ".join(sorted(IMAGE_SUFFIXES))
+    return DataError(f"{folder}: holds no pictures ({kinds})" + (f"; {inside}" if inside else ""))
 
 
 def of_one_name(path: Path) -> str:

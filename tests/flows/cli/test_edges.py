@@ -63,6 +63,19 @@ def test_refused_before_the_work(
     assert done.code == 2 and message in " ".join(done.stderr.split()), done.stderr
 
 
+def test_folders_in_a_folder_are_said(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    (tmp_path / "all").mkdir()
+    (tmp_path / "in").rename(tmp_path / "all/in")
+    given = ("edges", str(tmp_path / "all"), "--out", str(tmp_path / "out"), "--network", "canny")
+    done = maskmill(Path(), *given)
+    assert done.code == 2 and "holds no pictures" in done.stderr and "1 folder in" in done.stderr, done.stderr
+    (tmp_path / "all/in/a.png").rename(tmp_path / "all/a.png")
+    done = maskmill(Path(), *given)
+    assert done.code == 0 and "not looked into: in" in done.stderr, done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+
+
 def test_several_scales_behind_one_option_are_averaged(tmp_path: Path) -> None:
     pictures(tmp_path)
     found = []
