@@ -4,8 +4,8 @@
     generators.safetensors tensors of all rounds, ``generator1.*`` the first
     images.txt             digests of the images that they have seen, a line each: no target may hold one of them
 
-The card names size and SHA-256 of the other two, and nothing in a bundle is ever executed. Equal content is equal
-bytes: there is no time, no place and no run in it.
+The card names size and SHA-256 of the other two and begins with its own checksum (:mod:`artifacts.cache.sealed`), and
+nothing in a bundle is ever executed. Equal content is equal bytes: there is no time, no place and no run in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from artifacts.cache import sealed
 from artifacts.cache.atomic import publish_folder, temporary_beside
 from artifacts.records import DataError
 
@@ -30,6 +31,8 @@ GENERATORS = "generators.safetensors"
 IMAGES = "images.txt"
 KIND = "maskmill mask generators"
 FORMAT = 1
+SEAL = b'{"crc32"'
+"""How a card begins; one that was written before cards had a checksum does not."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,18 @@ def part_name(number_of_round: int) -> str:
 
 
 def check_bundle_target(folder: Path) -> None:
-    """Raises :class:`DataError` where :func:`write_bundle` would: something else than a bundle is there."""
+    """Raises :class:`DataError` where :func:`write_bundle` would: something else than a bundle is there, or in it."""
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
         _card(folder)
     except DataError:
         raise DataError(f"{folder} exists and is no bundle of Maskmill; name another folder") from None
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in (CARD, GENERATORS, IMAGES)):
+        raise DataError(
+            f"{folder} holds {', '.join(foreign[:3])}, which no bundle has and a new one would replace; move it, or"
+            " name another folder"
+        )
 
 
 def write_bundle(
@@ -78,7 +86,8 @@ def write_bundle(
     """Write the generators in ``weights`` (safetensors, the first round first) as a bundle; an earlier one is replaced.
 
     ``card`` says what a reader has to know; kind, format, rounds and digests are added. ``half`` stores the weights as
-    float16. Raises :class:`DataError` where something else is there, ``OSError`` if the folder cannot be written.
+    float16. Raises :class:`DataError` where something else is there, ``OSError`` if the folder cannot be written: the
+    earlier bundle is there then.
     """
     from safetensors.numpy import load_file, save
 
@@ -91,18 +100,23 @@ def write_bundle(
     files = {GENERATORS: save(tensors), IMAGES: "".join(f"{one}\n" for one in sorted(images)).encode()}
     listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     whole = {"kind": KIND, "format": FORMAT, **card, "rounds": len(weights), "files": listed}
-    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
-    if folder.is_dir() and (folder / CARD).is_file() and (folder / CARD).read_text(encoding="utf-8") == text:
+    text = sealed.seal(whole, indent=1)
+    if folder.is_dir() and (folder / CARD).is_file() and (folder / CARD).read_bytes() == text:
         return folder  # the same already
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = temporary_beside(folder), temporary_beside(folder)
     try:
         temporary.mkdir()
-        for name, data in {**files, CARD: text.encode()}.items():
+        for name, data in {**files, CARD: text}.items():
             (temporary / name).write_bytes(data)
         if folder.exists():
             os.rename(folder, old)
-        publish_folder(temporary, folder)
+        try:
+            publish_folder(temporary, folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                os.rename(old, folder)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -140,7 +154,8 @@ def _card(folder: Path) -> dict[str, Any]:
         what = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"bundle {folder} {what}; expected the folder that `maskmill lpg-learn` has left")
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        card = sealed.unseal(data) if data.startswith(SEAL) else json.loads(data)
     except FileNotFoundError:
         raise DataError(f"{folder} is no bundle: it has no {CARD}; expected what `maskmill lpg-learn` leaves") from None
     except (OSError, ValueError) as error:
@@ -152,13 +167,24 @@ def _card(folder: Path) -> dict[str, Any]:
             f"{path}: a bundle of format {card.get('format')}, this version reads {FORMAT}; learn it again, or take the"
             " version of Maskmill that wrote it"
         )
-    wrong = [
-        name
-        for name, kind in (("rounds", int), ("classes", list), ("files", dict), ("network", dict))
-        if not isinstance(card.get(name), kind)
-    ]
-    files = {} if wrong else card["files"]
-    if set(files) != {GENERATORS, IMAGES} or any(set(entry) != {"bytes", "sha256"} for entry in files.values()):
-        what = ", ".join(wrong) or "files"
-        raise DataError(f"{path}: {what} missing or not what it should be; the bundle is damaged")
+    if wrong := [name for name, fits in _FITS.items() if not fits(card.get(name))]:
+        raise DataError(f"{path}: {', '.join(wrong)} missing or not what it should be; the bundle is damaged")
     return card
+
+
+def _are_files(given: Any) -> bool:
+    return (
+        isinstance(given, dict)
+        and set(given) == {GENERATORS, IMAGES}
+        and all(isinstance(entry, dict) and set(entry) == {"bytes", "sha256"} for entry in given.values())
+    )
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "rounds": lambda given: type(given) is int and given > 0,
+    "classes": lambda given: isinstance(given, list) and all(isinstance(name, str) for name in given),
+    "files": _are_files,
+    "network": lambda given: isinstance(given, dict),
+    "network_version": lambda given: type(given) is int,
+}
+"""What a card has to hold -> whether it is of the right kind."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from artifacts.cache import sealed
 from artifacts.export.bundle import (
     CARD,
     GENERATORS,
@@ -24,6 +25,7 @@ from artifacts.export.bundle import (
 from artifacts.records import DataError
 
 DETAILS: dict[str, Any] = {"classes": ["crab", "lamp"], "network": {"network": "tiny", "width": 4}, "licence": "free"}
+DETAILS |= {"network_version": 2}
 
 
 def weights(folder: Path, number: int) -> Path:
@@ -75,6 +77,28 @@ def test_equal_content_is_equal_bytes_and_not_written_again(made: Path, tmp_path
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")], "nothing is left beside it"
 
 
+def test_what_lies_in_a_bundle_and_is_none_of_it_is_not_thrown_away(made: Path, tmp_path: Path) -> None:
+    (made / "notes.txt").write_text("mine")
+    for refuse in (check_bundle_target, lambda folder: write_bundle(folder, DETAILS, [weights(tmp_path, 1)], ())):
+        with pytest.raises(DataError, match=r"bundle holds notes.txt, which no bundle has .* move it"):
+            refuse(made)
+    assert (made / "notes.txt").read_text() == "mine" and read_bundle(made).rounds == 2
+
+
+def test_a_bundle_that_cannot_be_put_in_its_place_leaves_the_one_before(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in made.iterdir()}
+    monkeypatch.setattr("artifacts.export.bundle.publish_folder", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_bundle(made, DETAILS, [weights(tmp_path, 1)], ())
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == before
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     check_bundle_target(tmp_path / "mine")
@@ -87,9 +111,22 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path: Path) -> None:
 
 
 def edit(**changes: Any) -> Callable[[Path], None]:
+    """A card that was written so, its checksum with it."""
+
     def change(bundle: Path) -> None:
-        card = json.loads((bundle / CARD).read_text())
-        (bundle / CARD).write_text(json.dumps({**card, **changes}))
+        card = sealed.unseal((bundle / CARD).read_bytes())
+        (bundle / CARD).write_bytes(sealed.seal({**card, **changes}, indent=1))
+
+    return change
+
+
+def by_hand(old: str, new: str) -> Callable[[Path], None]:
+    """A card that somebody has edited."""
+
+    def change(bundle: Path) -> None:
+        text = (bundle / CARD).read_text()
+        assert old in text
+        (bundle / CARD).write_text(text.replace(old, new))
 
     return change
 
@@ -115,6 +152,11 @@ def flip(bundle: Path) -> None:
         (edit(classes="crab"), "classes missing or not what it should be; the bundle is damaged"),
         (edit(files={GENERATORS: {"bytes": 1, "sha256": ""}}), "files missing or not what it should be"),
         (edit(files={GENERATORS: {}, IMAGES: {}}), "files missing or not what it should be"),
+        (edit(files={GENERATORS: 1, IMAGES: 2}), "files missing or not what it should be"),
+        (edit(network_version=None), "network_version missing or not what it should be; the bundle is damaged"),
+        (edit(rounds=0, classes=[1]), "rounds, classes missing or not what it should be"),
+        (by_hand('"width": 4', '"width": 8'), "card.json: cannot be read .its checksum differs: it was changed after"),
+        (by_hand('"crab",', ""), "its checksum differs"),
         (cut, "bytes that are not the .* of which card.json tells; the bundle is damaged or was changed"),
         (flip, "is damaged or was changed, copy it again"),
         (
@@ -128,6 +170,12 @@ def test_a_damaged_bundle_is_named_so(made: Path, harm: Callable[[Path], Any], m
     harm(made)
     with pytest.raises(DataError, match=message):
         read_bundle(made)
+
+
+def test_a_card_without_a_checksum_is_read_too(made: Path) -> None:
+    card = sealed.unseal((made / CARD).read_bytes())
+    (made / CARD).write_text(json.dumps(card))
+    assert read_bundle(made).card == card, "cards were written so before"
 
 
 def test_a_file_is_no_bundle(made: Path) -> None:
