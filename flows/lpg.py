@@ -202,11 +202,12 @@ def given_masks(run: Runner, train: RecordSet, which: str) -> MapHandle | None:
         strong = train.only(record.image_id for record in train if record.truth is not None)
     else:
         try:
-            listed = set(Path(which).expanduser().read_text(encoding="utf-8").split())
+            lines = Path(which).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"params.masks={which}: not all, corrected or none, and no file of image ids ({error})"
             ) from error
+        listed = {line.strip() for line in lines} - {""}
         strong = train.only(listed)
         if missing := sorted(listed - {record.image_id for record in strong}):
             raise DataError(f"{which}: {len(missing)} ids are none of {train.dataset}'s, the first: {missing[0]}")

@@ -17,8 +17,9 @@ from flow_runs import Done, Runs, copy_of, demo_tree, run_flow
 from artifacts.datasets.corrections import write_corrections
 from artifacts.export.bundle import read_bundle
 from artifacts.export.voc import DEVKIT
-from artifacts.records import DataError, RecordSet
+from artifacts.records import DataError, MaskRef, Record, RecordSet
 from flows.configure import configure
+from flows.lpg import given_masks
 from flows.registry import FLOWS
 from flows.run_flow import read_sets
 from tasks.engine.runner import Runner
@@ -232,6 +233,17 @@ def test_masks_that_are_given_are_learnt_from_instead(deployed: Done, tmp_path: 
         ]
         assert np.array_equal(*masks)
     assert done.manifest["masks"] == "chosen-masks"
+
+
+def test_an_id_is_a_line_blanks_in_it_and_a_mark_before_it_too(tmp_path: Path) -> None:
+    class Maps:
+        def map(self, stage: MapStage, records: RecordSet) -> list[str]:
+            return [record.image_id for record in records]
+
+    truth = MaskRef("module:load", "mask.png")
+    train = RecordSet("set", "train", ("a",), tuple(Record(one, one, truth=truth) for one in ("my dog", "b", "c")))
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfmy dog\r\n\r\nb \r\n")
+    assert given_masks(Maps(), train, str(tmp_path / "ids.txt")) == ["my dog", "b"]  # type: ignore[arg-type, comparison-overlap]
 
 
 # -- what it gives ---------------------------------------------------------------------------------------------------
