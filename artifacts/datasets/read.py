@@ -23,7 +23,7 @@ from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.runs import last_classes
 from artifacts.datasets.check import check_set
 from artifacts.datasets.corrections import with_corrections
-from artifacts.datasets.without import share_of, without_classes
+from artifacts.datasets.without import only_classes, share_of, without_classes
 from artifacts.inputs import InputFault, confined
 from artifacts.records import DataError, MaskRef, RecordSet, numbered
 
@@ -63,6 +63,7 @@ class DataParams:
     without: tuple[str, ...] = _option(
         (), "classes to leave out, now background, by any of their names; voc: the 20 of PASCAL VOC"
     )
+    only: tuple[str, ...] = _option((), "classes to keep, by any of their names; all others are background")
     share: float = _option(1.0, "share of the training images, chosen by a hash of share_seed and the image's id")
     share_seed: int = _option(0, "another seed chooses other images for share")
     share_rest: bool = _option(False, "the other training images instead: those that share leaves out")
@@ -107,6 +108,8 @@ class DataParams:
                 raise ValueError(f"{split} must name a split, not {getattr(self, split)!r}")
         if len(set(self.classes)) != len(self.classes) or not all(self.classes):
             raise ValueError(f"classes must be different, non-empty names, not {self.classes}")
+        if self.only and self.without:
+            raise ValueError("only and without must not both be given: only names the classes that are left")
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1], not {self.share}")
         if not 0 <= self.val_share < 1:
@@ -170,6 +173,8 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
         found = with_corrections(found, Path(data.corrections).expanduser(), other, say_unused=split == data.train)
     if data.without:
         found = without_classes(found, data.without)
+    if data.only:
+        found = only_classes(found, data.only)
     if split == data.train and (data.share < 1 or data.share_rest):
         found = share_of(found, data.share, data.share_seed, rest=data.share_rest)
     return found

@@ -53,8 +53,7 @@ def without_classes(records: RecordSet, names: Sequence[str]) -> RecordSet:
     A warning says which classes went, by name and by synonym, and which of the names the set does not have. Raises
     :class:`DataError` where no class would be left.
     """
-    wanted = [name for given in names for name in TABLES.get(given, (given,))]
-    found = shared(records.classes, wanted)
+    found, unknown = _found(records, names, "data.without")
     gone = {own for own, _ in found}
     classes = tuple(name for name in records.classes if name not in gone)
     if not classes:
@@ -64,13 +63,47 @@ def without_classes(records: RecordSet, names: Sequence[str]) -> RecordSet:
         )
     by_name = [own for own, other in found if own == other]
     by_synonym = [f"{own} (= {other})" for own, other in found if own != other]
-    met = {meant(other) for _, other in found}
-    unknown = [name for name in names if name not in TABLES and meant(name) not in met]
-    lines = [
+    line = (
         f"{records.dataset}: {len(gone)} of {len(records.classes)} classes left out by data.without, now background:"
         f" by name {', '.join(by_name) or 'none'}; by synonym {', '.join(by_synonym) or 'none'}"
-    ]
-    lines += [f"{records.dataset}: data.without names {', '.join(unknown)}, which it does not have"] if unknown else []
+    )
+    return _of_classes(records, classes, line, *unknown)
+
+
+def only_classes(records: RecordSet, names: Sequence[str]) -> RecordSet:
+    """``records`` with the classes ``names`` (or tables: :data:`TABLES`) alone; all others become background.
+
+    A warning says which of them went, and which of the names the set does not have. Raises :class:`DataError` where it
+    has none.
+    """
+    found, unknown = _found(records, names, "data.only")
+    kept = {own for own, _ in found}
+    classes = tuple(name for name in records.classes if name in kept)
+    if not classes:
+        raise DataError(
+            f"{records.dataset}: data.only names {', '.join(names)}, and none of them is one of its classes"
+            f" {', '.join(records.classes)}"
+        )
+    gone = [name for name in records.classes if name not in kept]
+    line = (
+        f"{records.dataset}: {len(gone)} of {len(records.classes)} classes left out by data.only, now background:"
+        f" {', '.join(gone) or 'none'}"
+    )
+    return _of_classes(records, classes, line, *unknown)
+
+
+def _found(records: RecordSet, names: Sequence[str], option: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """The set's classes that ``names`` mean, each with its name there; and a line on those that it has not."""
+    wanted = [name for given in names for name in TABLES.get(given, (given,))]
+    found = shared(records.classes, wanted)
+    met = {meant(other) for _, other in found}
+    unknown = [name for name in names if name not in TABLES and meant(name) not in met]
+    said = [f"{records.dataset}: {option} names {', '.join(unknown)}, which it does not have"] if unknown else []
+    return found, said
+
+
+def _of_classes(records: RecordSet, classes: tuple[str, ...], *lines: str) -> RecordSet:
+    """``records`` with these of its classes; what belongs to others is background."""
     numbers = [0, *(classes.index(name) + 1 if name in classes else 0 for name in records.classes)]
     left = _Without(records.records, numbers)
     return dataclasses.replace(

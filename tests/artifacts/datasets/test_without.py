@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from artifacts.datasets import DataParams, read_split, remember_dataset
 from artifacts.datasets.coco_writer import CocoImage, CocoObject, write_coco
 from artifacts.datasets.voc_tree import VOC_CLASSES
-from artifacts.datasets.without import meant, share_of, shared, without_classes
+from artifacts.datasets.without import meant, only_classes, share_of, shared, without_classes
 from artifacts.records import Box, DataError, MaskRef, Record, RecordSet, Scribble
 
+BOX = "<xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax>"
 CLASSES = ("cat", "airplane", "Potted Plant", "kite")
 TRUTH = np.array([[0, 1, 2, 3, 4, 255]], np.uint8)
 
@@ -62,6 +64,36 @@ def test_a_number_of_no_class_does_not_become_background() -> None:
     record = Record("one", "one.jpg", truth=MaskRef(f"{__name__}:load_truth", "t.png"))
     (left,) = without_classes(RecordSet("set", "train", CLASSES[:3], (record,)), ("airplane",))
     assert left.truth is not None and left.truth.load().tolist() == [[0, 1, 0, 2, 4, 255]], "4 is foreign to 2 classes"
+
+
+def test_the_classes_that_are_named_alone_are_left() -> None:
+    left = only_classes(records(), ("aeroplane", "CAT", "cow"))
+    same = without_classes(records(), ("Potted Plant", "kite"))
+    assert left.classes == same.classes == ("cat", "airplane") and left.records[0] == same.records[0]
+    assert left.own_classes == CLASSES
+    assert left.warnings == (
+        "set: 2 of 4 classes left out by data.only, now background: Potted Plant, kite",
+        "set: data.only names cow, which it does not have",
+    )
+    with pytest.raises(DataError, match="data.only names cow, and none of them is one of its classes cat, airplane"):
+        only_classes(records(), ("cow",))
+    with pytest.raises(ValueError, match="only and without must not both be given"):
+        DataParams("demo", only=("cat",), without=("dog",))
+
+
+def test_two_trees_with_the_table_of_voc_have_no_class_in_common_where_each_keeps_its_own(tmp_path: Path) -> None:
+    """The table names twenty classes, whatever a tree holds."""
+    for place in ("JPEGImages", "Annotations", "ImageSets/Segmentation"):
+        (tmp_path / "tree" / place).mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "tree" / "JPEGImages" / "a.jpg"), np.zeros((8, 8, 3), np.uint8))
+    named = "".join(f"<object><name>{one}</name><bndbox>{BOX}</bndbox></object>" for one in ("person", "cat"))
+    (tmp_path / "tree" / "Annotations" / "a.xml").write_text(f"<annotation>{named}</annotation>")
+    (tmp_path / "tree" / "ImageSets" / "Segmentation" / "train.txt").write_text("a\n")
+    (cats, people) = (
+        read_split(DataParams(f"voc:{tmp_path / 'tree'}", only=(one,)), "train") for one in ("cat", "person")
+    )
+    assert cats.classes == ("cat",) and people.classes == ("person",) and not shared(cats.classes, people.classes)
+    assert [[box.id for box in one.records[0].boxes or ()] for one in (cats, people)] == [[1], [0]]
 
 
 def test_scribbles_that_are_a_mask_lose_the_class_too() -> None:
