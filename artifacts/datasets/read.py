@@ -23,6 +23,7 @@ from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.cache.runs import last_classes
 from artifacts.datasets.check import check_set
 from artifacts.datasets.corrections import with_corrections
+from artifacts.datasets.joined import joined
 from artifacts.datasets.without import only_classes, share_of, without_classes
 from artifacts.inputs import InputFault, confined
 from artifacts.records import DataError, MaskRef, RecordSet, numbered
@@ -53,6 +54,9 @@ class DataParams:
     source: str = _option(
         "demo",
         "voc:PATH | coco:IMAGES,JSON | folder:PATH | yolo:PATH | demo | demo-tiny | demo-claims: format and place",
+    )
+    more: tuple[str, ...] = _option(
+        (), "further sources, read with the same options: their images are added, classes of one meaning are one"
     )
     name: str = _option("", "the data set's name in the cache; empty: the folder's name")
     train: str = _option("train", "training split")
@@ -94,13 +98,11 @@ class DataParams:
     )
 
     def __post_init__(self) -> None:
-        known = (*READERS, DEMO_PREFIX)
-        form, _, place = self.source.partition(":")
-        if form not in READERS and form.partition("-")[0] != DEMO_PREFIX:
-            hint = f"; did you mean {guess_format(self.source)}:{self.source}?" if os.path.exists(self.source) else ""
-            raise ValueError(f"source must start with one of {', '.join(known)}, not {self.source!r}{hint}")
-        if form in READERS and not place:
-            raise ValueError(f"source {self.source!r} names no place; write {form}:PATH")
+        _check_source("source", self.source)
+        for source in self.more:
+            _check_source("more", source)
+        if self.more and (self.corrections or self.scribble_files):
+            raise ValueError("more joins sets with labels of their own: leave out corrections and scribble_files")
         if any(c in self.name for c in "/\\\0"):
             raise ValueError(f"name {self.name!r} must not hold slashes")
         for split in ("train", "val"):
@@ -122,21 +124,34 @@ class DataParams:
             raise ValueError("aux must have no auxiliary data of its own; leave out aux.aux")
 
 
+def _check_source(option: str, source: str) -> None:
+    known = (*READERS, DEMO_PREFIX)
+    form, _, place = source.partition(":")
+    if form not in READERS and form.partition("-")[0] != DEMO_PREFIX:
+        hint = f"; did you mean {guess_format(source)}:{source}?" if os.path.exists(source) else ""
+        raise ValueError(f"{option} must start with one of {', '.join(known)}, not {source!r}{hint}")
+    if form in READERS and not place:
+        raise ValueError(f"{option} {source!r} names no place; write {form}:PATH")
+
+
 def placed(data: DataParams, folder: str) -> DataParams:
     """``data`` with its paths made absolute: what is relative lies below ``folder``."""
 
     def whole(path: str) -> str:
         return os.path.normpath(os.path.join(folder, os.path.expanduser(path)))
 
-    form, _, place = data.source.partition(":")
-    source = data.source
-    if form in READERS:
+    def there(source: str) -> str:
+        form, _, place = source.partition(":")
+        if form not in READERS:
+            return source
         several = form == "coco" or (form == "yolo" and not os.path.isdir(whole(place)))  # yolo:PATH,IMAGES
-        source = f"{form}:{','.join(map(whole, place.split(',') if several else [place]))}"
+        return f"{form}:{','.join(map(whole, place.split(',') if several else [place]))}"
+
+    source, more = there(data.source), tuple(map(there, data.more))
     aux = None if data.aux is None else placed(data.aux, folder)
     named = {name: getattr(data, name) for name in ("sbd", "scribble_files", "corrections")}
     paths: dict[str, Any] = {name: whole(path) if path else "" for name, path in named.items()}
-    return replace(data, source=source, aux=aux, **paths)
+    return replace(data, source=source, more=more, aux=aux, **paths)
 
 
 def guess_format(path: str) -> str:
@@ -181,7 +196,11 @@ def read_split(data: DataParams, split: str, *, cache: Path | None = None) -> Re
 
 
 def _read_labelled(data: DataParams, split: str, cache: Path | None) -> RecordSet:
-    """The split with all its labels, those that lie elsewhere among them."""
+    """The split with all its labels, those that lie elsewhere among them; of several sources, joined."""
+    if data.more:
+        alone = [replace(data, source=source, more=(), name="") for source in (data.source, *data.more)]
+        parts = [_read_labelled(one, split, cache) for one in alone]
+        return joined(parts, data.name or "+".join(part.dataset for part in parts))
     if not data.scribble_files:
         return _read_source(data, split, cache)
     from artifacts.datasets.scribbles import with_scribbles

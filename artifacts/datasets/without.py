@@ -105,7 +105,7 @@ def _found(records: RecordSet, names: Sequence[str], option: str) -> tuple[list[
 def _of_classes(records: RecordSet, classes: tuple[str, ...], *lines: str) -> RecordSet:
     """``records`` with these of its classes; what belongs to others is background."""
     numbers = [0, *(classes.index(name) + 1 if name in classes else 0 for name in records.classes)]
-    left = _Without(records.records, numbers)
+    left = Renumbered(records.records, numbers)
     return dataclasses.replace(
         records,
         classes=classes,
@@ -125,7 +125,7 @@ def share_of(records: RecordSet, share: float, seed: int, *, rest: bool = False)
     return dataclasses.replace(part, counts=records.counts.of_part(len(part), len(records)))
 
 
-class _Without(Sequence[Record]):
+class Renumbered(Sequence[Record]):
     """Records whose classes are renumbered on access, so that lazy records stay lazy."""
 
     def __init__(self, records: Sequence[Record], numbers: list[int]) -> None:
