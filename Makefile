@@ -4,6 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PHOTOS ?= voc:../shared/data/voc-animals
+# Auxiliary sets of claims-lpg-photo: masks of other classes.
+AUX ?= voc:../shared/data/aux-furniture
+AUX_MORE ?= "voc:../shared/data/aux-people", "coco:../shared/data/coco-mini/images,../shared/data/coco-mini/instances.json", demo-auxiliary-600
 DEMO_OUT ?= demo-out
 # Each flow has make demo-FLOW (into demo-FLOW-out/) and its paper's orderings: make claims-FLOW, make claims-FLOW-photo.
 METHODS := cfs rrm bpg
@@ -11,7 +14,7 @@ DEMOS   := $(METHODS:%=demo-%)
 DRAWN   := $(METHODS:%=claims-%) claims-lpg
 REAL    := $(METHODS:%=claims-%-photo)
 
-.PHONY: help setup demo $(DEMOS) demo-lpg test lint format bench soak-kill soak-nights nights $(DRAWN) $(REAL) claims-photo clean
+.PHONY: help setup demo $(DEMOS) demo-lpg test lint format bench soak-kill soak-nights nights $(DRAWN) $(REAL) claims-lpg-photo claims-photo clean
 
 help:
 	@echo "make demo       set up, then boxes -> GrabCut -> masks -> DeepLab -> scores on the embedded demo data"
@@ -24,7 +27,7 @@ help:
 	@echo "make bench      benchmarks, as ratios against a peer in the same run"
 	@echo "make claims-cfs the paper's orderings against ours, with a table; BUDGET=30m stops in time, again goes on"
 	@echo "make claims-cfs-photo  the same on photographs; PHOTOS=voc:PATH (default $(PHOTOS)), BUDGET=30m"
-	@echo "                of the other flows alike: $(filter-out claims-cfs%,$(DRAWN) $(REAL))"
+	@echo "                of the other flows alike: $(filter-out claims-cfs%,$(DRAWN) $(REAL)) claims-lpg-photo (AUX=)"
 	@echo "make soak-kill  kill the demo at every named point and 20 times at random; compare byte for byte"
 	@echo "make soak-nights  100 scheduled runs on one server: does anything grow? RUNS=10 for fewer"
 	@echo "make nights     ten nights of each flow on a folder that changes: computed against what had to be"
@@ -76,6 +79,9 @@ $(DRAWN): claims-%: $(READY)
 
 $(REAL): claims-%-photo: $(READY)
 	$(BIN)/python -m benchmarks.claims $* --table photo --data $(PHOTOS) --name claims_$*_photo $(if $(BUDGET),--budget $(BUDGET))
+
+claims-lpg-photo: $(READY)
+	$(BIN)/python -m benchmarks.claims lpg --table photo --data $(PHOTOS) --set data.aux.source=$(AUX) --set 'data.aux.more=[$(AUX_MORE)]' --name claims_lpg_photo $(if $(BUDGET),--budget $(BUDGET))
 
 claims-photo: claims-cfs-photo
 

@@ -15,7 +15,7 @@ from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DeepLabParams
 from tasks.engine.runner import Runner
 from tasks.evaluate.finish import Result, finish
-from tasks.stage import MapStage
+from tasks.stage import MapHandle, MapStage
 from tasks.training.params import check_run
 
 P = TypeVar("P")
@@ -43,8 +43,12 @@ def box_row(student: Student[P], sets: tuple[str, ...] = (), paper: Mapping[str,
 
 def learn_from(run: Runner, sets: Sets, masks: MapStage, params: DeepLabParams) -> Result:
     """The student on the masks that a stage makes of the training images: what such a row's page ends with."""
+    return learn_on(run, sets, run.map(masks, sets.train), params)
+
+
+def learn_on(run: Runner, sets: Sets, target: MapHandle, params: DeepLabParams) -> Result:
+    """The student on masks that are made already."""
     check_run(params, run.options, name="deeplab")
-    target = run.map(masks, sets.train)
     student = run.fit(deeplab.fit(params), sets.train, monitor=sets.val, target=target)
     predictions = run.map(deeplab.predict(params), sets.val, label="student", net=student)
     return finish(run, sets, target, {"student": predictions})

@@ -127,8 +127,9 @@ class Table:
 
     @property
     def prior_s(self) -> Mapping[str, float]:
-        """The times that are assumed at first are of one setting."""
-        ours = self.config == self.claims.config and not self.sets and not self.gpu
+        """The times that are assumed at first are of one setting, whatever the data."""
+        ours = all(one.startswith("data.") for one in self.sets) and not self.gpu
+        ours = ours and self.config == self.claims.config
         return self.claims.prior_s if ours else {}
 
 

@@ -70,10 +70,14 @@ def paired(lower: Values, higher: Values) -> Paired:
     return Paired(found, "holds" if found.mean > 0 else "reversed")
 
 
+BY_SIZE = "object IoU, "
+
+
 def flat_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """``{"masks (train)": {...}}`` as ``{"masks (train) mIoU": .., "masks (train) object IoU": ..}``.
 
-    A number that a set has not (object IoU of a student, say) is left out.
+    A number that a set has not (object IoU of a student, say) is left out. Objects by size are ``".. object IoU,
+    small"``; tables of variants do not show them.
     """
     found = {}
     for name, one in scores.items():
@@ -81,6 +85,10 @@ def flat_scores(scores: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
             value = number_of(one.get(key))
             if value is not None:
                 found[f"{name} {label}"] = value
+        for size, of_size in (one.get("by_size") or {}).items():
+            value = number_of(of_size)
+            if value is not None:
+                found[f"{name} {BY_SIZE}{size}"] = value
     return found
 
 
@@ -110,7 +118,7 @@ class Line:
 
 def shown_columns(lines: Sequence[Line]) -> list[str]:
     """Columns that any line has, name by name, each without and with a CRF."""
-    columns = list(dict.fromkeys(column for line in lines for column in line.scores))
+    columns = list(dict.fromkeys(column for line in lines for column in line.scores if BY_SIZE not in column))
     names = dict.fromkeys(name for line in lines for name in line.shown)
     return list(dict.fromkeys(one for name in names for one in columns if one.startswith((f"{name} (", f"{name} + "))))
 

@@ -84,16 +84,22 @@ def test_the_verdict_turns_round_with_the_question(a: dict[int, float], b: dict[
     assert back == turned[there]
 
 
+SIZES = {"small": {"mean": 0.3, "count": 2}, "large": {"mean": None, "count": 0}}
+
+
 def test_scores_of_a_run_become_columns() -> None:
     scores = {
-        "masks (train)": {"miou": 0.7, "object_iou": {"mean": 0.6, "count": 5}},
+        "masks (train)": {"miou": 0.7, "object_iou": {"mean": 0.6, "count": 5}, "by_size": SIZES},
         "student (val)": {"miou": 0.5, "object_iou": {"mean": None, "count": 0}},
     }
     assert flat_scores(scores) == {
         "masks (train) mIoU": 0.7,
         "masks (train) object IoU": 0.6,
+        "masks (train) object IoU, small": 0.3,
         "student (val) mIoU": 0.5,
     }
+    line = Line("one", {column: {0: value} for column, value in flat_scores(scores).items()}, 1, 1)
+    assert shown_columns([line]) == ["masks (train) mIoU", "masks (train) object IoU"], "sizes are for tables that ask"
 
 
 LINES = (
