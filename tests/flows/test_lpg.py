@@ -246,6 +246,17 @@ def test_an_id_is_a_line_blanks_in_it_and_a_mark_before_it_too(tmp_path: Path) -
     assert given_masks(Maps(), train, str(tmp_path / "ids.txt")) == ["my dog", "b"]  # type: ignore[arg-type, comparison-overlap]
 
 
+def test_on_photographs_both_flows_learn_alike_on_a_network_that_starts_from_imagenet() -> None:
+    learning = configure(LEARN, "demo-tiny-auxiliary", "photo-lpg-learn", (), {}).params
+    for config in ("photo-lpg", "claims-lpg-photo"):
+        params = configure(DEPLOY, "demo-tiny", config, (), {}).params
+        for name in ("rounds", "start", "segmenter", "generator", "generate"):
+            assert getattr(params.learn, name) == getattr(learning, name), f"{config}: {name}"
+        assert params.segmenter == learning.segmenter and params.generate == learning.generate
+        assert {params.segmenter.weights, learning.generator.weights} == {"imagenet"}
+    assert params.deeplab.network == "lite0"
+
+
 # -- what it gives ---------------------------------------------------------------------------------------------------
 
 

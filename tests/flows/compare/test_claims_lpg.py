@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from artifacts.datasets import DataParams
+from artifacts.datasets import DataParams, read_split
 from artifacts.records import DataError, Sets
-from benchmarks import claims, claims_lpg_photo_aux
+from benchmarks import claims, claims_lpg_photo_aux, crf_boxes
 from benchmarks.claim_table import SUPERVISED, Claims
 from flows.compare.variants import Variant
 from flows.registry import FLOWS
 from flows.run_flow import plan_page, read_sets
+from tasks.crf.dense_crf import BoxCRFParams
 from tasks.engine.options import RunParams
 
 OTHERS = DataParams("demo-tiny-auxiliary")
@@ -102,3 +105,22 @@ def test_on_photographs_every_baseline_teaches_the_same_student(plan: Planned) -
     assert "refine" in found["CFS refined, from crops"] and "generated@3" in found["LPG"]
     seeded = plan("photo", "CFS refined, from crops", OTHERS, "params.deeplab.seed=5")
     assert seeded["cfs"].stage.seed == 5, "a seed of the table is CFS's, too"
+
+
+def test_the_crf_is_the_best_of_18_settings_one_value_after_the_other() -> None:
+    wanted = {"bilateral_srgb": 10.0, "bilateral_sxy": 80.0, "bilateral_compat": 45.0, "gaussian_compat": 30.0}
+
+    def score(params: BoxCRFParams) -> float:
+        return sum(getattr(params.crf, name) == value for name, value in wanted.items()) + params.core
+
+    found = list(crf_boxes.search(score))
+    assert len(found) == 18 and found[-1][3].core == 0.4
+    assert {name: getattr(found[-1][3].crf, name) for name in wanted} == wanted
+    assert crf_boxes.main(["--data", "nowhere:x"]) == 2
+
+
+def test_the_crf_is_scored_on_pictures_with_boxes_and_masks(options: RunParams) -> None:
+    records = read_split(DataParams("demo-tiny"), "train", cache=Path(options.cache))
+    few = dataclasses.replace(records, records=tuple(records)[:2])
+    score = crf_boxes.of_pictures(few)
+    assert 0.3 < score(BoxCRFParams()) < 1 and score(BoxCRFParams(core=1.0)) < score(BoxCRFParams())
