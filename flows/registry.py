@@ -49,6 +49,8 @@ class FlowEntry:
     """The paper's claims: name of a table -> the module that holds it as ``CLAIMS``. The first is the usual one."""
     label_cost: str = ""
     """What the paper says of the time that its labels take a person, for the notes of ``maskmill compare``."""
+    shortcut: tuple[str, str] | None = None
+    """An option of the command that sets one value: ``("--generator", "params.generator")``."""
     ranks: int = 2
     """Processes that may share the first fit of ``tiny`` in the test that kills them; its batch is divisible by it."""
 
@@ -150,6 +152,7 @@ SHIPPED = (
             "photo-aux": "benchmarks.claims_lpg_photo_aux",
             "folds": "benchmarks.claims_lpg_folds",
         },
+        shortcut=("--generator", "params.generator"),
         label_cost="Xie et al. 2021 state no time for boxes or auxiliary masks, in the text or in tables I to VIII.",
         ranks=1,
     ),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.metadata
+import inspect
 import logging
 import os
 import signal
 import sys
 import tomllib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, ClassVar, Literal
@@ -148,11 +149,29 @@ def run_flow(
     )
 
 
+def command_of(flow: str, shortcut: tuple[str, str] | None) -> Callable[..., int]:
+    """:func:`run_flow` of one flow; with its shortcut (option, the value that it sets) as one more option."""
+    run = functools.partial(run_flow, flow)
+    if shortcut is None:
+        return run
+    option, place = shortcut
+
+    def command(*, shortcut: str | None = None, set_: Sets = (), **given: Any) -> int:
+        return run(set_=(*set_, *([] if shortcut is None else [f"{place}={shortcut}"])), **given)
+
+    kind = Annotated[str | None, Parameter(name=option, help=f"as --set {place}=...")]
+    own = inspect.Parameter("shortcut", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+    shared = [one for name, one in inspect.signature(run, eval_str=True).parameters.items() if name != "flow"]
+    command.__signature__ = inspect.Signature([*shared, own], return_annotation=int)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in (*shared, own)}
+    return command
+
+
 def add_flows() -> None:
     """A command for each flow of the registry, that of ``MASKMILL_FLOWS`` included."""
     for name, entry in FLOWS.items():
         if name not in app:
-            app.command(functools.partial(run_flow, name), name=name, help=entry.help, sort_key=-1)
+            app.command(command_of(name, entry.shortcut), name=name, help=entry.help, sort_key=-1)
             made.add(name)
         elif name not in made:
             raise DataError(f"the flow {name!r} cannot be run: a command of maskmill has this name")

@@ -335,6 +335,15 @@ def test_one_more_image_of_the_target_leaves_the_learning_alone(deployed: Done, 
     )
 
 
+def test_a_bundle_has_an_option_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.cli.main import main
+
+    given = ["lpg", "--config", "demo-tiny-lpg", "--generator", "mine", "--set", "params.rounds=2", "--show-config"]
+    assert main(given) == 0
+    shown = capsys.readouterr().out
+    assert "generator: mine" in shown and "rounds: 2" in shown
+
+
 # -- what it refuses -------------------------------------------------------------------------------------------------
 
 
