@@ -221,6 +221,7 @@ def test_the_papers_preset() -> None:
     assert (voc.lr, voc.weight_decay, voc.scale_range, voc.poly_power) == (1e-3, 5e-4, (0.7, 1.3), 0.9)
     assert (voc.energy_weight, voc.sigma_rgb, voc.sigma_xy, voc.energy_scale) == (1e-7, 15.0, 100.0, 0.5)
     assert voc.mining == "online" and voc.reliable == ReliableParams()
+    assert RRMParams().lr == 1e-4  # the default network, Lite0, diverges with the paper's rate within 50 steps
     assert voc.mining_scales == (0.5, 1.0, 1.5, 2.0)  # "the scale ratio in (2)", which Algorithm 1 uses at every step
 
 
