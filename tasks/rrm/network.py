@@ -46,6 +46,7 @@ def train(context: FitContext) -> dict[str, Tensor]:
     iterations = params.total_iterations(len(context.train))
     warm = math.ceil(params.warmup_epochs * len(context.train) / params.batch)
     online = params.mining == "online"
+    watch = RegionWatch(context)
 
     def step(nets: Nets, batch: Batch, index: int) -> dict[str, Tensor]:
         if index < warm:
@@ -57,6 +58,7 @@ def train(context: FitContext) -> dict[str, Tensor]:
             batch["labels"] = pending()
         inside = batch["inside"]
         known = ((batch["labels"] != UNDECIDED) & inside).sum() / inside.sum().clamp(min=1)
+        watch.add(index, known)
         return {**network.losses(output, batch), "labelled": known}
 
     with Miner(network, params.reliable, params.mining_scales, params.mining_threads, params.precision) as miner:
@@ -74,6 +76,35 @@ def train(context: FitContext) -> dict[str, Tensor]:
             monitor_every=params.monitor_every,
             compile=params.compile,
         )
+
+
+class RegionWatch:
+    """Says once where mining finds next to nothing: the losses look small then, and the masks are worthless."""
+
+    STEPS = 20
+    LEAST = 1e-3
+    """Share of the pixels, over so many steps. Sound fits have .1 to .4."""
+
+    def __init__(self, context: FitContext) -> None:
+        self.context, self.said = context, False
+        self.shares: list[Tensor] = []
+
+    def add(self, index: int, share: Tensor) -> None:
+        """Take the labelled share of step ``index``; warn if those of the last steps are too small together."""
+        if self.said:
+            return
+        self.shares.append(share)
+        if len(self.shares) < self.STEPS:
+            return
+        mean = float(torch.stack(self.shares).mean())
+        self.shares.clear()
+        if mean < self.LEAST:
+            self.said = True
+            self.context.warn(
+                f"step {index + 1}: in the last {self.STEPS} steps {100 * mean:.2g} % of the pixels had a label."
+                " Maps and CRF agree nowhere, and nothing is learnt of where things are. The classifier was undone"
+                " (its loss has risen): lower params.rrm.lr, or train one before with params.start=classifier"
+            )
 
 
 def check_finite(output: rrm.Output, label: str, index: int) -> None:

@@ -30,7 +30,7 @@ class RRMParams(TagFitParams):
 
     NAME: ClassVar[str] = "rrm"
 
-    lr: float = number(1e-4, 1e-9, 10.0, "learning rate of multiplier 1 (groups 1/2/10/20); resnet38: 1e-3, the paper's")
+    lr: float = number(1e-4, 1e-9, 10.0, "learning rate of multiplier 1 (groups 1/2/10/20); the paper's is 1e-3")
     mining: Literal["online", "offline"] = field(
         default="online",
         metadata={

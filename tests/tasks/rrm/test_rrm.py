@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tasks.crf.params import PRESETS as CRF_PRESETS
 from tasks.deeplab.stages import TestTimeParams
 from tasks.reliable import ReliableParams
 from tasks.rrm import stages
-from tasks.rrm.network import loss_weights, masks_item, masks_items, predict_item
+from tasks.rrm.network import RegionWatch, loss_weights, masks_item, masks_items, predict_item
 from tasks.rrm.stages import DEMO, RRMParams
 from tasks.stage import Item, SkipImage, check_outputs, resolve, stage_address
 from tasks.training.context import FitContext
@@ -156,6 +157,17 @@ def test_a_classifiers_checkpoint_is_a_start(fit: Fit, tmp_path: Path) -> None:
     made = load_file(fit(slow, init=str(tmp_path / "cam.safetensors")).weights)
     for name, tensor in start.named_parameters():
         torch.testing.assert_close(made[name], tensor.data, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.2, 0), (1e-5, 1)])
+def test_a_fit_that_finds_no_regions_any_more_is_said_once(share: float, said: int) -> None:
+    messages: list[str] = []
+    watch = RegionWatch(cast(FitContext, SimpleNamespace(warn=messages.append)))
+    for index in range(3 * RegionWatch.STEPS):
+        watch.add(index, torch.tensor(0.3 if index < RegionWatch.STEPS else share))
+    assert len(messages) == said
+    if said:
+        assert f"step {2 * RegionWatch.STEPS}:" in messages[0] and "params.rrm.lr" in messages[0]
 
 
 def test_tags_and_crops_that_teach_little_are_said_once(fit: Fit, tmp_path: Path) -> None:
