@@ -163,6 +163,7 @@ class _Tree:
             raise DataError(
                 f"{path}: {what} has the class {name!r}, which is not in the class table ({self.table.source}:"
                 f" {', '.join(self.table.names)}); correct the name or add it to the table"
+                " (data.only keeps some of a tree's classes, all others are background)"
             )
         return self.numbers[name]
 

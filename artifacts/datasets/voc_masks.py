@@ -63,7 +63,7 @@ def load_class_mask(ref: MaskRef) -> MaskHW:
         listed = ", ".join(f"{value} ({numbers[value]:,} pixels)" for value in wrong[:5])
         raise DataError(
             f"{ref.path}: holds the number {listed}; the class table has 1..{count}, 0 is background, 255 undecided."
-            " Correct the mask, or the class table (classes.txt, data.classes)"
+            " Correct the mask, or the class table (classes.txt, data.classes; to keep some classes alone: data.only)"
         )
     return mask.astype(np.uint8, copy=False)
 
