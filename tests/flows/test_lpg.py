@@ -385,7 +385,7 @@ def test_what_cannot_be_is_said_before_any_work(empty: Path, given: tuple[str, .
 
 
 def test_ids_that_are_not_there_are_named(empty: Path, tmp_path: Path) -> None:
-    (tmp_path / "ids.txt").write_text("demo_train_00001 typo")
+    (tmp_path / "ids.txt").write_text("demo_train_00001\ntypo\n")
     assert "1 ids are none of demo-tiny's, the first: typo" in refused(empty, f"params.masks={tmp_path / 'ids.txt'}")
 
 
