@@ -7,12 +7,13 @@ allowed, in the frame of the image as displayed (EXIF rotation applied); class n
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import importlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,6 +195,25 @@ class Counts:
         if self.labels and self.listed:
             parts.append(f"{self.labels:,} labels in the files")
         return ", ".join(parts) + "".join(f"; lost: {number:,} x {why}" for why, number, _ in self.lost)
+
+
+class LazyRecords(Sequence[Record], abc.ABC):
+    """Records that are made on access, by :meth:`_record`, so that the set's memory does not hold them."""
+
+    @abc.abstractmethod
+    def _record(self, index: int) -> Record:
+        """The record at ``index``, from 0 to the length."""
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self._record, range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Record, ...]: ...
+    def __getitem__(self, index: int | slice) -> Record | tuple[Record, ...]:
+        found = range(len(self))[index]
+        return self._record(found) if isinstance(found, int) else tuple(map(self._record, found))
 
 
 @dataclass(frozen=True)

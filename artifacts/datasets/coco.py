@@ -25,10 +25,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +41,7 @@ from artifacts.datasets.paths import Notes, check_relative, dataset_name, image_
 from artifacts.datasets.splits import EVERYTHING, NO_LISTS, SplitRule, select
 from artifacts.images import image_size_hw
 from artifacts.inputs import open_input
-from artifacts.records import Box, DataError, MaskHW, MaskRef, Record, RecordSet, Skip
+from artifacts.records import Box, DataError, LazyRecords, MaskHW, MaskRef, Record, RecordSet, Skip
 
 __all__ = ["CocoImage", "CocoObject", "load_truth", "load_truth_objects", "read", "read_coco", "write_coco"]
 
@@ -255,7 +254,7 @@ def _boxes(table: CocoTable, notes: Notes) -> tuple[NDArray[np.float64], NDArray
     return boxes_xyxy, has_area & known
 
 
-class CocoRecords(Sequence[Record]):
+class CocoRecords(LazyRecords):
     """Records built on access, from the columns of a :class:`CocoTable`."""
 
     def __init__(
@@ -277,18 +276,6 @@ class CocoRecords(Sequence[Record]):
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self._record(i) for i in range(len(self)))
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Record, ...]: ...
-    def __getitem__(self, index: int | slice) -> Record | tuple[Record, ...]:
-        if isinstance(index, slice):
-            return tuple(self._record(i) for i in range(*index.indices(len(self))))
-        return self._record(range(len(self))[index])
 
     def _record(self, index: int) -> Record:
         table, row = self._table, int(self._rows[index])

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from artifacts.datasets.voc_masks import class_mask_ref, load_class_mask
 from artifacts.datasets.voc_tree import read_classes
 from artifacts.datasets.voc_writer import write_class_mask
 from artifacts.inputs import open_input
-from artifacts.records import UNDECIDED, DataError, MaskHW, MaskRef, Record, RecordSet
+from artifacts.records import UNDECIDED, DataError, LazyRecords, MaskHW, MaskRef, Record, RecordSet
 
 CLASSES = "classes.txt"
 MASKS = "masks"
@@ -99,7 +98,7 @@ def _alike(files: Sequence[str], image_ids: Iterable[str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Corrected(Sequence[Record]):
+class _Corrected(LazyRecords):
     """The records one by one, each with its corrected mask: a data set's records may be lazy."""
 
     records: Sequence[Record]
@@ -110,14 +109,8 @@ class _Corrected(Sequence[Record]):
     def __len__(self) -> int:
         return len(self.records)
 
-    @overload
-    def __getitem__(self, place: int) -> Record: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Record]: ...
-    def __getitem__(self, place: int | slice) -> Record | Sequence[Record]:
-        if isinstance(place, slice):
-            return _Corrected(self.records[place], self.masks, self.numbers)
-        record = self.records[place]
+    def _record(self, index: int) -> Record:
+        record = self.records[index]
         path = self.masks.get(record.image_id)
         if path is None:
             return record

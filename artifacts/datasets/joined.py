@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Sequence
 
 from artifacts.datasets.without import Renumbered, meant
-from artifacts.records import Counts, DataError, Record, RecordSet
+from artifacts.records import Counts, DataError, LazyRecords, Record, RecordSet
 
 
 def joined(parts: Sequence[RecordSet], name: str) -> RecordSet:
@@ -61,7 +60,7 @@ class _Part(Renumbered):
         return dataclasses.replace(super()._changed(record), image_id=f"{self._name}/{record.image_id}")
 
 
-class _Joined(Sequence[Record]):
+class _Joined(LazyRecords):
     """One sequence behind the other; lazy ones stay lazy."""
 
     def __init__(self, parts: Sequence[Sequence[Record]]) -> None:
@@ -70,19 +69,9 @@ class _Joined(Sequence[Record]):
     def __len__(self) -> int:
         return sum(len(part) for part in self._parts)
 
-    def __iter__(self) -> Iterator[Record]:
-        return (record for part in self._parts for record in part)
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Record, ...]: ...
-    def __getitem__(self, index: int | slice) -> Record | tuple[Record, ...]:
-        if isinstance(index, slice):
-            return tuple(self[place] for place in range(*index.indices(len(self))))
-        place = range(len(self))[index]
+    def _record(self, index: int) -> Record:
         for part in self._parts:
-            if place < len(part):
-                return part[place]
-            place -= len(part)
+            if index < len(part):
+                return part[index]
+            index -= len(part)
         raise IndexError(index)

@@ -7,11 +7,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from artifacts.cache.atomic import write_text_atomic
 from artifacts.datasets.voc_writer import number_text, xml_text
 from artifacts.datasets.voc_xml import read_xml, stated_size
 from artifacts.images import image_size_hw
-from artifacts.records import UNDECIDED, DataError, MaskHW, MaskRef, Record, Scribble
+from artifacts.records import UNDECIDED, DataError, LazyRecords, MaskHW, MaskRef, Record, Scribble
 
 BACKGROUND = "background"
 
@@ -208,7 +207,7 @@ def packed(scribbles: Iterable[Scribble]) -> Strokes:
     return tuple((stroke.class_id, np.array(stroke.points_xy, np.float64)) for stroke in scribbles)
 
 
-class WithStrokes(Sequence[Record]):
+class WithStrokes(LazyRecords):
     """Records whose strokes are kept as arrays and unpacked on access: 16 bytes a point instead of 110.
 
     ``records`` may be lazy. Where there is neither a stroke nor a mask, the record's own scribbles stay.
@@ -221,17 +220,8 @@ class WithStrokes(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._records)
 
-    @overload
-    def __getitem__(self, place: int) -> Record: ...
-    @overload
-    def __getitem__(self, place: slice) -> tuple[Record, ...]: ...
-    def __getitem__(self, place: int | slice) -> Record | tuple[Record, ...]:
-        if isinstance(place, slice):
-            return tuple(map(_unpacked, self._records[place], self._strokes[place]))
-        return _unpacked(self._records[place], self._strokes[place])
-
-    def __iter__(self) -> Iterator[Record]:
-        return map(_unpacked, self._records, self._strokes)
+    def _record(self, index: int) -> Record:
+        return _unpacked(self._records[index], self._strokes[index])
 
 
 def _unpacked(record: Record, strokes: Strokes | MaskRef | None) -> Record:

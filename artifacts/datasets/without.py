@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.datasets.splits import hash_share
 from artifacts.datasets.voc_tree import VOC_CLASSES
-from artifacts.records import DataError, MaskHW, MaskRef, Record, RecordSet
+from artifacts.records import DataError, LazyRecords, MaskHW, MaskRef, Record, RecordSet
 
 SYNONYMS: Mapping[str, str] = MappingProxyType(
     {
@@ -125,7 +125,7 @@ def share_of(records: RecordSet, share: float, seed: int, *, rest: bool = False)
     return dataclasses.replace(part, counts=records.counts.of_part(len(part), len(records)))
 
 
-class Renumbered(Sequence[Record]):
+class Renumbered(LazyRecords):
     """Records whose classes are renumbered on access, so that lazy records stay lazy."""
 
     def __init__(self, records: Sequence[Record], numbers: list[int]) -> None:
@@ -135,16 +135,7 @@ class Renumbered(Sequence[Record]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __iter__(self) -> Iterator[Record]:
-        return (self._changed(record) for record in self._records)
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Record, ...]: ...
-    def __getitem__(self, index: int | slice) -> Record | tuple[Record, ...]:
-        if isinstance(index, slice):
-            return tuple(self._changed(record) for record in self._records[index])
+    def _record(self, index: int) -> Record:
         return self._changed(self._records[index])
 
     def _changed(self, record: Record) -> Record:
