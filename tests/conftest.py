@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,20 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
             return "server" if file.startswith("tests/flows/server/") else file
 
     return ByFile(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before a test's fixtures: random weights are the same on every machine, and in any order of tests.
+
+    A test failed in CI alone: random weights that saturated a sigmoid.
+    """
+    import numpy as np
+
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):  # slow to import; a test file that needs it has
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

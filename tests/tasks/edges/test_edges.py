@@ -108,7 +108,7 @@ def test_files_of_known_layouts_are_the_same_network(layout: str, tmp_path: Path
 def test_controlnets_has_its_own_mean_and_the_mean_of_its_sides(tmp_path: Path) -> None:
     network, path = HED(), tmp_path / "hed.pth"
     for side in network.sides:
-        torch.nn.init.normal_(side.weight, std=0.1)
+        torch.nn.init.normal_(side.weight, std=0.01)  # .1 saturates the sigmoid for some weights
     torch.save(in_layout(network, "controlnet"), path)
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     x = torch.from_numpy(image).permute(2, 0, 1)[None] - torch.tensor([120.0, 110.0, 100.0]).view(1, 3, 1, 1)
