@@ -31,7 +31,16 @@ MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
 IN_USE = "gc.lock"
 """In the cache folder: shared by whoever is about to rely on what is stored, held alone by ``maskmill cache gc``."""
-LIBRARIES = ("maskmill", "torch", "torchvision", "numpy", "opencv-python-headless", "h5py", "prefect", "lightning")
+LIBRARIES = (
+    "maskmill",
+    "torch",
+    "torchvision",
+    "numpy",
+    "opencv-python-headless",
+    "h5py",
+    "prefect",
+    "lightning-fabric",
+)
 
 Stamps = dict[str, tuple[str | None, str]]
 """key -> (stamp, or None for an absence; path of the image)."""

@@ -23,8 +23,9 @@ from tasks.stage import Item
 
 if TYPE_CHECKING:
     import torch
+    from lightning_fabric import Fabric
 
-    from tasks.training.fabric import Fabric, Precision
+    from tasks.training.fabric import Precision
 
 log = logging.getLogger("maskmill")
 Event = dict[str, Any]
@@ -146,7 +147,7 @@ class FitContext:
         return torch.device("cuda", self.hardware.place)
 
     def fabric(self, precision: Precision = "32") -> Fabric:
-        """Device, precision and ranks (Lightning Fabric, or its stand-in for one CPU); made on first use."""
+        """Device, precision and ranks; made on first use."""
         from tasks.training.fabric import make_fabric
 
         if precision not in self._fabrics:

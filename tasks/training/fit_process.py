@@ -295,7 +295,7 @@ def _torchrun(spec: FitSpec, accelerator: str) -> int:
 
     # The ranks are forks of this process: what they need is imported once, ten seconds of one core instead of
     # of each rank's. Nothing here may touch a GPU or start a thread of torch's before they are forked.
-    import lightning.fabric  # noqa: F401
+    import lightning_fabric  # noqa: F401
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 

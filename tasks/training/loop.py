@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,11 @@ from torch.optim import Optimizer
 from artifacts.records import DataError, Skip
 from tasks.training import rng
 from tasks.training.context import FitContext
-from tasks.training.fabric import Fabric, Precision, scaler_of
+from tasks.training.fabric import Precision, scaler_of
 from tasks.training.sampling import Collate, Sample, SampleData, batches
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Batch = dict[str, Any]
 Nets = Mapping[str, Any]
@@ -114,7 +117,7 @@ def train_loop(
     _check(context, optimizers, iterations, batch_size, precision, log_every)
     fabric = context.fabric(precision)
     nets = {name: fabric.setup_module(_compiled(net) if compile else net) for name, net in modules.items()}
-    wrapped = {name: fabric.setup_optimizers(optimizer) for name, optimizer in optimizers.items()}
+    wrapped: dict[str, Any] = {name: fabric.setup_optimizers(optimizer) for name, optimizer in optimizers.items()}
     state = _State(context, fabric, modules, optimizers)
     start = state.resume()
     if start and context.is_main:
@@ -323,7 +326,7 @@ class _Window:
         names = sorted(self._sums)
         means = torch.tensor([self._sums[name] / steps for name in names], device=self._fabric.device)
         if self._fabric.world_size > 1:
-            means = self._fabric.all_reduce(means, reduce_op="mean")
+            means = cast(Tensor, self._fabric.all_reduce(means, reduce_op="mean"))
         self._context.log(done, **dict(zip(names, means.tolist(), strict=True)), lr=rate)
         self._sums.clear()
 

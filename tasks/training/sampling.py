@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from tasks.engine.process_tree import die_with_parent
 from tasks.stage import SkipImage
 from tasks.training import rng
 from tasks.training.context import FitContext
-from tasks.training.fabric import Fabric
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 Sample = Callable[[int, int, np.random.Generator], Mapping[str, Any]]
 Collate = Callable[[list[Any]], dict[str, Any]]

@@ -199,7 +199,7 @@ def loaded(code: str, forbidden: Sequence[str]) -> str:
         (
             f"flows.cli.main, flows.cli.flow_command, {', '.join(entry.module for entry in FLOWS.values())},"
             " tasks.engine.runner, tasks.grabcut, tasks.evaluate.score, tasks.labels",
-            ("torch", "torchvision", "torchmetrics", "lightning", "matplotlib", "pycocotools", "jinja2"),
+            ("torch", "torchvision", "lightning_fabric", "matplotlib", "pycocotools", "jinja2"),
         ),
         (
             "tasks.engine.runner, tasks.grabcut, tasks.refine, tasks.labels, tasks.deeplab.stages",

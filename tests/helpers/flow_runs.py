@@ -47,7 +47,7 @@ FIGURE = figure_of("cfs")
 
 def stack() -> list[str]:
     """Modules that a flow may need: what a zygote imports."""
-    names = ["cv2", "lightning.fabric", "matplotlib.figure", "flows.cli.main", "flows.cli.flow_command"]
+    names = ["cv2", "lightning_fabric", "matplotlib.figure", "flows.cli.main", "flows.cli.flow_command"]
     names += [entry.module for entry in FLOWS.values()]
     names += ["tasks.training.fit_process", "tasks.training.loop", "tasks.deeplab.network", "artifacts.report"]
     return [*names, "benchmarks.soak_kill"]

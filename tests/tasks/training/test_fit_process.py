@@ -48,7 +48,7 @@ pytestmark = pytest.mark.kills
 
 @pytest.fixture(scope="module", autouse=True)  # it imports while the first tests run
 def zygote() -> Iterator[Zygote]:
-    with Zygote(["cv2", "lightning.fabric", "tasks.training.fit_process", "tasks.training.loop"], [HERE]) as made:
+    with Zygote(["cv2", "lightning_fabric", "tasks.training.fit_process", "tasks.training.loop"], [HERE]) as made:
         yield made
 
 

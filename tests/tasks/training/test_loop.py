@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
@@ -34,7 +35,6 @@ from tasks.engine.image_task import ImageTask  # noqa: E402
 from tasks.stage import SkipImage  # noqa: E402
 from tasks.training import rng  # noqa: E402
 from tasks.training.context import FitContext, Hardware  # noqa: E402
-from tasks.training.fabric import PlainFabric  # noqa: E402
 from tasks.training.fit_process import run_spec  # noqa: E402
 from tasks.training.loop import Diverged, evaluating, poly, train_loop  # noqa: E402
 from tasks.training.sampling import batches  # noqa: E402
@@ -209,23 +209,13 @@ def test_after_a_death_the_same_weights_and_the_same_curve(
     assert made.metrics.read_text() == expected.metrics.read_text()
 
 
-class _Scaling(PlainFabric):
-    """A CPU with a gradient scaler, as Fabric keeps one."""
+class _Scaling(Fabric):
+    """A CPU with a gradient scaler, as Fabric keeps one for a GPU."""
 
     def __init__(self) -> None:
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=5)
-        self.strategy = SimpleNamespace(precision=SimpleNamespace(scaler=scaler))
-        self.scaler = scaler
-
-    def backward(self, tensor: Tensor) -> None:
-        self.scaler.scale(tensor).backward()  # type: ignore[no-untyped-call]
-
-    def setup_optimizers(self, optimizer: torch.optim.Optimizer) -> Any:
-        def step() -> None:
-            self.scaler.step(optimizer)
-            self.scaler.update()
-
-        return SimpleNamespace(step=step)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=5)
+        super().__init__(accelerator="cpu", devices=1, plugins=[MixedPrecision("16-mixed", "cpu", self.scaler)])
+        self.launch()
 
 
 def test_the_gradient_scaler_resumes(
