@@ -1,8 +1,8 @@
-"""Backbones of DeepLab: images to features at output stride 8, under torchvision's weight names.
+"""Backbones of DeepLab: images to features, the papers' under torchvision's weight names.
 
-``load_state_dict`` of a torchvision ImageNet checkpoint works on each of them without renaming (the classifier's
-own keys left out, :data:`EXTRA_KEYS`). Chen et al., "DeepLab", arXiv 1606.00915, and its v1, arXiv 1412.7062.
-EfficientNet-Lite0 is :mod:`models.lite0`, timm's models are :mod:`models.timm_backbone`.
+``load_state_dict`` of a torchvision ImageNet checkpoint works on each ResNet and VGG without renaming (the classifier's
+own keys left out, :data:`EXTRA_KEYS`); the tiny one has seen nothing. Chen et al., "DeepLab", arXiv 1606.00915, and its
+v1, arXiv 1412.7062. EfficientNet-Lite0 is :mod:`models.lite0`, timm's models are :mod:`models.timm_backbone`.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class MapStage:
 class FitStage:
     """Many records -> one checkpoint.
 
-    ``function`` names ``def f(context: tasks.training.fit_process.FitContext) -> dict[str, torch.Tensor]``.
+    ``function`` names ``def f(context: tasks.training.context.FitContext) -> dict[str, torch.Tensor]``.
     """
 
     name: str

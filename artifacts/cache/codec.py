@@ -1,8 +1,7 @@
 """Dataclasses to plain JSON data and back, by their type hints. Standard library only.
 
-The joint between processes that may not share a library set: a fit's specification is written by one and read by
-another (perhaps on a machine that has neither pydantic nor msgspec). Strict both ways: an unknown or missing
-field, or a value of another type, is a ``ValueError`` that names the place.
+A fit's specification is written by one process and read by another. Strict both ways: an unknown or missing field, or a
+value of another type, is a ``ValueError`` that names the place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stored masks -> a dataset in a folder: VOC tree, VOC server tree, COCO JSON, HDF5, files for annotation tools.
+"""Stored masks -> a dataset in a folder: VOC tree, VOC server tree, COCO JSON, YOLO, HDF5, files for annotation tools.
 
 An export is made aside and renamed into place whole, with a ``maskmill-export.json`` that says what it was made
 from (params, seeds, versions, addresses, counts, skips) and lists every file with its digest. Repeated, it gives the

@@ -53,7 +53,7 @@ class RunParams:
         120.0, 0.1, 1e6, "seconds for an image of a map stage; slower ones are retried alone, then skipped"
     )
     verify_inputs: bool = _option(False, "read every image's bytes again instead of trusting size and time")
-    export: tuple[str, ...] = _option((), "dataset formats to export at the end: voc, voc-server, coco, hdf5")
+    export: tuple[str, ...] = _option((), f"dataset formats to export at the end: {', '.join(FORMATS)}")
     report_pictures: int = _number(
         12,
         0,
