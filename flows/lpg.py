@@ -141,7 +141,8 @@ def generators(run: Runner, sets: Sets, params: LPGFlowParams) -> tuple[Sequence
     if sets.aux is not None:
         check_unseen(run, sets, sets.aux.classes, em.seen_images(run, sets.aux), params)
         params.learn.check(run.options, within="learn.")
-        return em.learn(run, sets.aux, params.learn, prefix="aux-").generators, stages.net_of(params.learn.generator)
+        learnt = em.learn(run, sets.aux, params.learn, prefix="aux-", within="params.learn.")
+        return learnt.generators, stages.net_of(params.learn.generator)
     bundle = read_bundle(stages.SHIPPED.get(params.generator) or Path(params.generator).expanduser())
     if bundle.card["network_version"] != stages.VERSION:
         raise DataError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, cast
 
 import torch
@@ -22,12 +23,19 @@ from models.resample import resize
 MULTIPLE = 16
 """Input sides are brought to a multiple of this: the coarsest side then covers exactly the input, and resizing it moves
 nothing. At 481 pixels its 31 cells would be squeezed by 15 of 496: an edge near the right moves by most of a pixel."""
+WHOLE_PIXELS = 2048 * 2048
+"""A picture of more pixels is drawn in tiles: HED's first block keeps 256 bytes a pixel, several times."""
+TILE = 2048
+"""Longest side of a tile, its overlap included; a multiple of 16."""
 SIDES = 5
 UNDECIDED = 255
 
 
 class EdgeNetwork(Network):
     """A network that gives logits of a boundary at every pixel: of its sides, then of their fusion, the result."""
+
+    CONTEXT: ClassVar[int]
+    """Pixels further away than this, a multiple of 16, have no part in a pixel's logits."""
 
     @abstractmethod
     def logits(self, images_nchw: Tensor) -> Tensor:
@@ -45,8 +53,35 @@ class EdgeNetwork(Network):
         return self.logits(x)[:, :, :height, :width]
 
     def edges(self, images_nchw: Tensor) -> Tensor:
-        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, H, W)`` probabilities of a boundary: the fused logit's sigmoid."""
-        return torch.sigmoid(self(images_nchw)[:, -1])
+        """``(N, 3, H, W)`` RGB 0..255 -> ``(N, H, W)`` probabilities of a boundary: the fused logit's sigmoid.
+
+        Above :data:`WHOLE_PIXELS` tile by tile, so that memory does not grow with the picture. Tiles begin where the
+        whole picture's coarsest cells do and overlap by twice the context: the result differs by rounding alone.
+        """
+        height, width = images_nchw.shape[2:]
+        if height * width <= WHOLE_PIXELS:
+            return torch.sigmoid(self(images_nchw)[:, -1])
+        found = images_nchw.new_empty(len(images_nchw), height, width)
+        cuts = itertools.product(range(len(found)), tile_sides(height, self.CONTEXT), tile_sides(width, self.CONTEXT))
+        for number, (rows, own_rows), (columns, own_columns) in cuts:
+            drawn = torch.sigmoid(self(images_nchw[number : number + 1, :, rows, columns])[0, -1])
+            inside = (
+                slice(own_rows.start - rows.start, own_rows.stop - rows.start),
+                slice(own_columns.start - columns.start, own_columns.stop - columns.start),
+            )
+            found[number, own_rows, own_columns] = drawn[inside]
+        return found
+
+
+def tile_sides(length: int, context: int) -> Iterator[tuple[slice, slice]]:
+    """A side of ``length`` pixels in parts: what a tile sees, :data:`TILE` pixels at most, and what of it is kept.
+
+    All begin at multiples of 16, and what is seen ends at one, or with the picture.
+    """
+    step = length if length <= TILE else TILE - 2 * context
+    for start in range(0, length, step):
+        stop = min(length, start + step)
+        yield slice(max(0, start - context), min(length, stop + context)), slice(start, stop)
 
 
 class HED(EdgeNetwork):
@@ -62,6 +97,8 @@ class HED(EdgeNetwork):
     """
 
     PRETRAINED: ClassVar[str] = "features."
+    CONTEXT: ClassVar[int] = 128
+    """A cell of the last convolution sees 196 pixels, and a pixel lies between two cells: 114 to one side."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -42,6 +42,8 @@ class HEDLite(EdgeNetwork):
     """
 
     PRETRAINED: ClassVar[str] = "body."
+    CONTEXT: ClassVar[int] = 256
+    """Lite0's cells at stride 16 see 339 pixels; the cells beside and the decoder's 3 x 3 at all strides add to it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -85,7 +85,7 @@ def _weights() -> Check:
     found = {row: here for row in table.ROWS if (here := look(row)) is not None}
     broken = [f"{here.path} {here.problem}" for here in found.values() if here.problem]
     if broken:
-        fix = "; ".join(f"`{row.get}`" for row, here in found.items() if here.problem)
+        fix = "; ".join(f"{row.name}: {row.remedy}" for row, here in found.items() if here.problem)
         return Check("weights", False, "; ".join(broken), fix)
     names = ", ".join(row.name for row in found) or "none"
     return Check("weights", True, f"here: {names} (`maskmill weights` lists all)")

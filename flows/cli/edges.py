@@ -28,7 +28,7 @@ from flows.cli.picture_files import (
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
 from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
-from tasks.edges.stages import PACKAGED, EdgesParams, check_file
+from tasks.edges.stages import KEY, PACKAGED, EdgesParams, check_file
 from tasks.training.weights import WeightsError, known_row
 from tasks.training.weights.here import look
 
@@ -87,7 +87,7 @@ def edges(
         check_file(params, "--weights")
         drawing_of(params)  # missing weights are one error, not a skip of every picture
     except WeightsError as error:
-        raise DataError(str(error)) from error
+        raise DataError(str(error).replace(KEY, "--weights")) from error
     one = partial(work, params=params, thinned=thin)
     if image.is_dir():  # the network itself uses all cores
         return run_jobs("edges", "edge maps", jobs, skips, one, 1, out, quiet=quiet)

@@ -30,6 +30,7 @@ from flows.cli.terminal import terminal
 from flows.registry import FLOWS
 from flows.server.environment import PRIVATE, QUIET, set_defaults
 from tasks.engine.gpus import NoDevice
+from tasks.engine.memory import out_of_memory
 
 OK, FAILED, USAGE, SKIPPED = 0, 1, 2, 3
 KEPT = "finished work is kept (a fit: up to its last checkpoint), the same command resumes"
@@ -305,11 +306,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         from artifacts.cache.cache_format import advice
 
+        if memory := out_of_memory(error):
+            return _say(memory, FAILED, error)
         log.debug("failed", exc_info=True)
         what = f"{error.filename or ''}: {error.strerror or error}; {advice(error)}".removeprefix(": ")
         return _say(what, FAILED, error)
     except Exception as error:
         log.debug("failed", exc_info=True)
+        if memory := out_of_memory(error):
+            return _say(memory, FAILED, error)
         where = ""
         if type(error).__module__ == "builtins" and not isinstance(error, RuntimeError):  # none of ours: a bug
             frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from flows.cli.stopping import Writes, stopping
 from flows.cli.terminal import terminal
+from tasks.engine.memory import out_of_memory
 from tasks.engine.progress import Bars, Lines, Reporter, Silent
 
 
@@ -66,7 +67,9 @@ def run_jobs(
     try:
         with _stoppable(what, out, len(jobs), reporter) as writes:
             for outcome in in_threads(lambda job: work(job, writes), jobs, threads):
-                if isinstance(outcome.error, ValueError | OSError | MemoryError):
+                if isinstance(outcome.error, ValueError | OSError) or (
+                    outcome.error is not None and out_of_memory(outcome.error)
+                ):
                     path = jobs[outcome.index].image
                     left.append((path, reason(outcome.error, path)))
                 elif outcome.error is not None:
@@ -132,6 +135,8 @@ def _stoppable(what: str, out: Path, total: int, reporter: Reporter) -> Iterator
 
 def reason(error: Exception, path: Path) -> str:
     """The error, for a line that begins with ``path``: the path is not repeated."""
+    if memory := out_of_memory(error):
+        return memory
     if isinstance(error, OSError) and error.strerror:
         other = error.filename is not None and str(error.filename) != str(path)
         return f"{error.filename}: {error.strerror}" if other else error.strerror

@@ -47,9 +47,11 @@ def get(name: Annotated[str, Parameter(help="a name of `maskmill weights`; timm:
             return 0
     except WeightsError as error:
         raise DataError(str(error)) from error
-    if found is not None:
-        console.print(escape(f"{found.path} {found.problem}: it is replaced"))
-    console.print(escape(f"getting {row.what}{f', {size(row.bytes)}' if row.bytes else ''}; licence: {row.licence}"))
+    if row.get:  # what is part of Maskmill is refused below
+        if found is not None:
+            console.print(escape(f"{found.path} {found.problem}: it is replaced"))
+        bytes_ = f", {size(row.bytes)}" if row.bytes else ""
+        console.print(escape(f"getting {row.what}{bytes_}; licence: {row.licence}"))
     console.print(escape(f"{name}: {get_row(row).path}"))
     return 0
 
@@ -99,7 +101,8 @@ def _print(entries: list[dict[str, Any]]) -> None:
     console = terminal(highlight=False, soft_wrap=True)
     for entry in [*entries, _OPEN]:
         if entry["problem"]:
-            state = f"[red]{escape(entry['path'])} {escape(entry['problem'])}[/]: `{entry['get']}` gets them again"
+            remedy = known_row(entry["name"]).remedy
+            state = f"[red]{escape(entry['path'])} {escape(entry['problem'])}[/]: {escape(remedy)}"
         elif entry["path"]:
             state = f"[green]here, verified[/]: {escape(entry['path'])}"
         else:

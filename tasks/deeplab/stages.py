@@ -158,15 +158,18 @@ PRESETS: Mapping[str, DeepLabParams] = {
 }
 
 
-def fit(params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None = None) -> FitStage:
+def fit(
+    params: DeepLabParams, *, name: str = "deeplab", lgsa: LGSAParams | None = None, within: str = "params."
+) -> FitStage:
     """The stage that learns from label maps: role ``target`` gives ``mask_hw``.
 
     With ``lgsa`` (:func:`tasks.deeplab.lgsa.chosen`'s) the network has self-attention, and the label maps guide it,
     too. Inference parameters are no part of the stage. A weights file is an input, identified by its content.
+    ``within``: where in the config the section ``name`` lies, for messages.
     Raises :class:`tasks.training.weights.WeightsError` if named weights are not there or are not what they should be,
     ``ValueError`` for multi-scale inputs with self-attention.
     """
-    source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
+    source = weights_files.resolve(params.weights, params.network, f"{within}{name}.weights")
     semantic = params.semantic()
     own = {entry.name: getattr(semantic, entry.name) for entry in dataclasses.fields(DeepLabParams)}
     own |= {"weights": source.semantic, "test": TestTimeParams()}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from artifacts.cache.store import CorruptSegment, Entry, MaskStore, StoreError
 from artifacts.records import DataError, Skip
 from tasks.engine.image_task import ImageTask, load_item
+from tasks.engine.memory import out_of_memory
 from tasks.stage import Arrays, Item, MapStage, SkipImage, check_outputs, resolve
 
 if TYPE_CHECKING:
@@ -176,9 +177,11 @@ class WorkUnit:
             return self._skip(task, str(error), permanent=False)
         except StoreError:
             raise
-        except (OSError, MemoryError) as error:
-            return self._skip(task, f"{type(error).__name__}: {error}", permanent=False)
         except Exception as error:  # one image must not cost the other 9,999
+            if memory := out_of_memory(error):
+                return self._skip(task, memory, permanent=False)
+            if isinstance(error, OSError):
+                return self._skip(task, f"{type(error).__name__}: {error}", permanent=False)
             log.debug("%s failed on %s", self.label, task.key, exc_info=True)
             return self._skip(task, raised(error), permanent=False)
 

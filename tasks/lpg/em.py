@@ -81,13 +81,14 @@ class Learnt:
     """Of round r's generator, over the auxiliary set."""
 
 
-def learn(run: Runner, aux: RecordSet, params: LearnParams, *, prefix: str = "") -> Learnt:
+def learn(run: Runner, aux: RecordSet, params: LearnParams, *, prefix: str = "", within: str = "params.") -> Learnt:
     """Stage-wise generators by EM (Fig. 1, eq. 6): the constraint is the M-step, the objective the E-step.
 
     Round r's M-step trains the segmenter further (schedule and rates start again) on the masks of round r - 1: the
     boxes, then the generators'. Its E-step trains generator r on the truth of ``aux`` (of pictures that people have
     corrected, on that mask), with that segmenter's probabilities as input. The M-step behind the last generator would
-    train a segmenter that nothing reads: it is left out. ``prefix``: of the stages' labels.
+    train a segmenter that nothing reads: it is left out. ``prefix``: of the stages' labels;
+    ``within``: where in the config ``params`` lie, for messages.
     """
     difficult = params.generate.difficult
     truth = labels.known_masks(run, aux, label=f"{prefix}truth")
@@ -96,12 +97,11 @@ def learn(run: Runner, aux: RecordSet, params: LearnParams, *, prefix: str = "")
     generators: list[FitHandle] = []
     generated: list[MapHandle] = []
     for _ in range(params.rounds):
-        segmenter = m_step(run, aux, params.segmenter, segmenters, masks, label=f"{prefix}segmenter")
+        segmenter = m_step(run, aux, params.segmenter, segmenters, masks, label=f"{prefix}segmenter", within=within)
         probs = probabilities(run, aux, params.segmenter, segmenter, label=f"{prefix}probs")
         init = generators[-1] if generators and params.start == "previous" else None
-        net = run.fit(
-            stages.fit(params.generator), aux, init=init, label=f"{prefix}generator", target=truth, probs=probs
-        )
+        fit = stages.fit(params.generator, within=within)
+        net = run.fit(fit, aux, init=init, label=f"{prefix}generator", target=truth, probs=probs)
         generate = stages.generate(stages.net_of(params.generator), params.generate)
         masks = run.map(generate, aux, label=f"{prefix}generated", net=net, probs=probs)
         segmenters.append(segmenter)
@@ -163,10 +163,11 @@ def m_step(
     *,
     monitor: RecordSet | None = None,
     label: str = "segmenter",
+    within: str = "params.",
 ) -> FitHandle:
     """Eq. 4: the segmenter learns from the masks; from the last of those ``before`` it, if there is one."""
     init = before[-1] if before else None
-    stage = deeplab.fit(params, name="segmenter")
+    stage = deeplab.fit(params, name="segmenter", within=within)
     return run.fit(stage, records, monitor=monitor, init=init, label=label, target=masks)
 
 

@@ -145,14 +145,15 @@ DEMO = GeneratorParams(
 PRESETS: Mapping[str, GeneratorParams] = {"voc": GeneratorParams(), "demo": DEMO}
 
 
-def fit(params: GeneratorParams, *, name: str = "generator") -> FitStage:
+def fit(params: GeneratorParams, *, name: str = "generator", within: str = "params.") -> FitStage:
     """The E-step (eq. 6): role ``target`` gives truth masks, ``probs`` the segmenter's probabilities of the classes.
 
     A sample is an image with one of the classes that it has boxes of. ``init`` may be the generator of the round
-    before. A weights file is an input, identified by its content. Raises
+    before. A weights file is an input, identified by its content. ``within``: where in the config the section ``name``
+    lies, for messages. Raises
     :class:`tasks.training.weights.WeightsError` if named weights are not there or are not what they should be.
     """
-    source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
+    source = weights_files.resolve(params.weights, params.network, f"{within}{name}.weights")
     return FitStage(
         name=name,
         version=VERSION + 1,

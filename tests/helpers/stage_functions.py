@@ -37,6 +37,8 @@ def touchy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
         time.sleep(0.6)
     if "skip" in name:
         raise SkipImage("nothing to see")
+    if "memory" in name:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory\nframe #0")
     if "fault" in name:
         raise ZeroDivisionError("a fault of the stage")
     return {"mask_hw": np.full((2, 2), 1, np.uint8)}

@@ -3,13 +3,89 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import torch
 
+from models import hed
 from models.groups import parameter_groups
-from models.hed import HED, hed_loss
+from models.hed import HED, EdgeNetwork, hed_loss
+from models.hed_lite import HEDLite
+from models.normalise import IMAGENET, Normalise
+from models.resample import resize
+
+
+class Cells(EdgeNetwork):
+    """A network that is quick to run: cells of 16 pixels, a 3 x 3 on them, resized; and a 3 x 3 on the pixels."""
+
+    CONTEXT = 48
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalise = Normalise(IMAGENET)
+        self.cells = torch.nn.Conv2d(3, 1, 16, stride=16)
+        self.on_cells, self.on_pixels = torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.Conv2d(3, 1, 3, padding=1)
+        self.rules = ()
+
+    def load_pretrained(self, state: Mapping[str, torch.Tensor], *, source: str) -> None:
+        raise NotImplementedError
+
+    def logits(self, images_nchw: torch.Tensor) -> torch.Tensor:
+        coarse = resize(self.on_cells(self.cells(images_nchw)), (images_nchw.shape[2], images_nchw.shape[3]))
+        return torch.cat([coarse, coarse + self.on_pixels(images_nchw)], 1)
+
+
+def in_tiles(network: EdgeNetwork, images: torch.Tensor, tile: int, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
+    """The map in tiles of that side. ``network`` is of doubles: rounding is far below what any pixel adds."""
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(hed, "WHOLE_PIXELS", 0)
+        patch.setattr(hed, "TILE", tile)
+        return network.edges(images)
+
+
+@pytest.mark.parametrize("size", [(200, 333), (333, 200), (160, 161), (17, 400), (161, 1)])
+def test_tiles_are_the_whole_pictures_map(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Cells().double().eval()
+    images = torch.rand(2, 3, *size, dtype=torch.double) * 255
+    with torch.inference_mode():
+        whole = network.edges(images)
+    seen: list[tuple[int, int]] = []
+    network.register_forward_pre_hook(lambda _, given: seen.append((given[0].shape[2], given[0].shape[3])))
+    torch.testing.assert_close(in_tiles(network, images, 160, monkeypatch), whole, rtol=0, atol=1e-12)
+    assert len(seen) >= 4 and max(max(one) for one in seen) <= 160
+    monkeypatch.setattr(Cells, "CONTEXT", 16)
+    assert (in_tiles(network, images, 96, monkeypatch) - whole).abs().max() > 1e-6, "a smaller context is seen"
+
+
+@pytest.mark.parametrize("made", [HED, HEDLite])
+def test_nothing_beyond_the_context_has_a_part_in_a_pixel(
+    made: type[HED] | type[HEDLite], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = made().double().eval()
+    for side in network.sides:
+        torch.nn.init.normal_(side.weight, std=0.1)
+    context = made.CONTEXT
+    images = torch.rand(1, 3, 16, 3 * context + 24, dtype=torch.double) * 255
+    with torch.inference_mode():
+        whole = network.edges(images)
+    assert whole.std() > 1e-3
+    torch.testing.assert_close(in_tiles(network, images, 3 * context, monkeypatch), whole, rtol=0, atol=1e-12)
+    monkeypatch.setattr(made, "CONTEXT", context // 2)
+    assert (in_tiles(network, images, 2 * context, monkeypatch) - whole).abs().max() > 1e-9
+
+
+def test_a_picture_of_usual_size_is_drawn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert hed.WHOLE_PIXELS >= 2**22 and hed.TILE**2 <= hed.WHOLE_PIXELS and hed.TILE % hed.MULTIPLE == 0
+    network = Cells().eval()
+    seen: list[tuple[int, int]] = []
+    network.register_forward_pre_hook(lambda _, given: seen.append((given[0].shape[2], given[0].shape[3])))
+    with torch.inference_mode():
+        network.edges(torch.zeros(1, 3, 2048, 2048))
+        assert seen == [(2048, 2048)]
+        assert network.edges(torch.zeros(1, 3, 2048, 2049)).shape == (1, 2048, 2049)
+    assert len(seen) == 3 and all(max(one) <= 2048 for one in seen)
 
 
 @pytest.fixture(scope="module")

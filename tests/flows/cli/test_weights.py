@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from flows.cli import doctor
 from flows.cli.main import main
 from tasks.training.weights import get as getting
 from tasks.training.weights import here, table
@@ -66,6 +68,26 @@ def test_what_is_damaged_is_listed_and_the_exit_code_says_so(row: Row, capsys: p
     assert fake["verified"] is False and "cut short" in str(fake["problem"])
     assert main(["weights"]) == 1
     assert "`maskmill weights get fake` gets them again" in capsys.readouterr().out
+
+
+def test_what_is_part_of_maskmill_is_installed_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No command gets it, no place in the cache is looked into."""
+    row = replace(ROW, name="lite", origin="shipped", package="", file="tasks/edges/none.safetensors")
+    monkeypatch.setattr(table, "ROWS", (row,))
+    (entry, _) = listed(capsys, 1)
+    assert (entry["problem"], entry["get"], entry["verified"]) == ("is missing", "", False)
+    check = doctor._weights()
+    said = f"{check.found}: {check.fix}"
+    assert not check.ok
+    for command in (["weights"], ["weights", "get", "lite"]):
+        assert main(command) == 1
+        shown = capsys.readouterr()
+        said += shown.out.partition("timm:NAME")[0] + shown.err
+        assert "replaced" not in said and "getting" not in said
+    assert said.count("none.safetensors is missing") == said.count("install Maskmill again") == 3
+    assert "weights get" not in said
 
 
 def test_getting_says_where_it_is(

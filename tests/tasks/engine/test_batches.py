@@ -80,6 +80,7 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ["a", "b", "c", "d", "e", "f", "g"],
         ["a", "skip", "c", "d", "e"],
         ["a", "b", "c", "d", "fault", "f"],
+        ["a", "b", "memory", "d"],
         ["broken1", "b", "c", "broken2", "broken3", "broken4", "d"],
         ["a"],
     ],

