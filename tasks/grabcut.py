@@ -11,7 +11,7 @@ in four ways, each chosen on pictures that are not those it is reported on (benc
 3. A certain core is wrong where the middle of the box is background (an aeroplane's sky). So the cut has rivals of the
    probe's size: the probe, one with more context, and two with a small and a large core. The tightest wins
    (:func:`tightness`): a box is tight, so an object reaches into all of its rows and columns; of two that do, the one
-   with fewer pixels is the likelier. Where nothing lies outside the box the inverted mask would win: no rivals there.
+   with fewer pixels is the likelier. Where next to nothing lies outside the box the inverted mask would win: no rivals.
 4. Smaller objects that lie inside a box are in front of the larger one: its mask leaves out their pixels. (As certain
    background of the cut they would spoil the larger object's colours: the masks lose more than they gain.)
 
@@ -43,6 +43,9 @@ Trimap = NDArray[np.uint8]
 
 PLAIN_ITERATIONS = 5
 """``variant="plain"`` is a named baseline: nothing of it is a parameter but the fallback."""
+
+SCARCE = 0.05
+"""Of a crop: with less than this share outside of the box there are no rivals."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,7 @@ def _plain(image_rgb: ImageRGB, window_xyxy: Window, seed: int) -> MaskBool | No
 
 
 def _cropped(image_rgb: ImageRGB, window_xyxy: Window, params: GrabCutParams, seed: int) -> MaskBool | None:
-    """The cut, or a rival that is tighter; there are none without a probe, nor where nothing lies outside the box."""
+    """The cut, or a rival that is tighter; none without a probe, nor where the box is nearly all of its crop."""
 
     def cropped(size: int, core: float, context: float = params.context) -> MaskBool | None:
         return _cut_crop(image_rgb, window_xyxy, context, size, core, params.iterations, seed)
@@ -162,10 +165,17 @@ def _cropped(image_rgb: ImageRGB, window_xyxy: Window, params: GrabCutParams, se
     probe = cropped(size, 0.0)
     core = core_for(0.0 if probe is None else float(probe.mean()), params)
     found = cropped(params.working_size, core)
-    if not params.rivals or window_xyxy == (0, 0, image_rgb.shape[1], image_rgb.shape[0]):
+    if not params.rivals or share_outside(window_xyxy, size_of(image_rgb), params.context) < SCARCE:
         return found
     cores = [cropped(size, params.core), cropped(size, params.core_collapsed)]
     return tightest([found, probe, cropped(size, 0.0, params.rival_context), *cores], params)
+
+
+def share_outside(window_xyxy: Window, size_hw: tuple[int, int], context: float) -> float:
+    """Share of the crop around a box that is certain background: what lies outside the box."""
+    x0, y0, x1, y1 = window_xyxy
+    height, width = Crop.around(window_xyxy, size_hw, context, 1).size_hw
+    return 1 - (x1 - x0) * (y1 - y0) / (height * width)
 
 
 def core_for(share: float, params: GrabCutParams) -> float:
@@ -301,7 +311,7 @@ def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
     """Boxes -> coarse masks."""
     return MapStage(
         name="grabcut",
-        version=3,
+        version=4,
         params=params,
         reads=("image", "boxes"),
         outputs=OUTPUTS,

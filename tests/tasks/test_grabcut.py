@@ -184,13 +184,19 @@ class TestRivals:
         assert iou(without, truth) < 0.7
         assert iou(found, truth) > 0.8
 
-    def test_a_box_as_large_as_the_picture_has_no_rivals(self):
-        # Nothing is certain outside: the inverted mask touches every side as well.
+    @pytest.mark.parametrize("box", [(0, 0, 96, 96), (0, 0, 95, 96), (0, 2, 96, 96), (1, 1, 95, 95)])
+    def test_a_box_about_as_large_as_the_picture_has_no_rivals(self, box):
+        # Next to nothing is certain outside: the inverted mask touches every side as well.
         y, x = np.mgrid[:96, :96] + 0.5
         truth = (abs(x - 48) < 26) & (y > 34) | (np.hypot(x - 48, y - 24) < 16)
         image = painted(truth, (60, 50, 45), (230, 225, 220))
-        found, without = self.both(image, (0, 0, 96, 96))
+        found, without = self.both(image, box)
         assert iou(found, truth) > 0.9 and (found == without).all()
+
+    def test_the_share_outside_a_box(self):
+        assert grabcut.share_outside((0, 0, 40, 20), (20, 40), 0.3) == 0
+        assert grabcut.share_outside((10, 10, 20, 20), (90, 90), 0.5) == pytest.approx(1 - 100 / 400)
+        assert grabcut.share_outside((0, 10, 10, 20), (90, 90), 0.5) == pytest.approx(1 - 100 / 300)  # at the rim
 
     def test_tightness_by_hand(self):
         mask = np.zeros((4, 5), dtype=bool)
@@ -399,7 +405,7 @@ def test_golden():
     image, _ = disc_image(size=40, radius=11, centre=(21, 19), noise=70)
     boxes = [Box(0, 1, 8, 6, 34, 32), Box(1, 2, 0, 0, 12, 12), Box(2, 3, 16, 15, 24, 22)]
     arrays = propose_item(item(image, boxes), FAST)
-    assert (grabcut.propose(FAST).version, fingerprint(arrays["mask_hw"])) == (3, GOLDEN)
+    assert (grabcut.propose(FAST).version, fingerprint(arrays["mask_hw"])) == (4, GOLDEN)
     assert fingerprint(np.roll(arrays["mask_hw"], 1, axis=1)) != GOLDEN
 
 
