@@ -32,6 +32,11 @@ UNDECIDED = 255
 MAX_CLASSES = 254
 
 
+def size_of(array_hw: NDArray[Any]) -> tuple[int, int]:
+    """Height and width of an image (H, W, 3) or a mask (H, W)."""
+    return array_hw.shape[0], array_hw.shape[1]
+
+
 class DataError(ValueError):
     """Data that cannot be used at all; the message names file, place and fix."""
 

@@ -31,12 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.objects import Window
-from artifacts.records import Box, ImageRGB
+from artifacts.records import Box, ImageRGB, size_of
 from tasks.bounds import bounded, number
 from tasks.boxes import LABEL_OUTPUTS, label_arrays, pixel_window, usable_boxes
 from tasks.crop import Crop, MaskBool
 from tasks.overlap import Proposal, contested, without_inner
-from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
+from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage, image_of
 
 Trimap = NDArray[np.uint8]
 """OpenCV's mask values: GC_BGD 0, GC_FGD 1 (certain), GC_PR_BGD 2, GC_PR_FGD 3 (to be decided)."""
@@ -296,11 +296,6 @@ def foreground(trimap: Trimap) -> MaskBool:
     return found
 
 
-def size_of(image_rgb: ImageRGB) -> tuple[int, int]:
-    """Height and width."""
-    return image_rgb.shape[0], image_rgb.shape[1]
-
-
 # --- one image, and the stages ----------------------------------------------------------------------------------
 
 OUTPUTS = (*LABEL_OUTPUTS, "fell_back_n")
@@ -329,18 +324,18 @@ def object_seed(seed: int, image_id: str, object_id: int) -> int:
 
 def propose_item(item: Item, params: GrabCutParams) -> Arrays:
     """Map function of :func:`propose`."""
-    assert item.image_rgb is not None
+    image_rgb = image_of(item)
     one_thread()
     boxes = usable_boxes(item.record, difficult=params.difficult)
     found = {
-        box.id: propose_object(item.image_rgb, box.xyxy, params, object_seed(params.seed, item.record.image_id, box.id))
+        box.id: propose_object(image_rgb, box.xyxy, params, object_seed(params.seed, item.record.image_id, box.id))
         for box in boxes
     }
     if params.inner_boxes and params.variant == "crop":
         found = without_inner(boxes, found)
     if params.compete and params.variant == "crop":
         found = contested(boxes, found)
-    return object_arrays(boxes, found, size_of(item.image_rgb))
+    return object_arrays(boxes, found, size_of(image_rgb))
 
 
 def object_arrays(boxes: Sequence[Box], found: Mapping[int, Proposal], size_hw: tuple[int, int]) -> Arrays:

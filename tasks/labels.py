@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.objects import Object, pack_objects, paste_object, tight_window, unpack_objects
-from artifacts.records import UNDECIDED, DataError, MaskHW, RecordSet
+from artifacts.records import UNDECIDED, DataError, MaskHW, RecordSet, size_of
 from tasks.boxes import LABEL_OUTPUTS, label_arrays, pixel_window, usable_boxes
 from tasks.engine.runner import Runner
-from tasks.stage import CORRECTED, PARAMS_CONFIG, Arrays, Item, MapHandle, MapStage, SkipImage, first_of
+from tasks.stage import CORRECTED, PARAMS_CONFIG, Arrays, Item, MapHandle, MapStage, SkipImage, first_of, image_of
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,7 @@ def chosen_item(item: Item, params: None) -> Arrays:
 
 def box_item(item: Item, params: BoxMaskParams) -> Arrays:
     """Map function of :func:`box_masks`: ``mask_hw`` and packed objects."""
-    assert item.image_rgb is not None
-    size_hw = item.image_rgb.shape[:2]
+    size_hw = size_of(image_of(item))
     boxes = usable_boxes(item.record, difficult=params.difficult)
     windows = [pixel_window(box.xyxy, size_hw) for box in boxes]
     masks = [np.ones((y1 - y0, x1 - x0), dtype=np.bool_) for x0, y0, x1, y1 in windows]
@@ -126,15 +125,14 @@ def box_item(item: Item, params: BoxMaskParams) -> Arrays:
 
 def given_item(item: Item, params: GivenMaskParams) -> Arrays:
     """Map function of :func:`given_masks`. Raises :class:`DataError` for a mask that does not fit the image."""
-    assert item.image_rgb is not None
+    size_hw = size_of(image_of(item))
     truth = item.record.truth
     if truth is None:
         raise SkipImage(f"{item.key}: no truth mask is known for this image")
     mask_hw = truth.load()
-    if mask_hw.shape != item.image_rgb.shape[:2]:
+    if mask_hw.shape != size_hw:
         raise DataError(
-            f"{truth.path}: wrong mask size {mask_hw.shape}, the image {item.record.image} is"
-            f" {item.image_rgb.shape[:2]} (height, width)"
+            f"{truth.path}: wrong mask size {mask_hw.shape}, the image {item.record.image} is {size_hw} (height, width)"
         )
     k = len(item.classes)
     if (foreign := (mask_hw > k) & (mask_hw != UNDECIDED)).any():

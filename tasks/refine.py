@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.objects import Window, paste_object, unpack_objects
-from artifacts.records import DataError, ImageRGB
+from artifacts.records import DataError, ImageRGB, size_of
 from tasks.bounds import number
 from tasks.boxes import pixel_window, usable_boxes
 from tasks.crop import Crop, extend
@@ -29,11 +29,10 @@ from tasks.grabcut import (
     object_arrays,
     object_seed,
     one_thread,
-    size_of,
     whole_box,
 )
 from tasks.overlap import Proposal
-from tasks.stage import Arrays, Item, MapStage
+from tasks.stage import Arrays, Item, MapStage, image_of
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def refine(params: RefineParams = RefineParams()) -> MapStage:
 
 def refine_item(item: Item, params: RefineParams) -> Arrays:
     """Map function of :func:`refine`. Raises :class:`DataError` where ``dense`` lacks one of the boxes."""
-    assert item.image_rgb is not None
+    image_rgb = image_of(item)
     one_thread()
     dense = {one.id: one for one in unpack_objects(item.up["dense"])}
     boxes = usable_boxes(item.record, difficult=params.difficult)
@@ -129,7 +128,7 @@ def refine_item(item: Item, params: RefineParams) -> Arrays:
         )
     found = {
         box.id: refine_object(
-            item.image_rgb,
+            image_rgb,
             dense[box.id].values_hw,
             dense[box.id].window_xyxy,
             box.xyxy,
@@ -138,4 +137,4 @@ def refine_item(item: Item, params: RefineParams) -> Arrays:
         )
         for box in boxes
     }
-    return object_arrays(boxes, found, size_of(item.image_rgb))
+    return object_arrays(boxes, found, size_of(image_rgb))

@@ -15,11 +15,11 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.records import UNDECIDED, DataError, ImageRGB, MaskHW
+from artifacts.records import UNDECIDED, DataError, ImageRGB, MaskHW, size_of
 from tasks.bounds import bounded, number
 from tasks.crf.dense_crf import dense_crf, from_probabilities, resize_probabilities
 from tasks.crf.params import PRESETS, CRFParams
-from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage, SkipImage
+from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage, SkipImage, image_of
 
 MapsKHW = NDArray[np.float32]
 Ties = Literal["none", "all"]
@@ -223,15 +223,15 @@ def reliable(params: ReliableParams = ReliableParams()) -> MapStage:
 
 def reliable_item(item: Item, params: ReliableParams) -> Arrays:
     """Map function of :func:`reliable`. Raises ``DataError`` for a tag that has no map."""
-    assert item.image_rgb is not None
+    image_rgb = image_of(item)
     if item.record.tags is None:
         raise SkipImage(f"{item.key}: no tags are known for this image")
     tags = sorted(set(item.record.tags))
     stored, classes = item.up["cam"]["probs_chw"], item.up["cam"]["classes_c"].tolist()
     if missing := set(tags) - set(classes):
         raise DataError(f"{item.key}: tags {sorted(missing)} have no class activation map, only {classes} have")
-    size_hw = (item.image_rgb.shape[0], item.image_rgb.shape[1])
+    size_hw = size_of(image_rgb)
     maps = np.zeros((0, *size_hw), np.float32)
     if tags:
         maps = resize_probabilities(stored[[classes.index(tag) for tag in tags]], size_hw)
-    return {"mask_hw": reliable_regions(item.image_rgb, maps, tags, params)}
+    return {"mask_hw": reliable_regions(image_rgb, maps, tags, params)}

@@ -30,7 +30,7 @@ from artifacts.demo.scene import make_scene
 from artifacts.demo.shapes import TARGET_SHAPES
 from artifacts.demo.shapes_aux import AUX_SHAPES
 from artifacts.demo.strokes import background_strokes, object_stroke
-from artifacts.records import DataError, ImageRGB, MaskHW
+from artifacts.records import DataError, ImageRGB, MaskHW, size_of
 
 Family = Literal["target", "auxiliary"]
 
@@ -275,7 +275,7 @@ def _write_sample(root: Path, sample: DemoSample) -> None:
     from artifacts.datasets.voc_writer import write_annotation, write_class_mask
 
     name = f"{sample.image_id}.jpg"
-    size_hw = (sample.mask_hw.shape[0], sample.mask_hw.shape[1])
+    size_hw = size_of(sample.mask_hw)
     write_bytes_atomic(root / "JPEGImages" / name, _jpeg(sample.image_rgb), durable=False)
     boxes = zip(sample.classes, sample.boxes_xyxy, strict=True)
     xml = f"{sample.image_id}.xml"

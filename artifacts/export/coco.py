@@ -10,6 +10,7 @@ from typing import Any
 from artifacts.datasets.coco_writer import CocoImage, CocoObject, write_coco
 from artifacts.export.items import Source, copy_picture
 from artifacts.objects import paste_object
+from artifacts.records import size_of
 
 
 def write_coco_export(folder: Path, source: Source) -> dict[str, int]:
@@ -23,7 +24,7 @@ def write_coco_export(folder: Path, source: Source) -> dict[str, int]:
 
     def images() -> Iterator[CocoImage]:
         for image in source:
-            size_hw = (image.mask_hw.shape[0], image.mask_hw.shape[1])
+            size_hw = size_of(image.mask_hw)
             objects = None
             if image.objects is not None:
                 objects = [

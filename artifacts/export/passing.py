@@ -16,7 +16,7 @@ from artifacts.cache.atomic import write_bytes_atomic
 from artifacts.export.items import ExportImage, Source
 from artifacts.images import exif_orientation
 from artifacts.objects import Object, clip_window
-from artifacts.records import UNDECIDED, DataError
+from artifacts.records import UNDECIDED, DataError, size_of
 
 FOLDER = "confidence"
 """Of an export: ``<image id>.png``, 8 bits of grey, 255 is certain."""
@@ -93,7 +93,7 @@ def without_uncertain(image: ExportImage, uncertain_hw: NDArray[np.bool_]) -> Ex
 
 def _cut(item: Object, uncertain_hw: NDArray[np.bool_]) -> Object:
     values_hw = item.values_hw.copy()
-    inside, part = clip_window(item.window_xyxy, (uncertain_hw.shape[0], uncertain_hw.shape[1]))
+    inside, part = clip_window(item.window_xyxy, size_of(uncertain_hw))
     values_hw[part][uncertain_hw[inside]] = 0
     return replace(item, values_hw=values_hw)
 

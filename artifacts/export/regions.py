@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from artifacts.export.items import ExportImage, Source, copy_picture
 from artifacts.objects import clip_window
-from artifacts.records import UNDECIDED, DataError, MaskHW
+from artifacts.records import UNDECIDED, DataError, MaskHW, size_of
 
 MaskBool = NDArray[np.bool_]
 PolygonXY = NDArray[np.float64]
@@ -53,7 +53,7 @@ def regions(image: ExportImage) -> list[Region]:
     objects = list(image.objects or ())
     for place in sorted(range(len(objects)), key=lambda i: (-objects[i][0].window_area, i)):
         item, _ = objects[place]
-        inside, part = clip_window(item.window_xyxy, (mask_hw.shape[0], mask_hw.shape[1]))
+        inside, part = clip_window(item.window_xyxy, size_of(mask_hw))
         owner_hw[inside][item.mask_hw[part]] = place
     rest_hw = mask_hw.copy()
     found = []

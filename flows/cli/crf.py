@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 
 from artifacts.cache.atomic import check_writable
-from artifacts.records import DataError
+from artifacts.records import DataError, size_of
 from flows.cli.crf_files import Job, check_targets, pair_folders, source_of
 from flows.cli.crf_input import Energies, Sums, read_boxes, read_labels, read_probs
 from flows.cli.picture_jobs import run_jobs, run_one, write_named
@@ -152,7 +152,7 @@ def work(job: Job, writes: Writes, *, settings: Settings) -> None:
     from tasks.crf.dense_crf import dense_crf
 
     image_rgb = read_image_rgb(job.image)
-    unary, numbers, given = energies(job, settings, (image_rgb.shape[0], image_rgb.shape[1]))
+    unary, numbers, given = energies(job, settings, size_of(image_rgb))
     try:
         q_khw = dense_crf(image_rgb, unary, settings.params)
     except ValueError as error:

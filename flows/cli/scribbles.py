@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from artifacts.cache.atomic import check_writable
 from artifacts.datasets import DataParams, read_split
-from artifacts.records import DataError, MaskRef, RecordSet
+from artifacts.records import DataError, MaskRef, RecordSet, size_of
 from flows.cli.picture_jobs import run_jobs, write_named
 from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
@@ -89,7 +89,7 @@ def work(job: ScribbleJob, writes: Writes, *, classes: tuple[str, ...], length: 
     from artifacts.datasets.voc_writer import write_class_mask
 
     mask_hw = job.truth.load()
-    size_hw = (mask_hw.shape[0], mask_hw.shape[1])
+    size_hw = size_of(mask_hw)
     strokes = draw_scribbles(mask_hw, job.image_id, length=length, seed=seed)
     if not strokes:
         raise DataError(f"{job.truth.path}: is undecided everywhere, so there is nothing to draw on")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from artifacts.images import image_size_hw
-from artifacts.records import DataError, ImageRGB
+from artifacts.records import DataError, ImageRGB, size_of
 from models import cam
 from models.network import BackboneNetwork
 from models.normalise import IMAGENET, Normalisation
@@ -189,7 +189,7 @@ def class_map(
     classifier = network.classifier
     assert isinstance(classifier, nn.Conv2d)
     images = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))[None]
-    size_hw = (image_rgb.shape[0], image_rgb.shape[1])
+    size_hw = size_of(image_rgb)
     tags_nk = torch.zeros(1, classifier.out_channels)
     tags_nk[0, number - 1] = 1
     with torch.inference_mode():

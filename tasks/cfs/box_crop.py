@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifacts.objects import Window, clip_window
-from artifacts.records import ImageRGB
+from artifacts.records import ImageRGB, size_of
 from tasks.crop import MaskBool, extend
 
 SAME = (1.0, 1.0, 1.0, 1.0)
@@ -67,7 +67,7 @@ class BoxCrop:
     def image(self, image_rgb: ImageRGB, fill_rgb: Sequence[int]) -> ImageRGB:
         """``(side, side, 3) uint8`` of an image ``(H, W, 3) uint8``; what lies outside it has ``fill_rgb``."""
         framed = np.empty((*self.outer_hw, 3), np.uint8)
-        inside, part = clip_window(self.outer_xyxy, (image_rgb.shape[0], image_rgb.shape[1]))
+        inside, part = clip_window(self.outer_xyxy, size_of(image_rgb))
         if image_rgb[inside].shape != framed.shape:
             framed[:] = np.asarray(fill_rgb, np.uint8)
         framed[part] = image_rgb[inside]

@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from artifacts.objects import pack_objects, paste_object, unpack_objects
-from artifacts.records import Box, DataError, ImageRGB
+from artifacts.records import Box, DataError, ImageRGB, size_of
 from models import unet
 from models.backbones import BatchNorm
 from models.normalise import IMAGENET, Normalisation
 from tasks.boxes import paint, pixel_window, usable_boxes
 from tasks.cfs.box_crop import BoxCrop
 from tasks.cfs.stages import CFSParams, CFSPredictParams, learnable, rate_factor
-from tasks.stage import Arrays, Item, SkipImage
+from tasks.stage import Arrays, Item, SkipImage, image_of
 from tasks.training import rng
 from tasks.training.augment import Augmentation, augment
 from tasks.training.context import FitContext, FitData
@@ -164,9 +164,8 @@ def object_sample(
     item: Item, box: Box, params: CFSParams, generator: np.random.Generator, fill: tuple[int, int, int]
 ) -> tuple[ImageRGB, NDArray[np.bool_], NDArray[np.uint8]]:
     """Image, box and target of one object's crop, before flip and colours: I_exp, B_exp and M_exp of section 3.2."""
-    if item.image_rgb is None:
-        raise ValueError(f"{item.key}: the fit of cfs must declare reads=('image', 'boxes')")
-    window_xyxy = pixel_window(box.xyxy, (item.image_rgb.shape[0], item.image_rgb.shape[1]))
+    image_rgb = image_of(item)
+    window_xyxy = pixel_window(box.xyxy, size_of(image_rgb))
     x0, y0, x1, y1 = window_xyxy
     if x0 == x1:
         raise SkipImage(f"{item.key}: box {box.id} lies outside the image; it is not used for training")
@@ -180,7 +179,7 @@ def object_sample(
     mask_hw = paste_object(found.mask_hw, (ox0 - x0, oy0 - y0, ox1 - x0, oy1 - y0), (y1 - y0, x1 - x0))
     left, top, right, bottom = 1.0 + params.margin_jitter * generator.uniform(-1.0, 1.0, 4)
     crop = BoxCrop.around(window_xyxy, params.context, params.crop, (left, top, right, bottom))
-    return crop.image(item.image_rgb, fill), crop.box(), crop.target(mask_hw)
+    return crop.image(image_rgb, fill), crop.box(), crop.target(mask_hw)
 
 
 # --- one image ------------------------------------------------------------------------------------------------------
@@ -191,10 +190,8 @@ def predict_item(item: Item, params: CFSPredictParams) -> Arrays:
 
     A box outside the image has no pixels, so an empty map. Raises ``SkipImage`` where no boxes are known.
     """
-    if item.image_rgb is None:
-        raise ValueError(f"{item.key}: cfs-predict needs the image, but the item has none")
-    image_rgb = item.image_rgb
-    size_hw = (image_rgb.shape[0], image_rgb.shape[1])
+    image_rgb = image_of(item)
+    size_hw = size_of(image_rgb)
     boxes = usable_boxes(item.record, difficult=params.difficult)
     windows = [pixel_window(box.xyxy, size_hw) for box in boxes]
     network = load_network(

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from artifacts.records import DataError, ImageRGB
+from artifacts.records import DataError, ImageRGB, size_of
 from tasks.bounds import bounded, number
 from tasks.boxes import usable_boxes
 from tasks.crf import crf_pydensecrf as crf_oracle
 from tasks.crf.params import PRESETS, CRFParams, preset
 from tasks.crf.unary import UnaryKHW, check_layout, from_box_prior, from_labels, from_probabilities
-from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage
+from tasks.stage import PARAMS_CONFIG, Arrays, Item, MapStage, image_of
 
 if TYPE_CHECKING:
     from models.crf.gaussian import GaussianFilter
@@ -302,26 +302,26 @@ def from_boxes(params: BoxCRFParams = BoxCRFParams()) -> MapStage:
 
 def probs_item(item: Item, params: ProbsCRFParams) -> Arrays:
     """Map function of :func:`from_probs`: ``mask_hw`` over the classes that ``classes_c`` names."""
-    assert item.image_rgb is not None
+    image_rgb = image_of(item)
     probs, classes = item.up["probs"]["probs_chw"], item.up["probs"]["classes_c"]
     if probs.ndim != 3 or classes.shape != (len(probs),) or not len(probs):
         raise DataError(f"{item.key}: probs_chw {probs.shape} and classes_c {classes.shape} do not fit each other")
     if len(np.unique(classes)) != len(classes) or classes.max() > len(item.classes):
         raise DataError(f"{item.key}: classes_c {classes.tolist()} must be distinct numbers of 0..{len(item.classes)}")
-    unary = from_probabilities(resize_probabilities(probs, _size(item.image_rgb)), params.floor)
-    q_khw = dense_crf(item.image_rgb, unary, params.crf, device=stage_device(params.crf, item.device))
+    unary = from_probabilities(resize_probabilities(probs, size_of(image_rgb)), params.floor)
+    q_khw = dense_crf(image_rgb, unary, params.crf, device=stage_device(params.crf, item.device))
     return {"mask_hw": classes.astype(np.uint8)[q_khw.argmax(axis=0)]}
 
 
 def boxes_item(item: Item, params: BoxCRFParams) -> Arrays:
     """Map function of :func:`from_boxes`: ``mask_hw`` over background and the boxes' classes."""
-    assert item.image_rgb is not None
+    image_rgb = image_of(item)
     boxes = usable_boxes(item.record, difficult=params.difficult)
     present = sorted({box.class_id for box in boxes})
     numbers = [1 + present.index(box.class_id) for box in boxes]
-    size_hw = _size(item.image_rgb)
+    size_hw = size_of(image_rgb)
     unary = from_box_prior([box.xyxy for box in boxes], numbers, size_hw, len(present), params.core)
-    q_khw = dense_crf(item.image_rgb, unary, params.crf, device=stage_device(params.crf, item.device))
+    q_khw = dense_crf(image_rgb, unary, params.crf, device=stage_device(params.crf, item.device))
     return {"mask_hw": np.array([0, *present], dtype=np.uint8)[q_khw.argmax(axis=0)]}
 
 
@@ -349,7 +349,3 @@ def resize_probabilities(probs_chw: NDArray[Any], size_hw: tuple[int, int]) -> N
     # A plane at a time: OpenCV takes few channels at once, and has them last.
     planes = [cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in probs]
     return np.stack(planes).astype(np.float32, copy=False)
-
-
-def _size(image_rgb: ImageRGB) -> tuple[int, int]:
-    return image_rgb.shape[0], image_rgb.shape[1]

@@ -19,6 +19,7 @@ from tasks.deeplab.build import build_network
 from tasks.deeplab.inference import val_miou
 from tasks.deeplab.lgsa import warmed_up
 from tasks.deeplab.stages import DeepLabFitParams
+from tasks.stage import image_of
 from tasks.training import rng
 from tasks.training.augment import Augmentation, augment, check_labels
 from tasks.training.context import FitContext, FitData
@@ -95,11 +96,10 @@ def sampler(data: FitData, params: DeepLabFitParams, fill: tuple[int, int, int])
 
     def sample(index: int, epoch: int, generator: np.random.Generator) -> dict[str, Tensor]:
         item = data.item(index)
-        if item.image_rgb is None:
-            raise ValueError(f"{item.key}: a segmenter's fit must declare reads=('image',)")
+        image_rgb = image_of(item)
         labels = {"labels": item.up["target"]["mask_hw"]}
-        check_labels(labels["labels"], item.image_rgb, len(item.classes), item.key)
-        drawn = augment(transform, item.image_rgb, labels, seed=int(generator.integers(2**62)))
+        check_labels(labels["labels"], image_rgb, len(item.classes), item.key)
+        drawn = augment(transform, image_rgb, labels, seed=int(generator.integers(2**62)))
         return {"image": drawn.image, **drawn.labels}
 
     return sample

@@ -20,7 +20,7 @@ from artifacts.cache.store import MaskStore
 from artifacts.export.items import Doubts
 from artifacts.images import read_image_rgb
 from artifacts.objects import clip_window, tight_window, unpack_objects
-from artifacts.records import UNDECIDED, ImageRGB, MaskHW
+from artifacts.records import UNDECIDED, ImageRGB, MaskHW, size_of
 from tasks.evaluate.run_suspicion import Beside, sampled, summary, suspects
 from tasks.evaluate.suspicion import MaskBool, Window, colours, foreign_share, with_context
 from tasks.stage import LABEL_PROB
@@ -116,7 +116,7 @@ def margin(mask_hw: MaskHW, stored: Mapping[str, NDArray[Any]]) -> Cue | None:
         return found_hw
     if "objects_flat" not in stored or stored["objects_flat"].dtype.kind != "f" or "object_classes_n" not in stored:
         return None
-    size_hw = (mask_hw.shape[0], mask_hw.shape[1])
+    size_hw = size_of(mask_hw)
     own_hw = np.full(mask_hw.shape, -1, np.float32)
     rest_hw = np.full(mask_hw.shape, -1, np.float32)
     for item, number in zip(unpack_objects(stored), stored["object_classes_n"].tolist(), strict=True):
@@ -142,7 +142,7 @@ def cues(
         array: ``mask_hw`` or ``mask_crf_hw``.
     """
     mask_hw = arrays[array]
-    height, width = size_hw = (mask_hw.shape[0], mask_hw.shape[1])
+    height, width = size_hw = size_of(mask_hw)
     with_boxes = "objects_flat" in arrays and "object_classes_n" in arrays
     parts = _objects(arrays, size_hw) if with_boxes else _classes(mask_hw)
     scale_hw = np.full(size_hw, DEPTH * np.sqrt(height * width), np.float32)

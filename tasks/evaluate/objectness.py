@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from artifacts import keys
 from artifacts.objects import clip_window
-from artifacts.records import UNDECIDED, ImageRGB, MaskHW
+from artifacts.records import UNDECIDED, ImageRGB, MaskHW, size_of
 from tasks.evaluate.suspicion import MaskBool, Window, with_context
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def learn(pictures: Iterable[tuple[Map, MaskHW, Sequence[Window]]]) -> Objectnes
         grid_hw = features_hwc.shape[0], features_hwc.shape[1]
         near_hw = np.zeros(mask_hw.shape, np.bool_)
         for window in windows:
-            x0, y0, x1, y1 = with_context(window, (mask_hw.shape[0], mask_hw.shape[1]))
+            x0, y0, x1, y1 = with_context(window, size_of(mask_hw))
             near_hw[y0:y1, x0:x1] = True
         counts = share_of_cells(near_hw & (mask_hw != UNDECIDED), grid_hw) > 0.5
         if not counts.any():

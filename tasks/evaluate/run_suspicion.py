@@ -19,7 +19,7 @@ from artifacts.cache.runs import Stamps, read_stamps
 from artifacts.cache.store import MaskStore
 from artifacts.images import read_image_rgb
 from artifacts.objects import Object, tight_window, unpack_objects
-from artifacts.records import UNDECIDED, DataError, MaskHW
+from artifacts.records import UNDECIDED, DataError, MaskHW, size_of
 from tasks.evaluate import objectness
 from tasks.evaluate.suspicion import (
     WEIGHTS,
@@ -302,7 +302,7 @@ def _learnt(beside: Beside) -> objectness.Objectness | None:
             arrays = beside.mine(key)
             mask_hw = arrays["mask_hw"]
             windows = [window for _, _, window, *_ in _objects(arrays, [])]
-            if not any(objectness.is_large(window, (mask_hw.shape[0], mask_hw.shape[1])) for window in windows):
+            if not any(objectness.is_large(window, size_of(mask_hw)) for window in windows):
                 continue
             try:
                 image_rgb = read_image_rgb(beside.image(key))

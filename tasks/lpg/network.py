@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from artifacts.objects import pack_objects
-from artifacts.records import DataError
+from artifacts.records import DataError, size_of
 from models import hourglass
 from models.hourglass import Generator
 from models.losses import segmentation_loss
@@ -127,7 +127,7 @@ def class_sample(
     Raises ``DataError`` naming an image whose truth mask does not fit it.
     """
     image_rgb = image_of(item)
-    size_hw = (image_rgb.shape[0], image_rgb.shape[1])
+    size_hw = size_of(image_rgb)
     truth_hw = item.up["target"]["mask_hw"]
     check_labels(truth_hw, image_rgb, len(item.classes), item.key)
     inside_hw = box_map(boxes_by_class(item.record, difficult=difficult)[class_id], size_hw)
@@ -162,7 +162,7 @@ def build_network(params: GenerateStageParams, outputs: int, normalisation: Norm
 def generate_item(item: Item, params: GenerateStageParams) -> Arrays:
     """Map function of :func:`tasks.lpg.stages.generate`, eq. 3 and 7. Raises ``SkipImage`` where no boxes are known."""
     image_rgb = image_of(item)
-    size_hw = (image_rgb.shape[0], image_rgb.shape[1])
+    size_hw = size_of(image_rgb)
     own = boxes_by_class(item.record, difficult=params.difficult)
     inside = {class_id: box_map(boxes, size_hw) for class_id, boxes in own.items()}
     foreground = dict(zip(own, foregrounds(item, list(own), list(inside.values()), params), strict=True))
