@@ -110,11 +110,11 @@ def test_an_unknown_name_lists_the_known_ones(network: str) -> None:
 def test_same_padding_is_seen_in_what_a_convolution_does(kind: Any, kernel: int, stride: int) -> None:
     """And a further channel then has the convolution's own grid, on even sides and on odd ones."""
     options = {} if kind in (SameConv2d, Conv2dSame) else {"padding": "same"}
-    convolution = kind(1, 2, kernel, stride=stride, bias=False, **options)
+    convolution = kind(3, 2, kernel, stride=stride, bias=False, **options)
     size, found, padding = geometry_of(convolution)
     assert (size, found) == ((kernel, kernel), stride)
     for sides in ((12, 9), (7, 8)):
-        x = torch.randn(1, 1, *sides)
+        x = torch.randn(1, 3, *sides)
         ours = further_channels(x, convolution.weight, found, padding)
         if not options:  # the others change their weights as they run
             torch.testing.assert_close(ours, convolution(x))
