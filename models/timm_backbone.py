@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast
 
@@ -145,15 +146,43 @@ def levels(network: str) -> list[int]:
     return [_indices(net)[level] for level in found]
 
 
-def normalisation_of(network: str) -> Normalisation:
-    """What ``timm:NAME``'s pretrained weights were trained with. ``ValueError`` where that has no name here."""
+@dataclass(frozen=True)
+class Said:
+    """What timm says of pretrained weights. ``mean`` and ``std`` are on 0..1."""
+
+    name: str
+    """``timm:NAME.TAG``, although a name without a tag may be what was asked for."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def said_of(network: str) -> Said:
+    """What timm says of the weights that ``timm:NAME`` means today. ``ValueError`` for an unknown name."""
     config = _config(network)
-    mean, std = (tuple(255.0 * value for value in values) for values in (config.mean, config.std))
+    tag = f".{config.tag}" if config.tag else ""
+    name = network.removeprefix(TIMM).partition(".")[0]
+    return Said(f"{TIMM}{name}{tag}", tuple(config.mean), tuple(config.std))
+
+
+def normalisation_of(network: str) -> Normalisation | None:
+    """What ``timm:NAME``'s pretrained weights were trained with; ``None`` where that has no name here.
+
+    ``ValueError`` for an unknown name.
+    """
+    said = said_of(network)
+    return normalisation_with(said.mean, said.std)
+
+
+def normalisation_with(mean: Iterable[float], std: Iterable[float]) -> Normalisation | None:
+    """The normalisation with this mean and deviation, on 0..1 and in RGB; ``None``: it has no name here."""
+    wanted = [255.0 * value for value in (*mean, *std)]
     for one in NORMALISATIONS.values():
-        pairs = zip((*one.mean_rgb, *one.std_rgb), (*mean, *std), strict=True)
-        if not one.bgr and all(abs(a - b) < 1e-3 for a, b in pairs):
+        known = (*one.mean_rgb, *one.std_rgb)
+        if one.bgr or len(wanted) != len(known):  # timm has models of one channel, too
+            continue
+        if all(abs(a - b) < 1e-3 for a, b in zip(known, wanted, strict=True)):
             return one
-    raise ValueError(f"network {network!r}: mean {config.mean}, std {config.std} of its weights is no known one")
+    return None
 
 
 def _maps(net: nn.Module, images_nchw: Tensor) -> list[Tensor]:

@@ -14,7 +14,16 @@ from models import deeplab, hourglass, unet
 from models.backbones import has_frozen_norms
 from models.deeplab import load_part
 from models.groups import parameter_groups
-from models.timm_backbone import TimmBackbone, TimmEncoder, levels, normalisation_of, reductions
+from models.normalise import HALF
+from models.timm_backbone import (
+    TimmBackbone,
+    TimmEncoder,
+    levels,
+    normalisation_of,
+    normalisation_with,
+    reductions,
+    said_of,
+)
 
 FAMILIES = ("resnet18", "mobilenetv3_small_050", "convnext_atto")
 """Batch norm; fused with its activation, and biases in squeeze-and-excitation; layer norm, scales."""
@@ -240,6 +249,11 @@ def test_strides_and_levels_of_a_model() -> None:
 
 
 def test_normalisations_are_the_weights() -> None:
-    names = {"resnet18": "imagenet", "mixer_b16_224": "half", "vit_base_patch32_clip_224": "clip"}
-    assert {name: normalisation_of(f"timm:{name}").name for name in names} == names
-    assert normalisation_of("timm:tf_efficientnet_lite0").std_rgb == (127.5, 127.5, 127.5)
+    names = {"resnet18": "imagenet", "mixer_b16_224": "half", "vit_base_patch32_clip_224": "clip", "dpn68": "dpn"}
+    found = {name: normalisation_of(f"timm:{name}") for name in names}
+    assert {name: one.name for name, one in found.items() if one is not None} == names
+    assert normalisation_of("timm:tf_efficientnet_lite0") is HALF
+    assert normalisation_with((0.1, 0.2, 0.3), (1.0, 1.0, 1.0)) is normalisation_with((0.5,), (0.5,)) is None
+    dpn = said_of("timm:dpn68")
+    assert dpn == said_of("timm:dpn68.mx_in1k") and dpn.name == "timm:dpn68.mx_in1k"
+    assert [255 * value for value in dpn.mean] == pytest.approx([124, 117, 104])
