@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar, Literal, cast
 
+import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
@@ -78,6 +79,31 @@ def same_padding(side: int, kernel: int, stride: int, dilation: int = 1) -> tupl
     """Zeros that "same" padding puts before and behind an axis of ``side`` cells."""
     total = max(0, (-(-side // stride) - 1) * stride + (kernel - 1) * dilation + 1 - side)
     return total // 2, total - total // 2
+
+
+def geometry_of(conv1: nn.Conv2d) -> tuple[tuple[int, int], int, int | None]:
+    """Kernel, stride and padding of a network's first convolution; ``None``: "same" padding, computed as it runs."""
+    kernel, stride = cast("tuple[int, int]", conv1.kernel_size), int(conv1.stride[0])
+    if isinstance(conv1.padding, str):
+        return kernel, stride, None if conv1.padding == "same" else 0
+    padding = int(conv1.padding[0])
+    # Classes that pad as they run share no base and no attribute (timm has four). Their maps tell: where a cell begins
+    # on the last pixel, "same" padding gives one more than none does.
+    reach = int(conv1.dilation[0]) * (kernel[0] - 1)
+    side = (reach + 1) * stride + 1
+    with torch.no_grad():
+        cells = conv1(conv1.weight.new_zeros(1, conv1.in_channels, side, side)).shape[2]
+    return kernel, stride, padding if cells == (side + 2 * padding - reach - 1) // stride + 1 else None
+
+
+def further_channels(x_nchw: Tensor, weight: Tensor, stride: int, padding: int | None) -> Tensor:
+    """What further input channels of a convolution of this geometry add to its output."""
+    if padding is not None:
+        return F.conv2d(x_nchw, weight, stride=stride, padding=padding)
+    (top, bottom), (left, right) = (
+        same_padding(side, kernel, stride) for side, kernel in zip(x_nchw.shape[2:], weight.shape[2:], strict=True)
+    )
+    return F.conv2d(F.pad(x_nchw, (left, right, top, bottom)), weight, stride=stride)
 
 
 def has_frozen_norms(network: nn.Module) -> bool:

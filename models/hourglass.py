@@ -14,14 +14,14 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from models.backbones import BatchNorm, Pretrained
+from models.backbones import BatchNorm, Pretrained, further_channels, geometry_of
 from models.deeplab import flat_rules, load_part
 from models.lite0 import Lite0Encoder
 from models.names import GENERATORS, check_name
 from models.network import Network
 from models.normalise import IMAGENET, Normalisation, Normalise
 from models.timm_backbone import WHOLE, TimmEncoder, pad_to
-from models.unet import Encoder, ResNetEncoder, TinyEncoder, UpBlock, further_channels, geometry_of, init_body
+from models.unet import Encoder, ResNetEncoder, TinyEncoder, UpBlock, init_body
 
 PRIORS = 2
 """Input channels beside the image's three: boxes, probability."""

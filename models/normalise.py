@@ -43,7 +43,10 @@ CLIP = Normalisation("clip", (122.7709383, 116.7460125, 104.09373615), (68.50053
 UNIT = Normalisation("unit", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
 """To 0..1: a few of timm's models."""
 
-NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE, HED, LITE0, HALF, CLIP, UNIT)}
+DPN = Normalisation("dpn", (124.0, 117.0, 104.0), (1 / 0.0167, 1 / 0.0167, 1 / 0.0167))
+"""Of timm's dual path networks, from MXNet: RGB minus the mean, times 0.0167."""
+
+NORMALISATIONS = {preset.name: preset for preset in (IMAGENET, CAFFE, HED, LITE0, HALF, CLIP, UNIT, DPN)}
 
 
 class Normalise(nn.Module):

@@ -15,7 +15,16 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from models.backbones import BatchNorm, FrozenBatchNorm2d, Pretrained, TinyBlock, convolutions, same_padding
+from models.backbones import (
+    BatchNorm,
+    FrozenBatchNorm2d,
+    Pretrained,
+    TinyBlock,
+    convolutions,
+    further_channels,
+    geometry_of,
+    same_padding,
+)
 from models.deeplab import flat_rules, load_part
 from models.groups import GroupRule
 from models.lite0 import Lite0Encoder
@@ -101,23 +110,6 @@ class PriorStem(nn.Module):
             return response
         kernels_nckk = self.classes.index_select(1, classes_n - 1).transpose(0, 1)
         return response + constant_response(kernels_nckk, size, self.stride, self.padding)
-
-
-def geometry_of(conv1: nn.Conv2d) -> tuple[tuple[int, int], int, int | None]:
-    """Kernel, stride and padding of a network's first convolution; ``None``: TensorFlow's "same", ours or timm's."""
-    same = type(conv1).__name__ in ("SameConv2d", "Conv2dSame")
-    kernel = cast("tuple[int, int]", conv1.kernel_size)
-    return kernel, int(conv1.stride[0]), None if same else int(conv1.padding[0])
-
-
-def further_channels(x_nchw: Tensor, weight: Tensor, stride: int, padding: int | None) -> Tensor:
-    """What further input channels of a convolution of this geometry add to its output."""
-    if padding is not None:
-        return F.conv2d(x_nchw, weight, stride=stride, padding=padding)
-    (top, bottom), (left, right) = (
-        same_padding(side, kernel, stride) for side, kernel in zip(x_nchw.shape[2:], weight.shape[2:], strict=True)
-    )
-    return F.conv2d(F.pad(x_nchw, (left, right, top, bottom)), weight, stride=stride)
 
 
 def constant_response(kernels_nckk: Tensor, size_hw: tuple[int, int], stride: int, padding: int | None) -> Tensor:

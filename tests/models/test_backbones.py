@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import Conv2dSame, ScaledStdConv2dSame, StdConv2dSame
+from torch import nn
 
 from models import deeplab, lgsa_deeplab, unet
+from models.backbones import SameConv2d, further_channels, geometry_of
 from models.groups import parameter_groups
 from models.names import ENCODERS, SEGMENTERS, check_choices, check_name, check_stride
 
@@ -99,3 +102,27 @@ def test_an_unknown_name_lists_the_known_ones(network: str) -> None:
             check_name(network, known)
     with pytest.raises(ValueError, match="resnet101"):
         unet.build("resnet101", 3)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("kernel", [1, 3, 4, 7])
+@pytest.mark.parametrize("kind", [SameConv2d, Conv2dSame, StdConv2dSame, ScaledStdConv2dSame])
+def test_same_padding_is_seen_in_what_a_convolution_does(kind: Any, kernel: int, stride: int) -> None:
+    """And a further channel then has the convolution's own grid, on even sides and on odd ones."""
+    options = {} if kind in (SameConv2d, Conv2dSame) else {"padding": "same"}
+    convolution = kind(3, 2, kernel, stride=stride, bias=False, **options)
+    size, found, padding = geometry_of(convolution)
+    assert (size, found) == ((kernel, kernel), stride)
+    for sides in ((12, 9), (7, 8)):
+        x = torch.randn(1, 3, *sides)
+        ours = further_channels(x, convolution.weight, found, padding)
+        if not options:  # the others change their weights as they run
+            torch.testing.assert_close(ours, convolution(x))
+        assert ours.shape == convolution(x).shape == (1, 2, *(-(-side // stride) for side in sides))
+
+
+@pytest.mark.parametrize(("padding", "expected"), [(0, 0), (1, 1), (3, 3), ("valid", 0), ("same", None)])
+def test_fixed_padding_is_as_it_says(padding: Any, expected: int | None) -> None:
+    assert geometry_of(nn.Conv2d(3, 2, 5, padding=padding)) == ((5, 5), 1, expected)
+    if isinstance(padding, int):
+        assert geometry_of(nn.Conv2d(3, 2, 3, stride=2, padding=padding, dilation=2)) == ((3, 3), 2, expected)

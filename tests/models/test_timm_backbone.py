@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,11 +10,20 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models import deeplab, unet
+from models import deeplab, hourglass, unet
 from models.backbones import has_frozen_norms
 from models.deeplab import load_part
 from models.groups import parameter_groups
-from models.timm_backbone import TimmBackbone, TimmEncoder, levels, normalisation_of, reductions
+from models.normalise import HALF
+from models.timm_backbone import (
+    TimmBackbone,
+    TimmEncoder,
+    levels,
+    normalisation_of,
+    normalisation_with,
+    reductions,
+    said_of,
+)
 
 FAMILIES = ("resnet18", "mobilenetv3_small_050", "convnext_atto")
 """Batch norm; fused with its activation, and biases in squeeze-and-excitation; layer norm, scales."""
@@ -168,19 +178,67 @@ def test_the_prior_is_added_to_the_first_convolutions_output() -> None:
         ("ghostnet_050", 16, "'timm:ghostnet_050' cannot give output_stride 16; set output_stride to 32, or network"),
         ("inception_v3", 32, "crops the picture's rim from its maps; set network"),
         ("vit_tiny_patch16_224", 32, "takes pictures of one size only; set network"),
+        ("vit_tiny_patch16_224", 16, "takes pictures of one size only; set network"),
+        ("swin_tiny_patch4_window7_224", 16, "takes pictures of one size only; set network"),
         ("resnetblur50", 32, "constants outside of its state .*; set network"),
+        ("shvit_s1", 16, "'timm:shvit_s1' cannot give output_stride 16; set network to one that can"),
+        ("tiny_vit_5m_224", 16, "cannot give output_stride 16; set network to one that can"),
+        ("naflexvit_base_patch16_gap", 32, "cannot give output_stride 32; set output_stride to 16, or network"),
+        ("halonet26t", 16, r"takes only some picture sizes \(not 144 x 112: AssertionError\); set network to another"),
+        ("halonet26t", 32, r"takes only some picture sizes \(not 128 x 128: AssertionError\); set network to another"),
     ],
 )
 def test_a_model_that_is_no_backbone_is_refused_with_what_to_set(name: str, output_stride: int, message: str) -> None:
-    """Some of timm's know no stride, some take the word and do nothing with it."""
+    """Some of timm's know no stride, some take the word and do nothing with it; no advice that is refused in turn."""
     with pytest.raises(ValueError, match=message):
         deeplab.build(f"timm:{name}", 3, output_stride=output_stride)  # type: ignore[arg-type]
 
 
 def test_a_model_without_a_pyramid_is_no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.timm_backbone.reductions", lambda network, output_stride: [16, 16, 32])
+    monkeypatch.setattr("models.timm_backbone._measured", lambda *_, **__: (nn.Identity(), [16, 16, 32]))
     with pytest.raises(ValueError, match=r"no map per halving \(strides 16, 16, 32\).* set network to a model"):
         levels("timm:columns")
+
+
+def test_a_unet_is_not_told_of_a_stride_that_it_cannot_choose() -> None:
+    with pytest.raises(ValueError, match=r"cannot give output_stride 32; set network to one that can$"):
+        levels("timm:naflexvit_base_patch16_gap")
+
+
+def test_a_model_whose_first_convolution_sees_no_plain_picture_is_no_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The priors would have another grid, or would never be heard."""
+    config: Any = timm.get_pretrained_cfg("resnet18")
+    later = dataclasses.replace(config, first_conv="layer1.0.conv1")
+    monkeypatch.setattr("models.timm_backbone._config", lambda _network: later)
+    with pytest.raises(ValueError, match=r"does not begin with a plain convolution .*\(layer1.*; set network"):
+        levels("timm:resnet18")
+
+
+@pytest.mark.parametrize("name", ["dm_nfnet_f0", "repvgg_a0"])
+def test_same_padding_of_any_class_and_stems_of_branches_take_the_priors(name: str) -> None:
+    """dm_nfnet's first convolution is of timm's third class of "same" padding; RepVGG begins with two side by side."""
+    images, boxes = torch.zeros(2, 3, 95, 70, device="meta"), torch.zeros(2, 95, 70, device="meta")
+    with torch.device("meta"):
+        network = unet.build(f"timm:{name}", 3)
+        generator = hourglass.build(f"timm:{name}")
+        assert network(images, boxes, torch.ones(2, dtype=torch.long)).shape == (2, 2, 95, 70)
+        assert generator(images, boxes, boxes).shape == (2, 2, 24, 18)
+
+
+def test_the_models_own_stride_needs_no_word() -> None:
+    """And the last map is the last block's, although the model gives only the maps of its last three."""
+    with torch.device("meta"):
+        backbone = TimmBackbone("timm:naflexvit_base_patch16_gap", 16)
+        assert backbone(torch.zeros(1, 3, 40, 70)).shape == (1, 768, 3, 5)
+    assert any(name.startswith("net.model.blocks.11.") for name in backbone.state_dict())
+
+
+def test_maps_are_counted_as_timm_counts_them() -> None:
+    """DLA leaves out its map of stride 1."""
+    assert reductions("timm:dla34", 32) == [2, 4, 8, 16, 32]
+    assert levels("timm:dla34") == [1, 2, 3, 4, 5]
+    with torch.device("meta"):
+        assert TimmBackbone("timm:dla34", 32)(torch.zeros(1, 3, 64, 96)).shape == (1, 512, 2, 3)
 
 
 def test_strides_and_levels_of_a_model() -> None:
@@ -191,6 +249,11 @@ def test_strides_and_levels_of_a_model() -> None:
 
 
 def test_normalisations_are_the_weights() -> None:
-    names = {"resnet18": "imagenet", "mixer_b16_224": "half", "vit_base_patch32_clip_224": "clip"}
-    assert {name: normalisation_of(f"timm:{name}").name for name in names} == names
-    assert normalisation_of("timm:tf_efficientnet_lite0").std_rgb == (127.5, 127.5, 127.5)
+    names = {"resnet18": "imagenet", "mixer_b16_224": "half", "vit_base_patch32_clip_224": "clip", "dpn68": "dpn"}
+    found = {name: normalisation_of(f"timm:{name}") for name in names}
+    assert {name: one.name for name, one in found.items() if one is not None} == names
+    assert normalisation_of("timm:tf_efficientnet_lite0") is HALF
+    assert normalisation_with((0.1, 0.2, 0.3), (1.0, 1.0, 1.0)) is normalisation_with((0.5,), (0.5,)) is None
+    dpn = said_of("timm:dpn68")
+    assert dpn == said_of("timm:dpn68.mx_in1k") and dpn.name == "timm:dpn68.mx_in1k"
+    assert [255 * value for value in dpn.mean] == pytest.approx([124, 117, 104])

@@ -10,11 +10,12 @@ No torch here, but for networks of timm: stages are described in processes that 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 from models.names import is_timm
 from tasks.stage import resolve as function_named
@@ -43,7 +44,7 @@ __all__ = [
     "state_of",
 ]
 
-PRESETS = ("imagenet", "caffe", "hed", "lite0", "half", "clip", "unit")
+PRESETS = ("imagenet", "caffe", "hed", "lite0", "half", "clip", "unit", "dpn")
 """Names of :data:`models.normalise.NORMALISATIONS`."""
 HELP = (
     "none, imagenet (those of the network), a name of `maskmill weights`, a file, or a file with another normalisation"
@@ -139,10 +140,10 @@ def resolve(weights: str, network: str, key: str, *, given: Path | str | None = 
     parsed = parse(weights)
     own = _own_normalisation(network, key)
     if parsed.kind == "none":
-        return Source(own, "none", "random weights")
+        return Source(own or "imagenet", "none", "random weights")
     if parsed.path is not None:
         path = Path(given) if given is not None else require_file(parsed.path, key)
-        normalisation = parsed.preset or own
+        normalisation = parsed.preset or own or _unknown_normalisation(weights, network, key)
         semantic = "file" if normalisation == own else f"{normalisation}:file"
         return Source(normalisation, semantic, str(path), path)
     row = _row(parsed, network, key)
@@ -156,7 +157,8 @@ def resolve(weights: str, network: str, key: str, *, given: Path | str | None = 
         return Source(row.normalisation, "imagenet", f"torchvision's {network}", row=row, key=key)
     if row.origin == "timm":
         path = Path(given) if given is not None else here.require(row, key).path
-        return Source(own, "imagenet", str(path), path, row, key)
+        found_normalisation = _recorded_normalisation(path, own, key) or _unknown_normalisation(weights, network, key)
+        return Source(found_normalisation, "imagenet", str(path), path, row, key)
     found = here.require(row, key)
     # The table's digest, not the file's: the package and the file converted from it hold the same weights.
     return Source(row.normalisation, row.fingerprint, f"{row.name} ({found.path})", row=row, key=key)
@@ -196,16 +198,42 @@ def _row(parsed: Weights, network: str, key: str) -> Row | None:
 
 
 def _own_normalisation(network: str, key: str) -> str:
-    """That of the network's ImageNet weights."""
+    """That of the network's ImageNet weights; empty where it has no name here. :class:`WeightsError`: no such model."""
     if is_timm(network):
         from models.timm_backbone import normalisation_of  # timm brings torch
 
         try:
-            return normalisation_of(network).name
+            found = normalisation_of(network)
         except ValueError as error:
             raise WeightsError(f"{key}: {error}") from error
+        return "" if found is None else found.name
     row = table.imagenet_row(network)
     return "imagenet" if row is None else row.normalisation
+
+
+def _recorded_normalisation(path: Path, own: str, key: str) -> str:
+    """That of a file of timm's weights, as it was when they were got; ``own`` where the file says nothing.
+
+    A name without a tag means other weights, perhaps with another normalisation, once timm prefers another tag.
+    Empty where it has no name here.
+    """
+    from models.timm_backbone import normalisation_with  # timm brings torch
+
+    try:
+        said = here.metadata_of(path)
+        if here.MEAN not in said or here.STD not in said:
+            return own
+        found = normalisation_with(json.loads(said[here.MEAN]), json.loads(said[here.STD]))
+    except (OSError, ValueError, TypeError) as error:
+        raise WeightsError(f"{key}: {path} does not say its normalisation ({error}); get it again") from error
+    return "" if found is None else found.name
+
+
+def _unknown_normalisation(weights: str, network: str, key: str) -> NoReturn:
+    raise WeightsError(
+        f"{key} {weights!r} with network {network!r}: mean and deviation of its weights are no known ones; name others"
+        f" before a file, {key}=imagenet:FILE ({', '.join(PRESETS)}), or set {key}=none"
+    )
 
 
 def _state(row: Row, key: str) -> dict[str, Tensor]:

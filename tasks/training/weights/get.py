@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import logging
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from models.names import TIMM
 from tasks.stage import resolve as function_named
 from tasks.training.weights import here
 from tasks.training.weights.files import WeightsError
-from tasks.training.weights.here import CONTENT, SOURCE, Here
+from tasks.training.weights.here import CONTENT, MEAN, RESOLVED, SOURCE, STD, Here
 from tasks.training.weights.table import URL, Row
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ def get(row: Row) -> Here:
         torchvision_state(row, "weights")
     elif row.origin == "timm":
         _writable(row)
-        store(row, timm_state(row), row.name)
+        said = timm_says(row)
+        store(row, timm_state(row), row.name, said)
     else:
         _writable(row)
         with tempfile.TemporaryDirectory(prefix="maskmill-weights-") as folder:
@@ -51,15 +54,19 @@ def get(row: Row) -> Here:
     return here.require(row, "weights")
 
 
-def store(row: Row, tensors: dict[str, Tensor], source: str) -> None:
-    """Write the converted file, with what it was made from (``source``) and a digest of its tensors in its header."""
+def store(row: Row, tensors: dict[str, Tensor], source: str, said: Mapping[str, str] | None = None) -> None:
+    """Write the converted file, with what it was made from (``source``) and a digest of its tensors in its header.
+
+    ``said``: what else is to stand there.
+    """
     from safetensors.torch import save
 
     own = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     content = digest_of(tensor_digests(save(own)))
     path = here.cached_file(row)
     try:
-        write_bytes_atomic(path, save(own, metadata={SOURCE: source, CONTENT: content}))
+        metadata = {**(said or {}), SOURCE: source, CONTENT: content}
+        write_bytes_atomic(path, save(own, metadata=metadata))
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -114,16 +121,29 @@ def torchvision_state(row: Row, key: str) -> dict[str, Tensor]:
     return state
 
 
+def timm_says(row: Row) -> dict[str, str]:
+    """What timm says today of the weights that a row's name means: their full name, mean and deviation.
+
+    Raises :class:`WeightsError` for an unknown name, and where the normalisation has no name here.
+    """
+    from models.timm_backbone import normalisation_with, said_of
+
+    try:
+        said = said_of(row.name)
+    except ValueError as error:  # no such model or weights
+        raise WeightsError(str(error)) from error
+    if normalisation_with(said.mean, said.std) is None:
+        raise WeightsError(
+            f"{row.name}: mean {said.mean}, std {said.std} of its weights are no known normalisation; set weights to a"
+            " file with another before it, imagenet:FILE say, or to none"
+        )
+    return {RESOLVED: said.name, MEAN: json.dumps(said.mean), STD: json.dumps(said.std)}
+
+
 def timm_state(row: Row) -> dict[str, Tensor]:
     """The state dict of a pretrained network of timm, by its own loader."""
     import timm
 
-    from models.timm_backbone import normalisation_of
-
-    try:
-        normalisation_of(row.name)
-    except ValueError as error:  # no such model or weights, or their normalisation has no name here
-        raise WeightsError(str(error)) from error
     # Its retries would be printed twice each; what became of them is in the message.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:

@@ -19,7 +19,10 @@ from tasks.training.weights.files import WeightsError
 from tasks.training.weights.table import Row
 
 SOURCE, CONTENT = "source", "content"
-"""Metadata of a converted file: SHA-256 of what it was made from, digest of its own tensors."""
+"""Metadata of a converted file: what it was made from (SHA-256; timm's: the row's name), digest of its own tensors."""
+
+RESOLVED, MEAN, STD = "resolved", "mean", "std"
+"""More of timm's: the name with the tag that it stood for, and JSON lists on 0..1. Another timm may say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -120,30 +123,41 @@ def problem_of(path: Path, sha256: str) -> str:
 def _checked(path: Path, row: Row) -> str:
     state = path.stat()
     converted = path == cached_file(row) and row.origin != "torchvision"
-    return _checked_once(path, row.sha256, converted, state.st_mtime_ns, state.st_size)
+    source = row.name if row.origin == "timm" else row.sha256
+    return _checked_once(path, source, converted, state.st_mtime_ns, state.st_size)
 
 
 @functools.lru_cache(maxsize=64)
-def _checked_once(path: Path, sha256: str, converted: bool, mtime_ns: int, size: int) -> str:
+def _checked_once(path: Path, source: str, converted: bool, mtime_ns: int, size: int) -> str:
     """Once a process and state of the file."""
-    return _problem_of_converted(path, sha256) if converted else problem_of(path, sha256)
+    return _problem_of_converted(path, source) if converted else problem_of(path, source)
 
 
-def _problem_of_converted(path: Path, sha256: str) -> str:
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself. ``OSError`` if it cannot be read; nothing if it is another file."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        try:
+            (length,) = struct.unpack("<Q", start)
+            found: dict[str, str] = json.loads(file.read(length)).get("__metadata__") or {}
+        except (struct.error, ValueError, OverflowError, MemoryError, AttributeError):
+            return {}
+    return found
+
+
+def _problem_of_converted(path: Path, source: str) -> str:
     """A converted file says what it was made from, and what its tensors were then."""
     try:
-        data = path.read_bytes()
-        content = digest_of(tensor_digests(data, "the file"))
-        (length,) = struct.unpack("<Q", data[:8])
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        content = digest_of(tensor_digests(path.read_bytes(), "the file"))
+        metadata = metadata_of(path)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     except DataError as error:
         return f"is damaged ({error})"
     if metadata.get(CONTENT) != content:
         return "is damaged: its tensors are not those that were written"
-    if sha256 and metadata.get(SOURCE) != sha256:
-        return f"was made from other weights than the table's ({str(metadata.get(SOURCE))[:16]})"
+    if (found := metadata.get(SOURCE)) != source:
+        return f"was made from other weights ({str(found)[:64]}), not from {source}"
     return ""
 
 

@@ -50,7 +50,7 @@ def test_the_list_says_what_is_here_and_how_to_get_the_rest(row: Row, capsys: py
         "get": "maskmill weights get fake",
     }
     getting.store(row, {"w": torch.ones(2)}, row.sha256)
-    getting.store(table.timm_row("timm:a.b"), {"w": torch.ones(2)}, "")
+    getting.store(table.timm_row("timm:a.b"), {"w": torch.ones(2)}, "timm:a.b")
     fake, timms, _ = listed(capsys)
     assert (fake["path"], fake["verified"]) == (str(here.cached_file(row)), True)
     assert (timms["name"], timms["for"], timms["verified"]) == ("timm:a.b", ["timm:a.b"], True)

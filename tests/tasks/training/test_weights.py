@@ -42,6 +42,8 @@ def resnet18() -> dict[str, torch.Tensor]:
         ("imagenet:a.pth", "lite0", "file", "imagenet", "a.pth", "imagenet:file"),
         ("a.pth", "timm:mixer_s32_224", "file", "half", "a.pth", "file"),
         ("none", "lite0", "none", "lite0", None, "none"),
+        ("none", "timm:dpn68", "none", "dpn", None, "none"),
+        ("imagenet:a.pth", "timm:dpn68", "file", "imagenet", "a.pth", "imagenet:file"),
     ],
 )
 def test_a_string_names_source_normalisation_and_no_path_in_the_address(
@@ -55,6 +57,19 @@ def test_a_string_names_source_normalisation_and_no_path_in_the_address(
     assert source.inputs == ({} if path is None else {"weights": Path("there.pth")})
     again = weights.resolve(source.semantic, network, "w", given="there.pth")
     assert again == weights.resolve(text, network, "w", given="there.pth"), "the fit sees this string alone"
+
+
+def test_a_mean_without_a_name_is_refused_only_where_it_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("models.timm_backbone.normalisation_of", lambda _network: None)
+    for text, normalisation, semantic in (("none", "imagenet", "none"), ("half:a.pth", "half", "half:file")):
+        source = weights.resolve(text, "timm:resnet18", "w", given="there.pth")
+        assert (source.normalisation, source.semantic) == (normalisation, semantic)
+    (tmp_path / "a.pth").touch()
+    message = r"params\.x\.weights '.*a\.pth' with network 'timm:resnet18': mean .* params\.x\.weights=imagenet:FILE"
+    with pytest.raises(WeightsError, match=message):
+        weights.resolve(str(tmp_path / "a.pth"), "timm:resnet18", "params.x.weights")
 
 
 @pytest.mark.parametrize("text", ["", "  ", "caffe:"])

@@ -317,6 +317,56 @@ def test_timms_weights_are_kept_by_name_and_known_by_content(tmp_path: Path, mon
     assert source.state().keys() == create("test_resnet.r160_in1k").state_dict().keys()
 
 
+def test_timms_weights_under_another_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    meant, other = (weights.known_row(f"timm:resnet18{tag}") for tag in (".a1_in1k", ".tv_in1k"))
+    store(other, OURS, other.name)
+    assert here.require(other, "w").place == "cache"
+    here.cached_file(other).rename(here.cached_file(meant))
+    with pytest.raises(
+        WeightsError, match=r"other weights \(timm:resnet18\.tv_in1k\), not from timm:resnet18\.a1_in1k"
+    ):
+        here.require(meant, "w")
+
+
+def test_timms_weights_keep_their_normalisation_when_the_tag_of_a_name_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    row = weights.known_row("timm:test_resnet")
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, *, pretrained: create(name))
+    path = get(row).path
+    said = here.metadata_of(path)
+    assert (said["source"], said["resolved"]) == ("timm:test_resnet", "timm:test_resnet.r160_in1k")
+    assert (said["mean"], said["std"]) == ("[0.5, 0.5, 0.5]", "[0.5, 0.5, 0.5]")
+    monkeypatch.setattr("models.timm_backbone.normalisation_of", lambda _network: NORMALISATIONS["clip"])
+    for given in (None, path):
+        assert weights.resolve("imagenet", row.name, "w", given=given).normalisation == "half"
+    store(row, OURS, row.name)  # as it was written before the header said it
+    assert weights.resolve("imagenet", row.name, "w").normalisation == "clip"
+    store(row, OURS, row.name, {"mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 1]"})
+    with pytest.raises(WeightsError, match=r"w 'imagenet' with network 'timm:test_resnet': mean .* are no known ones"):
+        weights.resolve("imagenet", row.name, "w")
+    store(row, OURS, row.name, {"mean": "half", "std": "[1, 1, 1]"})
+    with pytest.raises(WeightsError, match=r"does not say its normalisation .*; get it again"):
+        weights.resolve("imagenet", row.name, "w")
+
+
+def test_weights_whose_mean_has_no_name_are_not_got(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from models import timm_backbone
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said = timm_backbone.Said("timm:resnet18.x", (0.1, 0.2, 0.3), (1.0, 1.0, 1.0))
+    monkeypatch.setattr(timm_backbone, "said_of", lambda _network: said)
+    with pytest.raises(
+        WeightsError, match=r"mean \(0\.1, 0\.2, 0\.3\), std .* set weights to a file with another before"
+    ):
+        get(weights.known_row("timm:resnet18"))
+
+
 def test_offline_timms_hub_is_named_with_file_and_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
