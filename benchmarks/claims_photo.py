@@ -37,6 +37,8 @@ SECONDARY = (
     Row("LGSA, walk on logits", (*GRABCUT, "attention=lgsa", "lgsa.walk=logits")),
     Row("LGSA, alpha x 100", (*GRABCUT, "attention=lgsa", "lgsa.alpha=1000000")),
     Row("LGSA, no warm-up", (*GRABCUT, "attention=lgsa", "lgsa.warmup_epochs=0")),
+    Row("LGSA, 8 epochs", (*GRABCUT, "attention=lgsa", "deeplab.epochs=8")),
+    Row("LGSA, stride 8", (*GRABCUT, "attention=lgsa", "deeplab.output_stride=8")),
 )
 
 ORDERINGS = (
@@ -60,6 +62,8 @@ ORDERINGS = (
     Ordering("LGSA", "LGSA, walk on logits", "student", "ours"),
     Ordering("LGSA", "LGSA, alpha x 100", "student", "ours"),
     Ordering("LGSA", "LGSA, no warm-up", "student", "ours"),
+    Ordering("LGSA", "LGSA, 8 epochs", "student", "ours"),
+    Ordering("LGSA", "LGSA, stride 8", "student", "ours"),
 )
 
 PRIOR_S = {"grabcut": 0.6, "cfs": 600, "cfs-predict": 0.1, "refine": 0.6, "deeplab": 300, "student": 0.1, "": 10}

@@ -103,7 +103,11 @@ class GrabCutParams(CutParams):
         default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}
     )
     compete: bool = field(
-        default=False, metadata={"help": "no two masks of one class share a pixel: it goes to the nearest box's middle"}
+        default=False,
+        metadata={
+            "help": "a pixel that two masks of one class share goes to the nearest box's middle, unless one box lies"
+            " inside the other, or nothing would be left of a mask"
+        },
     )
 
     def __post_init__(self) -> None:
