@@ -26,10 +26,7 @@ from tasks.engine.runner import Runner
 from tasks.evaluate.finish import Result
 from tasks.grabcut import GrabCutParams
 
-CRF = BoxCRFParams(
-    replace(PRESETS["bbox-seg"], bilateral_sxy=80.0, bilateral_srgb=20.0, bilateral_compat=45.0, gaussian_compat=15.0),
-    core=0.2,
-)
+CRF = BoxCRFParams(replace(PRESETS["bbox-seg"], bilateral_sxy=80.0, bilateral_srgb=20.0), core=0.2)
 """Best of 18 settings (:mod:`benchmarks.crf_boxes`) on 100 photographs of aux-furniture and aux-people: 78.2 mIoU."""
 
 

@@ -56,8 +56,9 @@ class _Part(Renumbered):
         super().__init__(part.records, numbers)
         self._name = part.dataset
 
-    def _changed(self, record: Record) -> Record:
-        return dataclasses.replace(super()._changed(record), image_id=f"{self._name}/{record.image_id}")
+    def _record(self, index: int) -> Record:
+        record = super()._record(index)
+        return dataclasses.replace(record, image_id=f"{self._name}/{record.image_id}")
 
 
 class _Joined(LazyRecords):

@@ -136,10 +136,7 @@ class Renumbered(LazyRecords):
         return len(self._records)
 
     def _record(self, index: int) -> Record:
-        return self._changed(self._records[index])
-
-    def _changed(self, record: Record) -> Record:
-        number = self._numbers
+        record, number = self._records[index], self._numbers
         changed: dict[str, Any] = {}
         if record.tags is not None:
             changed["tags"] = tuple(sorted({number[tag] for tag in record.tags} - {0}))

@@ -67,13 +67,11 @@ def run_jobs(
     try:
         with _stoppable(what, out, len(jobs), reporter) as writes:
             for outcome in in_threads(lambda job: work(job, writes), jobs, threads):
-                if isinstance(outcome.error, ValueError | OSError) or (
-                    outcome.error is not None and out_of_memory(outcome.error)
-                ):
+                if (error := outcome.error) is not None:
+                    if not (isinstance(error, ValueError | OSError) or out_of_memory(error)):
+                        raise error
                     path = jobs[outcome.index].image
-                    left.append((path, reason(outcome.error, path)))
-                elif outcome.error is not None:
-                    raise outcome.error
+                    left.append((path, reason(error, path)))
                 reporter.advance(name, outcome.index + 1)
         reporter.done(name)
     finally:
