@@ -2,7 +2,7 @@
 
 The usual call ("plain": the whole image, the box as rectangle) collapses to almost nothing in 4 of 10 boxes of
 real pictures: where the colours do not separate, the shortest cut is no object at all. The default ("crop") differs
-in four ways, each chosen on pictures that are not those it is reported on (benchmarks/grabcut.py measures):
+in five ways, each chosen on pictures that are not those it is reported on (benchmarks/grabcut.py measures):
 
 1. The box with some context is scaled to one working size. OpenCV's smoothness weight is fixed at 50 a pixel edge, so
    the size decides how much a long outline costs against the colours: small objects gain most from being enlarged.
@@ -12,10 +12,12 @@ in four ways, each chosen on pictures that are not those it is reported on (benc
    probe's size: the probe, one with more context, and two with a small and a large core. The tightest wins
    (:func:`tightness`): a box is tight, so an object reaches into all of its rows and columns; of two that do, the one
    with fewer pixels is the likelier. Where next to nothing lies outside the box the inverted mask would win: no rivals.
-4. Smaller objects that lie inside a box are in front of the larger one: its mask leaves out their pixels. (As certain
+4. A large box (``large_side``) holds detail that this size loses, and colours enough to do without a core: the cut is
+   finer there, has no core, and takes two iterations.
+5. Smaller objects that lie inside a box are in front of the larger one: its mask leaves out their pixels. (As certain
    background of the cut they would spoil the larger object's colours: the masks lose more than they gain.)
 
-One iteration is enough for the cut itself: more of them move less than the difference between two seeds.
+Elsewhere one iteration is enough: more of them move less than the difference between two seeds.
 """
 
 from __future__ import annotations
@@ -94,11 +96,19 @@ class GrabCutParams(CutParams):
     core_collapsed: float = number(0.8, 0.0, 1.0, "core where the probe keeps nothing")
     rivals: bool = field(
         default=True,
-        metadata={"help": "small cuts from other starts stand against the cut, the tightest wins (needs the probe)"},
+        metadata={
+            "help": "small cuts from other starts stand against the cut, the tightest wins (needs the probe);"
+            " without them large boxes are cut as any"
+        },
     )
     rival_context: float = number(1.0, 0.0, 4.0, "context of the wide rival, fraction of the box's side")
     share_weight: float = number(0.6, 0.0, 4.0, "tightness: rows and columns reached, less this times the share kept")
     rival_margin: float = number(0.02, 0.0, 2.0, "a rival must be tighter than the cut by this much")
+    large_side: int = number(
+        160, 0, 2**31 - 1, "boxes from this size on (root of the area, pixels) are cut finer, without a core; 0: none"
+    )
+    large_size: int = number(512, 16, 4096, "working size of their cut, pixels, or working_size if that is larger")
+    large_iterations: int = number(2, 1, 100, "GrabCut iterations of their cut")
     inner_boxes: bool = field(
         default=True, metadata={"help": "a mask leaves out smaller objects that lie inside its box"}
     )
@@ -168,11 +178,21 @@ def _cropped(image_rgb: ImageRGB, window_xyxy: Window, params: GrabCutParams, se
         return cropped(params.working_size, params.core)
     probe = cropped(size, 0.0)
     core = core_for(0.0 if probe is None else float(probe.mean()), params)
-    found = cropped(params.working_size, core)
     if not params.rivals or share_outside(window_xyxy, size_of(image_rgb), params.context) < SCARCE:
-        return found
+        return cropped(params.working_size, core)
+    if is_large(window_xyxy, params):
+        large = max(params.large_size, params.working_size)
+        found = _cut_crop(image_rgb, window_xyxy, params.context, large, 0.0, params.large_iterations, seed)
+    else:
+        found = cropped(params.working_size, core)
     cores = [cropped(size, params.core), cropped(size, params.core_collapsed)]
     return tightest([found, probe, cropped(size, 0.0, params.rival_context), *cores], params)
+
+
+def is_large(window_xyxy: Window, params: GrabCutParams) -> bool:
+    """Whether the root of a window's area is ``large_side`` or more; never where that is 0."""
+    x0, y0, x1, y1 = window_xyxy
+    return 0 < params.large_side**2 <= (x1 - x0) * (y1 - y0)
 
 
 def share_outside(window_xyxy: Window, size_hw: tuple[int, int], context: float) -> float:
@@ -310,7 +330,7 @@ def propose(params: GrabCutParams = GrabCutParams()) -> MapStage:
     """Boxes -> coarse masks."""
     return MapStage(
         name="grabcut",
-        version=4,
+        version=5,
         params=params,
         reads=("image", "boxes"),
         outputs=OUTPUTS,

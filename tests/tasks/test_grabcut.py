@@ -218,6 +218,50 @@ class TestRivals:
         assert grabcut.tightest([None, cross], strict) is None
 
 
+class TestLargeBoxes:
+    """From ``large_side`` on, the cut that the rivals stand against is finer, has no core, and iterates again."""
+
+    FIRST = GrabCutParams(
+        rival_margin=2.0, probe_share=0.0, fallback="none", working_size=48, probe_size=32, large_size=96
+    )
+    """No rival can win, and no probe changes the core: the mask is the first cut's."""
+
+    def first_cut(self, image, box, size, core, iterations):
+        return grabcut._cut_crop(image, pixel_window(box, image.shape[:2]), 0.3, size, core, iterations, 5)
+
+    @pytest.fixture
+    def scene(self):
+        y, x = np.mgrid[:320, :320] + 0.5  # colours that overlap: a second iteration moves the outline
+        image = np.stack([x * 0.5 + 20, y * 0.5 + 30, 160 - x * 0.3], axis=-1)
+        image[np.hypot(x - 140, y - 150) < 75] += (40, -30, 25)
+        image[np.hypot(x - 150, y - 140) < 30] += (-50, 60, -40)
+        image = (image + np.random.default_rng(0).normal(0, 10, image.shape)).clip(0, 255).astype(np.uint8)
+        return image, (60, 70, 220, 230)  # 160 x 160
+
+    def test_the_cut_is_the_fine_one(self, scene):
+        image, box = scene
+        fine, coarse = self.first_cut(image, box, 96, 0.0, 2), self.first_cut(image, box, 48, 0.35, 1)
+        assert (fine != coarse).any() and (fine != self.first_cut(image, box, 96, 0.0, 1)).any()
+        assert (propose_object(image, box, self.FIRST, 5)[1] == fine).all()
+        no_smaller = dataclasses.replace(self.FIRST, large_size=40)
+        assert (propose_object(image, box, no_smaller, 5)[1] == self.first_cut(image, box, 48, 0.0, 2)).all()
+
+    @pytest.mark.parametrize("changed", [{"large_side": 161}, {"large_side": 0}, {"rivals": False}])
+    def test_others_are_cut_as_any(self, scene, changed):
+        image, box = scene
+        params = dataclasses.replace(self.FIRST, **changed)
+        assert (propose_object(image, box, params, 5)[1] == self.first_cut(image, box, 48, 0.35, 1)).all()
+
+    def test_a_box_about_as_large_as_the_picture_keeps_its_core(self, scene):
+        image, box = scene[0], (0, 0, 320, 320)
+        assert (propose_object(image, box, self.FIRST, 5)[1] == self.first_cut(image, box, 48, 0.35, 1)).all()
+
+    def test_size_is_the_root_of_the_area(self):
+        params = GrabCutParams()
+        assert grabcut.is_large((0, 0, 320, 80), params) and not grabcut.is_large((0, 0, 319, 80), params)
+        assert not grabcut.is_large((0, 0, 900, 900), dataclasses.replace(params, large_side=0))
+
+
 class TestFallback:
     def mask(self, kept, extent):
         """A mask in a 10 x 10 box that keeps ``kept`` pixels inside its top-left ``extent`` x ``extent`` corner."""
@@ -405,7 +449,7 @@ def test_golden():
     image, _ = disc_image(size=40, radius=11, centre=(21, 19), noise=70)
     boxes = [Box(0, 1, 8, 6, 34, 32), Box(1, 2, 0, 0, 12, 12), Box(2, 3, 16, 15, 24, 22)]
     arrays = propose_item(item(image, boxes), FAST)
-    assert (grabcut.propose(FAST).version, fingerprint(arrays["mask_hw"])) == (4, GOLDEN)
+    assert (grabcut.propose(FAST).version, fingerprint(arrays["mask_hw"])) == (5, GOLDEN)
     assert fingerprint(np.roll(arrays["mask_hw"], 1, axis=1)) != GOLDEN
 
 
