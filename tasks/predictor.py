@@ -12,7 +12,6 @@ A flow's stage gives the same masks for the same boxes and image id: the very fu
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from artifacts.objects import Object, paste_object, unpack_objects
 from artifacts.records import MAX_CLASSES, Box, ImageRGB, MaskHW, Record
 from artifacts.report.notebook import mask_png
 from tasks.grabcut import propose
-from tasks.stage import Item, MapStage
+from tasks.stage import Item, MapStage, call
 
 READS = frozenset({"image", "boxes"})
 """What a stage may read that this predictor can call."""
@@ -78,8 +77,6 @@ class BoxPredictor:
                 f"stage {self.stage.name!r} reads {', '.join(self.stage.reads)} and gives"
                 f" {', '.join(self.stage.outputs)}: a predictor calls stages from the image and boxes to objects"
             )
-        module, _, name = self.stage.function.partition(":")
-        self._function = getattr(importlib.import_module(module), name)
         self._image_rgb: ImageRGB | None = None
         self._image_id = ""
 
@@ -133,7 +130,7 @@ class BoxPredictor:
         if self._image_rgb is None:
             raise ValueError("no picture yet: call set_image first")
         item = Item(record.image_id, record.view(self.stage.reads), self.classes, self._image_rgb)
-        arrays = self._function(item, self.stage.params)
+        (arrays,) = call(self.stage, [item])
         objects = tuple(unpack_objects(arrays))
         of_id = {box.id: box for box in record.boxes or ()}
         return BoxMasks(

@@ -70,7 +70,7 @@ def image_of(item: Item) -> ImageRGB:
 
 
 def by_size(items: Sequence[Item], of_one_size: Callable[[Sequence[Item]], list[Arrays]]) -> list[Arrays]:
-    """Results in the items' order of a function that takes images of one size only: for a ``batch_function``."""
+    """Results in the items' order of a function that takes images of one size only: for a stage of several at once."""
     places: dict[tuple[int, ...], list[int]] = {}
     for place, item in enumerate(items):
         places.setdefault(image_of(item).shape, []).append(place)
@@ -85,7 +85,8 @@ class MapStage:
     """One image -> arrays, cached per image.
 
     ``function`` names ``def f(item: Item, params) -> dict[str, ndarray]``; it returns exactly the arrays in
-    ``outputs``, or raises :class:`SkipImage`.
+    ``outputs``, or raises :class:`SkipImage`. With ``images_at_once`` it is a function of several images,
+    ``def f(items: Sequence[Item], params) -> list[dict[str, ndarray]]``, in their order. (:func:`call`)
     """
 
     name: str
@@ -103,12 +104,9 @@ class MapStage:
     are then taken over (:mod:`tasks.engine.shorter_tables`). No part of the address."""
     uses_torch: bool = False
     """Runs where torch is imported, and under the GPU lock when the device is a GPU."""
-    batch_function: str = ""
-    """``def f(items: list[Item], params) -> list[dict[str, ndarray]]``, in the items' order: used on a GPU, while the
-    next images are read. If it raises, its images go to ``function`` one by one. Like ``images_at_once`` it is no
-    part of the address: it may change the output by rounding only, as a GPU does anyway."""
-    images_at_once: int = 1
-    """Images of one call of ``batch_function``, at least 2 with one."""
+    images_at_once: int = 0
+    """Images of one call on a GPU, where the next ones are read meanwhile; elsewhere, and where a call fails, one. No
+    part of the address: it may change the output by rounding only, as a GPU does anyway. 0: ``function`` takes one."""
     heat: tuple[str, ...] = ()
     """Outputs that the report draws as heat maps: float, or uint8 in 255ths; ``(h, w)``, or ``(c, h, w)`` with the
     class numbers of the channels in the output ``classes_c``, if there is one. Pictures only: no part of the
@@ -116,10 +114,6 @@ class MapStage:
 
     def __post_init__(self) -> None:
         _check_stage(self.name, self.reads)
-        if (self.images_at_once > 1) != bool(self.batch_function):
-            raise ValueError(
-                f"stage {self.name}: images_at_once={self.images_at_once} and a batch_function belong together"
-            )
         if unknown := set(self.heat) - set(self.outputs):
             raise ValueError(f"stage {self.name} declares heat maps {sorted(unknown)}, which are no outputs of it")
 
@@ -301,6 +295,17 @@ def _module_digest(module: str) -> str | None:
         return None if found is None or not found.origin else keys.digest_file(found.origin)
     except (ImportError, ValueError, OSError):
         return None  # running the stage says so
+
+
+def call(stage: MapStage, items: Sequence[Item]) -> list[Arrays]:
+    """What the stage's function gives for the items, in their order, checked by :func:`check_outputs`."""
+    function = resolve(stage.function)
+    if not stage.images_at_once:
+        return [check_outputs(stage, function(item, stage.params)) for item in items]
+    found = function(items, stage.params)
+    if len(found) != len(items):
+        raise ValueError(f"{stage.function} returned {len(found)} results for {len(items)} images")
+    return [check_outputs(stage, arrays) for arrays in found]
 
 
 def check_outputs(stage: MapStage, arrays: Mapping[str, NDArray[Any]]) -> Arrays:

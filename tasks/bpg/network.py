@@ -112,13 +112,8 @@ def build_network(params: PredictParams, outputs: int) -> bpg.BPG:
     return network
 
 
-def predict_item(item: Item, params: BPGPredictParams) -> Arrays:
-    """Map function of :func:`tasks.bpg.stages.predict`."""
-    return predict_items([item], params)[0]
-
-
 def predict_items(items: Sequence[Item], params: BPGPredictParams) -> list[Arrays]:
-    """Batch form of :func:`predict_item`."""
+    """Map function of :func:`tasks.bpg.stages.predict`."""
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
         found = zip(part, maps_of(part, params), strict=True)
@@ -127,13 +122,8 @@ def predict_items(items: Sequence[Item], params: BPGPredictParams) -> list[Array
     return by_size(items, of_one_size)
 
 
-def masks_item(item: Item, params: BPGPredictParams) -> Arrays:
-    """Map function of :func:`tasks.bpg.stages.masks`."""
-    return masks_items([item], params)[0]
-
-
 def masks_items(items: Sequence[Item], params: BPGPredictParams) -> list[Arrays]:
-    """Batch form of :func:`masks_item`."""
+    """Map function of :func:`tasks.bpg.stages.masks`."""
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
         found = []

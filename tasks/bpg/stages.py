@@ -190,10 +190,9 @@ def _labelling(params: BPGParams, name: str, what: str, crf: CRFParams | None, b
         ),
         reads=("image",),
         outputs=("mask_hw", *of_crf, *heat),
-        function=f"tasks.bpg.network:{what}_item",
+        function=f"tasks.bpg.network:{what}_items",
         holds_classes=True,
         uses_torch=True,
-        batch_function=f"tasks.bpg.network:{what}_items",
         images_at_once=IMAGES_AT_ONCE,
         heat=heat,
     )

@@ -148,13 +148,11 @@ def tag_vector(item: Item) -> NDArray[np.float32]:
     return found
 
 
-def maps_item(item: Item, params: CamNet) -> Arrays:
-    """Map function of :func:`tasks.cam.stages.maps`. Raises ``SkipImage`` where the tags are not known."""
-    return maps_items([item], params)[0]
-
-
 def maps_items(items: Sequence[Item], params: CamNet) -> list[Arrays]:
-    """Batch form of :func:`maps_item`: images of one size go through the network together."""
+    """Map function of :func:`tasks.cam.stages.maps`: images of one size go through the network together.
+
+    Raises ``SkipImage`` where the tags are not known.
+    """
     tags = {item.key: tag_vector(item) for item in items}
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:

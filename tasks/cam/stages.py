@@ -116,10 +116,9 @@ def maps(params: CamParams, *, name: str = "cam") -> MapStage:
         params=CamNet(params.network, params.width, params.output_stride, params.atrous, params.maps),
         reads=("image", "tags"),
         outputs=("probs_chw", "classes_c"),
-        function="tasks.cam.network:maps_item",
+        function="tasks.cam.network:maps_items",
         holds_classes=True,
         uses_torch=True,
-        batch_function="tasks.cam.network:maps_items",
         images_at_once=IMAGES_AT_ONCE,
         heat=("probs_chw",),
     )

@@ -32,19 +32,12 @@ Build = Callable[[PredictParams, int], Segmenter]
 """Params and number of outputs -> network."""
 
 
-def predict_item(item: Item, params: PredictParams) -> Arrays:
-    """Map function of :func:`tasks.deeplab.stages.predict`.
-
-    ``mask_hw (H, W) uint8`` of one image at its own size: arg max of the fused probabilities, never 255. With
-    ``params.crf`` also ``mask_crf_hw``, the arg max of the CRF's marginals.
-    """
-    return predict_items([item], params)[0]
-
-
 def predict_items(items: Sequence[Item], params: PredictParams, build: Build = build_network) -> list[Arrays]:
-    """Batch form of :func:`predict_item`: images of one size go through the network together.
+    """Map function of :func:`tasks.deeplab.stages.predict`: images of one size go through the network together.
 
-    ``build`` makes the network; it is a function of a module.
+    ``mask_hw (H, W) uint8`` of each image at its own size: arg max of the fused probabilities, never 255. With
+    ``params.crf`` also ``mask_crf_hw``, the arg max of the CRF's marginals. ``build`` makes the network; it is a
+    function of a module.
     """
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
@@ -82,16 +75,11 @@ def mask_among(item: Item, classes: Iterable[int], scores: Tensor, params: Predi
     return arrays
 
 
-def probs_item(item: Item, params: PredictParams) -> Arrays:
-    """Map function of :func:`tasks.deeplab.stages.predict_probs`: ``probs_chw`` and ``classes_c`` of one image.
-
-    Raises ``SkipImage`` where the image's classes are not known.
-    """
-    return probs_items([item], params)[0]
-
-
 def probs_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
-    """Batch form of :func:`probs_item`."""
+    """Map function of :func:`tasks.deeplab.stages.predict_probs`: ``probs_chw`` and ``classes_c`` of each image.
+
+    Raises ``SkipImage`` where an image's classes are not known.
+    """
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
         return [_probs(*one, params) for one in zip(part, scores_of(part, params, at_grid=True), strict=True)]

@@ -202,10 +202,9 @@ def predict(
         params=_predict_params(params, crf, lgsa),
         reads=("image",),
         outputs=("mask_hw",) if crf is None else ("mask_hw", CRF_MASK),
-        function="tasks.deeplab.inference:predict_item",
+        function="tasks.deeplab.inference:predict_items",
         holds_classes=True,
         uses_torch=True,
-        batch_function="tasks.deeplab.inference:predict_items",
         images_at_once=IMAGES_AT_ONCE,
     )
 
@@ -228,10 +227,9 @@ def predict_probs(
         params=dataclasses.replace(_predict_params(params, None, lgsa), keep=keep),
         reads=("image",) if keep == "all" else ("image", keep),
         outputs=("probs_chw", "classes_c"),
-        function="tasks.deeplab.inference:probs_item",
+        function="tasks.deeplab.inference:probs_items",
         holds_classes=True,
         uses_torch=True,
-        batch_function="tasks.deeplab.inference:probs_items",
         images_at_once=IMAGES_AT_ONCE,
         heat=("probs_chw",),
     )

@@ -25,13 +25,8 @@ NETWORKS = {"hed": HED, "hed-lite": HEDLite}
 """Of :attr:`EdgesParams.network`."""
 
 
-def edges_item(item: Item, params: EdgesParams) -> Arrays:
-    """Map function of :func:`tasks.edges.stages.edges`: ``edges_hw (H, W) uint8``."""
-    return edges_items([item], params)[0]
-
-
 def edges_items(items: Sequence[Item], params: EdgesParams) -> list[Arrays]:
-    """Batch form of :func:`edges_item`: images of one size go through the network together."""
+    """Map function of :func:`tasks.edges.stages.edges`: ``edges_hw (H, W) uint8``, images of one size together."""
 
     def of_one_size(part: Sequence[Item]) -> list[Arrays]:
         network = load_network(params, part[0].nets.get("weights"), part[0].device)

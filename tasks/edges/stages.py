@@ -79,10 +79,9 @@ def edges(params: EdgesParams = EdgesParams(), *, name: str = "edges") -> MapSta
     return dataclasses.replace(
         stage,
         params=dataclasses.replace(params, weights=source.semantic),
-        function="tasks.edges.inference:edges_item",
+        function="tasks.edges.inference:edges_items",
         inputs=source.inputs,
         uses_torch=True,
-        batch_function="tasks.edges.inference:edges_items",
         images_at_once=IMAGES_AT_ONCE,
     )
 

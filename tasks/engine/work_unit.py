@@ -21,7 +21,7 @@ from artifacts.cache.store import CorruptSegment, Entry, MaskStore, StoreError
 from artifacts.records import DataError, Skip
 from tasks.engine.image_task import ImageTask, load_item
 from tasks.engine.memory import out_of_memory
-from tasks.stage import Arrays, Item, MapStage, SkipImage, check_outputs, resolve
+from tasks.stage import Arrays, Item, MapStage, SkipImage, call, resolve
 
 if TYPE_CHECKING:
     from tasks.engine.pool_state import Report
@@ -67,7 +67,7 @@ class WorkUnit:
 
     def prepare(self) -> None:
         """Import the stage's module, torch with it if need be: before any image's clock runs."""
-        resolve(self.stage.batch_function or self.stage.function)
+        resolve(self.stage.function)
 
     def one_by_one(self) -> WorkUnit:
         """The same work without batches (after a worker's death in one)."""
@@ -76,8 +76,8 @@ class WorkUnit:
     @property
     def together(self) -> int:
         """Images of one call: several on a GPU alone, as cores would gain nothing and lose their exact results."""
-        batches = self.stage.batch_function and self.device == "cuda" and not self.singly
-        return self.stage.images_at_once if batches else 1
+        batches = self.device == "cuda" and not self.singly
+        return max(1, self.stage.images_at_once) if batches else 1
 
     def run(self, report: Report, poisoned: Mapping[str, str]) -> UnitResult:
         """Do the work. ``report(key)`` is called before each image; ``poisoned`` images are only recorded."""
@@ -130,15 +130,12 @@ class WorkUnit:
         self, store: MaskStore, batch: Sequence[ImageTask], items: Sequence[Item | Skip], report: Report
     ) -> list[Arrays | Skip]:
         """One call for all items; one by one where it fails, so that a bad image costs no other."""
-        if self.together == 1:
+        if min(self.together, len(batch)) == 1:
             pairs = zip(batch, items, strict=True)
             return [i if isinstance(i, Skip) else self._guarded(store, t, partial(self._call, i)) for t, i in pairs]
         good = [item for item in items if isinstance(item, Item)]
         try:
-            found = resolve(self.stage.batch_function)(good, self.stage.params) if good else []
-            if len(found) != len(good):
-                raise ValueError(f"{self.stage.batch_function} returned {len(found)} results for {len(good)} images")
-            arrays = iter([check_outputs(self.stage, one) for one in found])
+            arrays = iter(call(self.stage, good) if good else [])
             return [item if isinstance(item, Skip) else next(arrays) for item in items]
         except StoreError:
             raise
@@ -163,7 +160,7 @@ class WorkUnit:
         return self._call(self._item(store, task))
 
     def _call(self, item: Item) -> Arrays:
-        return check_outputs(self.stage, resolve(self.stage.function)(item, self.stage.params))
+        return call(self.stage, [item])[0]
 
     def _guarded(self, store: MaskStore, task: ImageTask, work: Callable[[], T]) -> T | Skip:
         """What ``work`` gives for an image, or why it gives nothing."""

@@ -150,23 +150,13 @@ def build_network(params: PredictParams, outputs: int, normalisation: Normalisat
     )
 
 
-def predict_item(item: Item, params: PredictParams) -> Arrays:
-    """Map function of :func:`tasks.rrm.stages.predict`."""
-    return predict_items([item], params)[0]
-
-
 def predict_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
-    """Batch form of :func:`predict_item`."""
+    """Map function of :func:`tasks.rrm.stages.predict`."""
     return inference.predict_items(items, params, build_network)
 
 
-def masks_item(item: Item, params: PredictParams) -> Arrays:
-    """Map function of :func:`tasks.rrm.stages.masks`. Raises ``SkipImage`` where the tags are not known."""
-    return masks_items([item], params)[0]
-
-
 def masks_items(items: Sequence[Item], params: PredictParams) -> list[Arrays]:
-    """Batch form of :func:`masks_item`."""
+    """Map function of :func:`tasks.rrm.stages.masks`. Raises ``SkipImage`` where the tags are not known."""
     for item in items:
         if item.record.tags is None:
             raise SkipImage(f"{item.key}: no tags are known for this image, so its classes are unknown")

@@ -141,10 +141,9 @@ def predict(params: RRMParams, *, name: str = "rrm-predict", crf: CRFParams | No
         params=_predict_params(params, crf),
         reads=("image",),
         outputs=("mask_hw",) if crf is None else ("mask_hw", CRF_MASK),
-        function="tasks.rrm.network:predict_item",
+        function="tasks.rrm.network:predict_items",
         holds_classes=True,
         uses_torch=True,
-        batch_function="tasks.rrm.network:predict_items",
         images_at_once=IMAGES_AT_ONCE,
     )
 
@@ -167,10 +166,9 @@ def masks(
         params=dataclasses.replace(_predict_params(params, crf), confidence=confidence),
         reads=("image", "tags"),
         outputs=("mask_hw", LABEL_PROB) if confidence else ("mask_hw",),
-        function="tasks.rrm.network:masks_item",
+        function="tasks.rrm.network:masks_items",
         holds_classes=True,
         uses_torch=True,
-        batch_function="tasks.rrm.network:masks_items",
         images_at_once=IMAGES_AT_ONCE,
     )
 

@@ -45,12 +45,10 @@ def touchy(item: Item, params: Any) -> dict[str, NDArray[Any]]:
 
 
 def at_once(items: list[Item], params: Any) -> list[dict[str, NDArray[Any]]]:
-    """:func:`threshold` of several images; not of those whose ids say so."""
+    """:func:`touchy_threshold` of several images. Of ``short`` ones together the last result is left out."""
     _count("at_once", " ".join(item.key for item in items))
-    for item in items:
-        touchy(item, params)
-    results = [threshold(item, params) for item in items]
-    return results[:-1] if any("short" in item.key for item in items) else results
+    results = [touchy_threshold(item, params) for item in items]
+    return results[:-1] if len(items) > 1 and any("short" in item.key for item in items) else results
 
 
 def touchy_threshold(item: Item, params: Any) -> dict[str, NDArray[Any]]:

@@ -18,7 +18,7 @@ from tasks import grabcut
 from tasks.boxes import lies_inside, pixel_window
 from tasks.crop import Crop
 from tasks.grabcut import GrabCutParams, propose_item, propose_object
-from tasks.stage import Item, MapStage, SkipImage, check_outputs, resolve
+from tasks.stage import Item, MapStage, SkipImage, call
 
 FAST = GrabCutParams(working_size=64, probe_size=48)
 SHARED = Path(__file__).parents[2] / "../shared/data/voc-mini"
@@ -308,7 +308,7 @@ class TestImage:
     def test_outputs_are_those_declared(self):
         image, truth = disc_image()
         stage = grabcut.propose(FAST)
-        arrays = check_outputs(stage, resolve(stage.function)(item(image, [Box(7, 2, 18, 18, 62, 62)]), stage.params))
+        arrays = call(stage, [item(image, [Box(7, 2, 18, 18, 62, 62)])])[0]
         assert arrays["mask_hw"].dtype == np.uint8 and set(np.unique(arrays["mask_hw"])) == {0, 2}
         assert iou(arrays["mask_hw"] == 2, truth) > 0.9
         assert arrays["object_ids_n"].tolist() == [7] and arrays["fell_back_n"].tolist() == [False]

@@ -18,14 +18,14 @@ from artifacts.records import Box, DataError, Record, RecordSet
 from tasks import labels
 from tasks.boxes import LABEL_OUTPUTS, label_arrays
 from tasks.labels import corrected_item, corrected_objects
-from tasks.stage import Item, SkipImage, check_outputs, resolve
+from tasks.stage import Item, SkipImage, call
 
 IMAGE = np.zeros((6, 8, 3), np.uint8)
 
 
 def run(stage, record):
     view = record.view(stage.reads)
-    return check_outputs(stage, resolve(stage.function)(Item("set/one", view, ("a", "b"), IMAGE), stage.params))
+    return call(stage, [Item("set/one", view, ("a", "b"), IMAGE)])[0]
 
 
 def boxes(*found):
@@ -104,9 +104,9 @@ def declared_reads():
     for path in sorted(Path(labels.__file__).parent.rglob("*.py")):
         tree = ast.parse(path.read_text())
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-            for call in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
-                if getattr(call.func, "id", "") in ("MapStage", "FitStage"):
-                    reads = {word.arg: word.value for word in call.keywords}["reads"]
+            for made in (node for node in ast.walk(function) if isinstance(node, ast.Call)):
+                if getattr(made.func, "id", "") in ("MapStage", "FitStage"):
+                    reads = {word.arg: word.value for word in made.keywords}["reads"]
                     # Where a condition decides, all that either side names.
                     kinds = [node.value for node in ast.walk(reads) if isinstance(node, ast.Constant)]
                     yield path.stem, function.name, tuple(kinds)

@@ -19,7 +19,7 @@ from tasks import reliable as module
 from tasks.crf.dense_crf import dense_crf, from_probabilities
 from tasks.crf.params import PRESETS
 from tasks.reliable import ReliableParams, reliable, reliable_item, reliable_labels, share_threshold
-from tasks.stage import Item, SkipImage, check_outputs, resolve, stage_address
+from tasks.stage import Item, SkipImage, call, stage_address
 
 RNG = np.random.default_rng(0)
 CAM_ALONE = ReliableParams(agreement=False)
@@ -247,7 +247,7 @@ def item(tags: tuple[int, ...] | None, numbers: tuple[int, ...] = (1, 3), **fiel
 
 def run(one: Item, params: ReliableParams = ReliableParams()) -> np.ndarray:
     stage = reliable(params)
-    return check_outputs(stage, resolve(stage.function)(one, stage.params))["mask_hw"]
+    return call(stage, [one])[0]["mask_hw"]
 
 
 def test_the_stage_takes_the_tags_maps_alone() -> None:

@@ -23,12 +23,12 @@ from models import bpg as networks
 from models.backbones import convolutions
 from models.losses import UNDECIDED
 from tasks.bpg import stages
-from tasks.bpg.network import build_network, masks_item, masks_items, predict_item
+from tasks.bpg.network import build_network, masks_items, predict_items
 from tasks.bpg.stages import BPGParams, PartsParams
 from tasks.crf.params import PRESETS as CRF_PRESETS
 from tasks.deeplab.stages import TestTimeParams
 from tasks.edges.canny import canny
-from tasks.stage import Item, check_outputs, resolve, stage_address
+from tasks.stage import Item, call, stage_address
 
 PARTS = PartsParams(prn_width=2, prn_depth=2, low_width=4, brn_width=4, brn_depth=2)
 SMALL = dataclasses.replace(
@@ -83,7 +83,7 @@ def test_it_learns_masks_and_boundaries_from_strokes_and_edges(learnt: Publicati
     assert {"semantic", "boundary", "edge", "labelled", "lr"} <= set(lines[0])
     assert lines[-1]["semantic"] < 0.4 * lines[0]["semantic"] and 0.01 < lines[-1]["labelled"] < 0.2
     assert [line for line in metrics(learnt) if "val_miou" in line][-1]["val_miou"] > 0.5
-    found = predict_item(item(0, learnt.weights), stages.predict(LEARNT).params)  # type: ignore[arg-type]
+    found = predict_items([item(0, learnt.weights)], stages.predict(LEARNT).params)[0]  # type: ignore[arg-type]
     truth_hw = painted(0)[1]
     assert (found["mask_hw"] == truth_hw).mean() > 0.8 and found["boundary_hw"].dtype == np.uint8
 
@@ -143,22 +143,22 @@ def test_masks_are_of_the_scribbled_classes_and_predictions_of_all(net: Path, cr
     predict, masks = stages.predict(params, crf=dense), stages.masks(params, crf=dense)
     assert predict.outputs == ("mask_hw", *(("mask_crf_hw",) if crf else ()), "boundary_hw")
     assert predict.reads == masks.reads == ("image",) and predict.heat == ("boundary_hw",)
-    whole = check_outputs(predict, resolve(predict.function)(item(0, net), predict.params))
+    whole = call(predict, [item(0, net)])[0]
     assert len(np.unique(whole["mask_hw"])) > 1 and len(np.unique(whole["boundary_hw"])) > 2
     for known in ((0, 1), (2,), (0,), (0, 1, 2)):
-        found = check_outputs(masks, resolve(masks.function)(item(0, net, known), masks.params))
+        found = call(masks, [item(0, net, known)])[0]
         assert set(np.unique(found["mask_hw"])) <= {0, *known}
         assert np.array_equal(found["boundary_hw"], whole["boundary_hw"])
     assert np.array_equal(found["mask_hw"], whole["mask_crf_hw" if crf else "mask_hw"]), "all classes are known there"
     kept = stages.masks(params, crf=dense, confidence=True)
     assert kept.outputs == (*masks.outputs, "label_prob_hw")
-    also = check_outputs(kept, resolve(kept.function)(item(0, net, (0, 1, 2)), kept.params))
+    also = call(kept, [item(0, net, (0, 1, 2))])[0]
     assert np.array_equal(also["mask_hw"], found["mask_hw"]) and also["label_prob_hw"].min() >= 85
 
 
 def test_the_boundary_is_the_networks_own_averaged_like_the_classes(net: Path) -> None:
     params = dataclasses.replace(SMALL, test=TestTimeParams(scales=(1.0,), flip=True))
-    found = predict_item(item(1, net), stages.predict(params).params)["boundary_hw"]  # type: ignore[arg-type]
+    found = predict_items([item(1, net)], stages.predict(params).params)[0]["boundary_hw"]  # type: ignore[arg-type]
     network = build_network(stages.predict(params).params, 3)
     network.load_state_dict(load_file(net))
     image = torch.from_numpy(painted(1)[0].transpose(2, 0, 1).copy()).float()[None]
@@ -171,7 +171,7 @@ def test_the_boundary_is_the_networks_own_averaged_like_the_classes(net: Path) -
 def test_fused_by_the_maximum_the_boundary_is_still_a_probability(net: Path) -> None:
     one = dataclasses.replace(SMALL, test=TestTimeParams(fusion="max"))
     mean = dataclasses.replace(SMALL, test=TestTimeParams())
-    found = [predict_item(item(0, net), stages.predict(p).params) for p in (one, mean)]  # type: ignore[arg-type]
+    found = [predict_items([item(0, net)], stages.predict(p).params)[0] for p in (one, mean)]  # type: ignore[arg-type]
     assert np.array_equal(found[0]["mask_hw"], found[1]["mask_hw"])
     assert np.abs(found[0]["boundary_hw"].astype(int) - found[1]["boundary_hw"]).max() <= 1
 
@@ -184,14 +184,14 @@ def test_without_brn_there_is_no_boundary(tmp_path: Path) -> None:
         networks.build("tiny", 3, width=8, refinement=None, regression=None).state_dict(), tmp_path / "n.safetensors"
     )
     bare = stages.predict(dataclasses.replace(params, parts=PartsParams(prn=False, brn="off")))
-    assert set(resolve(bare.function)(item(0, tmp_path / "n.safetensors"), bare.params)) == {"mask_hw"}
+    assert set(call(bare, [item(0, tmp_path / "n.safetensors")])[0]) == {"mask_hw"}
 
 
 def test_several_images_at_once_are_as_each_alone(net: Path) -> None:
     params: Any = stages.masks(SMALL).params
     items = [item(seed, net, (0, 1, 2)) for seed in range(3)]
     for together, one in zip(masks_items(items, params), items, strict=True):
-        alone = masks_item(one, params)
+        alone = masks_items([one], params)[0]
         assert (together["mask_hw"] == alone["mask_hw"]).mean() > 0.999
         assert np.abs(together["boundary_hw"].astype(int) - alone["boundary_hw"]).max() <= 1
 

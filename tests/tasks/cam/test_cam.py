@@ -18,9 +18,9 @@ from artifacts.cache.fit_store import Publication
 from artifacts.records import DataError, Record
 from models import cam as networks
 from tasks.cam import stages
-from tasks.cam.network import maps_item, maps_items, tag_vector, tagged_sampler
+from tasks.cam.network import maps_items, tag_vector, tagged_sampler
 from tasks.cam.stages import DEMO, CamParams, MapParams
-from tasks.stage import Item, SkipImage, check_outputs, resolve, stage_address
+from tasks.stage import Item, SkipImage, call, stage_address
 
 SMALL = dataclasses.replace(DEMO, width=8, crop=48, batch=4, iterations=2, scale_range=(1.0, 1.0))
 Fit = Callable[..., Publication]
@@ -62,7 +62,7 @@ def test_it_learns_four_pictures_and_looks_where_the_objects_are(fit: Fit) -> No
         with torch.no_grad():
             scores = network(torch.from_numpy(image.transpose(2, 0, 1).copy())[None])[0]
         assert [number + 1 for number in range(2) if scores[number] > 0] == list(tags_of(seed))
-        stored = maps_item(item(seed, publication.weights), stages.maps(params).params)
+        stored = maps_items([item(seed, publication.weights)], stages.maps(params).params)[0]
         assert stored["classes_c"].tolist() == list(tags_of(seed))
         (one,) = torch.nn.functional.interpolate(torch.from_numpy(stored["probs_chw"]).float()[None], mask.shape)[0]
         assert one[torch.from_numpy(mask > 0)].mean() > 2 * one[torch.from_numpy(mask == 0)].mean()
@@ -70,16 +70,16 @@ def test_it_learns_four_pictures_and_looks_where_the_objects_are(fit: Fit) -> No
 
 def test_maps_are_of_the_tags_alone_at_the_largest_scales_grid(net: Path) -> None:
     stage = stages.maps(SMALL)
-    found = check_outputs(stage, resolve(stage.function)(item(0, net, (2, 1)), stage.params))
+    found = call(stage, [item(0, net, (2, 1))])[0]
     assert found["probs_chw"].shape == (2, 16, 18) and found["probs_chw"].dtype == np.float16
     assert found["classes_c"].tolist() == [1, 2] and found["classes_c"].dtype == np.uint8
     assert all(one.max() in (0, 1) and one.min() >= 0 for one in found["probs_chw"])
     half = stages.maps(dataclasses.replace(SMALL, maps=MapParams(scales=(0.5,)))).params
-    assert maps_item(item(0, net, (2,)), half)["probs_chw"].shape == (1, 8, 9)
-    nothing = maps_item(item(0, net, ()), stage.params)
+    assert maps_items([item(0, net, (2,))], half)[0]["probs_chw"].shape == (1, 8, 9)
+    nothing = maps_items([item(0, net, ())], stage.params)[0]
     assert nothing["probs_chw"].shape == (0, 16, 18) and nothing["classes_c"].shape == (0,)
     with pytest.raises(SkipImage, match="no tags are known"):
-        maps_item(dataclasses.replace(item(0, net), record=Record("0", "")), stage.params)
+        maps_items([dataclasses.replace(item(0, net), record=Record("0", ""))], stage.params)
 
 
 def test_the_stored_maps_are_equations_1_to_3(net: Path) -> None:
@@ -90,7 +90,7 @@ def test_the_stored_maps_are_equations_1_to_3(net: Path) -> None:
     with torch.no_grad():
         maps = network.maps(image, (12, 14), (1.0, 1.5), flip=True)
         expected = networks.normalised(maps, torch.ones(1, 2))[0]
-    found = maps_item(item(1, net, (1, 2)), stages.maps(params).params)["probs_chw"]
+    found = maps_items([item(1, net, (1, 2))], stages.maps(params).params)[0]["probs_chw"]
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-3)
 
 
@@ -99,7 +99,7 @@ def test_images_of_several_sizes_at_once_are_as_each_alone(net: Path) -> None:
     cut = painted(2)[0][:40, :50]
     items = [item(0, net), item(2, net, (1, 2), cut), item(1, net), item(3, net, ())]
     for together, one in zip(maps_items(items, params), items, strict=True):
-        alone = maps_item(one, params)
+        alone = maps_items([one], params)[0]
         assert together["classes_c"].tolist() == alone["classes_c"].tolist()
         np.testing.assert_allclose(together["probs_chw"], alone["probs_chw"], atol=2e-3)
 
@@ -201,7 +201,7 @@ def test_golden(fit: Fit, net: Path) -> None:
     params = dataclasses.replace(SMALL, iterations=40, scale_range=(0.75, 1.33), colour_jitter=0.3)
     losses = [line["loss"] for line in metrics(fit(params)) if "loss" in line]
     assert losses == pytest.approx([0.49732, 0.17992], rel=0.01)
-    maps = maps_item(item(0, net, (1, 2)), stages.maps(SMALL).params)["probs_chw"].astype(np.float64)
+    maps = maps_items([item(0, net, (1, 2))], stages.maps(SMALL).params)[0]["probs_chw"].astype(np.float64)
     assert (float(maps.mean()), float(maps[0, 3, 5]), float(maps[1, 10, 2])) == pytest.approx(
         (0.19584, 0, 0.448), rel=0.01
     )

@@ -21,7 +21,7 @@ from models import unet
 from tasks.cfs import network as cfs_net
 from tasks.cfs import stages as cfs
 from tasks.cfs.stages import DEMO, CFSParams
-from tasks.stage import check_outputs, resolve
+from tasks.stage import call
 from tasks.training.networks import load_into
 from tasks.training.optim import make_optimizer
 from tasks.training.weights import WeightsError
@@ -78,7 +78,7 @@ class TestFit:
         for i in range(4):
             image, mask = scene(i)
             item = item_of(image, [box_of(i)], net=str(publication.weights))
-            found = check_outputs(stage, resolve(stage.function)(item, stage.params))["mask_hw"]
+            found = call(stage, [item])[0]["mask_hw"]
             taught, inside = noisy(i, mask)[14:50, 20:56], (slice(14, 50), slice(20, 56))
             learnt = (found[inside] > 0) == mask[inside]
             assert learnt.mean() > (taught == mask[inside]).mean() + 0.05

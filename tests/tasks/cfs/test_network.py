@@ -22,7 +22,7 @@ from tasks.cfs import stages as cfs
 from tasks.cfs.box_crop import BoxCrop
 from tasks.cfs.stages import DEMO, CFSParams
 from tasks.refine import RefineParams, refine_item
-from tasks.stage import Item, SkipImage, check_outputs, resolve
+from tasks.stage import Item, SkipImage, call
 from tasks.training.networks import fill_rgb, load_network
 from tasks.training.rng import generator
 
@@ -159,7 +159,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def predicted(weights: str, image: np.ndarray, boxes: list[Box], params: CFSParams = SMALL) -> dict[str, Any]:
     stage = cfs.predict(params)
-    return check_outputs(stage, resolve(stage.function)(item_of(image, boxes, net=weights), stage.params))
+    return call(stage, [item_of(image, boxes, net=weights)])[0]
 
 
 class TestPredict:

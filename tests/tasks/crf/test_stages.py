@@ -24,14 +24,14 @@ from tasks.deeplab import stages as deeplab
 from tasks.deeplab.stages import DEMO, TestTimeParams
 from tasks.engine.options import RunParams
 from tasks.engine.runner import Runner
-from tasks.stage import Item, MapStage, SkipImage, check_outputs, resolve, stage_address
+from tasks.stage import Item, MapStage, SkipImage, call, check_outputs, stage_address
 
 CLASSES = ("a", "b", "c")
 
 
 def run(stage: MapStage, record: Record, image: np.ndarray, **up: dict[str, np.ndarray]) -> np.ndarray:
     item = Item("set/one", record.view(stage.reads), CLASSES, image, up=up)
-    return check_outputs(stage, resolve(stage.function)(item, stage.params))["mask_hw"]
+    return call(stage, [item])[0]["mask_hw"]
 
 
 def coarse(labels_hw: np.ndarray, numbers: tuple[int, ...], grid: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -183,14 +183,14 @@ def test_both_masks_come_from_one_look_at_the_network(item: Item, fusion: Any, m
     looks = []
     ask = inference.batch_scores
     monkeypatch.setattr(inference, "batch_scores", lambda *a, **k: looks.append(ask(*a, **k)) or looks[-1])
-    out = check_outputs(with_crf, inference.predict_item(item, with_crf.params))
+    out = check_outputs(with_crf, inference.predict_items([item], with_crf.params)[0])
     ((scores,),) = looks
     probs = scores.softmax(0) if fusion == "max" else scores
     expected = dense_crf(IMAGE, from_probabilities(probs.numpy()), PRESETS["rrm-test"]).argmax(0)
     np.testing.assert_array_equal(out["mask_crf_hw"], expected)
     assert (out["mask_crf_hw"] != out["mask_hw"]).any()
     plain = deeplab.predict(params)
-    np.testing.assert_array_equal(out["mask_hw"], inference.predict_item(item, plain.params)["mask_hw"])
+    np.testing.assert_array_equal(out["mask_hw"], inference.predict_items([item], plain.params)[0]["mask_hw"])
 
 
 def test_without_a_crf_the_prediction_is_what_it_was() -> None:

@@ -19,7 +19,7 @@ from artifacts.records import MaskRef, Record
 from models import deeplab as networks
 from models.groups import parameter_groups
 from tasks.deeplab import stages as deeplab
-from tasks.deeplab.inference import predict_item, predict_scores
+from tasks.deeplab.inference import predict_items, predict_scores
 from tasks.deeplab.stages import DEMO, DeepLabParams
 from tasks.stage import Item
 from tasks.training.optim import make_optimizer
@@ -76,7 +76,7 @@ def test_tiny_learns_four_pictures_and_its_checkpoint_predicts_them(fit: Fit) ->
     for i in range(4):
         image, mask = scene(i)
         item = Item(f"d/{i}", Record(str(i), ""), CLASSES, image, nets={"net": str(publication.weights)})
-        predicted = predict_item(item, deeplab.predict(params).params)["mask_hw"]
+        predicted = predict_items([item], deeplab.predict(params).params)[0]["mask_hw"]
         hits += int((predicted == mask)[:60].sum())
     assert hits / (4 * 60 * 72) > 0.93
 
@@ -180,7 +180,7 @@ def test_other_backbones_are_fitted_and_their_checkpoint_predicts(fit: Fit, netw
     by_hand = networks.build(network, 3, output_stride=16).eval()
     by_hand.load_state_dict(load_file(weights))
     expected = predict_scores(by_hand, image, flip=True)
-    predicted = predict_item(item, deeplab.predict(params).params)["mask_hw"]
+    predicted = predict_items([item], deeplab.predict(params).params)[0]["mask_hw"]
     assert (predicted == expected.argmax(0).numpy()).mean() > 0.999
     assert torch.isfinite(expected).all()
 

@@ -167,7 +167,7 @@ def test_it_learns_and_its_checkpoint_predicts(fit: Fit) -> None:
     for i in range(4):
         image, mask = scene(i)
         item = Item(f"d/{i}", Record(str(i), ""), CLASSES, image, nets={"net": str(publication.weights)})
-        found = inference.predict_item(item, deeplab.predict(params, lgsa=PAPER, crf=CRFS["deeplab-v2"]).params)
+        found = inference.predict_items([item], deeplab.predict(params, lgsa=PAPER, crf=CRFS["deeplab-v2"]).params)[0]
         assert set(found) == {"mask_hw", "mask_crf_hw"}
         hits += int((found["mask_hw"] == mask)[:44].sum())
     assert hits / (4 * 44 * 56) > 0.9, "0.65 of it is background"

@@ -22,7 +22,7 @@ from tasks.deeplab.build import build_network
 from tasks.deeplab.lgsa import Attention, LGSAParams, chosen
 from tasks.deeplab.stages import DEMO, PRESETS, DeepLabParams, TestTimeParams
 from tasks.engine.options import RunParams
-from tasks.stage import Item, SkipImage, check_outputs, resolve, stage_address
+from tasks.stage import Item, SkipImage, call, stage_address
 from tasks.training.networks import load_network
 from tasks.training.params import check_run
 from tasks.training.weights import WeightsError
@@ -175,7 +175,7 @@ def test_an_image_larger_than_the_crop_is_not_cropped(tiny: networks.DeepLab, tm
     item = Item(
         "d/a", Record("a", "a.jpg"), ("x", "y", "z"), image, nets={"net": str(tmp_path / "weights.safetensors")}
     )
-    out = inference.predict_item(item, deeplab.predict(params).params)
+    out = inference.predict_items([item], deeplab.predict(params).params)[0]
     assert out["mask_hw"].dtype == np.uint8 and out["mask_hw"].shape == (150, 130)
     np.testing.assert_array_equal(out["mask_hw"], inference.predict_scores(tiny, image).argmax(0).numpy())
     assert len(np.unique(out["mask_hw"])) > 1
@@ -195,9 +195,9 @@ def test_images_together_are_predicted_as_one_by_one(tiny: networks.DeepLab, tmp
     params = dataclasses.replace(DEMO, test=TestTimeParams((1.0, 0.5), flip=flip))
     for stage in (deeplab.predict(params), deeplab.predict_probs(params)):
         assert stage.images_at_once > 1
-        together = resolve(stage.batch_function)(items, stage.params)
+        together = call(stage, items)
         for item, arrays in zip(items, together, strict=True):
-            alone = check_outputs(stage, resolve(stage.function)(item, stage.params))
+            alone = call(stage, [item])[0]
             assert arrays.keys() == alone.keys()
             for name, array in alone.items():
                 np.testing.assert_allclose(arrays[name].astype(float), array.astype(float), atol=2e-3)
@@ -235,7 +235,7 @@ def test_one_of_several_networks_in_a_checkpoint_is_asked(tiny: networks.DeepLab
     image = picture(40, 50)
     item = Item("d/a", Record("a", "a.jpg"), ("x", "y", "z"), image, nets={"net": str(file)})
     item = dataclasses.replace(item, prefixes={"net": "generator."})
-    out = inference.predict_item(item, deeplab.predict(params).params)
+    out = inference.predict_items([item], deeplab.predict(params).params)[0]
     np.testing.assert_array_equal(out["mask_hw"], inference.predict_scores(tiny, image).argmax(0).numpy())
     with pytest.raises(WeightsError, match=r"no tensor's name begins with 'judge\.'"):
         load_network(str(file), build_network, deeplab.predict(params).params, 4, "cpu", "judge.")
@@ -265,7 +265,7 @@ def probs_of(network: torch.nn.Module, folder: Path, image: np.ndarray, tags: An
     stage = deeplab.predict_probs(dataclasses.replace(DEMO, **change))
     record = Record("a", "a.jpg", tags=tags)
     item = Item("d/a", record, ("x", "y", "z"), image, nets={"net": str(folder / "weights.safetensors")})
-    return check_outputs(stage, resolve(stage.function)(item, stage.params))
+    return call(stage, [item])[0]
 
 
 @pytest.mark.parametrize("fusion", ["mean", "max"])
@@ -309,7 +309,7 @@ def test_all_classes_are_kept_without_a_look_at_tags(tiny: networks.DeepLab, tmp
     save_file(tiny.state_dict(), tmp_path / "weights.safetensors")
     net = {"net": str(tmp_path / "weights.safetensors")}
     item = Item("d/a", Record("a", "a.jpg"), ("x", "y", "z"), picture(40, 40), nets=net)
-    found = check_outputs(stage, resolve(stage.function)(item, stage.params))
+    found = call(stage, [item])[0]
     assert found["classes_c"].tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(found["probs_chw"].astype(float).sum(0), 1, atol=2e-3)
 
@@ -322,17 +322,17 @@ def test_the_classes_of_the_boxes_are_kept_without_a_look_at_tags(tiny: networks
     boxes = (Box(0, 3, 0, 0, 9, 9), Box(1, 1, 0, 0, 9, 9, difficult=True), Box(2, 3, 1, 1, 9, 9))
     for own, expected in ((boxes, [0, 1, 3]), ((), [0]), ((Box(0, 2, 0, 0, 9, 9, crowd=True),), [0])):
         item = Item("d/a", Record("a", "a.jpg", boxes=own), ("x", "y", "z"), picture(20, 20), nets=net)
-        found = check_outputs(stage, resolve(stage.function)(item, stage.params))
+        found = call(stage, [item])[0]
         assert found["classes_c"].tolist() == expected and len(found["probs_chw"]) == len(expected)
     with pytest.raises(SkipImage, match="a: no boxes are known"):
-        resolve(stage.function)(Item("d/a", Record("a", "a.jpg"), ("x",), picture(20, 20), nets=net), stage.params)
+        call(stage, [Item("d/a", Record("a", "a.jpg"), ("x",), picture(20, 20), nets=net)])
 
 
 def test_probabilities_go_into_the_crf_as_they_are(tiny: networks.DeepLab, tmp_path: Path) -> None:
     image = picture(50, 70)
     stage = from_probs()
     item = Item("d/a", Record("a", "a.jpg"), ("x", "y", "z"), image, {"probs": probs_of(tiny, tmp_path, image, (2,))})
-    assert set(np.unique(resolve(stage.function)(item, stage.params)["mask_hw"])) <= {0, 2}
+    assert set(np.unique(call(stage, [item])[0]["mask_hw"])) <= {0, 2}
 
 
 # Golden: a change here without a new stage version would leave stale results in every cache

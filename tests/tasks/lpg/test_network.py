@@ -21,7 +21,7 @@ from models import hourglass
 from tasks.lpg import network, stages
 from tasks.lpg.merge import box_map
 from tasks.lpg.stages import DEMO, GenerateParams, GeneratorNet, GeneratorParams
-from tasks.stage import Item, check_outputs, resolve, stage_address
+from tasks.stage import Item, call, stage_address
 
 SMALL = dataclasses.replace(DEMO, width=4, crop=48, batch=4, iterations=3, scale_range=(1.0, 1.0), colour_jitter=0.0)
 Fit = Callable[..., Publication]
@@ -133,7 +133,7 @@ def test_it_learns_to_cut_objects_out_of_boxes_also_of_a_class_that_it_never_saw
         7, str(publication.weights), record=Record("one", "", boxes=(dataclasses.replace(disc, class_id=2),))
     )
     stage = stages.generate(GeneratorNet("hourglass-small", 4))
-    found = check_outputs(stage, resolve(stage.function)(other, stage.params))["mask_hw"] == 2
+    found = call(stage, [other])[0]["mask_hw"] == 2
     truth, filled = painted(7)[1] == 1, box_map([disc], (48, 56))
     iou, of_box = ((truth & one).sum() / (truth | one).sum() for one in (found, filled))
     assert iou > of_box + 0.05
@@ -184,7 +184,7 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def generated(item: Item, **given: Any) -> dict[str, np.ndarray]:
     stage = stages.generate(GeneratorNet("hourglass-small", 4), GenerateParams(**given))
-    return check_outputs(stage, resolve(stage.function)(item, stage.params))
+    return call(stage, [item])[0]
 
 
 def test_nothing_lies_outside_the_boxes_of_a_class_and_objects_are_what_is_in_theirs(net: str) -> None:

@@ -23,9 +23,9 @@ from tasks.crf.params import PRESETS as CRF_PRESETS
 from tasks.deeplab.stages import TestTimeParams
 from tasks.reliable import ReliableParams
 from tasks.rrm import stages
-from tasks.rrm.network import RegionWatch, loss_weights, masks_item, masks_items, predict_item
+from tasks.rrm.network import RegionWatch, loss_weights, masks_items, predict_items
 from tasks.rrm.stages import DEMO, RRMParams
-from tasks.stage import Item, SkipImage, check_outputs, resolve, stage_address
+from tasks.stage import Item, SkipImage, call, stage_address
 from tasks.training.context import FitContext
 from tasks.training.loop import Diverged
 
@@ -59,7 +59,7 @@ def test_it_learns_from_tags_what_and_where(fit: Fit) -> None:
     assert lines[-1]["class"] < 0.3 * lines[0]["class"] and 0.02 < lines[-1]["labelled"] < 0.9
     assert [line for line in metrics(publication) if "val_miou" in line][-1]["val_miou"] > 0.5
     for seed in range(4):
-        found = masks_item(item(seed, publication.weights, tags_of(seed)), stages.masks(params).params)["mask_hw"]
+        found = masks_items([item(seed, publication.weights, tags_of(seed))], stages.masks(params).params)[0]["mask_hw"]
         assert set(np.unique(found)) <= {0, *tags_of(seed)}
 
 
@@ -200,28 +200,28 @@ def test_masks_are_of_background_and_the_tags_and_predictions_of_all_classes(net
         stage = stages.masks(params, crf=crf)
         assert stage.reads == ("image", "tags") and stages.predict(params).reads == ("image",)
         for tags in ((1,), (2,), (1, 2), ()):
-            found = check_outputs(stage, resolve(stage.function)(item(0, net, tags), stage.params))["mask_hw"]
+            found = call(stage, [item(0, net, tags)])[0]["mask_hw"]
             assert found.shape == (64, 72) and set(np.unique(found)) <= {0, *tags}
-    predicted = predict_item(item(0, net, None), stages.predict(params).params)["mask_hw"]
-    whole = masks_item(item(0, net, (1, 2)), stages.masks(params, crf=None).params)["mask_hw"]
+    predicted = predict_items([item(0, net, None)], stages.predict(params).params)[0]["mask_hw"]
+    whole = masks_items([item(0, net, (1, 2))], stages.masks(params, crf=None).params)[0]["mask_hw"]
     assert np.array_equal(predicted, whole) and len(np.unique(predicted)) > 1
-    both = predict_item(item(0, net, None), stages.predict(params, crf=CRF_PRESETS["rrm-test"]).params)
-    own = masks_item(item(0, net, (1, 2)), stages.masks(params).params)["mask_hw"]
+    both = predict_items([item(0, net, None)], stages.predict(params, crf=CRF_PRESETS["rrm-test"]).params)[0]
+    own = masks_items([item(0, net, (1, 2))], stages.masks(params).params)[0]["mask_hw"]
     assert np.array_equal(both["mask_crf_hw"], own) and np.array_equal(both["mask_hw"], predicted)
     for dense, mask_hw in ((CRF_PRESETS["rrm-test"], own), (None, whole)):
         stage = stages.masks(params, crf=dense, confidence=True)
-        kept = check_outputs(stage, resolve(stage.function)(item(0, net, (1, 2)), stage.params))
+        kept = call(stage, [item(0, net, (1, 2))])[0]
         assert np.array_equal(kept["mask_hw"], mask_hw) and kept["label_prob_hw"].dtype == np.uint8
         assert kept["label_prob_hw"].min() >= 85 and np.ptp(kept["label_prob_hw"]), "the largest of three"
     with pytest.raises(SkipImage, match="d/0: no tags are known"):
-        masks_item(item(0, net, None), stages.masks(params).params)
+        masks_items([item(0, net, None)], stages.masks(params).params)
 
 
 def test_several_images_at_once_are_as_each_alone(net: Path) -> None:
     params = stages.masks(SMALL).params
     items = [item(seed, net, tags_of(seed)) for seed in range(3)]
     for together, one in zip(masks_items(items, params), items, strict=True):
-        assert (together["mask_hw"] == masks_item(one, params)["mask_hw"]).mean() > 0.999
+        assert (together["mask_hw"] == masks_items([one], params)[0]["mask_hw"]).mean() > 0.999
 
 
 # Params and addresses
