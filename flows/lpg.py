@@ -8,6 +8,7 @@ one parameter.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from prefect import State, flow
 
 from artifacts.datasets import DataParams
 from artifacts.datasets.without import shared
-from artifacts.export.bundle import part_name, read_bundle
+from artifacts.export.bundle import CARD, part_name, read_bundle
 from artifacts.records import DataError, RecordSet, Sets
 from flows.server.prefect_skin import run_flow, show_help, threads
 from tasks import labels
@@ -32,7 +33,7 @@ from tasks.evaluate.finish import Result, finish
 from tasks.lpg import em, stages
 from tasks.lpg.em import LearnParams
 from tasks.lpg.stages import GenerateParams, GeneratorNet
-from tasks.stage import PARAMS_CONFIG, FitHandle, MapHandle
+from tasks.stage import PARAMS_CONFIG, FitHandle, MapHandle, resolve
 from tasks.training.params import check_run
 
 
@@ -110,8 +111,9 @@ def page(run: Runner, sets: Sets, params: LPGFlowParams) -> Result:
     masks = deployed.target
     if given is not None:  # chosen among two stages' masks: to be exported they must be those of one
         masks = run.map(labels.chosen_masks(), sets.train, masks=masks)
+    said = () if given is None else (scored_with(given, sets.train),)
     if params.student == "none":
-        return finish(run, sets, masks)
+        return finish(run, sets, masks, warnings=said)
     crf = crf_params.chosen(params.crf)
     first, *later = deployed.segmenters
     segment = deeplab.predict(params.segmenter, name="segmented", crf=crf)
@@ -121,7 +123,7 @@ def page(run: Runner, sets: Sets, params: LPGFlowParams) -> Result:
         check_run(params.deeplab, run.options, name="deeplab")
         student = run.fit(deeplab.fit(params.deeplab), sets.train, monitor=sets.val, target=deployed.target)
         found.append(run.map(deeplab.predict(params.deeplab, crf=crf), sets.val, label="student", net=student))
-    return finish(run, sets, masks, {"student": found[-1]})
+    return finish(run, sets, masks, {"student": found[-1]}, warnings=said)
 
 
 def generators(run: Runner, sets: Sets, params: LPGFlowParams) -> tuple[Sequence[FitHandle], GeneratorNet]:
@@ -132,7 +134,7 @@ def generators(run: Runner, sets: Sets, params: LPGFlowParams) -> tuple[Sequence
     """
     if bool(params.generator) == (sets.aux is not None):
         remedy = (
-            "both are set: take one away"
+            'both are set: take one away (--set data.aux=null or --set params.generator="")'
             if params.generator
             else f"set params.generator to a bundle ({', '.join(stages.SHIPPED)}, or what `maskmill lpg-learn` makes),"
             " or data.aux.source to a data set with masks"
@@ -143,7 +145,13 @@ def generators(run: Runner, sets: Sets, params: LPGFlowParams) -> tuple[Sequence
         params.learn.check(run.options, within="learn.")
         learnt = em.learn(run, sets.aux, params.learn, prefix="aux-", within="params.learn.")
         return learnt.generators, stages.net_of(params.learn.generator)
-    bundle = read_bundle(stages.SHIPPED.get(params.generator) or Path(params.generator).expanduser())
+    folder = Path(params.generator).expanduser()
+    if params.generator in stages.SHIPPED and os.path.lexists(folder / CARD):
+        raise DataError(
+            f"params.generator={params.generator}: a bundle of that name comes with Maskmill, and the folder"
+            f" {folder.absolute()} is one, too; write ./{params.generator} for the folder, or rename it"
+        )
+    bundle = read_bundle(stages.SHIPPED.get(params.generator, folder))
     if bundle.card["network_version"] != stages.VERSION:
         raise DataError(
             f"{bundle.path}: its network is version {bundle.card['network_version']}, this Maskmill has"
@@ -151,8 +159,9 @@ def generators(run: Runner, sets: Sets, params: LPGFlowParams) -> tuple[Sequence
         )
     try:
         net = GeneratorNet(**bundle.card["network"])
+        resolve("tasks.lpg.network:check_generators")(bundle.weights, net, bundle.rounds)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{bundle.path}: its card names no network that there is here ({error})") from error
+        raise DataError(f"{bundle.path}: its generators cannot be used here ({error})") from error
     check_unseen(run, sets, bundle.classes, dict.fromkeys(bundle.images, f"an image of {bundle.path}"), params)
     loaded = run.load(bundle.weights)
     return [loaded.part(part_name(one)) for one in range(1, bundle.rounds + 1)], net
@@ -164,11 +173,14 @@ def check_unseen(
     """Raises :class:`DataError` where the generators saw a class or an image (digest -> what it is) of the target."""
     if (both := shared(sets.train.classes, classes)) and params.overlap == "refuse":
         listed = ", ".join(own if own == other else f"{own} ({other} there)" for own, other in both)
-        names = ",".join(other for _, other in both)
-        remedy = f"--set data.aux.without=[{names}]" if sets.aux is not None else f"--set data.without=[{names}]"
+        if sets.aux is not None:
+            names, option = [other for _, other in both], "data.aux"
+        else:
+            names, option = [own for own, _ in both], "data"
+        remedy = f"add {', '.join(names)} to {option}.without, or take them out of {option}.only if that is set"
         raise DataError(
             f"{len(both)} classes of the target are among those that the generators learn from: {listed}. Leave them"
-            f" out ({remedy}), or say --set params.overlap=allow"
+            f" out: {remedy}; or say --set params.overlap=allow"
         )
     for records in (sets.train, sets.val):
         for digest, image in em.seen_images(run, records).items():
@@ -212,9 +224,22 @@ def given_masks(run: Runner, train: RecordSet, which: str) -> MapHandle | None:
         strong = train.only(listed)
         if missing := sorted(listed - {record.image_id for record in strong}):
             raise DataError(f"{which}: {len(missing)} ids are none of {train.dataset}'s, the first: {missing[0]}")
+        if bare := sorted(record.image_id for record in strong if record.truth is None):
+            raise DataError(
+                f"{which}: {len(bare)} of its images have no given mask, the first: {bare[0]}; add their masks, or take"
+                " their ids out"
+            )
     if not len(strong):
         raise DataError(f"params.masks={which}: no training image of {train.dataset} has a mask; set it to none")
     return run.map(labels.given_masks(), strong)
+
+
+def scored_with(given: MapHandle, train: RecordSet) -> str:
+    """What a reader of the scores has to know where masks were given."""
+    return (
+        f"the masks of {len(given.records)} of {len(train)} training images are given ones, which the score masks"
+        " (train) counts, too; what the generators make of all images is generated (train)"
+    )
 
 
 show_help(DataParams, LPGFlowParams, RunParams)

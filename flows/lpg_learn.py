@@ -47,15 +47,15 @@ class LPGLearnParams(LearnParams):
 
 
 def page(run: Runner, sets: Sets, params: LPGLearnParams) -> Result:
-    """Rounds of EM on ``sets.train``; the prediction is the masks of ``sets.val``, which no generator has seen."""
+    """Rounds of EM on ``sets.train``; the prediction is masks of ``sets.val``, if any, which no generator has seen."""
     params.check(run.options)
     out = params.bundle or (str(Path(run.options.out) / FOLDER) if run.options.out else "")
     if out:
         check_bundle_target(Path(out).expanduser())
     learnt = em.learn(run, sets.train, params)
-    unseen = held_out(run, sets, params, learnt)
+    unseen = {"generator": held_out(run, sets, params, learnt)} if len(sets.val) else {}
     # Not "generated": the sheet shows the first round's masks of the training images by that name.
-    result = finish(run, sets, labels.prefer_corrected(run, learnt.masks[-1]), {"generator": unseen})
+    result = finish(run, sets, labels.prefer_corrected(run, learnt.masks[-1]), unseen)
     if run.planning:
         return result
     folder = Path(out).expanduser() if out else run.folder.path / FOLDER
@@ -86,11 +86,22 @@ def card(sets: Sets, params: LPGLearnParams, result: Result) -> dict[str, Any]:
         "network_version": stages.VERSION,
         "classes": list(sets.train.classes),
         "data": {"name": sets.train.dataset, "split": sets.train.split, "images": len(sets.train)},
-        "learnt": asdict(replace(params, bundle="", licence="", half=False)),
+        "learnt": as_learnt(params),
+        "half": params.half,
         "scores": {name: {key: one[key] for key in ("miou", "images")} for name, one in result.scores.items()},
         "libraries": library_versions(),
         "licence": params.licence or "The licences of the data above decide who may use these weights for what.",
     }
+
+
+def as_learnt(params: LPGLearnParams) -> dict[str, Any]:
+    """The params that the generators came of, without what is said elsewhere on the card, and without folders."""
+    found = asdict(params)
+    for name in ("bundle", "licence", "half"):
+        del found[name]
+    for network in ("segmenter", "generator"):
+        found[network]["weights"] = Path(found[network]["weights"]).name
+    return found
 
 
 show_help(DataParams, LPGLearnParams, RunParams)

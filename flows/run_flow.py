@@ -176,8 +176,8 @@ def _check_labels(name: str, run: Runner, sets: Sets) -> None:
             of_set.update(handle.stage.reads)
     for key, kinds in declared.items():
         records = whole.get(key)
-        if records is None:
-            continue  # the page has put it together itself
+        if records is None or not len(records):
+            continue  # the page has put it together itself, or there is nothing to label
         for kind, where in WHERE_LABELS.items():
             if kind not in kinds:
                 continue

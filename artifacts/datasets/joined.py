@@ -14,7 +14,8 @@ def joined(parts: Sequence[RecordSet], name: str) -> RecordSet:
     """All images of ``parts`` (one split of each) as the set ``name``; an id begins with its own set's name.
 
     The class table is the first set's, and behind it what the others have besides; names are compared as in
-    :func:`artifacts.datasets.without.meant`. A warning says how many images are whose. Raises :class:`DataError` where
+    :func:`artifacts.datasets.without.meant`. Warnings say how many images are whose, and which classes became one
+    although they are written in two ways. Raises :class:`DataError` where
     two sets have one name.
     """
     if double := [dataset for dataset, count in Counter(part.dataset for part in parts).items() if count > 1]:
@@ -28,6 +29,13 @@ def joined(parts: Sequence[RecordSet], name: str) -> RecordSet:
         classes += [one for one in part.classes if meant(one) not in known]
     number = {meant(one): place for place, one in reversed([*enumerate(classes, start=1)])}
     counts = [part.counts for part in parts]
+    one_class = [
+        f"{own} of {part.dataset} (= {classes[number[meant(own)] - 1]})"
+        for part in parts
+        for own in part.classes
+        if own != classes[number[meant(own)] - 1]
+    ]
+    renamed = (f"{name}: taken as one class: {', '.join(dict.fromkeys(one_class))}",) if one_class else ()
     line = f"{name}: joined of " + ", ".join(f"{part.dataset} ({len(part):,} images)" for part in parts)
     return RecordSet(
         name,
@@ -37,7 +45,7 @@ def joined(parts: Sequence[RecordSet], name: str) -> RecordSet:
         skips=tuple(skip for part in parts for skip in part.skips),
         format=parts[0].format,
         root=", ".join(part.root for part in parts),
-        warnings=(*(warning for part in parts for warning in part.warnings), line),
+        warnings=(*(warning for part in parts for warning in part.warnings), line, *renamed),
         counts=Counts(
             sum(one.listed for one in counts),
             sum(one.without_label for one in counts),

@@ -1,13 +1,15 @@
 """A data set without some of its classes, or a share of its images: an auxiliary set for a given target, say.
 
 What belonged to a class that is left out becomes background; nothing else changes. Class names are compared as people
-mean them: case, blanks and dashes do not count, and COCO's names of VOC's classes are VOC's.
+mean them: case, blanks, dashes and underscores do not count, nor how Unicode composes a letter, and COCO's names of
+VOC's classes are VOC's.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -35,9 +37,14 @@ TABLES: Mapping[str, tuple[str, ...]] = MappingProxyType({"voc": tuple(VOC_CLASS
 """Names that stand for a table of classes."""
 
 
+SEPARATORS = frozenset({"Zs", "Zl", "Zp", "Cc", "Pd", "Pc"})
+"""Unicode categories of blanks, dashes and underscores. Vowel signs and symbols belong to a name: "C" is not "C++"."""
+
+
 def meant(name: str) -> str:
     """What a class's name means: equal for names of one class."""
-    plain = "".join(character for character in name.lower() if character.isalnum())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    plain = "".join(character for character in folded if unicodedata.category(character) not in SEPARATORS)
     return SYNONYMS.get(plain, plain)
 
 

@@ -184,7 +184,7 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
     "rounds": lambda given: type(given) is int and given > 0,
     "classes": lambda given: isinstance(given, list) and all(isinstance(name, str) for name in given),
     "files": _are_files,
-    "network": lambda given: isinstance(given, dict),
+    "network": lambda given: isinstance(given, dict) and isinstance(given.get("network"), str),
     "network_version": lambda given: type(given) is int,
 }
 """What a card has to hold -> whether it is of the right kind."""

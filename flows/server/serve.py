@@ -83,7 +83,7 @@ def prepare(configs: Sequence[str], schedule: Schedule, flow: str | None = None)
 
 
 def deployment(config: str, schedule: Schedule, flow: str | None = None) -> dict[str, Any]:
-    """One configuration as a deployment: its validated values as parameters, paths made absolute."""
+    """One configuration as a deployment: its validated values as parameters, data and options with absolute paths."""
     flow = merge(read_layers(config))[0].get("flow", flow)
     if flow is None or flow not in list(FLOWS):  # a list: YAML may give what cannot be hashed
         known = ", ".join(FLOWS)

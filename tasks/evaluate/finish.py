@@ -8,8 +8,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,12 @@ class Evaluation:
 
 
 def finish(
-    run: Runner, sets: Sets, masks: MapHandle | None = None, predictions: Mapping[str, MapHandle] | None = None
+    run: Runner,
+    sets: Sets,
+    masks: MapHandle | None = None,
+    predictions: Mapping[str, MapHandle] | None = None,
+    *,
+    warnings: Sequence[str] = (),
 ) -> Result:
     """Score, draw and export what a flow made; write its manifest and report.
 
@@ -88,6 +93,7 @@ def finish(
         sets: the flow's.
         masks: of the training images, to be exported. ``None``: the run ended before there were any.
         predictions: name -> masks of the evaluation images. One that keeps a second mask with a CRF is scored in both.
+        warnings: what a reader of the scores has to know.
 
     Raises ``ValueError`` where two sets of masks would have one name in the scores, or ``masks`` are of no stage.
     """
@@ -103,6 +109,7 @@ def finish(
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     found = evaluate(run, sets, masks, predictions)
+    found = replace(found, warnings=(*warnings, *found.warnings))
     files = draw(run, sets, samples, out)
     files["scores"] = str(out / "scores.json")
     report.write_scores_json(out / "scores.json", found.scores)

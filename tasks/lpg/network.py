@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 from torch import Tensor
 
+from artifacts.export.bundle import part_name
 from artifacts.objects import pack_objects
 from artifacts.records import DataError, size_of
 from models import hourglass
@@ -19,7 +22,7 @@ from models.normalise import IMAGENET, Normalisation
 from models.resample import MIN_SIDE, extend, resize, sample_labels, scale_images, whole_cells
 from tasks.boxes import pixel_window
 from tasks.lpg.merge import box_map, boxes_by_class, class_mask, merge, object_target
-from tasks.lpg.stages import GenerateStageParams, GeneratorParams
+from tasks.lpg.stages import GenerateStageParams, GeneratorNet, GeneratorParams
 from tasks.stage import Arrays, Item, image_of
 from tasks.training import rng
 from tasks.training.augment import Augmentation, augment, check_labels
@@ -154,6 +157,21 @@ def class_probs(item: Item, class_ids: Sequence[int], size_hw: tuple[int, int]) 
 # --- one image ------------------------------------------------------------------------------------------------------
 
 
+def check_generators(path: Path, net: GeneratorNet, rounds: int) -> None:
+    """Raises ``ValueError`` where the file does not hold ``rounds`` generators of that network, tensor for tensor."""
+    with torch.device("meta"):
+        network = hourglass.build(net.network, width=net.width)
+    wanted = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    with safe_open(path, framework="pt") as file:
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+    whole = {f"{part_name(one)}.{name}": shape for one in range(1, rounds + 1) for name, shape in wanted.items()}
+    if wrong := sorted(name for name in whole.keys() | found.keys() if whole.get(name) != found.get(name)):
+        raise ValueError(
+            f"{len(wrong)} tensors are not those of {rounds} networks {net.network} of width {net.width}, the first:"
+            f" {wrong[0]}"
+        )
+
+
 def build_network(params: GenerateStageParams, outputs: int, normalisation: Normalisation = IMAGENET) -> Generator:
     """The network of a checkpoint, for :func:`tasks.training.networks.load_network`; it always has 2 outputs."""
     return hourglass.build(params.network, width=params.width, normalisation=normalisation)
@@ -171,7 +189,7 @@ def generate_item(item: Item, params: GenerateStageParams) -> Arrays:
     mask_hw = merge(masks, foreground, names, size_hw)
     boxes = [box for each in own.values() for box in each]
     windows = [pixel_window(box.xyxy, size_hw) for box in boxes]
-    objects = [mask_hw[y0:y1, x0:x1] == box.class_id for box, (x0, y0, x1, y1) in zip(boxes, windows, strict=True)]
+    objects = [masks[box.class_id][y0:y1, x0:x1] for box, (x0, y0, x1, y1) in zip(boxes, windows, strict=True)]
     classes_n = np.array([box.class_id for box in boxes], np.uint8)
     return {
         "mask_hw": mask_hw,

@@ -108,10 +108,11 @@ class GeneratorNet:
     __pydantic_config__: ClassVar[dict[str, str]] = PARAMS_CONFIG
 
     network: str
-    width: int
+    width: int = number(16, 4, 256, "channels of the stem of hourglass-small and tiny")
 
     def __post_init__(self) -> None:
         check_name(self.network, GENERATORS)
+        bounded(self, "generator")
 
 
 @dataclass(frozen=True)
@@ -169,13 +170,13 @@ def fit(params: GeneratorParams, *, name: str = "generator", within: str = "para
 def generate(net: GeneratorNet, params: GenerateParams = GenerateParams(), *, name: str = "generated") -> MapStage:
     """The stage that makes masks (eq. 3 and 7): role ``net`` is a generator, ``probs`` the segmenter's probabilities.
 
-    ``mask_hw``, merged over the classes (:func:`tasks.lpg.merge.merge`), and what of it lies in each box. Nothing lies
-    outside a class's boxes; an image without boxes is background.
+    ``mask_hw``, merged over the classes (:func:`tasks.lpg.merge.merge`), and what the generator found of each box's
+    class in it, before that merge. Nothing lies outside a class's boxes; an image without boxes is background.
     """
     shared = {entry.name: getattr(params, entry.name) for entry in dataclasses.fields(GenerateParams)}
     return MapStage(
         name=name,
-        version=VERSION,
+        version=VERSION + 1,
         params=GenerateStageParams(**shared, network=net.network, width=net.width),
         reads=("image", "boxes"),
         outputs=LABEL_OUTPUTS,

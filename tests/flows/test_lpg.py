@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from flow_runs import Done, Runs, copy_of, demo_tree, run_flow
 
+from artifacts.datasets import DataParams, read_split
 from artifacts.datasets.corrections import write_corrections
 from artifacts.export.bundle import read_bundle
 from artifacts.export.voc import DEVKIT
-from artifacts.records import DataError, MaskRef, Record, RecordSet
+from artifacts.records import DataError, MaskRef, Record, RecordSet, Sets
 from flows.configure import configure
 from flows.lpg import given_masks
+from flows.lpg_learn import as_learnt
+from flows.lpg_learn import page as learn_page
 from flows.registry import FLOWS
-from flows.run_flow import read_sets
+from flows.run_flow import plan_page, read_sets
 from tasks.engine.runner import Runner
 from tasks.lpg.stages import SHIPPED
 from tasks.stage import FitHandle, FitStage, Handle, MapHandle, MapStage
@@ -233,6 +236,9 @@ def test_masks_that_are_given_are_learnt_from_instead(deployed: Done, tmp_path: 
         ]
         assert np.array_equal(*masks)
     assert done.manifest["masks"] == "chosen-masks"
+    assert any(
+        one.startswith("the masks of 2 of 24 training images are given ones") for one in done.manifest["warnings"]
+    )
 
 
 def test_an_id_is_a_line_blanks_in_it_and_a_mark_before_it_too(tmp_path: Path) -> None:
@@ -244,6 +250,9 @@ def test_an_id_is_a_line_blanks_in_it_and_a_mark_before_it_too(tmp_path: Path) -
     train = RecordSet("set", "train", ("a",), tuple(Record(one, one, truth=truth) for one in ("my dog", "b", "c")))
     (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfmy dog\r\n\r\nb \r\n")
     assert given_masks(Maps(), train, str(tmp_path / "ids.txt")) == ["my dog", "b"]  # type: ignore[arg-type, comparison-overlap]
+    bare = replace(train, records=(*train.records[:1], replace(train.records[1], truth=None)))
+    with pytest.raises(DataError, match=r"ids.txt: 1 of its images have no given mask, the first: b; add"):
+        given_masks(Maps(), bare, str(tmp_path / "ids.txt"))  # type: ignore[arg-type]
 
 
 def test_on_photographs_both_flows_learn_alike_on_a_network_that_starts_from_imagenet() -> None:
@@ -300,6 +309,23 @@ def test_a_bundle_in_another_place_gives_the_same_masks_without_what_it_was_lear
     (bundle / "generators.safetensors").write_bytes(b"cut")
     again = run_flow(DEPLOY, out, *given)
     assert again.code == 2 and "the bundle is damaged or was changed, copy it again" in again.printed
+
+
+def test_its_card_says_what_was_learnt_and_no_place(learnt: Done) -> None:
+    card = read_bundle(learnt.out / "generators").card
+    assert card["half"] is False and card["licence"] == "free" and "generator (val)" in card["scores"]
+    assert not {"bundle", "half", "licence"} & card["learnt"].keys()
+    params = configure(LEARN, AUX, "demo-tiny-lpg-learn", ("params.segmenter.weights=/data/net.pth",), {}).params
+    assert as_learnt(params)["segmenter"]["weights"] == "net.pth"
+
+
+def test_without_evaluation_images_it_is_learnt_all_the_same(learnt: Done, tmp_path: Path) -> None:
+    """A COCO file is one split, and ``val_share=0`` makes all of it training images."""
+    records = read_split(DataParams(AUX), "train", cache=learnt.out / "cache")
+    none = Sets(records, replace(records, split="val", records=()))
+    params = configure(LEARN, AUX, "demo-tiny-lpg-learn", ("params.rounds=1",), {})
+    plan = plan_page("lpg-learn", learn_page, none, params.params, replace(params.options, cache=str(tmp_path)))
+    assert [report.label for report in plan.stages][-1] == "generated"
 
 
 def test_the_bundle_that_ships_makes_masks_at_once(deployed: Done, tmp_path: Path) -> None:
@@ -384,6 +410,17 @@ def test_what_cannot_be_is_said_before_any_work(empty: Path, given: tuple[str, .
     assert message in refused(empty, *given)
 
 
+def test_a_bundle_beside_the_shipped_one_of_its_name_is_not_passed_over(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "drawn").mkdir()
+    (tmp_path / "drawn" / "card.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    said = refused(empty, "data.aux=null", "params.generator=drawn")
+    assert "a bundle of that name comes with Maskmill" in said and "write ./drawn for the folder" in said
+    assert "this is no card of a bundle" in refused(empty, "data.aux=null", "params.generator=./drawn")
+
+
 def test_ids_that_are_not_there_are_named(empty: Path, tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("demo_train_00001\ntypo\n")
     assert "1 ids are none of demo-tiny's, the first: typo" in refused(empty, f"params.masks={tmp_path / 'ids.txt'}")
@@ -393,7 +430,7 @@ def test_a_class_or_an_image_of_the_target_is_no_auxiliary_one(empty: Path, lear
     same = ("data.aux.source=demo-tiny", "data.aux.name=others")
     message = refused(empty, *same)
     assert "5 classes of the target are among those" in message and "grazer, kettle, cart, fish, plant" in message
-    assert "--set data.aux.without=[grazer,kettle,cart,fish,plant]" in message
+    assert "add grazer, kettle, cart, fish, plant to data.aux.without" in message
     some = refused(empty, *same, "data.aux.without=[grazer,fish,plant]")
     assert "2 classes of the target" in some and "kettle, cart" in some
     image = refused(empty, *same, "params.overlap=allow")

@@ -48,8 +48,9 @@ def test_images_of_both_have_one_table_and_ids_that_say_whose_they_are(two: tupl
     assert found.records[-1] == other and found.records[:1] == (one,)
     with pytest.raises(IndexError):
         found.records[2]
-    assert found.counts.listed == 2 and found.warnings[-1] == (
-        "first+second: joined of first (1 images), second (1 images)"
+    assert found.counts.listed == 2 and found.warnings[-2:] == (
+        "first+second: joined of first (1 images), second (1 images)",
+        "first+second: taken as one class: sofa of second (= couch)",
     )
     named = read_split(DataParams(two[0], more=(two[1],), val_share=0, name="all", only=("sofa",)), "train")
     assert named.dataset == "all" and named.classes == ("couch",) and len(named) == 2

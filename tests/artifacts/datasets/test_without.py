@@ -123,6 +123,25 @@ def test_coco_has_all_of_vocs_classes_by_other_names() -> None:
     assert meant("TV-Monitor") == meant("tv") and meant("dog") != meant("hot dog")
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("dining_table", "Dining Table", True),
+        ("hot\u2013dog", "hot-dog", True),
+        ("caf\u00e9", "cafe\u0301", True),
+        ("STRASSE", "stra\u00dfe", True),
+        ("\uff23\uff21\uff34", "cat", True),
+        ("\u092e\u093e\u0932\u093e", "\u092e\u0947\u0932\u093e", False),  # they differ by a vowel sign
+        ("\U0001f436", "\U0001f431", False),
+        ("C", "C++", False),
+        ("C++", "C#", False),
+    ],
+)
+def test_a_name_is_all_of_its_letters_and_signs_in_any_script(one: str, other: str, same: bool) -> None:
+    assert (meant(one) == meant(other)) is same
+    assert meant(one) and bool(shared((one,), (other,))) is same
+
+
 def test_any_data_set_can_be_read_so_and_the_cache_remembers_its_whole_table(tmp_path: Path) -> None:
     mask = np.zeros((4, 6), np.bool_)
     mask[1:3, 1:4] = True
