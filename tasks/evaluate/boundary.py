@@ -9,15 +9,15 @@ as many pairs.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from skimage.morphology import thin as skeleton
 
 from artifacts.records import DataError
-from tasks.evaluate.matching import match_in_order
+from tasks.evaluate.matching import match
 
 RADIUS = 0.0075
 """Of the diagonal: as far apart may a found pixel and a drawn one be."""
@@ -46,23 +46,19 @@ def boundary_counts(crests_hw: NDArray[Any], drawn_ahw: NDArray[np.bool_], at: N
     """
     if crests_hw.shape != drawn_ahw.shape[1:]:
         raise DataError(f"the map is {crests_hw.shape} (height, width), its boundaries {drawn_ahw.shape[1:]}")
-    level_hw = thin_levels(np.searchsorted(at, crests_hw, side="right"))
+    level_hw = np.searchsorted(at, crests_hw, side="right")
     pixels = np.argwhere(level_hw)
-    level = level_hw[tuple(pixels.T)]
-    order = np.argsort(-level, kind="stable")
-    pixels, level = pixels[order], level[order]
+    pixels = pixels[np.argsort(-level_hw[tuple(pixels.T)], kind="stable")]
     near, pixel = _pairs(pixels, drawn_ahw)
-    ends = np.searchsorted(-level[pixel], -np.arange(len(at), 0, -1), side="right")
-    matched = match_in_order(near, ends.tolist(), int(drawn_ahw.sum()))
-    right = np.zeros(len(pixels), bool)
-    right[pixel[matched]] = True
-
-    def from_above(levels: NDArray[Any]) -> NDArray[np.int64]:
-        """How many are at least at each threshold."""
-        return np.asarray(np.bincount(levels, minlength=len(at) + 1)[::-1].cumsum()[::-1][1:], np.int64)
-
-    drawn = np.full(len(at), drawn_ahw.sum())
-    return np.stack([from_above(level[right]), from_above(level), from_above(level[pixel[matched]]), drawn], axis=1)
+    drawn = int(drawn_ahw.sum())
+    counts = np.zeros((len(at), 4), np.int64)
+    for place in range(len(at)):
+        # Lines of one pixel at each threshold anew, as the benchmark's bwmorph: what is left does not depend on others.
+        found = skeleton(level_hw > place)[tuple(pixels.T)]  # type: ignore[no-untyped-call]
+        rows = np.flatnonzero(found[pixel])
+        matched = rows[match(near[rows], drawn)]
+        counts[place] = len(np.unique(pixel[matched])), found.sum(), len(matched), drawn
+    return counts
 
 
 def _pairs(pixels: NDArray[np.int64], drawn_ahw: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -84,58 +80,6 @@ def _pairs(pixels: NDArray[np.int64], drawn_ahw: NDArray[np.bool_]) -> tuple[NDA
     near = np.stack([one.ravel()[places] for one in number], axis=1)
     some = (near >= 0).any(axis=2)
     return near[some], np.nonzero(some)[0]
-
-
-# -- thinning --------------------------------------------------------------------------------------------------------
-
-AROUND = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
-"""The neighbours x1 to x8 of Lam, Lee, Suen, "Thinning methodologies" (IEEE TPAMI 14(9), 1992), p. 879: from the
-east on, anticlockwise."""
-
-
-def _deletable() -> NDArray[np.bool_]:
-    """(2, 256): whether a pixel with these neighbours (bit i: x_{i+1}) goes in the first and the second half step."""
-    x = (np.arange(256)[:, None] >> np.arange(8)) % 2 == 1
-    after = np.roll(x, -1, axis=1)
-    crossings = (~x[:, ::2] & (after[:, ::2] | np.roll(x, -2, axis=1)[:, ::2])).sum(1)
-    ends = np.minimum((x[:, ::2] | after[:, ::2]).sum(1), (x[:, 1::2] | after[:, 1::2]).sum(1))
-    either = (crossings == 1) & (ends >= 2) & (ends <= 3)
-    first = ~((x[:, 1] | x[:, 2] | ~x[:, 7]) & x[:, 0])
-    second = ~((x[:, 5] | x[:, 6] | ~x[:, 3]) & x[:, 4])
-    return np.stack([either & first, either & second])
-
-
-DELETABLE = _deletable()
-
-
-def thin_levels(level_hw: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Lines of one pixel: (H, W) levels, 0 for nothing -> the same, with pixels that only thicken a line at 0.
-
-    From the highest level down: what is there stays, and what a level adds is thinned as the benchmark's ``bwmorph``
-    thins each threshold's pixels. So those of a higher threshold are among those of a lower one.
-    """
-    level = np.pad(np.asarray(level_hw, np.int64), 1)
-    width = level.shape[1]
-    around = [dy * width + dx for dy, dx in AROUND]
-    flat = level.ravel()
-    pixels = np.flatnonzero(flat)
-    pixels = pixels[np.argsort(-flat[pixels], kind="stable")]
-    there = np.zeros(flat.shape, np.uint8)
-    bounds = np.flatnonzero(np.diff(flat[pixels], prepend=0, append=0))
-    for start, end in itertools.pairwise(bounds):
-        added = pixels[start:end]
-        there[added] = 1
-        while True:
-            left = added
-            for rule in DELETABLE:
-                code = sum(there[left + step] << bit for bit, step in enumerate(around))
-                gone = rule[code]
-                there[left[gone]] = 0
-                left = left[~gone]
-            if len(left) == len(added):
-                break
-            added = left
-    return np.where(there.reshape(level.shape) == 1, level, 0)[1:-1, 1:-1]
 
 
 # -- scores ----------------------------------------------------------------------------------------------------------

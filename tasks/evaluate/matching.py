@@ -1,25 +1,17 @@
-"""Largest one-to-one matchings of pixels that come one threshold after the other. No torch."""
+"""Largest one-to-one matchings of pixels. No torch."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def match_in_order(near: NDArray[np.int32], ends: Sequence[int], truths: int) -> NDArray[np.bool_]:
-    """Which rows are matched, where ``rows[:ends[0]]`` come first, then those up to ``ends[1]``, and so on.
-
-    Of the rows up to any of ``ends`` those that are matched are as many as any one-to-one matching could have: rows
-    once matched stay matched (with another truth, perhaps), and a row that could not be when it came never can be.
-    So the matchings of all thresholds cost hardly more than that of the lowest. (The matched rows are the first
-    basis, in this order, of a transversal matroid.)
+def match(near: NDArray[np.int32], truths: int) -> NDArray[np.bool_]:
+    """Which rows are matched with a truth of their own: as many as any one-to-one matching could have.
 
     Args:
         near: (rows, columns) numbers of the truths that a row may be matched with, in the order in which they are
-            tried; -1 for none. No truth is twice in one column of the rows that come together.
-        ends: ascending, the last is the number of rows.
+            tried; -1 for none. No truth is twice in one column.
         truths: their count.
 
     Returns:
@@ -30,14 +22,7 @@ def match_in_order(near: NDArray[np.int32], ends: Sequence[int], truths: int) ->
     mate[truths] = len(near)
     own = np.full(len(near), -1, np.int64)
     """Of a row, its truth."""
-    closed = np.zeros(truths + 1, bool)
-    """Truths from which no free truth can be reached any more, whatever comes."""
-    closed[truths] = True
-    start = 0
-    for end in ends:
-        free = _nearest_first(near, np.arange(start, end), mate, own)
-        _augment(near, free, mate, own, closed)
-        start = end
+    _augment(near, _nearest_first(near, np.arange(len(near)), mate, own), mate, own)
     return own >= 0
 
 
@@ -56,24 +41,19 @@ def _nearest_first(
     return free
 
 
-def _augment(
-    near: NDArray[np.int32],
-    free: NDArray[np.int64],
-    mate: NDArray[np.int64],
-    own: NDArray[np.int64],
-    closed: NDArray[np.bool_],
-) -> None:
+def _augment(near: NDArray[np.int32], free: NDArray[np.int64], mate: NDArray[np.int64], own: NDArray[np.int64]) -> None:
     """Match as many of the ``free`` rows as can be, by paths along which matched pairs change partners.
 
     Trees grow from all free rows at once, no truth in two of them; of each tree one path to a free truth is taken.
-    Where no tree finds one, the truths in them are closed: their rows want nothing but each other.
+    Where no tree finds one, there is none.
     """
     parent = np.empty(len(mate), np.int64)
     """Of a truth, the row from which it was reached."""
     claim = np.empty(len(mate), np.int64)
-    roots = free[~closed[near[free]].all(axis=1)]
+    roots = free
     while len(roots):
-        seen = closed.copy()
+        seen = np.zeros(len(mate), bool)
+        seen[-1] = True
         found = np.full(len(roots), -1, np.int64)
         """Of a tree, the free truth that it has reached."""
         rows, trees = roots, np.arange(len(roots))
@@ -92,7 +72,6 @@ def _augment(
             on = ~free_truth & (found[tree] < 0)
             rows, trees = mate[truth[on]], tree[on]
         if (found < 0).all():
-            closed |= seen
             return
         path = found[found >= 0]
         while len(path):
