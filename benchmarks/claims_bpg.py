@@ -22,6 +22,12 @@ NO_PRN, NO_BRN = "bpg.parts.prn=false", "bpg.parts.brn=off"
 LENGTHS = (0.8, 0.5, 0.3, 0.0)
 """Of ScribbleSup's experiment; the strokes as they are, 1, are the row BPG."""
 
+EDGES = (
+    Ordering("BPG, Canny", "BPG", "guided", "ours"),
+    Ordering("BPG", "BPG, edges at 3 x", "guided", "ours"),
+)
+"""Other edges. Of small pictures HED draws more than borders; seen three times as large, they have fewer others."""
+
 WEIGHTS = (0.1, 0.01)
 """Of the edge loss, whose sum is over all pixels: on drawn pictures some 20 times as many as are scribbled. The paper's
 is 1, the row BPG."""
@@ -54,6 +60,8 @@ MAIN = (
 )
 SECONDARY = (
     row("BPG on full masks", "labels=masks"),
+    row("BPG, Canny", "edges.network=canny"),
+    row("BPG, edges at 3 x", "edges.scales=[3]"),
     *(row(f"BPG, length {length:g}", f"scribbles.length={length:g}") for length in LENGTHS),
     *(row(f"base, length {length:g}", NO_PRN, NO_BRN, f"scribbles.length={length:g}") for length in (0.3, 0.0)),
     *(row(f"BPG, width {width}", f"scribbles.width={width}") for width in (1, 5)),
@@ -93,7 +101,7 @@ CLAIMS = Claims(
     config="claims-bpg",
     columns=COLUMNS,
     rows=(*MAIN, *SECONDARY),
-    orderings=(*TABLE_1, *TABLE_2, *SCRIBBLES),
+    orderings=(*TABLE_1, *TABLE_2, *EDGES, *SCRIBBLES),
     ceiling="guided",
     backbone=Backbone(replace(deeplab.DEMO, output_stride=8), takes=("bpg.weights",)),
     prior_s=PRIOR_S,

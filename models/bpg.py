@@ -32,10 +32,12 @@ LOW_LEVEL_CONVOLUTIONS = 5
 """[paper]: "low-level features which pass through the given image with 5 convolutional operations"."""
 
 EDGE_SHARE = 0.1
-"""What BRN predicts everywhere at first, about HED's mean: else the first steps would only lower it from .5 [ours]."""
+"""What BRN predicts everywhere at first, between the means of Canny's maps (.05) and HED's (.25): else the first steps
+would only lower it from .5 [ours]."""
 
 LEAST_SHARE = 1e-3
-"""The losses' sums are divided by the scribbled pixels, but never by fewer than this share of the picture's.
+"""The losses' sums are divided by the scribbled pixels, but never by fewer than this share of the picture's, or than a
+tenth of what is scribbled on average, if that is less (clicks).
 
 A batch whose crops happen to miss the scribbles would else multiply its edge loss a thousandfold.
 """
@@ -176,15 +178,15 @@ def background_foreground(scores_nkhw: Tensor) -> Tensor:
     return torch.cat([scores_nkhw[:, :1], foreground(scores_nkhw)], 1)
 
 
-def scribbled_pixels(labels_nhw: Tensor, inside_nhw: Tensor) -> Tensor:
+def scribbled_pixels(labels_nhw: Tensor, inside_nhw: Tensor, least_share: float = LEAST_SHARE) -> Tensor:
     """What both losses' sums are divided by: the labelled pixels of the batch, on average over the ranks.
 
     The paper's losses are sums (eq. 2, 3). Divided by one number, lambda 1 means what is printed; by the mean over
-    ranks, since gradients are averaged over them. At least :data:`LEAST_SHARE` of the picture's pixels ``inside_nhw``.
+    ranks, since gradients are averaged over them. At least ``least_share`` of the picture's pixels ``inside_nhw``.
     """
     counts = torch.stack([(labels_nhw != UNDECIDED).sum(), inside_nhw.sum()]).float()
     labelled, inside = rank_mean(counts).unbind()
-    return torch.maximum(labelled, LEAST_SHARE * inside).clamp(min=1)
+    return torch.maximum(labelled, least_share * inside).clamp(min=1)
 
 
 def semantic_loss(scores_nkhw: Tensor, labels_nhw: Tensor, count: Tensor) -> Tensor:
@@ -224,6 +226,7 @@ class BPG(Segmenter):
             self.added["brn"] = brn
         self.boundary_weight = 1.0
         """Lambda of eq. 4."""
+        self.least_share = LEAST_SHARE
         self.boundary_last = False
         """Whether :meth:`logits` and :meth:`probabilities` have one more channel, the boundary's, behind the classes':
         one inference gives both."""
@@ -267,7 +270,7 @@ class BPG(Segmenter):
         padding; with BRN ``edges`` ``(N, H, W)`` in 0..1.
         """
         labels, inside = batch["labels"], batch["inside"]
-        count = scribbled_pixels(labels, inside)
+        count = scribbled_pixels(labels, inside, self.least_share)
         semantic = semantic_loss(output.scores_nkhw, labels, count)
         if output.boundary_nhw is None:
             return {"loss": semantic, "semantic": semantic.detach()}

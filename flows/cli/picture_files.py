@@ -57,14 +57,19 @@ def of_one_name(path: Path) -> str:
 def check_folders(*written: Path | None) -> None:
     """Raise ``DataError`` where a file lies in the place of a folder of results."""
     for folder in written:
-        if folder is not None and folder.exists() and not folder.is_dir():
+        if folder is None or folder.is_dir():
+            continue
+        if folder.exists():
             raise DataError(f"{folder} is a file; with a folder of pictures name a folder")
+        if folder.suffix.lower() in PICTURE_SUFFIXES:
+            raise DataError(f"{folder} is the name of a picture; with a folder of pictures name a folder")
 
 
 def check_apart(read: Sequence[Path], *written: Path | None) -> None:
     """Raise ``DataError`` where a file or folder is written that is read too, or is written twice."""
     targets = [path for path in written if path is not None]
+    if len({path.resolve() for path in targets}) < len(targets):
+        raise DataError(f"{targets[0]}: two outputs of this command have this place; give each its own")
     for path in targets:
-        for other in [*read, *(one for one in targets if one is not path)]:
-            if path.resolve() == other.resolve():
-                raise DataError(f"{path}: would be overwritten, but it is {'read' if other in read else 'another'}")
+        if path.resolve() in (one.resolve() for one in read):
+            raise DataError(f"{path}: would be overwritten, but it is read; name another place for the output")

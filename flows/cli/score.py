@@ -40,7 +40,11 @@ def score(
     quick: Annotated[bool, Parameter(help="with --edges: 33 thresholds, not 99", negative=())] = False,
     workers: Annotated[int, Parameter(help="with --edges: processes; -1: one per core")] = -1,
     json: Annotated[
-        Path | None, Parameter(help="also write the scores to this file; -: to the output, instead of the tables")
+        Path | None,
+        Parameter(
+            help="also write the scores to this file; -: to the output, instead of the tables",
+            allow_leading_hyphen=True,
+        ),
     ] = None,
     quiet: Annotated[bool, Parameter(help="no progress bar", negative=())] = False,
 ) -> int:

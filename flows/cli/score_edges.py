@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from rich.markup import escape
 from rich.table import Table
+from skimage.morphology import thin as skeleton
 
-from artifacts.datasets.bsds import boundary_files
+from artifacts.datasets.bsds import boundary_files, read_edge_map
 from artifacts.records import DataError
 from artifacts.report import write_scores_json
 from flows.cli.cache_tables import print_json
@@ -28,6 +29,8 @@ def score_edges(
     """
     if not maps.is_dir():
         raise DataError(f"--edges {maps}: no such folder; expected grey pictures named <image>.png")
+    if workers < -1:
+        raise DataError(f"--workers {workers}: give a number of processes, or -1 for one per core")
     drawn = boundary_files(truth, split)
     count = QUICK if quick else THRESHOLDS
     jobs = [MapJob(maps / f"{name}.png", path, count, thinned) for name, path in drawn.items()]
@@ -48,9 +51,15 @@ def score_edges(
     as_json = str(json) == "-"  # on stdout then, and what is said beside on stderr
     console = terminal(stderr=as_json)
     for path, why in skips:
-        console.print(f"skipped {escape(str(path))}: {escape(why)}", soft_wrap=True)
+        console.print(f"skipped {escape(str(path))}: {escape(why.removeprefix(f'{path}: '))}", soft_wrap=True)
     if not counts:
         raise DataError(f"--edges {maps}: none of its {len(jobs)} maps could be scored")
+    if not thinned and (thin := sum(map(is_thin, (job.map for job in jobs[:3])))):
+        console.print(
+            f"[yellow]{thin} of the first {min(3, len(jobs))} maps are lines, thinned already as it seems, and were"
+            " thinned again: --thinned scores them as they are[/]",
+            soft_wrap=True,
+        )
     scores = boundary_scores(np.stack(counts), thresholds(count))
     console.print(_table(scores, str(maps)))
     seconds = time.monotonic() - begun
@@ -62,6 +71,15 @@ def score_edges(
     elif json is not None:
         write_scores_json(json, {"boundaries": scores.as_dict()})
     return 3 if skips or missing else 0
+
+
+def is_thin(path: Path) -> bool:
+    """Whether a map is nothing but lines: a network's has some value nearly everywhere."""
+    try:
+        drawn_hw = read_edge_map(path) > 0
+    except (DataError, OSError):
+        return False
+    return bool(skeleton(drawn_hw).sum() > drawn_hw.sum() / 2)  # type: ignore[no-untyped-call]
 
 
 def _table(scores: BoundaryScores, title: str) -> Table:

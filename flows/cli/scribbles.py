@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from rich.markup import escape
 
-from artifacts.cache.atomic import check_writable
+from artifacts.cache.atomic import check_writable, write_text_atomic
 from artifacts.datasets import DataParams, read_split
 from artifacts.records import DataError, MaskRef, RecordSet, size_of
 from flows.cli.picture_jobs import run_jobs, write_named
@@ -18,6 +18,9 @@ from flows.cli.stopping import Writes
 from flows.cli.terminal import terminal
 
 Format = Literal["xml", "png"]
+MARK = ".maskmill-scribbles"
+"""A file in folders of this command, with their format. Without it a tree's own masks, boxes or pictures, which have
+the same names, would be replaced by scribbles."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,10 @@ def scribbles(
     from_: Annotated[
         str, Parameter(name="--from", help="data with masks: voc:PATH, coco:IMAGES,JSON, folder:PATH, demo ...")
     ],
-    out: Annotated[Path, Parameter(help="folder for <image id>.xml or .png; files of these names are replaced")],
+    out: Annotated[
+        Path,
+        Parameter(help="folder for <image id>.xml or .png: a new one, or this command's own, whose files are replaced"),
+    ],
     split: Annotated[str, Parameter(help="split to draw on")] = "train",
     format_: Annotated[
         Format, Parameter(name="--format", help="xml (ScribbleSup: strokes) or png (index masks, 255: nothing drawn)")
@@ -60,13 +66,29 @@ def scribbles(
     records = read_split(data, split)
     jobs = jobs_of(records, out, format_)
     check_writable("out", out)
+    check_own(out, format_)
     skips = [(Path(skip.path), skip.reason) for skip in records.skips]
     skips += [(Path(r.image), "no mask is known for it") for r in records if r.truth is None]
+    out.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(out / MARK, format_)
     one = partial(work, classes=records.classes, length=length, width=width, seed=seed)
     code = run_jobs("scribbles", "files of scribbles", jobs, skips, one, -1, out, quiet=quiet)
     given = f"--data {from_} --set data.scribble_files={out}"
     terminal().print(f"scribbles: {escape(str(out))}; use: {escape(given)}", soft_wrap=True)
     return code
+
+
+def check_own(out: Path, format_: Format) -> None:
+    """Raise ``DataError`` for a folder that holds other things than this command's scribbles of the same format."""
+    inside = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if not inside:
+        return
+    if not (out / MARK).is_file():
+        raise DataError(
+            f"--out {out}: holds files that are not of `maskmill scribbles` ({inside[0]}, say); name a new folder"
+        )
+    if (there := (out / MARK).read_text().strip()) != format_:
+        raise DataError(f"--out {out}: holds scribbles as .{there}; name another folder for .{format_}")
 
 
 def jobs_of(records: RecordSet, out: Path, format_: Format) -> list[ScribbleJob]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from tasks.training.context import FitContext, FitData
 from tasks.training.loop import Batch, Nets, poly, train_loop
 from tasks.training.networks import fill_rgb, initial_network
 from tasks.training.optim import make_optimizer
-from tasks.training.sampling import Sample
+from tasks.training.sampling import Sample, first_samples
 
 
 def train(context: FitContext) -> dict[str, Tensor]:
@@ -43,6 +43,8 @@ def train(context: FitContext) -> dict[str, Tensor]:
     if params.channels_last:
         network = network.to(memory_format=torch.channels_last)
     network.boundary_weight = params.boundary_weight
+    sample = sampler(context.train, params, fill_rgb(network))
+    network.least_share = least_share(first_samples(sample, len(context.train), 64))
     iterations = params.total_iterations(len(context.train))
 
     def step(nets: Nets, batch: Batch, index: int) -> dict[str, Tensor]:
@@ -56,7 +58,7 @@ def train(context: FitContext) -> dict[str, Tensor]:
         context,
         modules={"bpg": network.train()},
         optimizers={"bpg": make_optimizer(network, params)},
-        sample=sampler(context.train, params, fill_rgb(network)),
+        sample=sample,
         step=step,
         iterations=iterations,
         batch_size=params.batch,
@@ -66,6 +68,13 @@ def train(context: FitContext) -> dict[str, Tensor]:
         monitor_every=params.monitor_every,
         compile=params.compile,
     )
+
+
+def least_share(samples: Sequence[Mapping[str, Tensor]]) -> float:
+    """Of the picture's pixels: :data:`models.bpg.LEAST_SHARE`, or a tenth of what the samples have scribbled on."""
+    labelled = sum(int((one["labels"] != UNDECIDED).sum()) for one in samples)
+    inside = sum(int(one["inside"].sum()) for one in samples)
+    return min(bpg.LEAST_SHARE, max(labelled / max(1, inside) / 10, 1e-6))
 
 
 def sampler(data: FitData, params: BPGParams, fill: tuple[int, int, int]) -> Sample:

@@ -140,7 +140,7 @@ def fit(params: BPGParams, *, name: str = "bpg") -> FitStage:
     source = weights_files.resolve(params.weights, params.network, f"params.{name}.weights")
     return FitStage(
         name=name,
-        version=3,
+        version=4,
         params=dataclasses.replace(params.semantic(), weights=source.semantic, test=TestTimeParams()),
         reads=("image",),
         function="tasks.bpg.network:train",

@@ -26,7 +26,7 @@ from tasks.training.context import FitContext, FitData
 from tasks.training.loop import Batch, Nets, poly, train_loop
 from tasks.training.networks import fill_rgb, initial_network
 from tasks.training.optim import make_optimizer
-from tasks.training.sampling import Sample
+from tasks.training.sampling import Sample, first_samples
 
 
 def train(context: FitContext) -> dict[str, Tensor]:
@@ -45,8 +45,10 @@ def train(context: FitContext) -> dict[str, Tensor]:
     network = initial_network(context, params, build, key="params.deeplab.weights")
     sample = sampler(context.train, params, fill_rgb(network))
     if isinstance(network, LGSADeepLab):
+        images = [one["image"] for one in first_samples(sample, len(context.train), 8)]
         with rng.preserved():
-            network.train().scale_attention(first_images(sample, len(context.train)))
+            if images:
+                network.train().scale_attention(torch.stack(images).float())
     if params.channels_last:
         network = network.to(memory_format=torch.channels_last)
     model = MultiScaleInputs(network, params.output_stride) if params.multi_scale_inputs else network
@@ -76,13 +78,6 @@ def train(context: FitContext) -> dict[str, Tensor]:
         compile=params.compile,
     )
     return {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
-
-
-def first_images(sample: Sample, count: int, wanted: int = 8) -> Tensor:
-    """``(N, 3, crop, crop)`` float32: up to ``wanted`` samples of images spread over all ``count``, always the same."""
-    indices = np.unique(np.linspace(0, count - 1, wanted).round().astype(int))
-    images = [sample(int(index), 0, np.random.default_rng(int(index)))["image"] for index in indices]
-    return torch.stack(images).float()
 
 
 def sampler(data: FitData, params: DeepLabFitParams, fill: tuple[int, int, int]) -> Sample:

@@ -84,5 +84,15 @@ def _load(name: str, weights: str, given: str | None, device: str, _file: tuple[
     except ValueError as error:
         raise weights_files.WeightsError(str(error)) from error
     own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("normalise.")}
-    load_into(network, {**own, **state}, source.description)
+    try:
+        load_into(network, {**own, **state}, source.description)
+    except weights_files.WeightsError as error:
+        with torch.device("meta"):
+            fitting = [other for other, build in NETWORKS.items() if set(build().state_dict()) == {*own, *state}]
+        if not fitting:
+            raise
+        raise weights_files.WeightsError(
+            f"{source.description}: these are tensors of {fitting[0]}, not of {name}; set edges.network (--network) to"
+            f" {fitting[0]}"
+        ) from error
     return network.eval().requires_grad_(False).to(device)

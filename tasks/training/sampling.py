@@ -6,6 +6,7 @@ takes positions ``s * batch`` up to ``(s + 1) * batch``, of which rank ``r`` of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -125,6 +126,19 @@ class _Samples(Dataset[_Made]):
     def _nothing(self, skips: Sequence[Skip]) -> str:
         reason = next(iter(self._broken.values()), skips[0].reason if skips else "unknown")
         return f"{self._label}: no training images: all {len(self._data)} are broken; the first: {reason}"
+
+
+def first_samples(sample: Sample, count: int, wanted: int) -> list[Mapping[str, Any]]:
+    """Up to ``wanted`` samples of members spread over all ``count``, always the same, to measure before a fit.
+
+    Broken images are left out; the fit says so when it comes to them. No generator is changed.
+    """
+    found = []
+    with rng.preserved():
+        for index in np.unique(np.linspace(0, count - 1, wanted).round().astype(int)).tolist():
+            with contextlib.suppress(DataError, SkipImage):
+                found.append(sample(index, 0, np.random.default_rng(index)))
+    return found
 
 
 def batches(

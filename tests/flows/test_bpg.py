@@ -12,7 +12,7 @@ import pytest
 from flow_runs import Done, Runs, share_demo
 
 from artifacts.datasets import DataParams
-from artifacts.records import DataError, Sets
+from artifacts.records import DataError, MaskRef, Sets
 from benchmarks.claims_bpg import CLAIMS
 from flows.bpg import BPGFlowParams, page
 from flows.compare.trials import curve_ends
@@ -45,6 +45,17 @@ def planned(sets: tuple[Sets, RunParams], params: BPGFlowParams) -> dict[str, An
 
 def with_parts(**changed: Any) -> BPGFlowParams:
     return dataclasses.replace(TINY, bpg=dataclasses.replace(TINY.bpg, parts=PartsParams(**changed)))
+
+
+def test_masks_that_cannot_be_shortened_are_said_before_any_work(sets: tuple[Sets, RunParams]) -> None:
+    half = dataclasses.replace(TINY, scribbles=ScribbleParams(length=0.5))
+    planned(sets, half)
+    drawn = MaskRef("module:load", "s.png")
+    train = sets[0].train
+    masked = dataclasses.replace(train.records[3], scribbles=drawn)
+    given = dataclasses.replace(train, records=(*train.records[:3], masked))
+    with pytest.raises(DataError, match=r"s.png: an index mask has no strokes to be shortened; set params.scribbles"):
+        planned((dataclasses.replace(sets[0], train=given), sets[1]), half)
 
 
 def test_each_switch_leaves_out_what_it_does_not_need(sets: tuple[Sets, RunParams]) -> None:

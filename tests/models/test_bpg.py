@@ -135,6 +135,19 @@ def test_a_batch_without_scribbles_learns_edges_with_a_bounded_weight() -> None:
     assert found["loss"].item() == pytest.approx(found["edge"].item() / bpg.LEAST_SHARE, rel=1e-4)
 
 
+def test_clicks_are_what_the_sums_are_divided_by_where_clicks_are_what_is_given() -> None:
+    batch, network = batch_of(40), small()
+    batch["labels"][:] = 255
+    batch["labels"][0, 20, 20] = 1  # one of 3,040 pixels
+    output = bpg.Output(torch.randn(2, 4, 40, 40), torch.randn(2, 40, 40))
+    assert output.boundary_nhw is not None
+    expected = by_brute_force(output.scores_nkhw, output.boundary_nhw, batch, 1.0)
+    network.least_share = 1e-5
+    assert network.losses(output, batch)["loss"].item() == pytest.approx(expected, rel=1e-4)
+    network.least_share = bpg.LEAST_SHARE
+    assert network.losses(output, batch)["loss"].item() == pytest.approx(expected / 3.04, rel=1e-4)
+
+
 def test_ranks_with_unlike_scribbles_add_up_to_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two ranks; the mean of their gradients is the gradient of the one batch that they share."""
     batch, network = batch_of(8), small()

