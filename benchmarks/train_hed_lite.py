@@ -30,9 +30,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=LiteFitParams().iterations)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=["32", "bf16"], default="32", help="bf16: faster on CPUs that have it")
     parser.add_argument("--stamp", default="0", help="of the fit: another one starts anew")
     arguments = parser.parse_args()
-    params_type, plain = plain_params(LiteFitParams(iterations=arguments.iterations, seed=arguments.seed))
+    params = LiteFitParams(iterations=arguments.iterations, seed=arguments.seed, precision=arguments.precision)
+    params_type, plain = plain_params(params)
     pictures = by_hash("train")[HELD_OUT:]
     spec = FitSpec(
         cache=str(arguments.out),

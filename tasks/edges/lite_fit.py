@@ -78,6 +78,7 @@ def fit(context: FitContext) -> dict[str, Tensor]:
         iterations=params.iterations,
         batch_size=params.batch,
         schedule=poly(params.iterations),
+        precision=params.precision,
         clip_norm=5.0,
     )
 
