@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Literal
@@ -154,12 +155,14 @@ def test_sides_of_odd_sizes_are_not_shifted(network: Literal["hed", "hed-lite"])
     """A step and the mirrored step: what is drawn beside them to the same hand in both is a shift of the grid."""
     loaded = load_network(EdgesParams(network))
     strides = torch.tensor([1, 2, 4, 8, 16, 1] if network == "hed" else [2, 4, 8, 16, 1])
-    for width in (49, 57, 63):
-        step = torch.full((1, 3, 41, width), 60.0)
-        step[..., 26:] = 200
+    for width, down in itertools.product((81, 89, 95), (False, True)):
+        step = torch.full((1, 3, 57, width), 60.0)
+        step[..., 42:] = 200
+        both = torch.cat([step, step.flip(3)])
         with torch.inference_mode():
-            drawn = torch.sigmoid(loaded(torch.cat([step, step.flip(3)]))[:, :, 12:29]).mean(2)
-        places = torch.arange(width) - torch.tensor([25.5, width - 26.5])[:, None, None]
+            maps = loaded(both.transpose(2, 3)).transpose(2, 3) if down else loaded(both)
+        drawn = torch.sigmoid(maps[:, :, 20:37]).mean(2)
+        places = torch.arange(width) - torch.tensor([41.5, width - 42.5])[:, None, None]
         weights = (drawn - drawn.median(2, keepdim=True).values).clamp(min=0) * (places.abs() < 12)
         shift = ((weights * places).sum(2) / weights.sum(2)).mean(0)
         assert (shift.abs() < (strides / 4).clamp(min=1)).all(), shift
