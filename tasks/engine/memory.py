@@ -9,7 +9,7 @@ SAID = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Insufficie
 REMEDY = "make the picture smaller, or do fewer at once (fewer workers or threads)"
 
 
-def out_of_memory(error: BaseException) -> str:
+def out_of_memory(error: BaseException, remedy: str = REMEDY) -> str:
     """What happened and what to do, where memory ran out; empty for every other error."""
     system = isinstance(error, OSError) and error.errno == errno.ENOMEM
     # OpenCV's error is an Exception of its own.
@@ -17,4 +17,4 @@ def out_of_memory(error: BaseException) -> str:
     if not (isinstance(error, MemoryError) or system or (told and any(word in str(error) for word in SAID))):
         return ""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"not enough memory ({first}); {REMEDY}"
+    return f"not enough memory ({first}); {remedy}"

@@ -32,6 +32,7 @@ from artifacts.records import DataError
 from tasks.engine.children import Stopped
 from tasks.engine.fit_spec import FitSpec, plain_params
 from tasks.engine.gpus import NoDevice, hold_gpus, only_visible
+from tasks.engine.memory import out_of_memory
 from tasks.engine.process_tree import die_with_parent
 from tasks.stage import resolve
 from tasks.training.context import Emit, Event, FitContext, FitData, Hardware, torch_settings
@@ -228,6 +229,10 @@ def _one(spec: FitSpec, emit: Emit) -> int:
     return 0
 
 
+SMALLER = "lower batch or crop in the fit's section of params, or choose a smaller network"
+"""What helps a fit that memory does not hold."""
+
+
 def _guarded(emit: Emit, work: Callable[[], int]) -> int:
     """Exit code of ``work``; an exception becomes an event, and a traceback on stderr."""
     try:
@@ -236,7 +241,7 @@ def _guarded(emit: Emit, work: Callable[[], int]) -> int:
         return _failed(emit, error, EXIT_NO_DEVICE)
     except Exception as error:
         traceback.print_exc()
-        return _failed(emit, error, EXIT_FAILED, _where(error))
+        return _failed(emit, error, EXIT_FAILED, out_of_memory(error, SMALLER) or f"{error}{_where(error)}")
 
 
 def _end_at_once_when_told() -> None:
@@ -245,9 +250,9 @@ def _end_at_once_when_told() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _failed(emit: Emit, error: Exception, code: int, where: str = "") -> int:
+def _failed(emit: Emit, error: Exception, code: int, message: str = "") -> int:
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    emit({"event": "error", "type": type(error).__name__, "message": f"{error}{where}", "code": code})
+    emit({"event": "error", "type": type(error).__name__, "message": message or str(error), "code": code})
     return code
 
 

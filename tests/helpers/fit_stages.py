@@ -181,6 +181,12 @@ def broken(context: FitContext) -> dict[str, Tensor]:
     raise ValueError("a stage that cannot work")
 
 
+def hungry(context: FitContext) -> dict[str, Tensor]:
+    import torch
+
+    return {"w": torch.empty(2**50)}
+
+
 def write_images(folder: Path, count: int = 7) -> tuple[ImageTask, ...]:
     """Members with an 8x8 picture each."""
     import cv2

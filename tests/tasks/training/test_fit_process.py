@@ -211,6 +211,7 @@ def test_exit_codes_and_the_error_event(zygote: Zygote, tmp_path: Path, images: 
     wanted = {
         "gpu": (make_spec(tmp_path, images, device="cuda"), EXIT_NO_DEVICE, "NoDevice", "set device=cpu"),
         "bug": (make_spec(tmp_path, images, function="fit_stages:broken"), EXIT_FAILED, "ValueError", "cannot work"),
+        "full": (make_spec(tmp_path, images, function="fit_stages:hungry"), EXIT_FAILED, "RuntimeError", "lower batch"),
         "none": (make_spec(tmp_path, ()), EXIT_FAILED, "DataError", "no training images"),
     }
     started = {name: Process(zygote, spec, name, **env) for name, (spec, *_) in wanted.items()}
