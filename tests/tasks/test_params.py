@@ -23,6 +23,7 @@ from tasks.stage import PARAMS_CONFIG, stage_address
 EXAMPLES: dict[type, Any] = {
     deeplab.PredictParams: deeplab.predict(deeplab.DEMO).params,
     bpg.BPGPredictParams: bpg.predict(bpg.DEMO).params,
+    lpg.GeneratorNet: lpg.GeneratorNet("hourglass"),
     lpg.GenerateStageParams: lpg.GenerateStageParams(network="hourglass", width=16),
 }
 """Of the classes that cannot be made without arguments."""
