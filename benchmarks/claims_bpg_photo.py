@@ -14,12 +14,9 @@ from benchmarks.claims_bpg import MAIN, SCRIBBLES, TABLE_1, TABLE_2, row
 
 SECONDARY = (
     row("BPG, hed-lite", "edges.network=hed-lite"),
-    *(one for one in claims_bpg.SECONDARY if one.name != "BPG, edges at 3 x"),
+    *claims_bpg.SECONDARY,
 )
-EDGES = (
-    Ordering("BPG, Canny", "BPG", "guided", "ours"),
-    Ordering("BPG, hed-lite", "BPG", "guided", "ours"),
-)
+EDGES = (*claims_bpg.EDGES, Ordering("BPG, hed-lite", "BPG", "guided", "ours"))
 
 PRIOR_S = {"scribbles": 0.03, "given-masks": 0.01, "edges": 0.6, "bpg": 1200, "guided": 0.8}
 PRIOR_S |= {"guided-shown": 0.8, "": 10}

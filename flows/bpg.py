@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, get_args
 from prefect import State, flow
 
 from artifacts.datasets import DataParams
-from artifacts.records import DataError, MaskRef, Sets
+from artifacts.records import MaskRef, Sets
 from flows.server.prefect_skin import run_flow, show_help, threads
 from tasks import labels, scribbles
 from tasks.bpg import stages as bpg_stage
@@ -73,10 +73,10 @@ def learn(run: Runner, sets: Sets, params: BPGFlowParams) -> tuple[MapHandle, Fi
     """Scribbles and edges -> the network; what it learnt from, and itself."""
     check_run(params.bpg, run.options, name="bpg")
     stage = labels.given_masks() if params.labels == "masks" else scribbles.scribbles(params.scribbles)
-    if stage.name == "scribbles" and params.scribbles.length != 1:
-        given = next((one.scribbles.path for one in sets.train if isinstance(one.scribbles, MaskRef)), None)
-        if given is not None:
-            raise DataError(f"{given}: an index mask has no strokes to be shortened; set params.scribbles.length to 1")
+    if params.labels == "scribbles" and params.scribbles.length != 1:  # before any work, not a skip of every image
+        for record in sets.train:
+            if isinstance(record.scribbles, MaskRef):
+                scribbles.check_length(record.scribbles, params.scribbles, within="params.")
     known = run.map(stage, sets.train)
     drawn = {"edges": run.map(edges.edges(params.edges), sets.train)} if params.bpg.learns_edges else {}
     net = run.fit(bpg_stage.fit(params.bpg), sets.train, monitor=sets.val, init=None, label=None, target=known, **drawn)

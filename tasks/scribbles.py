@@ -60,9 +60,16 @@ def _part(stroke: Scribble, length: float) -> Scribble:
     return replace(stroke, points_xy=shortened(stroke.points_xy, length))
 
 
-def _given(reference: MaskRef, size_hw: tuple[int, ...], params: ScribbleParams) -> MaskHW:
+def check_length(reference: MaskRef, params: ScribbleParams, *, within: str = "") -> None:
+    """Raises :class:`DataError` for an index mask that is to be shortened. ``within``: of the section, for messages."""
     if params.length != 1:
-        raise DataError(f"{reference.path}: an index mask has no strokes to be shortened; set scribbles.length to 1")
+        raise DataError(
+            f"{reference.path}: an index mask has no strokes to be shortened; set {within}scribbles.length to 1"
+        )
+
+
+def _given(reference: MaskRef, size_hw: tuple[int, ...], params: ScribbleParams) -> MaskHW:
+    check_length(reference, params)
     mask_hw: MaskHW = np.asarray(reference.load(), np.uint8)
     if mask_hw.shape != size_hw:
         raise DataError(f"{reference.path}: is {mask_hw.shape}, its image {size_hw} (height, width)")

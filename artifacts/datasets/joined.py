@@ -15,8 +15,7 @@ def joined(parts: Sequence[RecordSet], name: str) -> RecordSet:
 
     The class table is the first set's, and behind it what the others have besides; names are compared as in
     :func:`artifacts.datasets.without.meant`. Warnings say how many images are whose, and which classes became one
-    although they are written in two ways. Raises :class:`DataError` where
-    two sets have one name.
+    although they are written in two ways. Raises :class:`DataError` where two sets have one name.
     """
     if double := [dataset for dataset, count in Counter(part.dataset for part in parts).items() if count > 1]:
         raise DataError(
@@ -30,12 +29,12 @@ def joined(parts: Sequence[RecordSet], name: str) -> RecordSet:
     number = {meant(one): place for place, one in reversed([*enumerate(classes, start=1)])}
     counts = [part.counts for part in parts]
     one_class = [
-        f"{own} of {part.dataset} (= {classes[number[meant(own)] - 1]})"
+        f"{own} of {part.dataset} (= {first})"
         for part in parts
         for own in part.classes
-        if own != classes[number[meant(own)] - 1]
+        if (first := classes[number[meant(own)] - 1]) != own
     ]
-    renamed = (f"{name}: taken as one class: {', '.join(dict.fromkeys(one_class))}",) if one_class else ()
+    renamed = (f"{name}: taken as one class: {', '.join(one_class)}",) if one_class else ()
     line = f"{name}: joined of " + ", ".join(f"{part.dataset} ({len(part):,} images)" for part in parts)
     return RecordSet(
         name,
