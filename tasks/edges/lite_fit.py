@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -117,3 +118,30 @@ def draw_sample(
     coloured: NDArray[np.uint8] = np.clip(np.rint(image * gains), 0, 255).astype(np.uint8)
     labels = np.where(share >= params.drawn_by, 1, np.where(share < 0.01, 0, UNDECIDED)).astype(np.uint8)
     return coloured, labels
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+
+def platt(logits_n: NDArray[np.float64], hits_n: NDArray[np.bool_]) -> tuple[float, float]:
+    """Scale and shift with which the logits' sigmoid is the share of hits: the least cross entropy (Platt, 1999)."""
+    logits, hits = torch.from_numpy(logits_n), torch.from_numpy(hits_n.astype(np.float64))
+    line = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.binary_cross_entropy_with_logits(line[0] * logits + line[1], hits)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    scale, shift = line.tolist()
+    return scale, shift
+
+
+def calibrated(state: Mapping[str, Tensor], scale: float, shift: float) -> dict[str, Tensor]:
+    """hed-lite's tensors with ``scale`` and ``shift`` of the fused logit in the fusion's own numbers."""
+    weight, bias = state["fuse.weight"], state["fuse.bias"]
+    fuse = {"fuse.weight": weight.double() * scale, "fuse.bias": bias.double() * scale + shift}
+    return {**state, **{name: tensor.to(weight.dtype) for name, tensor in fuse.items()}}

@@ -120,7 +120,7 @@ ROWS = (
         licence="non-commercial research and education (BSDS500)",
         normalisation="lite0",
         file="tasks/edges/hed-lite.safetensors",
-        sha256="2e6adddb390073d262392bdc48042754451467610d25470bef311e46f4ad4852",
+        sha256="c74b7c47b0f2d63ae98270685967727622eb4cf3ef16c923881f39d5c6313e5d",
         bytes=1_551_404,
         imagenet=False,
     ),

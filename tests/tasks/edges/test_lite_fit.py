@@ -9,13 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from fit_scenes import metrics
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from artifacts.records import Record
 from models.hed_lite import HEDLite
-from tasks.edges.lite_fit import LiteFitParams, consensus, draw_sample
+from tasks.edges.lite_fit import LiteFitParams, calibrated, consensus, draw_sample, platt
 from tasks.engine.fit_spec import FitSpec, plain_params
 from tasks.engine.image_task import ImageTask
 from tasks.training.fit_process import run_spec
@@ -107,3 +108,22 @@ def test_it_learns_and_leaves_what_the_network_reads(pictures: list[Path], tmp_p
     assert set(load_file(made.weights)) == set(HEDLite().state_dict())
     losses = [line["loss"] for line in metrics(made) if "loss" in line]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_calibrated_values_are_the_share_of_hits() -> None:
+    logits = np.repeat([-2.0, 4.0], 10)
+    hits = np.array([True] * 2 + [False] * 8 + [True] * 9 + [False])
+    scale, shift = platt(logits, hits)
+    assert 1 / (1 + np.exp(-(scale * -2 + shift))) == pytest.approx(0.2, abs=1e-4)
+    assert 1 / (1 + np.exp(-(scale * 4 + shift))) == pytest.approx(0.9, abs=1e-4)
+
+
+def test_calibration_changes_the_fused_logit_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    network = HEDLite().eval()
+    images = torch.rand(1, 3, 32, 48)
+    before = network.logits(images)
+    network.load_state_dict(calibrated(network.state_dict(), 0.5, -1.5))
+    after = network.logits(images)
+    assert torch.equal(after[:, :4], before[:, :4])
+    torch.testing.assert_close(after[:, 4], 0.5 * before[:, 4] - 1.5)
