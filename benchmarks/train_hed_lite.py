@@ -44,8 +44,7 @@ def crests_held_out(weights: Path) -> tuple[NDArray[np.float64], NDArray[np.bool
         drawn_hw = boundaries_of(path).any(axis=0)
         far_hw = cv2.distanceTransform((~drawn_hw).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         found = crests_hw > 0
-        values = np.clip(crests_hw[found].astype(np.float64), 1e-6, 1 - 1e-6)
-        logits.append(np.log(values / (1 - values)))
+        logits.append(torch.from_numpy(crests_hw[found]).double().logit(eps=1e-6).numpy())
         hits.append(far_hw[found] <= RADIUS * np.hypot(*drawn_hw.shape))
     return np.concatenate(logits), np.concatenate(hits)
 
@@ -87,10 +86,11 @@ def main() -> None:
 
     found = load_file(run_spec(spec, emit).weights)
     halves = {name: tensor.to(torch.float16) for name, tensor in found.items() if not name.startswith("normalise.")}
-    path = arguments.out / "hed-lite.safetensors"
-    save_file(halves, path)
-    scale, shift = platt(*crests_held_out(path))
+    raw = arguments.out / "not-calibrated.safetensors"  # under the final name a killed run would leave it as the result
+    save_file(halves, raw)
+    scale, shift = platt(*crests_held_out(raw))
     print(f"the fused logit times {scale:.3f} {shift:+.3f}")
+    path = arguments.out / "hed-lite.safetensors"
     save_file(calibrated(halves, scale, shift), path)
     print(f"{path}: SHA-256 {hashlib.sha256(path.read_bytes()).hexdigest()}, {path.stat().st_size} bytes")
 
